@@ -1,0 +1,29 @@
+"""Alembic's environment: one connection as the owner, one migration at a time, no waiting behind long queries."""
+
+from alembic import context
+from sqlalchemy import create_engine, make_url, text
+
+import service.accounts.models
+import service.files.models
+import service.jobs.models
+import service.models.models  # noqa: F401  every table has to be known before the metadata is compared
+from service.core.db import Base, driver_url
+from service.settings import settings
+
+ROLES = ("troll_api", "troll_worker", "troll_operator")
+
+
+def run() -> None:
+    engine = create_engine(driver_url(settings().owner_url))
+    with engine.connect() as connection, connection.begin():
+        connection.execute(text("SET LOCAL lock_timeout = '10s'"))
+        connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('alembic'))"))
+        context.configure(connection=connection, target_metadata=Base.metadata, compare_server_default=True)
+        context.run_migrations()
+        login = make_url(settings().database_url).username
+        if login and connection.scalar(text("SELECT to_regrole('troll_api') IS NOT NULL")):
+            connection.execute(text(f'GRANT {", ".join(ROLES)} TO "{login}"'))
+    engine.dispose()
+
+
+run()

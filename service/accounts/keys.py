@@ -1,0 +1,43 @@
+"""The text of an API key: ``sk-troll-`` + 40 random base-62 digits (238 bits) + 6 digits of CRC-32.
+
+The checksum lets a mistyped or truncated key be refused without a look-up, and lets scanners recognise a leaked one.
+"""
+
+import hashlib
+import hmac
+import zlib
+
+from service.core.ids import ALPHABET, random_text
+from service.settings import settings
+
+PREFIX = "sk-troll-"
+RANDOM_DIGITS = 40
+CHECKSUM_DIGITS = 6
+
+
+def generate() -> str:
+    body = random_text(RANDOM_DIGITS)
+    return PREFIX + body + _checksum(body)
+
+
+def is_well_formed(key: str) -> bool:
+    body, checksum = key[len(PREFIX) : -CHECKSUM_DIGITS], key[-CHECKSUM_DIGITS:]
+    return key.startswith(PREFIX) and len(body) == RANDOM_DIGITS and key.isascii() and _checksum(body) == checksum
+
+
+def hint(key: str) -> str:
+    return f"{key[: len(PREFIX) + 4]}…{key[-4:]}"
+
+
+def hashed(key: str) -> str:
+    """HMAC-SHA256 under the pepper, in hexadecimal. The key's entropy makes a slow hash unnecessary."""
+    pepper = settings().key_pepper.get_secret_value().encode()
+    return hmac.new(pepper, key.encode(), hashlib.sha256).hexdigest()
+
+
+def _checksum(body: str) -> str:
+    number, digits = zlib.crc32(body.encode()), ""
+    for _ in range(CHECKSUM_DIGITS):
+        number, rest = divmod(number, len(ALPHABET))
+        digits = ALPHABET[rest] + digits
+    return digits

@@ -1,0 +1,75 @@
+"""Who is asking, and the keys they ask with."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from sqlalchemy.orm import Session
+
+from service.accounts import keys, repository
+from service.accounts.models import APIKey, Organization
+from service.core.db import act_for
+from service.core.errors import DomainError, not_found
+from service.core.ids import new_id
+
+TOUCH_EVERY = timedelta(minutes=1)
+
+
+@dataclass(frozen=True)
+class Principal:
+    """On whose behalf a request is made."""
+
+    organization_id: str
+    organization_name: str
+    key_id: str
+
+
+def authenticate(session: Session, authorization: str | None, organization_header: str | None = None) -> Principal:
+    """The principal of a bearer token; the rest of the transaction sees only its organisation's rows.
+
+    Raises a 401 that never says which part of a key was wrong.
+    """
+    scheme, _, token = (authorization or "").partition(" ")
+    if scheme.lower() != "bearer" or not token.strip():
+        raise _unauthorized("You did not provide an API key. Send it as 'Authorization: Bearer sk-troll-…'.")
+    key = repository.live_key(session, keys.hashed(token.strip())) if keys.is_well_formed(token.strip()) else None
+    if key is None:
+        raise _unauthorized("Incorrect API key provided. An operator creates keys with 'troll keys create'.")
+    if organization_header and organization_header != key.organization_id:
+        raise _unauthorized(f"This API key does not belong to organization '{organization_header}'.")
+    act_for(session, key.organization_id)
+    repository.touch(session, key, TOUCH_EVERY)
+    organization = repository.organization(session, key.organization_id)
+    assert organization is not None, "a foreign key holds this"
+    return Principal(organization.id, organization.name, key.id)
+
+
+def create_key(
+    session: Session, *, organization: str, name: str, expires_in: timedelta | None = None
+) -> tuple[str, APIKey, Organization]:
+    """A new key for the organisation of this name, made when there is none. The first value is shown once."""
+    owner = repository.organization_named(session, organization)
+    if owner is None:
+        owner = Organization(id=new_id("org-"), name=organization)
+        repository.add(session, owner)
+    plain = keys.generate()
+    row = APIKey(
+        id=new_id("key_"),
+        organization_id=owner.id,
+        name=name,
+        hint=keys.hint(plain),
+        hash=keys.hashed(plain),
+        expires_at=datetime.now(UTC) + expires_in if expires_in else None,
+    )
+    repository.add(session, row)
+    return plain, row, owner
+
+
+def revoke_key(session: Session, id: str) -> datetime:
+    revoked_at = repository.revoke(session, id)
+    if revoked_at is None:
+        raise not_found("API key", id)
+    return revoked_at
+
+
+def _unauthorized(message: str) -> DomainError:
+    return DomainError(401, "invalid_api_key", message, headers={"WWW-Authenticate": "Bearer"})

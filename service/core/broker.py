@@ -1,0 +1,64 @@
+"""The doorbell: a Celery message that says only that there is work.
+
+The job row is the truth. A lost, doubled or late message is harmless; ``workers.sweep`` rings again for jobs that wait.
+"""
+
+import logging
+from functools import cache
+
+from celery import Celery
+from kombu.exceptions import OperationalError
+
+from service.settings import settings
+
+TRAINING_QUEUE = "training"
+CONTROL_QUEUE = "control"
+RUN_JOB = "workers.run_job"
+
+log = logging.getLogger(__name__)
+
+
+def broker_url(redis_url: str) -> str:
+    """Celery's URL for the Redis at ``redis_url`` (redis-py writes a socket ``unix://``, Celery ``redis+socket://``)."""
+    return redis_url.replace("unix://", "redis+socket://", 1) if redis_url.startswith("unix://") else redis_url
+
+
+def configure(app: Celery) -> Celery:
+    """Settings shared by whoever sends and whoever receives."""
+    app.conf.update(
+        broker_url=broker_url(settings().redis_url),
+        broker_connection_retry_on_startup=True,
+        broker_transport_options={
+            "global_keyprefix": "celery:",
+            "socket_connect_timeout": 3,
+            "socket_timeout": 30,
+            "retry_on_timeout": True,
+        },
+        task_serializer="json",
+        accept_content=["json"],
+        task_ignore_result=True,
+        task_default_queue=CONTROL_QUEUE,
+        task_publish_retry_policy={"max_retries": 1, "interval_start": 0.1},
+    )
+    return app
+
+
+@cache
+def _sender() -> Celery:
+    return configure(Celery("troll-sender", set_as_current=False))
+
+
+def ring(job_id: str) -> bool:
+    """Tell the training workers that a job waits. False when Redis cannot be reached: the sweep will ring instead."""
+    try:
+        _sender().send_task(RUN_JOB, args=[job_id], queue=TRAINING_QUEUE)
+    except OperationalError as error:
+        log.warning("could not ring for %s, the sweep will: %s", job_id, error)
+        return False
+    return True
+
+
+def waiting() -> int:
+    """How many doorbells nobody has answered yet."""
+    with _sender().connection_for_read() as connection, connection.channel() as channel:
+        return int(channel.client.llen(TRAINING_QUEUE))

@@ -1,0 +1,145 @@
+"""What every request passes through: an id, a size limit, and error handlers that speak OpenAI's envelope."""
+
+import logging
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from sqlalchemy.exc import InterfaceError, OperationalError
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.core.errors import DomainError, envelope
+from service.core.ids import new_id
+from service.settings import settings
+
+MULTIPART_ALLOWANCE = 64 * 1024
+
+log = logging.getLogger(__name__)
+
+
+class RequestId:
+    """Puts an ``x-request-id`` on every answer; the official client shows it with errors."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        id = scope.setdefault("state", {})["request_id"] = new_id("req_")
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["x-request-id"] = id
+            await send(message)
+
+        await self.app(scope, receive, send_with_id)
+
+
+class BodyLimit:
+    """Refuses bodies that are too large, by their announced length and, if that lied or is missing, as they arrive."""
+
+    def __init__(self, app: ASGIApp, upload_paths: frozenset[str]) -> None:
+        self.app, self.upload_paths = app, upload_paths
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        upload = scope["path"] in self.upload_paths
+        limit = settings().max_file_bytes + MULTIPART_ALLOWANCE if upload else settings().max_body_bytes
+        announced = Headers(scope=scope).get("content-length", "")
+        if announced.isdigit() and int(announced) > limit:
+            await _error(413, "request_too_large", _too_large(limit))(scope, receive, send)
+            return
+        received = 0
+
+        async def receive_within_limit() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > limit:
+                raise HTTPException(413, _too_large(limit))
+            return message
+
+        await self.app(scope, receive_within_limit, send)
+
+
+def install(app: FastAPI, upload_paths: frozenset[str]) -> None:
+    app.add_middleware(BodyLimit, upload_paths=upload_paths)
+    app.add_middleware(RequestId)
+    app.add_exception_handler(DomainError, _domain_error)
+    app.add_exception_handler(RequestValidationError, _invalid_request)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(OperationalError, _database_unavailable)
+    app.add_exception_handler(InterfaceError, _database_unavailable)
+    app.add_exception_handler(Exception, _unexpected)
+
+
+def describe(errors: Any, prefix: str = "") -> tuple[str, str | None]:
+    """A sentence and a ``param`` for pydantic's ``errors``. Alternatives of one field are joined by "or"."""
+    first = errors[0]
+    path = [part for part in first["loc"] if part != "body"]
+    field = ".".join([prefix, *(str(part) for part in path)] if prefix else [str(part) for part in path])
+    if first["type"] == "extra_forbidden":
+        return f"Unknown parameter: '{field}'.", field
+    if first["type"] == "missing":
+        return f"Missing required parameter: '{field}'.", field
+    reason = first["msg"].removeprefix("Value error, ")
+    return (f"Invalid value for '{field}': {reason}." if field else f"{reason}."), field or None
+
+
+def _too_large(limit: int) -> str:
+    return f"The request body is larger than the {limit} bytes allowed here."
+
+
+def _error(
+    status: int, code: str | None, message: str, param: str | None = None, headers: dict[str, str] | None = None
+) -> JSONResponse:
+    return JSONResponse(envelope(status, code, message, param), status, headers=headers)
+
+
+async def _domain_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, DomainError)
+    return _error(error.status, error.code, error.message, error.param, error.headers)
+
+
+async def _invalid_request(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    if first["type"] == "json_invalid":
+        reason = first.get("ctx", {}).get("error", "it does not parse")
+        return _error(400, "invalid_json", f"The request body is not valid JSON: {reason}.")
+    path = [str(part) for part in first["loc"][1:]]
+    message, param = describe([{**first, "loc": path}])
+    return _error(400, "invalid_value", message, param)
+
+
+async def _http_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    codes = {404: "unknown_url", 405: "method_not_allowed", 413: "request_too_large"}
+    messages = {
+        404: f"Unknown request URL: {request.method} {request.url.path}. See /docs for what is served.",
+        405: f"{request.method} is not allowed on {request.url.path}.",
+    }
+    message = messages.get(error.status_code, str(error.detail))
+    headers = dict(error.headers) if error.headers else None
+    return _error(error.status_code, codes.get(error.status_code), message, headers=headers)
+
+
+async def _database_unavailable(request: Request, error: Exception) -> JSONResponse:
+    log.error("the database did not answer %s %s: %s", request.method, request.url.path, error)
+    return _error(
+        503, "database_unavailable", "The database cannot be reached. Try again shortly.", headers={"Retry-After": "5"}
+    )
+
+
+async def _unexpected(request: Request, error: Exception) -> JSONResponse:
+    id = request.scope["state"]["request_id"]
+    log.exception("%s %s failed (%s)", request.method, request.url.path, id, exc_info=error)
+    message = f"The server had an error while processing your request. Tell your operator the request id {id}."
+    return _error(500, "internal_error", message, headers={"x-request-id": id})

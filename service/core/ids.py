@@ -1,0 +1,22 @@
+"""Opaque identifiers with the prefixes of OpenAI's API."""
+
+import re
+import secrets
+import string
+
+ALPHABET = string.digits + string.ascii_letters
+_SAFE = re.compile(r"[A-Za-z0-9_-]{1,255}")
+
+
+def new_id(prefix: str, length: int = 24) -> str:
+    """A random identifier such as ``file-4kVd…`` with ``length`` base-62 digits (24 of them carry 142 bits)."""
+    return prefix + random_text(length)
+
+
+def random_text(length: int) -> str:
+    return "".join(secrets.choice(ALPHABET) for _ in range(length))
+
+
+def is_safe(id: str) -> bool:
+    """Whether ``id`` can be part of a path: no separators, no dots."""
+    return _SAFE.fullmatch(id) is not None

@@ -1,0 +1,53 @@
+"""The live side of events: a short Redis stream per job, a cache of what PostgreSQL already holds.
+
+Frames are published after their transaction committed. Who follows a job replays PostgreSQL first and uses the stream
+only to learn of newer events at once, so a lost frame costs a moment and never an event.
+"""
+
+import json
+import logging
+from collections.abc import Iterable
+from functools import cache
+from typing import Any
+
+import redis
+import redis.asyncio
+
+from service.settings import settings
+
+MAX_FRAMES = 2000
+TTL_SECONDS = 24 * 3600
+
+log = logging.getLogger(__name__)
+
+
+@cache
+def _client() -> redis.Redis:
+    return redis.Redis.from_url(settings().redis_url, socket_timeout=3, socket_connect_timeout=3)
+
+
+def asynchronous() -> redis.asyncio.Redis:
+    """A client for the event loop that asks. The caller closes it."""
+    return redis.asyncio.Redis.from_url(settings().redis_url, socket_timeout=30, socket_connect_timeout=3)
+
+
+def stream(job_id: str) -> str:
+    return f"job:{job_id}"
+
+
+def publish(job_id: str, frames: Iterable[dict[str, Any]]) -> None:
+    """Append ``frames``, each with its event's ``seq``, to the job's stream. An unreachable Redis is only logged."""
+    name = stream(job_id)
+    try:
+        with _client().pipeline(transaction=False) as pipe:
+            for frame in frames:
+                pipe.xadd(name, {"frame": json.dumps(frame)}, maxlen=MAX_FRAMES, approximate=True)
+            pipe.expire(name, TTL_SECONDS)
+            pipe.execute()
+    except redis.RedisError as error:
+        log.warning("could not publish %s, followers will read PostgreSQL: %s", name, error)
+
+
+def ping() -> None:
+    """Raises ``redis.RedisError`` when Redis cannot be reached."""
+    _client().ping()

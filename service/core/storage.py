@@ -1,0 +1,46 @@
+"""Where bytes live: folders under the data folder, reached only through server-made ids."""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import BinaryIO
+
+from service.core.ids import is_safe
+from service.settings import settings
+
+CHUNK = 1024 * 1024
+
+
+def _under(folder: str, id: str) -> Path:
+    if not is_safe(id):
+        raise ValueError(f"'{id}' cannot be part of a path")
+    return settings().data_dir / folder / id
+
+
+def file_path(file_id: str) -> Path:
+    """The uploaded file ``file_id``."""
+    return _under("files", file_id)
+
+
+def job_dir(job_id: str) -> Path:
+    """Everything that the attempts at a job write: checkpoints, logs, the final model."""
+    return _under("jobs", job_id)
+
+
+def write_file(path: Path, source: BinaryIO) -> tuple[int, str]:
+    """Copy ``source`` to ``path`` so that ``path`` is whole or absent. Returns its size and SHA-256."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    digest, size = hashlib.sha256(), 0
+    try:
+        with partial.open("wb") as target:
+            while chunk := source.read(CHUNK):
+                digest.update(chunk)
+                size += len(chunk)
+                target.write(chunk)
+            target.flush()
+            os.fsync(target.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return size, digest.hexdigest()

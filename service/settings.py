@@ -1,0 +1,58 @@
+"""Everything an operator can set, read from the environment once."""
+
+from functools import cache
+from pathlib import Path
+
+from pydantic import AliasChoices, Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Settings of every process. Names are upper-cased and prefixed with ``TROLL_`` unless an alias says otherwise."""
+
+    model_config = SettingsConfigDict(env_prefix="TROLL_", frozen=True)
+
+    database_url: str = Field(validation_alias=AliasChoices("DATABASE_URL", "TROLL_DATABASE_URL"))
+    """SQLAlchemy URL of PostgreSQL. Its login must be a member of the roles that the first migration creates."""
+    database_owner_url: str | None = Field(None, validation_alias=AliasChoices("DATABASE_OWNER_URL"))
+    """URL of the login that owns the tables and runs migrations; ``database_url`` when unset."""
+    redis_url: str = Field(validation_alias=AliasChoices("REDIS_URL", "TROLL_REDIS_URL"))
+    key_pepper: SecretStr = Field(min_length=32)
+    """Secret under which API keys are hashed. Changing it voids every key."""
+
+    data_dir: Path
+    """Folder shared by API and workers: uploaded files, checkpoints, tuned models."""
+    models_dir: Path
+    """Folder of base models on offer; a model's id is its path beneath it, such as ``Qwen/Qwen3-8B``."""
+
+    max_file_bytes: int = 512 * 1024**2
+    max_body_bytes: int = 1024**2
+    """Largest JSON body."""
+    max_queued_jobs: int = 100
+    """Jobs an organisation may have queued at a time."""
+    max_running_jobs: int = 8
+    """Jobs an organisation may have running at a time."""
+
+    lease_seconds: float = 60.0
+    """How long a worker may be silent before its job is given to another."""
+    heartbeat_seconds: float = 15.0
+    sweep_seconds: float = 15.0
+    stop_grace_seconds: float = 300.0
+    """How long a training child may take to save a checkpoint when it is asked to stop."""
+    progress_timeout_seconds: float = 3600.0
+    """A training child that says nothing for this long is stuck and is killed."""
+    retry_delay_seconds: float = 30.0
+    max_strikes: int = 3
+    """Attempts without a new checkpoint after which a job fails instead of being tried again."""
+    checkpoints_kept: int = 3
+    """Best checkpoints kept of each job, beside the newest two."""
+
+    @property
+    def owner_url(self) -> str:
+        return self.database_owner_url or self.database_url
+
+
+@cache
+def settings() -> Settings:
+    """The process's settings. Raises ``pydantic.ValidationError`` naming each variable that is missing."""
+    return Settings()
