@@ -1,0 +1,108 @@
+"""``/v1/files``"""
+
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Depends, Query, Request
+from fastapi.responses import FileResponse
+from starlette.datastructures import FormData, UploadFile
+
+from service.accounts.caller import Caller
+from service.core import storage
+from service.core.errors import invalid
+from service.core.pagination import Page, page
+from service.files import repository, service
+from service.files.schemas import DeletedFile, FileObject
+
+router = APIRouter(prefix="/v1/files", tags=["files"])
+
+UPLOAD_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file", "purpose"],
+                    "properties": {
+                        "file": {"type": "string", "format": "binary"},
+                        "purpose": {"type": "string", "enum": [service.FINE_TUNE]},
+                        "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
+                        "expires_after[seconds]": {
+                            "type": "integer",
+                            "minimum": service.EXPIRY_RANGE[0],
+                            "maximum": service.EXPIRY_RANGE[1],
+                        },
+                    },
+                }
+            }
+        },
+    }
+}
+
+
+async def _form(request: Request, caller: Caller) -> FormData:
+    """The upload, read only after the caller is known: a stranger cannot make the server store anything."""
+    return await request.form(max_files=1, max_fields=10)
+
+
+@router.post("", openapi_extra=UPLOAD_BODY)
+def create(caller: Caller, form: Annotated[FormData, Depends(_form)]) -> FileObject:
+    """Upload a JSONL file of training or validation rows. It is checked line by line before it is accepted."""
+    upload = form.get("file")
+    if not isinstance(upload, UploadFile):
+        raise invalid("Missing required parameter: 'file'. Send it as a multipart file part.", "file")
+    purpose = form.get("purpose")
+    if not isinstance(purpose, str):
+        raise invalid("Missing required parameter: 'purpose'.", "purpose")
+    file = service.upload(
+        caller.session,
+        caller.principal,
+        source=upload.file,
+        filename=upload.filename or "upload",
+        purpose=purpose,
+        expires_after_seconds=_expiry(form),
+    )
+    return FileObject.of(file)
+
+
+def _expiry(form: FormData) -> int | None:
+    anchor, seconds = form.get("expires_after[anchor]"), form.get("expires_after[seconds]")
+    if anchor is None and seconds is None:
+        return None
+    if anchor != "created_at":
+        raise invalid("The only anchor is 'created_at'.", "expires_after.anchor")
+    if not isinstance(seconds, str) or not seconds.isascii() or not seconds.isdigit():
+        raise invalid("Must be a whole number of seconds.", "expires_after.seconds")
+    return int(seconds[:12])
+
+
+@router.get("")
+def list_files(
+    caller: Caller,
+    purpose: str | None = None,
+    after: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
+    order: Literal["asc", "desc"] = "desc",
+) -> Page[FileObject]:
+    rows, has_more = repository.page(
+        caller.session, purpose=purpose, after=after, limit=limit, ascending=order == "asc"
+    )
+    return page([FileObject.of(row) for row in rows], has_more=has_more)
+
+
+@router.get("/{file_id}")
+def retrieve(caller: Caller, file_id: str) -> FileObject:
+    return FileObject.of(service.retrieve(caller.session, file_id))
+
+
+@router.get("/{file_id}/content", response_class=FileResponse)
+def content(caller: Caller, file_id: str) -> FileResponse:
+    """The bytes of a file, exactly as uploaded."""
+    file = service.retrieve(caller.session, file_id)
+    return FileResponse(storage.file_path(file.id), media_type="application/octet-stream", filename=file.filename)
+
+
+@router.delete("/{file_id}")
+def delete(caller: Caller, file_id: str) -> DeletedFile:
+    service.delete(caller.session, file_id)
+    return DeletedFile(id=file_id)

@@ -1,0 +1,24 @@
+"""Uploaded files and result files."""
+
+from datetime import datetime
+
+from sqlalchemy import ForeignKey
+from sqlalchemy.orm import Mapped, mapped_column
+
+from service.core.db import Base, Sequenced
+
+
+class File(Sequenced, Base):
+    """Metadata of a file; its bytes are at ``storage.file_path(id)``. Only a committed row makes them visible."""
+
+    __tablename__ = "files"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    organization_id: Mapped[str] = mapped_column(ForeignKey("organizations.id"))
+    filename: Mapped[str]
+    purpose: Mapped[str]
+    bytes: Mapped[int]
+    sha256: Mapped[str]
+    rows: Mapped[int | None]
+    """Data rows of a fine-tuning file."""
+    expires_at: Mapped[datetime | None]

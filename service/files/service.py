@@ -1,0 +1,81 @@
+"""Uploading, reading and deleting files."""
+
+from datetime import timedelta
+from pathlib import PurePath
+from typing import BinaryIO
+
+from sqlalchemy.orm import Session
+
+from service.accounts.service import Principal
+from service.core import storage
+from service.core.db import after_commit
+from service.core.errors import DomainError, invalid, not_found
+from service.core.ids import new_id
+from service.files import dataset, repository
+from service.files.models import File
+from service.settings import settings
+
+FINE_TUNE = "fine-tune"
+RESULTS = "fine-tune-results"
+EXPIRY_RANGE = (3600, 2_592_000)
+FILENAME_LENGTH = 255
+
+
+def upload(
+    session: Session,
+    principal: Principal,
+    *,
+    source: BinaryIO,
+    filename: str,
+    purpose: str,
+    expires_after_seconds: int | None = None,
+) -> File:
+    """Store and check a fine-tuning file. A file that is not valid JSONL is refused whole, every bad line named."""
+    if purpose != FINE_TUNE:
+        raise invalid(f"Files are taken for the purpose '{FINE_TUNE}' only, not '{purpose}'.", "purpose")
+    low, high = EXPIRY_RANGE
+    if expires_after_seconds is not None and not low <= expires_after_seconds <= high:
+        raise invalid(f"Must be from {low} to {high} seconds.", "expires_after.seconds")
+    id = new_id("file-")
+    path = storage.file_path(id)
+    try:
+        size, sha256 = storage.write_file(path, source)
+        if size > settings().max_file_bytes:
+            raise DomainError(
+                413, "file_too_large", f"A file may have at most {settings().max_file_bytes} bytes.", "file"
+            )
+        report = dataset.check(path)
+        if report.problems:
+            raise invalid(dataset.summarise(report), "file", code="invalid_file")
+        lifetime = None if expires_after_seconds is None else timedelta(seconds=expires_after_seconds)
+        return repository.add(
+            session,
+            File(
+                id=id,
+                organization_id=principal.organization_id,
+                filename=PurePath(filename.replace("\0", "")).name[:FILENAME_LENGTH] or "upload",
+                purpose=purpose,
+                bytes=size,
+                sha256=sha256,
+                rows=report.rows,
+                expires_at=repository.now(session) + lifetime if lifetime else None,
+            ),
+        )
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def retrieve(session: Session, id: str) -> File:
+    file = repository.get(session, id)
+    if file is None:
+        raise not_found("file", id, "file_id")
+    return file
+
+
+def delete(session: Session, id: str) -> None:
+    """Delete a file. Jobs that were created with it keep their own copy."""
+    if not repository.remove(session, id):
+        raise not_found("file", id, "file_id")
+    path = storage.file_path(id)
+    after_commit(session, lambda: path.unlink(missing_ok=True))
