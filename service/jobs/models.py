@@ -1,0 +1,81 @@
+"""Fine-tuning jobs, their events and their checkpoints."""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import ForeignKey, func
+from sqlalchemy.orm import Mapped, mapped_column
+
+from service.core.db import Base, Sequenced
+
+
+class Job(Sequenced, Base):
+    """The durable truth about a job.
+
+    ``status`` is what is, ``desired`` what its owner wants. ``attempt`` only grows and fences every write of a worker;
+    ``strikes`` counts attempts since the last new checkpoint. ``event_count`` is the ``seq`` of the newest event.
+    """
+
+    __tablename__ = "fine_tuning_jobs"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    organization_id: Mapped[str] = mapped_column(ForeignKey("organizations.id"))
+    status: Mapped[str]
+    desired: Mapped[str] = mapped_column(server_default="run")
+
+    spec: Mapped[dict[str, Any]]
+    model: Mapped[str]
+    training_file: Mapped[str]
+    validation_file: Mapped[str]
+    meta: Mapped[dict[str, Any] | None] = mapped_column("metadata")
+
+    attempt: Mapped[int] = mapped_column(server_default="0")
+    strikes: Mapped[int] = mapped_column(server_default="0")
+    worker: Mapped[str | None]
+    lease_expires_at: Mapped[datetime | None]
+    eligible_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+    event_count: Mapped[int] = mapped_column(server_default="0")
+    step: Mapped[int] = mapped_column(server_default="0")
+    total_steps: Mapped[int]
+    trained_tokens: Mapped[int | None]
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+    estimated_finish: Mapped[datetime | None]
+    fine_tuned_model: Mapped[str | None]
+    result_files: Mapped[list[str]] = mapped_column(server_default="[]")
+    error: Mapped[dict[str, Any] | None]
+
+
+class Event(Base):
+    """Something that happened to a job. ``seq`` runs 1, 2, 3, … within the job, without gap.
+
+    ``key`` names events that a resumed run tells again; each is recorded once.
+    """
+
+    __tablename__ = "fine_tuning_events"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("fine_tuning_jobs.id"), primary_key=True)
+    seq: Mapped[int] = mapped_column(primary_key=True)
+    organization_id: Mapped[str] = mapped_column(ForeignKey("organizations.id"))
+    created_at: Mapped[datetime] = mapped_column(server_default=func.clock_timestamp())
+    level: Mapped[str]
+    type: Mapped[str]
+    message: Mapped[str]
+    data: Mapped[dict[str, Any] | None]
+    key: Mapped[str | None]
+
+
+class Checkpoint(Sequenced, Base):
+    """A checkpoint that is whole on disk. ``path`` is relative to the job's folder."""
+
+    __tablename__ = "fine_tuning_checkpoints"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("fine_tuning_jobs.id"))
+    organization_id: Mapped[str] = mapped_column(ForeignKey("organizations.id"))
+    step: Mapped[int]
+    attempt: Mapped[int]
+    path: Mapped[str]
+    model: Mapped[str]
+    metrics: Mapped[dict[str, Any]]

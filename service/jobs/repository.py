@@ -1,0 +1,235 @@
+"""Queries on jobs, events and checkpoints.
+
+A worker writes only through ``fenced``: the row is locked under the condition that this attempt still runs, so a worker
+that lost its lease changes nothing.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import ColumnElement, Select, delete, func, select, text, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session, aliased
+
+from service.core import pagination
+from service.jobs.models import Checkpoint, Event, Job
+from service.jobs.states import Desired, Status
+
+CLAIMS_LOCK = "fine_tuning_jobs.claim"
+
+
+@dataclass(frozen=True)
+class EventDraft:
+    """An event before it has its place in the order."""
+
+    message: str
+    level: str = "info"
+    type: str = "message"
+    data: dict[str, Any] | None = None
+    key: str | None = None
+
+
+# Jobs
+
+
+def add(session: Session, job: Job) -> None:
+    session.add(job)
+    session.flush()
+
+
+def get(session: Session, id: str) -> Job | None:
+    return session.scalar(select(Job).where(Job.id == id))
+
+
+def locked(session: Session, id: str) -> Job | None:
+    return session.scalar(select(Job).where(Job.id == id).with_for_update())
+
+
+def page(
+    session: Session, *, metadata: dict[str, str] | None, no_metadata: bool, after: str | None, limit: int
+) -> tuple[Sequence[Job], bool]:
+    query = select(Job)
+    if no_metadata:
+        query = query.where(func.coalesce(Job.meta, func.jsonb_build_object()) == func.jsonb_build_object())
+    if metadata:
+        query = query.where(Job.meta.contains(metadata))
+    return pagination.fetch(session, query, Job, after=after, limit=limit)
+
+
+def count(session: Session, organization_id: str, status: Status) -> int:
+    query = select(func.count()).where(Job.organization_id == organization_id, Job.status == status)
+    return session.scalar(query) or 0
+
+
+def existing(session: Session, ids: Sequence[str]) -> set[str]:
+    return set(session.scalars(select(Job.id).where(Job.id.in_(ids))))
+
+
+# Events
+
+
+def append_events(session: Session, job: Job, drafts: Sequence[EventDraft]) -> list[Event]:
+    """Give ``drafts`` the next numbers of ``job``, whose row the caller has locked. Keys already told are left out."""
+    keys = [draft.key for draft in drafts if draft.key is not None]
+    told: set[str | None] = set()
+    if keys:
+        told |= set(session.scalars(select(Event.key).where(Event.job_id == job.id, Event.key.in_(keys))))
+    events = []
+    for draft in drafts:
+        if draft.key is not None and draft.key in told:
+            continue
+        told |= {draft.key} - {None}
+        job.event_count += 1
+        events.append(
+            Event(
+                job_id=job.id,
+                seq=job.event_count,
+                organization_id=job.organization_id,
+                level=draft.level,
+                type=draft.type,
+                message=draft.message,
+                data=draft.data,
+                key=draft.key,
+            )
+        )
+    session.add_all(events)
+    session.flush()
+    return events
+
+
+def events_before(session: Session, job_id: str, before: int | None, limit: int) -> tuple[Sequence[Event], bool]:
+    """Events older than ``before``, newest first, and whether more follow."""
+    query = select(Event).where(Event.job_id == job_id)
+    if before is not None:
+        query = query.where(Event.seq < before)
+    rows = session.scalars(query.order_by(Event.seq.desc()).limit(limit + 1)).all()
+    return rows[:limit], len(rows) > limit
+
+
+def events_after(session: Session, job_id: str, after: int, limit: int) -> Sequence[Event]:
+    """Events newer than ``after``, oldest first."""
+    query = select(Event).where(Event.job_id == job_id, Event.seq > after)
+    return session.scalars(query.order_by(Event.seq).limit(limit)).all()
+
+
+def metric_events(session: Session, job_id: str) -> Sequence[Event]:
+    query = select(Event).where(Event.job_id == job_id, Event.type == "metrics")
+    return session.scalars(query.order_by(Event.seq)).all()
+
+
+# Leases
+
+
+def claim(session: Session, *, worker: str, lease: timedelta, max_running: int) -> Job | None:
+    """Take the fairest queued job: of the organisation that runs fewest, then the oldest. None when none may run."""
+    session.execute(text("SELECT pg_advisory_xact_lock(hashtext(:name))"), {"name": CLAIMS_LOCK})
+    other = aliased(Job)
+    running = (
+        select(func.count())
+        .where(other.organization_id == Job.organization_id, other.status == Status.RUNNING)
+        .correlate(Job)
+        .scalar_subquery()
+    )
+    chosen = (
+        select(Job.id)
+        .where(Job.status == Status.QUEUED, Job.desired == Desired.RUN, Job.eligible_at <= func.now())
+        .where(running < max_running)
+        .order_by(running, Job.sequence)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+        .scalar_subquery()
+    )
+    return session.scalar(
+        update(Job)
+        .where(Job.id == chosen)
+        .values(
+            status=Status.RUNNING,
+            attempt=Job.attempt + 1,
+            strikes=Job.strikes + 1,
+            worker=worker,
+            lease_expires_at=func.now() + lease,
+            started_at=func.coalesce(Job.started_at, func.now()),
+        )
+        .returning(Job)
+    )
+
+
+def fence(job_id: str, attempt: int) -> tuple[ColumnElement[bool], ...]:
+    return (Job.id == job_id, Job.attempt == attempt, Job.status == Status.RUNNING)
+
+
+def fenced(session: Session, job_id: str, attempt: int) -> Job | None:
+    """The job, locked, if this attempt still runs it."""
+    return session.scalar(select(Job).where(*fence(job_id, attempt)).with_for_update())
+
+
+def heartbeat(session: Session, job_id: str, attempt: int, lease: timedelta) -> bool:
+    """Renew a lease. False when it is lost."""
+    query = update(Job).where(*fence(job_id, attempt)).values(lease_expires_at=func.now() + lease)
+    return session.scalar(query.returning(Job.id)) is not None
+
+
+def desired(session: Session, job_id: str, attempt: int) -> Desired | None:
+    """What the owner wants of a running attempt; None when the lease is lost."""
+    value = session.scalar(select(Job.desired).where(*fence(job_id, attempt)))
+    return None if value is None else Desired(value)
+
+
+def expired(session: Session, limit: int) -> Sequence[Job]:
+    """Jobs whose lease has run out, locked; those that someone else is looking at are left to them."""
+    query = select(Job).where(Job.status == Status.RUNNING, Job.lease_expires_at < func.now())
+    return session.scalars(query.order_by(Job.sequence).limit(limit).with_for_update(skip_locked=True)).all()
+
+
+def waiting(session: Session, limit: int) -> Sequence[str]:
+    """Ids of queued jobs that could be claimed now."""
+    query = select(Job.id).where(Job.status == Status.QUEUED, Job.desired == Desired.RUN, Job.eligible_at <= func.now())
+    return session.scalars(query.order_by(Job.sequence).limit(limit)).all()
+
+
+# Checkpoints
+
+
+def record_checkpoint(session: Session, checkpoint: Checkpoint) -> None:
+    """Add a checkpoint; one of an earlier attempt at the same step is replaced."""
+    values = {
+        column.key: getattr(checkpoint, column.key)
+        for column in Checkpoint.__mapper__.column_attrs
+        if column.key not in ("sequence", "created_at")
+    }
+    again = {name: values[name] for name in ("attempt", "path", "metrics")}
+    statement = insert(Checkpoint).values(values)
+    session.execute(
+        statement.on_conflict_do_update(
+            index_elements=[Checkpoint.job_id, Checkpoint.step], set_=again | {"created_at": func.now()}
+        )
+    )
+
+
+def checkpoints(session: Session, job_id: str) -> Sequence[Checkpoint]:
+    """A job's checkpoints, newest step first."""
+    return session.scalars(_checkpoints(job_id).order_by(Checkpoint.step.desc())).all()
+
+
+def checkpoint_page(
+    session: Session, job_id: str, *, after: str | None, limit: int
+) -> tuple[Sequence[Checkpoint], bool]:
+    return pagination.fetch(session, _checkpoints(job_id), Checkpoint, after=after, limit=limit)
+
+
+def all_checkpoints(session: Session) -> Sequence[Checkpoint]:
+    return session.scalars(select(Checkpoint).order_by(Checkpoint.sequence.desc())).all()
+
+
+def checkpoint_named(session: Session, model: str) -> Checkpoint | None:
+    return session.scalar(select(Checkpoint).where(Checkpoint.model == model))
+
+
+def remove_checkpoints(session: Session, ids: Sequence[str]) -> None:
+    session.execute(delete(Checkpoint).where(Checkpoint.id.in_(ids)))
+
+
+def _checkpoints(job_id: str) -> Select[Checkpoint]:
+    return select(Checkpoint).where(Checkpoint.job_id == job_id)

@@ -1,0 +1,181 @@
+"""Fine-tuning jobs, events and checkpoints on the wire."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from service.core.pagination import Listed
+from service.jobs.models import Checkpoint, Event, Job
+from service.jobs.spec import JobSpec
+
+MetadataKey = Annotated[str, StringConstraints(max_length=64)]
+MetadataValue = Annotated[str, StringConstraints(max_length=512)]
+Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)]
+
+
+class CreateJob(BaseModel):
+    """The body of ``POST /v1/fine_tuning/jobs``. ``method`` is checked by ``service.jobs.request``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str = Field(min_length=1, max_length=255)
+    training_file: str = Field(min_length=1, max_length=255)
+    validation_file: str | None = Field(None, max_length=255)
+    method: dict[str, Any] | None = Field(
+        None,
+        description="`{type: 'reinforcement', reinforcement: {grader, hyperparameters}}`",
+        examples=[
+            {
+                "type": "reinforcement",
+                "reinforcement": {
+                    "grader": {
+                        "type": "string_check",
+                        "name": "exact",
+                        "operation": "eq",
+                        "input": "{{sample.output_text}}",
+                        "reference": "{{item.answer}}",
+                    },
+                    "hyperparameters": {"batch_size": 32, "kl_bound": 0.05},
+                },
+            }
+        ],
+    )
+    hyperparameters: dict[str, Any] | None = Field(None, json_schema_extra={"deprecated": True})
+    suffix: str | None = Field(None, min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+$")
+    seed: int | None = Field(None, ge=0, le=2**31 - 1)
+    metadata: Metadata | None = None
+    integrations: list[dict[str, Any]] | None = None
+
+
+class JobError(BaseModel):
+    code: str
+    message: str
+    param: str | None = None
+
+
+class Progress(BaseModel):
+    """This service's own addition to the job object."""
+
+    step: int
+    total_steps: int
+    attempt: int
+    desired: str
+
+
+class JobObject(Listed):
+    object: Literal["fine_tuning.job"] = "fine_tuning.job"
+    created_at: int
+    finished_at: int | None
+    estimated_finish: int | None
+    model: str
+    fine_tuned_model: str | None
+    organization_id: str
+    status: str
+    training_file: str
+    validation_file: str | None
+    result_files: list[str]
+    trained_tokens: int | None
+    error: JobError | None
+    seed: int
+    hyperparameters: dict[str, Any]
+    method: dict[str, Any]
+    metadata: dict[str, Any] | None
+    integrations: list[dict[str, Any]]
+    user_provided_suffix: str | None
+    progress: Progress
+
+    @classmethod
+    def of(cls, row: Job) -> "JobObject":
+        spec = JobSpec.model_validate(row.spec)
+        hyperparameters = spec.hyperparameters.model_dump(mode="json")
+        reinforcement = {"grader": spec.grader.model_dump(mode="json"), "hyperparameters": hyperparameters}
+        return cls(
+            id=row.id,
+            created_at=int(row.created_at.timestamp()),
+            finished_at=int(row.finished_at.timestamp()) if row.finished_at else None,
+            estimated_finish=int(row.estimated_finish.timestamp()) if row.estimated_finish else None,
+            model=row.model,
+            fine_tuned_model=row.fine_tuned_model,
+            organization_id=row.organization_id,
+            status=row.status,
+            training_file=row.training_file,
+            validation_file=row.validation_file,
+            result_files=row.result_files,
+            trained_tokens=row.trained_tokens,
+            error=JobError(**row.error) if row.error else None,
+            seed=spec.seed,
+            hyperparameters={
+                name: hyperparameters[name] for name in ("batch_size", "learning_rate_multiplier", "n_epochs")
+            },
+            method={"type": "reinforcement", "reinforcement": reinforcement},
+            metadata=row.meta,
+            integrations=[],
+            user_provided_suffix=spec.suffix,
+            progress=Progress(step=row.step, total_steps=row.total_steps, attempt=row.attempt, desired=row.desired),
+        )
+
+
+class EventObject(Listed):
+    object: Literal["fine_tuning.job.event"] = "fine_tuning.job.event"
+    created_at: int
+    level: str
+    message: str
+    type: str
+    data: dict[str, Any] | None
+    seq: int = Field(description="1, 2, 3, … within the job, without gap. Resume a stream with `?after=seq`.")
+
+    @classmethod
+    def of(cls, row: Event) -> "EventObject":
+        return cls(
+            id=event_id(row.job_id, row.seq),
+            created_at=int(row.created_at.timestamp()),
+            level=row.level,
+            message=row.message,
+            type=row.type,
+            data=row.data,
+            seq=row.seq,
+        )
+
+
+def event_id(job_id: str, seq: int) -> str:
+    return f"ftevent-{job_id.removeprefix('ftjob-')}-{seq}"
+
+
+def event_seq(job_id: str, after: str) -> int | None:
+    """The ``seq`` that ``after`` means: an event's id, or a bare number. None when it is neither."""
+    digits = after.removeprefix(event_id(job_id, 0)[:-1])
+    return int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 18 else None
+
+
+class CheckpointMetrics(BaseModel):
+    """Losses are null: reinforcement has none worth reading. Rewards and the rest come as extra keys."""
+
+    model_config = ConfigDict(extra="allow")
+
+    step: int
+    train_loss: float | None = None
+    train_mean_token_accuracy: float | None = None
+    valid_loss: float | None = None
+    valid_mean_token_accuracy: float | None = None
+    full_valid_loss: float | None = None
+    full_valid_mean_token_accuracy: float | None = None
+
+
+class CheckpointObject(Listed):
+    object: Literal["fine_tuning.job.checkpoint"] = "fine_tuning.job.checkpoint"
+    created_at: int
+    fine_tuned_model_checkpoint: str
+    fine_tuning_job_id: str
+    step_number: int
+    metrics: CheckpointMetrics
+
+    @classmethod
+    def of(cls, row: Checkpoint) -> "CheckpointObject":
+        return cls(
+            id=row.id,
+            created_at=int(row.created_at.timestamp()),
+            fine_tuned_model_checkpoint=row.model,
+            fine_tuning_job_id=row.job_id,
+            step_number=row.step,
+            metrics=CheckpointMetrics(step=row.step, **{k: v for k, v in row.metrics.items() if k != "step"}),
+        )

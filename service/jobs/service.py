@@ -1,0 +1,207 @@
+"""Submitting jobs and changing what is wanted of them."""
+
+import os
+import secrets
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from service.accounts.service import Principal
+from service.core import broker, live, storage
+from service.core.db import after_commit
+from service.core.errors import DomainError, invalid, not_found
+from service.core.ids import new_id
+from service.files import dataset
+from service.files import repository as files
+from service.files.models import File
+from service.files.service import FINE_TUNE
+from service.graders.schemas import Grader
+from service.jobs import repository
+from service.jobs.models import Event, Job
+from service.jobs.repository import EventDraft
+from service.jobs.request import parse_method
+from service.jobs.schemas import CreateJob, EventObject
+from service.jobs.spec import JobSpec, resolve
+from service.jobs.states import TERMINAL, Desired, Status, move
+from service.models import service as models
+from service.settings import settings
+
+
+def submit(session: Session, principal: Principal, request: CreateJob) -> Job:
+    """Check a request whole, then create the job: queued, with its own copy of the data. Or raise and make nothing."""
+    grader, hyperparameters = parse_method(request.method, request.hyperparameters)
+    if request.integrations:
+        raise invalid("Integrations are not supported; leave them out.", "integrations")
+    model = models.find(session, request.model, param="model", status=400)
+    training = _dataset(session, request.training_file, "training_file", grader)
+    if request.validation_file is None:
+        raise invalid("Reinforcement fine-tuning needs a validation file.", "validation_file", "missing_parameter")
+    validation = _dataset(session, request.validation_file, "validation_file", grader)
+    _check_quota(session, principal)
+    spec = JobSpec(
+        model=model.id,
+        training_file=training.id,
+        validation_file=validation.id,
+        grader=grader,
+        hyperparameters=resolve(hyperparameters, training_rows=training.rows or 0),
+        seed=request.seed if request.seed is not None else secrets.randbelow(2**31),
+        suffix=request.suffix,
+    )
+    job = Job(
+        id=new_id("ftjob-"),
+        organization_id=principal.organization_id,
+        status=Status.QUEUED,
+        desired=Desired.RUN,
+        spec=spec.model_dump(mode="json"),
+        model=model.id,
+        training_file=training.id,
+        validation_file=validation.id,
+        meta=request.metadata,
+        total_steps=spec.hyperparameters.n_steps,
+        event_count=0,
+    )
+    _keep_data(job.id, training.id, validation.id)
+    repository.add(session, job)
+    tell(
+        session,
+        job,
+        [
+            EventDraft(f"Created fine-tuning job: {job.id}"),
+            EventDraft(
+                f"Files validated: {training.rows} training rows, {validation.rows} validation rows; job queued"
+            ),
+        ],
+    )
+    _ring_after_commit(session, job.id)
+    return job
+
+
+def retrieve(session: Session, id: str) -> Job:
+    job = repository.get(session, id)
+    if job is None:
+        raise not_found("fine-tuning job", id, "fine_tuning_job_id")
+    return job
+
+
+def cancel(session: Session, id: str) -> Job:
+    """A waiting job is cancelled at once; a running one stops when its worker hears of it, within seconds."""
+    job = _locked(session, id)
+    if job.status in TERMINAL:
+        raise _wrong_state(job, "cancelled")
+    if job.status == Status.RUNNING:
+        return _want(session, job, Desired.CANCEL, "Cancellation requested")
+    move(job, Status.CANCELLED)
+    job.desired, job.finished_at, job.estimated_finish = Desired.CANCEL, files.now(session), None
+    tell(session, job, [EventDraft("Job cancelled")])
+    return job
+
+
+def pause(session: Session, id: str) -> Job:
+    """A queued job is set aside; a running one saves a checkpoint and stops."""
+    job = _locked(session, id)
+    if job.status == Status.PAUSED:
+        return job
+    if job.status not in (Status.QUEUED, Status.RUNNING) or job.desired == Desired.CANCEL:
+        raise _wrong_state(job, "paused")
+    if job.status == Status.RUNNING:
+        return _want(session, job, Desired.PAUSE, "Pause requested")
+    move(job, Status.PAUSED)
+    job.desired = Desired.PAUSE
+    tell(session, job, [EventDraft("Job paused")])
+    return job
+
+
+def resume(session: Session, id: str) -> Job:
+    """A paused job is queued again and goes on from its newest checkpoint."""
+    job = _locked(session, id)
+    if job.status == Status.RUNNING and job.desired == Desired.PAUSE:
+        return _want(session, job, Desired.RUN, "Pause withdrawn")
+    if job.status != Status.PAUSED:
+        raise _wrong_state(job, "resumed")
+    move(job, Status.QUEUED)
+    job.desired, job.eligible_at = Desired.RUN, files.now(session)
+    tell(session, job, [EventDraft("Job resumed; waiting for a worker")])
+    _ring_after_commit(session, job.id)
+    return job
+
+
+def tell(session: Session, job: Job, drafts: Sequence[EventDraft]) -> list[Event]:
+    """Append events to a locked job and, once they are committed, show them to whoever follows it."""
+    events = repository.append_events(session, job, drafts)
+    if events:
+        session.flush()
+        frames = [EventObject.of(event).model_dump(mode="json") for event in events]
+        job_id = job.id
+        after_commit(session, lambda: live.publish(job_id, frames))
+    return events
+
+
+def _want(session: Session, job: Job, desired: Desired, message: str) -> Job:
+    if job.desired != desired:
+        job.desired = desired
+        tell(session, job, [EventDraft(message)])
+    return job
+
+
+def _locked(session: Session, id: str) -> Job:
+    job = repository.locked(session, id)
+    if job is None:
+        raise not_found("fine-tuning job", id, "fine_tuning_job_id")
+    return job
+
+
+def _wrong_state(job: Job, verb: str) -> DomainError:
+    # A 409 would be retried by the official client; the request cannot succeed, so it is a 400.
+    return invalid(f"Job {job.id} is {job.status} and cannot be {verb}.", None, "invalid_job_state")
+
+
+def _dataset(session: Session, id: str, param: str, grader: Grader) -> File:
+    file = files.get(session, id)
+    if file is None:
+        raise DomainError(400, "file_not_found", f"No such file: '{id}'. Upload it with purpose '{FINE_TUNE}'.", param)
+    if file.purpose != FINE_TUNE:
+        raise invalid(f"File '{id}' has purpose '{file.purpose}'; '{FINE_TUNE}' is needed.", param, "invalid_file")
+    report = dataset.check_for_reinforcement(storage.file_path(id), grader)
+    if report.problems:
+        raise invalid(dataset.summarise(report), param, f"invalid_{param}")
+    return file
+
+
+def _check_quota(session: Session, principal: Principal) -> None:
+    limit = settings().max_queued_jobs
+    if repository.count(session, principal.organization_id, Status.QUEUED) >= limit:
+        message = f"Your organization already has {limit} jobs queued. Cancel some or wait for them to start."
+        raise DomainError(429, "job_quota_exceeded", message, headers={"x-should-retry": "false"})
+
+
+def _keep_data(job_id: str, training_id: str, validation_id: str) -> None:
+    """Link the files into the job's folder: they may be deleted or expire, and the job still has them."""
+    folder = storage.job_dir(job_id)
+    folder.mkdir(parents=True)
+    _link(storage.file_path(training_id), folder / "training.jsonl")
+    _link(storage.file_path(validation_id), folder / "validation.jsonl")
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        # Some shared file systems have no hard links.
+        shutil.copyfile(source, target)
+
+
+def _ring_after_commit(session: Session, job_id: str) -> None:
+    after_commit(session, lambda: broker.ring(job_id))
+
+
+def metadata_filter(query: Sequence[tuple[str, str]]) -> tuple[dict[str, str], bool]:
+    """The ``metadata[key]=value`` pairs of a query string, and whether ``metadata=null`` asks for jobs without any."""
+    pairs: dict[str, Any] = {
+        name[len("metadata[") : -1]: value
+        for name, value in query
+        if name.startswith("metadata[") and name.endswith("]")
+    }
+    return pairs, ("metadata", "null") in query

@@ -1,0 +1,153 @@
+"""The frozen specification a job was accepted with, and the run a worker makes of it.
+
+``Hyperparameters`` is what a user may ask for; ``resolve`` turns every ``"auto"`` into the value that will be used, so
+that what a job shows is what it runs. ``JobSpec`` is stored with the job and never changes. ``RunSpec`` adds what only
+a worker knows (where files and checkpoints are) and is all that the training child ever sees.
+"""
+
+import math
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from service.graders.schemas import Grader
+
+Auto = Literal["auto"]
+AUTO: Auto = "auto"
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Hyperparameters(_Frozen):
+    """Hyperparameters as a user gives them. Those of OpenAI's API come first; the rest are this service's own."""
+
+    batch_size: Annotated[int, Field(ge=1, le=1024)] | Auto = AUTO
+    """Prompts per step."""
+    learning_rate_multiplier: Annotated[float, Field(gt=0, le=1000)] | Auto = AUTO
+    """Scales the default learning rate of 1e-6. Ignored when ``learning_rate`` is given."""
+    n_epochs: Annotated[int, Field(ge=1, le=50)] | Auto = AUTO
+    """Passes over the training file. Ignored when ``n_steps`` is given."""
+    compute_multiplier: Annotated[float, Field(gt=1e-5, le=10)] | Auto = AUTO
+    """Scales the default of 8 rollouts per prompt. Ignored when ``group_size`` is given."""
+    eval_interval: Annotated[int, Field(ge=1, le=100_000)] | Auto = AUTO
+    """Steps between evaluations on the validation file; each evaluation also saves a checkpoint."""
+    eval_samples: Annotated[int, Field(ge=1, le=64)] | Auto = AUTO
+    """Answers sampled per validation row."""
+    reasoning_effort: Literal["default", "low", "medium", "high"] = "default"
+    """Accepted for compatibility; a model folder has no such setting and every value means the same."""
+
+    objective: Literal["troll", "clip"] = "troll"
+    """The policy objective: TROLL's trust-region projection or PPO's clipping."""
+    kl_bound: Annotated[float, Field(gt=0, le=10)] = 0.05
+    """TROLL: bound of the per-token KL divergence to the old policy, in nats."""
+    alpha: Annotated[float, Field(ge=0, le=100)] = 1.0
+    """TROLL: weight of the regression onto the projected policy."""
+    max_tokens_kept: Annotated[int, Field(ge=1, le=1024)] = 64
+    """TROLL: most tokens kept of one position's distribution."""
+    dropped_mass: Annotated[float, Field(ge=0, lt=0.5)] = 1e-5
+    """TROLL: probability mass that may be left out of a kept distribution."""
+    clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Clip: lower clipping distance of the probability ratio."""
+    clip_high: Annotated[float, Field(gt=0, le=10)] = 0.2
+    """Clip: upper clipping distance of the probability ratio."""
+    advantage: Literal["grpo", "dr_grpo", "rloo"] = "grpo"
+    """How rewards of a group become advantages."""
+    aggregation: Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"] = (
+        "token-mean"
+    )
+    """How token losses become the loss of a batch."""
+    group_size: Annotated[int, Field(ge=2, le=256)] | Auto = AUTO
+    """Rollouts per prompt."""
+    mini_batches: Annotated[int, Field(ge=1, le=64)] | Auto = AUTO
+    """Optimizer updates made of one step's rollouts."""
+    learning_rate: Annotated[float, Field(gt=0, le=1)] | Auto = AUTO
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
+    max_grad_norm: Annotated[float, Field(gt=0, le=1000)] = 1.0
+    warmup_steps: Annotated[int, Field(ge=0, le=10_000)] = 0
+    n_steps: Annotated[int, Field(ge=1, le=100_000)] | Auto = AUTO
+    temperature: Annotated[float, Field(gt=0, le=2)] = 1.0
+    """Sampling temperature of rollouts; the trust region is measured at this temperature."""
+    eval_temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
+    """Sampling temperature of evaluations; 0 is greedy."""
+    max_completion_tokens: Annotated[int, Field(ge=1, le=131_072)] | Auto = AUTO
+    rollout_engine: Literal["transformers"] | Auto = AUTO
+
+
+class ResolvedHyperparameters(Hyperparameters):
+    """Hyperparameters with every ``"auto"`` replaced by the value the run uses."""
+
+    batch_size: int
+    learning_rate_multiplier: float
+    n_epochs: int
+    compute_multiplier: float
+    eval_interval: int
+    eval_samples: int
+    group_size: int
+    mini_batches: int
+    learning_rate: float
+    n_steps: int
+    max_completion_tokens: int
+    rollout_engine: Literal["transformers"]
+
+
+DEFAULT_LEARNING_RATE = 1e-6
+DEFAULT_GROUP_SIZE = 8
+
+
+def resolve(asked: Hyperparameters, *, training_rows: int) -> ResolvedHyperparameters:
+    """Replace every ``"auto"`` for a training file of ``training_rows`` rows."""
+
+    def given(value: Any, default: Any) -> Any:
+        return default if value == AUTO else value
+
+    batch_size = min(given(asked.batch_size, 32), training_rows)
+    n_epochs = given(asked.n_epochs, 1)
+    n_steps = given(asked.n_steps, math.ceil(training_rows / batch_size) * n_epochs)
+    multiplier = given(asked.learning_rate_multiplier, 1.0)
+    compute = given(asked.compute_multiplier, 1.0)
+    resolved = {
+        "batch_size": batch_size,
+        "n_epochs": n_epochs,
+        "n_steps": n_steps,
+        "learning_rate_multiplier": multiplier,
+        "learning_rate": given(asked.learning_rate, DEFAULT_LEARNING_RATE * multiplier),
+        "compute_multiplier": compute,
+        "group_size": given(asked.group_size, max(2, round(DEFAULT_GROUP_SIZE * compute))),
+        "mini_batches": min(given(asked.mini_batches, 8), batch_size),
+        "eval_interval": given(asked.eval_interval, max(1, math.ceil(n_steps / 10))),
+        "eval_samples": given(asked.eval_samples, 1),
+        "max_completion_tokens": given(asked.max_completion_tokens, 1024),
+        "rollout_engine": given(asked.rollout_engine, "transformers"),
+    }
+    return ResolvedHyperparameters.model_validate(asked.model_dump() | resolved)
+
+
+class JobSpec(_Frozen):
+    """What the user asked for, checked and resolved; stored with the job and never changed."""
+
+    model: str
+    training_file: str
+    validation_file: str
+    grader: Grader
+    hyperparameters: ResolvedHyperparameters
+    seed: int = Field(ge=0, le=2**31 - 1)
+    suffix: str | None = None
+
+
+class RunSpec(_Frozen):
+    """One attempt at a job, as the supervisor hands it to the training child."""
+
+    job_id: str
+    attempt: int
+    job: JobSpec
+    model_path: Path
+    """Folder of the base model."""
+    training_path: Path
+    validation_path: Path
+    checkpoints: list[Path]
+    """Checkpoint folders of earlier attempts, newest first; the newest intact one is resumed from."""
+    output_dir: Path
+    """Folder of this attempt; checkpoints and the final model are written beneath it."""

@@ -1,0 +1,65 @@
+"""Which models a caller may use, and where their weights are."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from sqlalchemy.orm import Session
+
+from service.core import storage
+from service.core.errors import DomainError
+from service.jobs import repository as jobs
+from service.jobs.models import Checkpoint
+from service.models import base, repository
+from service.models.base import BaseModel
+from service.models.models import TunedModel
+
+CHECKPOINT_MARK = ":ckpt-step-"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A usable model: a base model, a tuned one, or a checkpoint. ``path`` is a Hugging Face model folder."""
+
+    id: str
+    created_at: datetime
+    owner: str
+    path: Path
+
+
+def available(session: Session) -> list[Model]:
+    """Base models, then the caller's tuned models and checkpoints, newest first."""
+    return [
+        *(_of_base(model) for model in base.available()),
+        *(_of_tuned(model) for model in repository.all_tuned(session)),
+        *(_of_checkpoint(checkpoint) for checkpoint in jobs.all_checkpoints(session)),
+    ]
+
+
+def find(session: Session, id: str, *, param: str | None, status: int = 404) -> Model:
+    """The model ``id``. Raises ``status`` naming what can be used instead."""
+    tuned = repository.get(session, id)
+    if tuned is not None:
+        return _of_tuned(tuned)
+    checkpoint = jobs.checkpoint_named(session, id) if CHECKPOINT_MARK in id else None
+    if checkpoint is not None:
+        return _of_checkpoint(checkpoint)
+    offered = base.find(id)
+    if offered is not None:
+        return _of_base(offered)
+    names = ", ".join(model.id for model in base.available()) or "none; the operator has not added any"
+    message = f"The model '{id}' does not exist or is not on the operator's list. Base models on offer: {names}."
+    raise DomainError(status, "model_not_found", message, param)
+
+
+def _of_base(model: BaseModel) -> Model:
+    return Model(model.id, model.created_at, "system", model.path)
+
+
+def _of_tuned(model: TunedModel) -> Model:
+    return Model(model.id, model.created_at, model.organization_id, storage.job_dir(model.job_id) / model.path)
+
+
+def _of_checkpoint(checkpoint: Checkpoint) -> Model:
+    path = storage.job_dir(checkpoint.job_id) / checkpoint.path / "model"
+    return Model(checkpoint.model, checkpoint.created_at, checkpoint.organization_id, path)

@@ -1,0 +1,173 @@
+"""Fine-tuning jobs over HTTP, on real PostgreSQL and Redis."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from service.core import storage
+from tests import factories
+
+
+@pytest.fixture
+def model(models_dir: Path) -> str:
+    return factories.offer_model(models_dir)
+
+
+@pytest.fixture
+def body(client: TestClient, model: str) -> dict[str, Any]:
+    return factories.job_body(client, model)
+
+
+def refused(client: TestClient, body: dict[str, Any], param: str, *, status: int = 400) -> dict[str, Any]:
+    """The error of a create request, after making sure that it created nothing."""
+    answer = client.post("/v1/fine_tuning/jobs", json=body)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (status, param), answer.text
+    assert error["type"]
+    assert error["code"]
+    assert client.get("/v1/fine_tuning/jobs").json()["data"] == []
+    return error
+
+
+def test_a_created_job_is_queued_with_every_auto_resolved(client: TestClient, body: dict[str, Any]) -> None:
+    job = client.post("/v1/fine_tuning/jobs", json=body).json()
+    assert job["status"] == "queued"
+    hyperparameters = job["method"]["reinforcement"]["hyperparameters"]
+    assert "auto" not in [value for name, value in hyperparameters.items() if name != "reasoning_effort"]
+    assert (hyperparameters["batch_size"], hyperparameters["n_steps"], hyperparameters["group_size"]) == (8, 1, 8)
+    assert client.get(f"/v1/fine_tuning/jobs/{job['id']}").json() == job
+
+
+def test_a_job_keeps_its_data_when_the_files_are_deleted(client: TestClient, body: dict[str, Any]) -> None:
+    job = client.post("/v1/fine_tuning/jobs", json=body).json()
+    client.delete(f"/v1/files/{body['training_file']}")
+    assert (storage.job_dir(job["id"]) / "training.jsonl").read_bytes() == factories.jsonl(factories.rows(8))
+
+
+def test_the_events_of_a_new_job_are_newest_first(client: TestClient, body: dict[str, Any]) -> None:
+    job = client.post("/v1/fine_tuning/jobs", json=body).json()
+    events = client.get(f"/v1/fine_tuning/jobs/{job['id']}/events").json()
+    assert [event["seq"] for event in events["data"]] == [2, 1]
+    assert events["data"][1]["message"] == f"Created fine-tuning job: {job['id']}"
+
+
+def test_unknown_model_is_refused_and_names_those_on_offer(client: TestClient, body: dict[str, Any]) -> None:
+    error = refused(client, {**body, "model": "gpt-4o"}, "model")
+    assert error["code"] == "model_not_found"
+    assert "tiny/base" in error["message"]
+
+
+def test_another_organisations_file_looks_like_none(client_for: Any, new_key: Any, body: dict[str, Any]) -> None:
+    stranger = client_for(new_key(organization="globex"))
+    error = refused(stranger, body, "training_file")
+    assert error["code"] == "file_not_found"
+
+
+def test_validation_file_is_needed(client: TestClient, body: dict[str, Any]) -> None:
+    refused(client, {**body, "validation_file": None}, "validation_file")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("kl_bound", 0, "greater than 0"),
+        ("kl_bound", "wide", "number"),
+        ("group_size", 1, "'auto'"),
+        ("mini_batches", 65, "less than or equal to 64"),
+        ("temperature", 3, "less than or equal to 2"),
+        ("objective", "ppo", "'troll' or 'clip'"),
+        ("learning_rat", 1e-4, "Known ones:"),
+    ],
+)
+def test_bad_hyperparameters_are_named(
+    client: TestClient, body: dict[str, Any], name: str, value: Any, says: str
+) -> None:
+    body["method"]["reinforcement"]["hyperparameters"] = {name: value}
+    error = refused(client, body, f"method.reinforcement.hyperparameters.{name}")
+    assert says in error["message"]
+
+
+def test_null_hyperparameters_mean_their_defaults(client: TestClient, body: dict[str, Any]) -> None:
+    body["method"]["reinforcement"]["hyperparameters"] = {"kl_bound": None, "batch_size": None}
+    job = client.post("/v1/fine_tuning/jobs", json=body).json()
+    assert job["method"]["reinforcement"]["hyperparameters"]["kl_bound"] == 0.05
+
+
+@pytest.mark.parametrize("method", [None, {"type": "supervised"}, {"type": "dpo", "dpo": {}}])
+def test_other_methods_are_refused(client: TestClient, body: dict[str, Any], method: Any) -> None:
+    refused(client, {**body, "method": method}, "method.type")
+
+
+def test_unsupported_graders_say_so(client: TestClient, body: dict[str, Any]) -> None:
+    body["method"]["reinforcement"]["grader"] = {"type": "python", "name": "p", "source": "def grade(s, i): return 1"}
+    error = refused(client, body, "method.reinforcement.grader.type")
+    assert "string_check" in error["message"]
+
+
+def test_a_template_field_that_rows_lack_is_refused_with_the_lines(client: TestClient, body: dict[str, Any]) -> None:
+    body["method"]["reinforcement"]["grader"]["reference"] = "{{item.solution}}"
+    error = refused(client, body, "training_file")
+    assert "item.solution" in error["message"]
+    assert "line" in error["message"]
+
+
+def test_unknown_parameters_are_refused(client: TestClient, body: dict[str, Any]) -> None:
+    refused(client, {**body, "modle": "x"}, "modle")
+
+
+def test_jobs_are_listed_newest_first_and_page_by_page(client: TestClient, body: dict[str, Any]) -> None:
+    ids = [client.post("/v1/fine_tuning/jobs", json=body).json()["id"] for _ in range(3)]
+    first = client.get("/v1/fine_tuning/jobs", params={"limit": 2}).json()
+    assert ([job["id"] for job in first["data"]], first["has_more"]) == (ids[:0:-1], True)
+    rest = client.get("/v1/fine_tuning/jobs", params={"limit": 2, "after": first["last_id"]}).json()
+    assert ([job["id"] for job in rest["data"]], rest["has_more"]) == (ids[:1], False)
+
+
+def test_jobs_are_filtered_by_metadata(client: TestClient, body: dict[str, Any]) -> None:
+    plain = client.post("/v1/fine_tuning/jobs", json=body).json()["id"]
+    tagged = client.post("/v1/fine_tuning/jobs", json={**body, "metadata": {"team": "a b"}}).json()["id"]
+    found = client.get("/v1/fine_tuning/jobs", params={"metadata[team]": "a b"}).json()["data"]
+    untagged = client.get("/v1/fine_tuning/jobs", params={"metadata": "null"}).json()["data"]
+    assert ([job["id"] for job in found], [job["id"] for job in untagged]) == ([tagged], [plain])
+
+
+def test_a_queued_job_is_cancelled_at_once(client: TestClient, body: dict[str, Any]) -> None:
+    job = client.post("/v1/fine_tuning/jobs", json=body).json()
+    cancelled = client.post(f"/v1/fine_tuning/jobs/{job['id']}/cancel").json()
+    assert cancelled["status"] == "cancelled"
+    assert cancelled["finished_at"]
+
+
+def test_a_finished_job_cannot_be_cancelled(client: TestClient, body: dict[str, Any]) -> None:
+    job = client.post("/v1/fine_tuning/jobs", json=body).json()
+    client.post(f"/v1/fine_tuning/jobs/{job['id']}/cancel")
+    again = client.post(f"/v1/fine_tuning/jobs/{job['id']}/cancel")
+    assert (again.status_code, again.json()["error"]["code"]) == (400, "invalid_job_state")
+
+
+def test_a_queued_job_can_be_paused_and_resumed(client: TestClient, body: dict[str, Any]) -> None:
+    job = client.post("/v1/fine_tuning/jobs", json=body).json()
+    assert client.post(f"/v1/fine_tuning/jobs/{job['id']}/pause").json()["status"] == "paused"
+    assert client.post(f"/v1/fine_tuning/jobs/{job['id']}/resume").json()["status"] == "queued"
+
+
+@pytest.mark.parametrize("path", ["", "/events", "/checkpoints"])
+def test_another_organisations_job_looks_like_none(
+    client: TestClient, client_for: Any, new_key: Any, body: dict[str, Any], path: str
+) -> None:
+    job = client.post("/v1/fine_tuning/jobs", json=body).json()
+    answer = client_for(new_key(organization="globex")).get(f"/v1/fine_tuning/jobs/{job['id']}{path}")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "fine-tuning_job_not_found")
+
+
+def test_a_full_queue_is_a_429_that_is_not_retried(
+    client: TestClient, body: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from service.jobs import service as jobs
+    from service.settings import settings
+
+    monkeypatch.setattr(jobs, "settings", lambda: settings().model_copy(update={"max_queued_jobs": 0}))
+    answer = client.post("/v1/fine_tuning/jobs", json=body)
+    assert (answer.status_code, answer.headers["x-should-retry"]) == (429, "false")

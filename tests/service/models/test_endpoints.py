@@ -1,0 +1,87 @@
+"""Models over HTTP: the operator's list and what jobs made."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+
+from service.core.db import transaction
+from service.jobs import repository as jobs
+from service.models import repository
+from service.models.models import TunedModel
+from tests import factories
+
+
+@pytest.fixture
+def tuned(client: TestClient, models_dir: Path, data_dir: Path) -> str:
+    """A tuned model with two files of odd sizes."""
+    job = factories.create_job(client, factories.offer_model(models_dir))
+    folder = data_dir / "jobs" / job["id"] / "attempt-1" / "model"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text('{"a": 1}')
+    (folder / "model.safetensors").write_bytes(bytes(range(256)) * 41)
+    id = "ft:tiny/base:acme:mine:AbCdEf12"
+    with transaction("troll_worker") as session:
+        row = jobs.get(session, job["id"])
+        assert row is not None
+        repository.add(
+            session,
+            TunedModel(
+                id=id, organization_id=row.organization_id, job_id=row.id, base_model=row.model, path="attempt-1/model"
+            ),
+        )
+    return id
+
+
+def ids(client: TestClient) -> list[str]:
+    return [model["id"] for model in client.get("/v1/models").json()["data"]]
+
+
+def test_the_operators_folder_is_the_list(client: TestClient, models_dir: Path) -> None:
+    name = factories.offer_model(models_dir, "org/listed")
+    assert name in ids(client)
+    assert client.get(f"/v1/models/{name}").json()["owned_by"] == "system"
+
+
+@pytest.mark.parametrize("file", ["modeling.py", "pytorch_model.bin", "weights.pkl"])
+def test_a_folder_that_could_run_code_is_not_on_the_list(client: TestClient, models_dir: Path, file: str) -> None:
+    name = factories.offer_model(models_dir, f"org/unsafe-{file}")
+    (models_dir / name / file).write_text("")
+    assert name not in ids(client)
+
+
+def test_a_folder_with_custom_code_is_not_on_the_list(client: TestClient, models_dir: Path) -> None:
+    name = factories.offer_model(models_dir, "org/custom")
+    (models_dir / name / "config.json").write_text(json.dumps({"auto_map": {"AutoModel": "x.Y"}}))
+    assert name not in ids(client)
+
+
+def test_a_tuned_model_is_listed_and_found_by_its_name(client: TestClient, tuned: str) -> None:
+    assert tuned in ids(client)
+    assert client.get(f"/v1/models/{tuned}").json()["id"] == tuned
+
+
+def test_an_archive_holds_the_models_files(client: TestClient, tuned: str) -> None:
+    answer = client.get(f"/v1/models/{tuned}/archive")
+    assert len(answer.content) == int(answer.headers["content-length"])
+    with tarfile.open(fileobj=io.BytesIO(answer.content)) as tar:
+        read = {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
+    assert read == {"config.json": b'{"a": 1}', "model.safetensors": bytes(range(256)) * 41}
+
+
+def test_a_tuned_model_can_be_trained_on(client: TestClient, tuned: str) -> None:
+    assert factories.create_job(client, tuned)["model"] == tuned
+
+
+@pytest.mark.parametrize("path", ["", "/archive"])
+def test_another_organisations_model_looks_like_none(client_for, new_key, tuned: str, path: str) -> None:
+    answer = client_for(new_key(organization="globex")).get(f"/v1/models/{tuned}{path}")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
+
+
+@pytest.mark.parametrize("id", ["../secrets", "..%2F..%2Fetc", "nothing"])
+def test_names_do_not_lead_out_of_the_list(client: TestClient, id: str) -> None:
+    assert client.get(f"/v1/models/{id}").status_code == 404
