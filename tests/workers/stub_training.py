@@ -1,0 +1,86 @@
+"""A training child without training: it speaks the wire and does what the job's suffix says.
+
+It lets the supervisor be tested in milliseconds against every way a child can end. ``STEPS`` steps, a checkpoint at
+each even one; a resumed run goes on behind its newest checkpoint as the real one does.
+"""
+
+import os
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+from service.jobs.spec import RunSpec
+from workers import wire
+
+STEPS = 6
+
+
+class Stub:
+    def __init__(self, path: str) -> None:
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.connect(path)
+        self.commands = self.socket.makefile("rb")
+        start = wire.parse_command(self.commands.readline())
+        assert isinstance(start, wire.Start)
+        self.run = RunSpec.model_validate_json(start.run.read_bytes())
+        self.plan = self.run.job.suffix or "succeed"
+        self.socket.setblocking(False)
+
+    def send(self, line: wire.Line) -> None:
+        self.socket.setblocking(True)
+        self.socket.sendall(line.model_dump_json().encode() + b"\n")
+
+    def told_to_stop(self) -> bool:
+        self.socket.setblocking(False)
+        try:
+            return b"stop" in self.socket.recv(1000)
+        except BlockingIOError:
+            return False
+
+    def checkpoint(self, step: int) -> None:
+        folder = self.run.output_dir / "checkpoints" / f"step-{step:06d}"
+        (folder / "model").mkdir(parents=True)
+        (folder / "state").mkdir()
+        (folder / "model" / "config.json").write_text("{}")
+        self.send(wire.Checkpoint(step=step, path=folder, metrics={"valid_reward_mean": step / STEPS}))
+
+    def train(self) -> int:
+        first = int(self.run.checkpoints[0].name.removeprefix("step-")) if self.run.checkpoints else 0
+        for step in range(first + 1, STEPS + 1):
+            data = {"step": step, "total_steps": STEPS, "train_mean_reward": step / STEPS, "attempt": self.run.attempt}
+            self.send(wire.Event(type="metrics", message=f"Step {step}/{STEPS}", data=data, key=f"step-{step}"))
+            self.send(wire.Progress(step=step, total_steps=STEPS, trained_tokens=100 * step, seconds_left=1.0))
+            if step % 2 == 0:
+                self.checkpoint(step)
+            if step == 3:
+                self.misbehave()
+            deadline = time.monotonic() + (60 if self.plan == "wait" else 0.01)
+            while time.monotonic() < deadline:
+                if self.told_to_stop():
+                    return wire.ExitCode.STOPPED
+                time.sleep(0.01)
+        model = self.run.output_dir / "model"
+        model.mkdir()
+        (model / "config.json").write_text("{}")
+        self.send(wire.Result(model_path=model, step=STEPS, trained_tokens=100 * STEPS, metrics={}))
+        return wire.ExitCode.DONE
+
+    def misbehave(self) -> None:
+        if self.plan == "crash-once" and self.run.attempt == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.plan == "crash-always":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.plan == "user-error":
+            self.send(wire.Failure(code="non_finite_loss", message="The loss is not finite.", param="learning_rate"))
+            sys.exit(wire.ExitCode.USER_ERROR)
+        if self.plan == "bug":
+            sys.exit(wire.ExitCode.BUG)
+        if self.plan == "deaf":
+            time.sleep(60)
+
+
+if __name__ == "__main__":
+    assert not [name for name in os.environ if name.startswith(("DATABASE", "REDIS", "TROLL"))], "secrets leaked"
+    sys.exit(Stub(str(Path(sys.argv[sys.argv.index("--socket") + 1]))).train())

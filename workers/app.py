@@ -1,0 +1,49 @@
+"""The Celery application of every worker and of beat."""
+
+from typing import Any
+
+from celery import Celery, signals
+
+from service.core.broker import CONTROL_QUEUE, RUN_JOB, TRAINING_QUEUE, configure
+from service.settings import settings
+from workers import supervisor
+
+SWEEP = "workers.sweep"
+PRUNE = "workers.prune"
+
+app = configure(Celery("troll", include=["workers.tasks"]))
+app.conf.update(
+    # A message is acknowledged when it is taken: recovery is the lease's work, not the broker's, whose visibility
+    # timeout would deliver an hours-long task again while it runs.
+    task_acks_late=False,
+    worker_prefetch_multiplier=1,
+    worker_disable_prefetch=True,
+    worker_hijack_root_logger=True,
+    worker_send_task_events=False,
+    task_routes={RUN_JOB: {"queue": TRAINING_QUEUE}, SWEEP: {"queue": CONTROL_QUEUE}, PRUNE: {"queue": CONTROL_QUEUE}},
+    beat_schedule={
+        "sweep": {
+            "task": SWEEP,
+            "schedule": settings().sweep_seconds,
+            "options": {"expires": settings().sweep_seconds},
+        },
+        "prune": {"task": PRUNE, "schedule": 3600.0, "options": {"expires": 3600.0}},
+    },
+)
+
+
+@signals.worker_ready.connect
+def _warm_up(sender: Any, **_: Any) -> None:
+    """A training worker keeps one child waiting with everything imported, so that a job starts at once."""
+    if TRAINING_QUEUE in app.amqp.queues.consume_from:
+        supervisor.nursery.warm_up()
+
+
+@signals.worker_shutting_down.connect
+def _drain(**_: Any) -> None:
+    supervisor.shutting_down.set()
+
+
+@signals.worker_shutdown.connect
+def _clear(**_: Any) -> None:
+    supervisor.nursery.close()

@@ -1,0 +1,46 @@
+"""Removes what no row speaks of: expired files, and bytes whose transaction never committed."""
+
+import logging
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from service.core import storage
+from service.core.db import transaction
+from service.files import repository as files
+from service.jobs import repository as jobs
+from service.settings import settings
+
+BATCH = 1000
+ORPHAN_SECONDS = 24 * 3600.0
+"""Bytes younger than this may belong to a transaction that is still open."""
+
+log = logging.getLogger(__name__)
+
+
+def prune() -> None:
+    with transaction("troll_worker") as session:
+        expired = files.remove_expired(session, BATCH)
+    for id in expired:
+        storage.file_path(id).unlink(missing_ok=True)
+    old_files = {path.stem: path for path in _old("files")}
+    old_jobs = {path.name: path for path in _old("jobs")}
+    with transaction("troll_worker") as session:
+        orphans = [old_files[id] for id in old_files.keys() - files.existing(session, list(old_files))]
+        abandoned = [old_jobs[id] for id in old_jobs.keys() - jobs.existing(session, list(old_jobs))]
+    for path in orphans:
+        path.unlink(missing_ok=True)
+    for path in abandoned:
+        shutil.rmtree(path, ignore_errors=True)
+    if expired or orphans or abandoned:
+        counts = len(expired), len(orphans), len(abandoned)
+        log.info("pruned %d expired files, %d orphans, %d abandoned folders", *counts)
+
+
+def _old(folder: str) -> Iterator[Path]:
+    root = settings().data_dir / folder
+    if not root.is_dir():
+        return
+    limit = time.time() - ORPHAN_SECONDS
+    yield from (path for path in root.iterdir() if path.stat().st_mtime < limit)

@@ -1,0 +1,128 @@
+"""The end of an attempt: one transaction that makes the outcome true, or nothing."""
+
+import csv
+import io
+import logging
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from service.core import broker, storage
+from service.core.db import after_commit
+from service.core.ids import new_id
+from service.files import repository as files
+from service.files.models import File
+from service.files.service import RESULTS
+from service.jobs import naming, repository
+from service.jobs import service as jobs
+from service.jobs.models import Job
+from service.jobs.repository import EventDraft
+from service.jobs.states import Desired, Status, move
+from service.models import repository as models
+from service.models.models import TunedModel
+from service.settings import settings
+from workers import wire
+from workers.outcome import Action, Outcome
+
+MESSAGE_LENGTH = 2000
+
+log = logging.getLogger(__name__)
+
+
+def settle(session: Session, job: Job, outcome: Outcome, result: wire.Result | None = None) -> None:
+    """Bring ``job``, whose row is locked and running, to where ``outcome`` says."""
+    log.info("%s attempt %d: %s %s", job.id, job.attempt, outcome.action, outcome.code)
+    if outcome.action is Action.SUCCEED:
+        assert result is not None
+        _succeed(session, job, result)
+    elif outcome.action is Action.FAIL:
+        _fail(session, job, outcome)
+    elif outcome.action is Action.CANCEL:
+        _end(session, job, Status.CANCELLED)
+        jobs.tell(session, job, [EventDraft("Job cancelled")])
+    elif outcome.action is Action.PAUSE:
+        job.strikes = 0
+        move(job, Status.PAUSED)
+        jobs.tell(session, job, [EventDraft("Job paused")])
+    else:
+        _queue_again(session, job, outcome)
+
+
+def _succeed(session: Session, job: Job, result: wire.Result) -> None:
+    model = TunedModel(
+        id=naming.tuned_model(session, job),
+        organization_id=job.organization_id,
+        job_id=job.id,
+        base_model=job.model,
+        path=str(result.model_path.relative_to(storage.job_dir(job.id))),
+    )
+    models.add(session, model)
+    job.fine_tuned_model = model.id
+    job.step, job.trained_tokens = result.step, result.trained_tokens
+    job.result_files = [_result_file(session, job).id]
+    _end(session, job, Status.SUCCEEDED)
+    made = EventDraft(f"New fine-tuned model created: {model.id}")
+    jobs.tell(session, job, [made, EventDraft("The job has successfully completed")])
+
+
+def _fail(session: Session, job: Job, outcome: Outcome) -> None:
+    message = outcome.message[:MESSAGE_LENGTH]
+    job.error = {"code": outcome.code, "message": message, "param": outcome.param}
+    _end(session, job, Status.FAILED)
+    jobs.tell(session, job, [EventDraft(f"The job failed: {message}", level="error", data={"code": outcome.code})])
+
+
+def _queue_again(session: Session, job: Job, outcome: Outcome) -> None:
+    move(job, Status.QUEUED)
+    job.estimated_finish = None
+    if outcome.action is Action.REQUEUE:
+        job.strikes = 0
+        draft = EventDraft("The worker is shutting down; the job waits for another and resumes from its checkpoint")
+    else:
+        seconds = settings().retry_delay_seconds * max(0, job.strikes - 1)
+        job.eligible_at = files.now(session) + timedelta(seconds=seconds)
+        reason = outcome.message[:MESSAGE_LENGTH].rstrip(".")
+        draft = EventDraft(f"{reason}; the job will be tried again from its newest checkpoint", level="warn")
+    jobs.tell(session, job, [draft])
+    job_id = job.id
+    after_commit(session, lambda: broker.ring(job_id))
+
+
+def _end(session: Session, job: Job, status: Status) -> None:
+    move(job, status)
+    job.finished_at, job.estimated_finish = files.now(session), None
+    if status is Status.CANCELLED:
+        job.desired = Desired.CANCEL
+
+
+def _result_file(session: Session, job: Job) -> File:
+    """The job's metrics as a CSV, one row for each step, as OpenAI's result files are."""
+    rows = [row for event in repository.metric_events(session, job.id) if (row := _flat(event.data or {}))]
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    id = new_id("file-")
+    size, sha256 = storage.write_file(storage.file_path(id), io.BytesIO(text.getvalue().encode()))
+    file = File(
+        id=id,
+        organization_id=job.organization_id,
+        filename=f"step_metrics_{job.id}.csv",
+        purpose=RESULTS,
+        bytes=size,
+        sha256=sha256,
+    )
+    return files.add(session, file)
+
+
+def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The numbers of ``data``, nested names joined by dots, ``step`` first."""
+    row: dict[str, Any] = {}
+    for name, value in data.items():
+        if isinstance(value, dict):
+            row |= _flat(value, f"{prefix}{name}.")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            row[prefix + name] = value
+    return row

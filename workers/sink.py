@@ -1,0 +1,123 @@
+"""From a child's lines to PostgreSQL, in batches, and from there to whoever follows the job."""
+
+import logging
+import shutil
+import time
+from datetime import timedelta
+from pathlib import Path
+
+from sqlalchemy.orm import Session
+
+from service.core import storage
+from service.core.db import after_commit, transaction
+from service.core.ids import new_id
+from service.files import repository as files
+from service.jobs import naming, repository
+from service.jobs import service as jobs
+from service.jobs.models import Checkpoint, Job
+from service.jobs.repository import EventDraft
+from service.settings import settings
+from workers import wire
+from workers.lease import LeaseLost
+
+BATCH_LINES = 100
+BATCH_SECONDS = 0.2
+RESUMABLE = 2
+"""Newest checkpoints that keep what a resume needs beside the weights."""
+
+log = logging.getLogger(__name__)
+
+
+class Sink:
+    """The lines of one attempt. Nothing is lost while PostgreSQL is away: lines wait until ``flush`` succeeds."""
+
+    def __init__(self, job_id: str, attempt: int) -> None:
+        self.job_id, self.attempt = job_id, attempt
+        self.result: wire.Result | None = None
+        self.failure: wire.Failure | None = None
+        self._pending: list[wire.Line] = []
+        self._since = 0.0
+
+    def add(self, line: wire.Line) -> None:
+        if isinstance(line, wire.Result):
+            self.result = line
+        elif isinstance(line, wire.Failure):
+            self.failure = line
+        else:
+            if not self._pending:
+                self._since = time.monotonic()
+            self._pending.append(line)
+
+    def is_due(self) -> bool:
+        full = len(self._pending) >= BATCH_LINES
+        return full or (bool(self._pending) and time.monotonic() - self._since >= BATCH_SECONDS)
+
+    def flush(self) -> None:
+        """Write what waits in one transaction. Raises ``LeaseLost`` when this attempt no longer runs."""
+        if not self._pending:
+            return
+        with transaction("troll_worker") as session:
+            job = repository.fenced(session, self.job_id, self.attempt)
+            if job is None:
+                raise LeaseLost(f"{self.job_id} attempt {self.attempt}")
+            write(session, job, self._pending)
+        self._pending = []
+
+
+def write(session: Session, job: Job, lines: list[wire.Line]) -> None:
+    """Record ``lines`` of the attempt that holds ``job``, whose row is locked."""
+    drafts = []
+    for line in lines:
+        if isinstance(line, wire.Event):
+            drafts.append(EventDraft(line.message, line.level, line.type, line.data, line.key))
+        elif isinstance(line, wire.Progress):
+            _progress(session, job, line)
+        elif isinstance(line, wire.Checkpoint):
+            _checkpoint(session, job, line)
+            drafts.append(EventDraft(f"Checkpoint created at step {line.step}", key=f"checkpoint-{line.step}"))
+    jobs.tell(session, job, drafts)
+
+
+def _progress(session: Session, job: Job, line: wire.Progress) -> None:
+    job.step, job.total_steps, job.trained_tokens = line.step, line.total_steps, line.trained_tokens
+    if line.seconds_left is not None:
+        job.estimated_finish = files.now(session) + timedelta(seconds=line.seconds_left)
+
+
+def _checkpoint(session: Session, job: Job, line: wire.Checkpoint) -> None:
+    before = repository.checkpoints(session, job.id)
+    if not before or line.step > before[0].step:
+        job.strikes = 0
+    row = Checkpoint(
+        id=new_id("ftckpt_"),
+        job_id=job.id,
+        organization_id=job.organization_id,
+        step=line.step,
+        attempt=job.attempt,
+        path=str(line.path.relative_to(storage.job_dir(job.id))),
+        model=naming.checkpoint_model(naming.tuned_model(session, job), line.step),
+        metrics=line.metrics,
+    )
+    repository.record_checkpoint(session, row)
+    _keep_best(session, job)
+
+
+def _keep_best(session: Session, job: Job) -> None:
+    """Keep the newest checkpoints, for resuming, and the best, for use; forget the others."""
+    rows = repository.checkpoints(session, job.id)
+    newest, older = rows[:RESUMABLE], rows[RESUMABLE:]
+    ranked = sorted(rows, key=lambda row: row.metrics.get("valid_reward_mean") or float("-inf"), reverse=True)
+    best = {row.id for row in ranked[: settings().checkpoints_kept]}
+    dropped = [row for row in older if row.id not in best]
+    if dropped:
+        repository.remove_checkpoints(session, [row.id for row in dropped])
+    folder = storage.job_dir(job.id)
+    forgotten = [folder / row.path for row in dropped]
+    slimmed = [folder / row.path / "state" for row in older if row.id in best]
+    after_commit(session, lambda: _remove([*forgotten, *slimmed]))
+    log.info("%s keeps checkpoints %s", job.id, [row.step for row in [*newest, *older] if row not in dropped])
+
+
+def _remove(folders: list[Path]) -> None:
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,196 @@
+"""One claimed attempt from its claim to its outcome: the only owner of a lease.
+
+The training child computes; the supervisor reads its lines, writes them down, renews the lease, listens for what the
+owner wants, and decides what the child's end means.
+"""
+
+import logging
+import shutil
+import threading
+import time
+from pathlib import Path
+
+from pydantic import ValidationError
+from sqlalchemy.exc import DBAPIError
+
+from service.core import storage
+from service.core.db import transaction
+from service.core.errors import DomainError
+from service.jobs import repository
+from service.jobs.models import Job
+from service.jobs.spec import JobSpec, RunSpec
+from service.jobs.states import Desired
+from service.models import service as models
+from service.settings import settings
+from workers import wire
+from workers.child import Child
+from workers.lease import Lease, LeaseLost, lease_time
+from workers.outcome import Action, Outcome, decide
+from workers.settle import settle
+from workers.sink import RESUMABLE, Sink
+
+READ_SECONDS = 0.2
+ASK_SECONDS = 1.0
+EXIT_SECONDS = 30.0
+RETRY_SECONDS = 1.0
+
+shutting_down = threading.Event()
+log = logging.getLogger(__name__)
+
+
+class Nursery:
+    """Keeps one warm child ready, unless the worker is shutting down."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._warm: Child | None = None
+
+    def warm_up(self) -> None:
+        with self._lock:
+            if self._warm is None and not shutting_down.is_set():
+                self._warm = Child()
+
+    def take(self) -> Child:
+        with self._lock:
+            child, self._warm = self._warm, None
+        if child is not None and child.alive():
+            return child
+        if child is not None:
+            log.warning("the waiting training process had ended: %s", child.log_tail())
+            child.close()
+        return Child()
+
+    def close(self) -> None:
+        with self._lock:
+            if self._warm is not None:
+                self._warm.close()
+            self._warm = None
+
+
+nursery = Nursery()
+
+
+def run(worker: str) -> None:
+    """Claim a job and run one attempt at it. Returns at once when there is none, or when the worker shuts down."""
+    if shutting_down.is_set():
+        return
+    with transaction("troll_worker") as session:
+        job = repository.claim(session, worker=worker, lease=lease_time(), max_running=settings().max_running_jobs)
+    if job is None:
+        return
+    log.info("%s attempt %d claimed", job.id, job.attempt)
+    lease = Lease(job.id, job.attempt)
+    try:
+        run_path = _prepare(job)
+    except DomainError as error:
+        _settle(lease, Outcome(Action.FAIL, error.code, error.message, error.param), None)
+        return
+    child = nursery.take()
+    try:
+        _attempt(lease, child, run_path)
+    except LeaseLost as lost:
+        log.warning("lease lost, the attempt ends unrecorded: %s", lost)
+    finally:
+        child.kill()
+        shutil.copyfile(child.log_path, run_path.with_name("training.log"))
+        child.close()
+        nursery.warm_up()
+
+
+def _prepare(job: Job) -> Path:
+    """Write what the child needs to know into the attempt's folder."""
+    spec, folder = JobSpec.model_validate(job.spec), storage.job_dir(job.id)
+    with transaction("troll_worker") as session:
+        model = models.find(session, spec.model, param="model")
+        checkpoints = repository.checkpoints(session, job.id)[:RESUMABLE]
+    output = folder / f"attempt-{job.attempt}"
+    output.mkdir(parents=True, exist_ok=True)
+    run = RunSpec(
+        job_id=job.id,
+        attempt=job.attempt,
+        job=spec,
+        model_path=model.path,
+        training_path=folder / "training.jsonl",
+        validation_path=folder / "validation.jsonl",
+        checkpoints=[folder / checkpoint.path for checkpoint in checkpoints],
+        output_dir=output,
+    )
+    path = output / "run.json"
+    path.write_text(run.model_dump_json(indent=2))
+    return path
+
+
+def _attempt(lease: Lease, child: Child, run_path: Path) -> None:
+    """Follow the child to its end and record what that means. Raises ``LeaseLost``."""
+    sink = Sink(lease.job_id, lease.attempt)
+    child.start(run_path)
+    asked_at, heard_at, stop_by = 0.0, time.monotonic(), None
+    ended = False
+    while not ended:
+        lines, ended = child.read(READ_SECONDS)
+        now = time.monotonic()
+        if lines:
+            heard_at = now
+        for line in lines:
+            _take(sink, line)
+        try:
+            if sink.is_due():
+                sink.flush()
+            lease.renew_if_due()
+            if stop_by is None and now - asked_at >= ASK_SECONDS:
+                asked_at = now
+                if shutting_down.is_set() or lease.desired() is not Desired.RUN:
+                    child.stop()
+                    stop_by = now + settings().stop_grace_seconds
+        except DBAPIError as error:
+            log.warning("%s: the database did not answer, lines wait: %s", lease.job_id, error)
+            lease.check_time()
+            time.sleep(RETRY_SECONDS)
+        if stop_by is not None and now > stop_by:
+            log.warning("%s did not stop in time and is killed", lease.job_id)
+            child.kill()
+        if now - heard_at > settings().progress_timeout_seconds:
+            log.warning("%s said nothing for %.0f s and is killed", lease.job_id, now - heard_at)
+            child.kill()
+    code = child.wait(EXIT_SECONDS)
+    if code not in (wire.ExitCode.DONE, wire.ExitCode.STOPPED):
+        log.warning("%s attempt %d ended with %d: %s", lease.job_id, lease.attempt, code, child.log_tail())
+    _record(lease, sink, code)
+
+
+def _take(sink: Sink, raw: bytes) -> None:
+    try:
+        sink.add(wire.parse(raw))
+    except ValidationError:
+        log.exception("%s: the training process sent a line that cannot be read: %.200r", sink.job_id, raw)
+
+
+def _record(lease: Lease, sink: Sink, code: int) -> None:
+    """Write the last lines and the outcome, however long PostgreSQL is away while the lease lasts."""
+    while True:
+        try:
+            sink.flush()
+            _settle(lease, None, sink, code)
+            return
+        except DBAPIError as error:
+            log.warning("%s: the outcome could not be written yet: %s", lease.job_id, error)
+            lease.check_time()
+            time.sleep(RETRY_SECONDS)
+
+
+def _settle(lease: Lease, outcome: Outcome | None, sink: Sink | None, code: int | None = None) -> None:
+    with transaction("troll_worker") as session:
+        job = repository.fenced(session, lease.job_id, lease.attempt)
+        if job is None:
+            raise LeaseLost(f"{lease.job_id} attempt {lease.attempt}")
+        if outcome is None:
+            assert sink is not None
+            outcome = decide(
+                exit_code=code,
+                has_result=sink.result is not None,
+                desired=Desired(job.desired),
+                strikes=job.strikes,
+                max_strikes=settings().max_strikes,
+                failure=sink.failure,
+            )
+        settle(session, job, outcome, sink.result if sink else None)

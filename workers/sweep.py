@@ -1,0 +1,47 @@
+"""The repair loop: what a lost message or a lost worker left undone is done here, a little late.
+
+Every step is idempotent and takes only rows that nobody else holds, so two sweeps at a time are harmless.
+"""
+
+import logging
+
+from service.core import broker
+from service.core.db import transaction
+from service.jobs import repository
+from service.jobs.states import Desired
+from service.settings import settings
+from workers.outcome import decide
+from workers.settle import settle
+
+BATCH = 100
+
+log = logging.getLogger(__name__)
+
+
+def sweep() -> None:
+    reap()
+    ring()
+
+
+def reap() -> None:
+    """Take jobs away from workers that stopped renewing their lease."""
+    with transaction("troll_worker") as session:
+        for job in repository.expired(session, BATCH):
+            log.warning("%s attempt %d: the lease of %s expired", job.id, job.attempt, job.worker)
+            outcome = decide(
+                exit_code=None,
+                has_result=False,
+                desired=Desired(job.desired),
+                strikes=job.strikes,
+                max_strikes=settings().max_strikes,
+                failure=None,
+            )
+            settle(session, job, outcome)
+
+
+def ring() -> None:
+    """Ring for jobs that wait, but never leave more doorbells than there are jobs."""
+    with transaction("troll_worker") as session:
+        waiting = repository.waiting(session, BATCH)
+    for job_id in waiting[: max(0, len(waiting) - broker.waiting())]:
+        broker.ring(job_id)
