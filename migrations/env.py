@@ -3,12 +3,9 @@
 from alembic import context
 from sqlalchemy import create_engine, make_url, text
 
-import service.accounts.models
-import service.files.models
-import service.jobs.models
-import service.models.models  # noqa: F401  every table has to be known before the metadata is compared
-from service.core.db import Base, driver_url
+from service.core.db import driver_url
 from service.settings import settings
+from service.tables import Base
 
 ROLES = ("troll_api", "troll_worker", "troll_operator")
 

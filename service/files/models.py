@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from sqlalchemy import ForeignKey
+from sqlalchemy import ForeignKey, Index
 from sqlalchemy.orm import Mapped, mapped_column
 
 from service.core.db import Base, Sequenced
@@ -12,6 +12,7 @@ class File(Sequenced, Base):
     """Metadata of a file; its bytes are at ``storage.file_path(id)``. Only a committed row makes them visible."""
 
     __tablename__ = "files"
+    __table_args__ = (Index("files_of_organization", "organization_id", "sequence"),)
 
     id: Mapped[str] = mapped_column(primary_key=True)
     organization_id: Mapped[str] = mapped_column(ForeignKey("organizations.id"))

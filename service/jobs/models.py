@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ForeignKey, func
+from sqlalchemy import ForeignKey, Index, func, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from service.core.db import Base, Sequenced
@@ -17,6 +17,11 @@ class Job(Sequenced, Base):
     """
 
     __tablename__ = "fine_tuning_jobs"
+    __table_args__ = (
+        Index("jobs_queued", "sequence", postgresql_where=text("status = 'queued'")),
+        Index("jobs_running", "organization_id", postgresql_where=text("status = 'running'")),
+        Index("jobs_of_organization", "organization_id", "sequence"),
+    )
 
     id: Mapped[str] = mapped_column(primary_key=True)
     organization_id: Mapped[str] = mapped_column(ForeignKey("organizations.id"))
@@ -54,6 +59,7 @@ class Event(Base):
     """
 
     __tablename__ = "fine_tuning_events"
+    __table_args__ = (Index("events_once", "job_id", "key", unique=True),)
 
     job_id: Mapped[str] = mapped_column(ForeignKey("fine_tuning_jobs.id"), primary_key=True)
     seq: Mapped[int] = mapped_column(primary_key=True)
@@ -70,6 +76,7 @@ class Checkpoint(Sequenced, Base):
     """A checkpoint that is whole on disk. ``path`` is relative to the job's folder."""
 
     __tablename__ = "fine_tuning_checkpoints"
+    __table_args__ = (Index("checkpoints_once", "job_id", "step", unique=True),)
 
     id: Mapped[str] = mapped_column(primary_key=True)
     job_id: Mapped[str] = mapped_column(ForeignKey("fine_tuning_jobs.id"))

@@ -9,7 +9,8 @@ from sqlalchemy import text
 from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.orm import Session
 
-from service.core.db import Base, tenant, transaction
+from service.core.db import tenant, transaction
+from service.tables import Base
 from tests import factories
 from tests.conftest import Key
 
