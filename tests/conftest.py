@@ -1,0 +1,160 @@
+"""Fixtures of the whole suite: one private PostgreSQL and one Redis per run, a clean database per test.
+
+Only tests that ask for them pay for them. The servers are started by the code of the embedded mode, so that the suite
+runs on what users run on.
+"""
+
+import os
+import secrets
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import psycopg
+import pytest
+import redis
+from fastapi.testclient import TestClient
+
+from service.core import broker, db, live
+from service.embedded import servers as embedded
+from service.embedded.folder import Folder
+from service.embedded.processes import Children, end, leftovers
+from service.settings import settings
+
+OUTSIDE = ("DATABASE_URL", "DATABASE_OWNER_URL", "REDIS_URL")
+
+
+@dataclass(frozen=True)
+class Key:
+    """An API key and whose it is."""
+
+    plain: str
+    id: str
+    organization_id: str
+
+
+def pytest_configure() -> None:
+    # Fixtures are torn down after an interrupt, so being told to end should be one.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[embedded.Servers]:
+    """Migrated servers of this run's own, and the environment that leads there. Never the developer's own."""
+    _end_servers_of_killed_runs(tmp_path_factory.getbasetemp().parent)
+    folder = Folder(tmp_path_factory.mktemp("servers"))
+    folder.prepare()
+    folder.lock()
+    children = Children(folder.records, folder.logs)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [*OUTSIDE, *(name for name in os.environ if name.startswith("TROLL_"))]:
+            patch.delenv(name, raising=False)
+        try:
+            started = embedded.start(folder, children, durable=False)
+            _point_to(patch, started, folder)
+            _migrate()
+            yield started
+        finally:
+            _forget_connections()
+            children.stop()
+            folder.unlock()
+
+
+def _end_servers_of_killed_runs(runs: Path) -> None:
+    """A run that was killed could not stop its servers. It is told from others by its folder, which nobody locks now."""
+    for records in runs.glob("*/servers*/processes.json"):
+        if Folder(records.parent).holder() is None:
+            end(leftovers(records))
+
+
+def _point_to(patch: pytest.MonkeyPatch, started: embedded.Servers, folder: Folder) -> None:
+    for name, value in {
+        **started.environment(),
+        "DATABASE_OWNER_URL": started.database_owner_url,
+        "TROLL_KEY_PEPPER": secrets.token_urlsafe(48),
+        "TROLL_DATA_DIR": str(folder.root),
+        "TROLL_MODELS_DIR": str(folder.models),
+    }.items():
+        patch.setenv(name, value)
+    _forget_connections()
+
+
+def _migrate() -> None:
+    from migrations.upgrade import upgrade
+
+    upgrade()
+
+
+def _forget_connections() -> None:
+    """Drop what the service caches per process, so that new settings take effect."""
+    for cached in (db.engine, live.client, broker._sender, settings):
+        cached.cache_clear()
+
+
+@pytest.fixture
+def database(servers: embedded.Servers) -> embedded.Servers:
+    """Servers whose every table is empty, and whose Redis too."""
+    with psycopg.connect(servers.database_owner_url, autocommit=True) as connection:
+        connection.execute("SET lock_timeout = '10s'")
+        query = "SELECT quote_ident(tablename) FROM pg_tables WHERE schemaname = 'public'"
+        tables = ", ".join(name for (name,) in connection.execute(query) if name != "alembic_version")
+        connection.execute(f"TRUNCATE {tables} RESTART IDENTITY CASCADE")
+    with redis.Redis.from_url(servers.redis_url) as client:
+        client.flushall()
+    return servers
+
+
+@pytest.fixture
+def data_dir(database: embedded.Servers) -> Path:
+    """Where the service keeps files and jobs. Shared by the whole run; ids are random and never meet."""
+    return settings().data_dir
+
+
+@pytest.fixture
+def models_dir(database: embedded.Servers) -> Path:
+    """Where the service looks for base models. Shared by the whole run: give every model a name of its own."""
+    return settings().models_dir
+
+
+@pytest.fixture
+def new_key(database: embedded.Servers) -> Callable[..., Key]:
+    """``new_key(organization="acme", name="test", expires_in=None)`` makes a key, and its organisation if need be."""
+    from service.accounts.service import create_key
+
+    def make(organization: str = "acme", name: str = "test", expires_in: timedelta | None = None) -> Key:
+        with db.transaction("troll_operator") as session:
+            plain, row, owner = create_key(session, organization=organization, name=name, expires_in=expires_in)
+        return Key(plain, row.id, owner.id)
+
+    return make
+
+
+@pytest.fixture
+def api_key(new_key: Callable[..., Key]) -> Key:
+    """A key of the organisation ``acme``."""
+    return new_key()
+
+
+@pytest.fixture
+def client_for(database: embedded.Servers) -> Iterator[Callable[[Key | None], TestClient]]:
+    """``client_for(key)`` is an HTTP client of the API that sends this key; ``client_for(None)`` sends none."""
+    from service.app import create_app
+
+    opened: list[TestClient] = []
+
+    def make(key: Key | None) -> TestClient:
+        headers = {"Authorization": f"Bearer {key.plain}"} if key else {}
+        opened.append(TestClient(create_app(), headers=headers, raise_server_exceptions=False))
+        return opened[-1]
+
+    yield make
+    for client in opened:
+        client.close()
+
+
+@pytest.fixture
+def client(client_for: Callable[[Key | None], TestClient], api_key: Key) -> TestClient:
+    """An HTTP client of the API on behalf of ``acme``."""
+    return client_for(api_key)

@@ -1,0 +1,79 @@
+"""The data folder: private, locked by one, with secrets that stay."""
+
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from service.embedded.folder import LONGEST_SOCKET_PATH, Folder
+from service.embedded.processes import StartError
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folder:
+    monkeypatch.delenv("TROLL_KEY_PEPPER", raising=False)
+    folder = Folder(tmp_path / "data")
+    folder.prepare()
+    return folder
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_nobody_else_may_enter(folder: Folder) -> None:
+    assert {mode(path) for path in [folder.root, *folder.root.iterdir()]} == {0o700}
+
+
+def test_the_pepper_is_made_once_and_readable_by_its_owner_only(folder: Folder) -> None:
+    pepper = folder.pepper()
+    assert len(pepper) >= 32
+    assert Folder(folder.root).pepper() == pepper
+    assert mode(folder.root / "secrets.json") == 0o600
+
+
+def test_an_operators_pepper_goes_first(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TROLL_KEY_PEPPER", "x" * 40)
+    assert folder.pepper() == "x" * 40
+    assert not (folder.root / "secrets.json").exists()
+
+
+def test_a_second_stack_is_refused_and_told_who_is_there(folder: Folder) -> None:
+    code = (
+        "import pathlib, sys\n"
+        "from service.embedded.folder import Folder\n"
+        "folder = Folder(pathlib.Path(sys.argv[1])); folder.lock()\n"
+        "print(folder.holder(), flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(folder.root)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert int(other.stdout.readline()) == other.pid
+        with pytest.raises(StartError, match=f"in use by process {other.pid}.*troll down"):
+            folder.lock()
+        other.communicate()
+    folder.lock()
+    folder.unlock()
+
+
+def test_a_killed_holder_does_not_keep_the_folder(folder: Folder) -> None:
+    code = (
+        "import os, pathlib, signal, sys\n"
+        "from service.embedded.folder import Folder\n"
+        "Folder(pathlib.Path(sys.argv[1])).lock(); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(folder.root)], check=False)
+    assert folder.holder() is None
+    folder.lock()
+    folder.unlock()
+
+
+def test_sockets_of_a_deep_folder_go_where_their_path_is_short_enough(tmp_path: Path) -> None:
+    deep = Folder(tmp_path / ("x" * 120))
+    deep.prepare()
+    sockets = deep.sockets()
+    assert len(str(sockets / "postgres" / ".s.PGSQL.5432")) <= LONGEST_SOCKET_PATH
+    assert mode(sockets) == 0o700
+    sockets.rmdir()

@@ -1,0 +1,213 @@
+"""``troll up`` and ``troll down``, with every process, as a person at a terminal meets them."""
+
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from openai import OpenAI
+
+from service.embedded.folder import Folder
+from service.embedded.processes import find, leftovers
+
+pytestmark = pytest.mark.e2e
+
+APPS = ["api", "control-worker", "training-worker", "beat"]
+PROCESSES = ["redis", "postgres", *APPS]
+
+
+def environment() -> dict[str, str]:
+    """Ours, without what would point the stack at other servers and folders."""
+    names = ("DATABASE_URL", "DATABASE_OWNER_URL", "REDIS_URL", "OPENAI_BASE_URL", "OPENAI_API_KEY")
+    return {name: value for name, value in os.environ.items() if name not in names and not name.startswith("TROLL_")}
+
+
+def troll(*arguments: object, **more: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "service.cli", *map(str, arguments)]
+    return subprocess.run(command, env=environment() | more, capture_output=True, text=True, timeout=120, check=False)
+
+
+def up(folder: Path, *arguments: object) -> dict[str, Any]:
+    done = troll("up", "--data-dir", folder, "--port", 0, "--detach", *arguments)
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def client(ready: dict[str, Any]) -> OpenAI:
+    return OpenAI(base_url=ready["base_url"], api_key=ready["api_key"], max_retries=10)
+
+
+def state(folder: Path) -> dict[str, Any]:
+    state = Folder(folder).read_state()
+    assert state is not None
+    return state
+
+
+def recorded(folder: Path) -> list[dict[str, Any]]:
+    return list(json.loads((folder / "processes.json").read_text()))
+
+
+@pytest.fixture(scope="module")
+def lasting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder that many tests use one after the other, as an operator does over the years."""
+    folder = tmp_path_factory.mktemp("stack") / "data"
+    yield folder
+    troll("down", "--data-dir", folder)
+
+
+@pytest.fixture
+def folder(lasting: Path) -> Path:
+    """A folder with a stack that is up; an earlier test may have used it."""
+    if Folder(lasting).read_state() is None:
+        up(lasting)
+    return lasting
+
+
+@pytest.fixture
+def empty(tmp_path: Path) -> Iterator[Path]:
+    yield tmp_path / "data"
+    troll("down", "--data-dir", tmp_path / "data")
+
+
+def test_up_says_where_it_is_as_its_last_line(lasting: Path) -> None:
+    ready = up(lasting)
+    assert ready.keys() == {"base_url", "api_key", "data_dir", "model"}
+    assert (ready["data_dir"], ready["model"]) == (str(lasting), None)
+    assert client(ready).models.list().data == []
+
+
+def test_every_process_has_a_log_of_its_own(folder: Path) -> None:
+    assert [entry["name"] for entry in recorded(folder)] == PROCESSES
+    assert {path.stem for path in (folder / "logs").glob("*.log")} == {*PROCESSES, "prepare", "stack"}
+
+
+def test_secrets_are_readable_by_their_owner_only(folder: Path) -> None:
+    modes = {stat.S_IMODE((folder / name).stat().st_mode) for name in ("secrets.json", "first_key", "stack.json")}
+    assert modes == {0o600}
+
+
+def test_only_the_api_listens_on_a_port(folder: Path) -> None:
+    assert listening(folder) == {"api"}
+
+
+def test_a_second_up_on_the_folder_is_refused(folder: Path) -> None:
+    second = troll("up", "--data-dir", folder, "--port", 0)
+    assert second.returncode == 1
+    assert f"is in use by process {Folder(folder).holder()}" in second.stderr
+
+
+def listening(folder: Path) -> set[str]:
+    """Names of those that listen on a port."""
+    processes = {entry["name"]: psutil.Process(entry["pid"]) for entry in recorded(folder)}
+    return {
+        name
+        for name, process in processes.items()
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
+
+
+def test_operator_commands_find_the_stack_by_its_folder(folder: Path) -> None:
+    made = troll("keys", "create", "--organization", "acme", "--data-dir", folder)
+    assert made.returncode == 0, made.stderr
+    assert client({**state(folder), "api_key": made.stdout.strip()}).models.list().data == []
+    listed = json.loads(troll("keys", "list", "--json", "--data-dir", folder).stdout)
+    assert [(key["organization"], key["name"]) for key in listed] == [("default", "first"), ("acme", "unnamed")]
+
+
+def test_a_crashed_api_is_started_again_on_its_port(folder: Path) -> None:
+    [api] = [entry for entry in recorded(folder) if entry["name"] == "api"]
+    os.kill(api["pid"], signal.SIGKILL)
+    assert client(state(folder)).models.list().data == []
+    assert [entry["pid"] for entry in recorded(folder) if entry["name"] == "api"] != [api["pid"]]
+    assert "api exited (signal SIGKILL)" in (folder / "logs" / "stack.log").read_text()
+
+
+def test_everything_is_there_again_after_down_and_up(folder: Path) -> None:
+    before, running = state(folder), recorded(folder)
+    rows = b'{"messages": [{"role": "user", "content": "1+1="}], "answer": "2"}\n'
+    uploaded = client(before).files.create(file=("rows.jsonl", rows), purpose="fine-tune").id
+    assert troll("down", "--data-dir", folder).returncode == 0
+    assert [entry["name"] for entry in running if find(entry["pid"], entry["started"])] == []
+    assert not (folder / "stack.json").exists()
+    after = up(folder)
+    assert after["api_key"] == before["api_key"]
+    assert client(after).files.content(uploaded).read() == rows
+
+
+def test_up_ends_what_a_killed_stack_left_and_goes_on(folder: Path) -> None:
+    before, running = state(folder), recorded(folder)
+    os.kill(before["pid"], signal.SIGKILL)
+    time.sleep(0.1)
+    assert [entry["name"] for entry in leftovers(folder / "processes.json")] == PROCESSES
+    after = up(folder)
+    assert [entry["name"] for entry in running if find(entry["pid"], entry["started"])] == []
+    assert after["api_key"] == before["api_key"]
+    assert "left: redis, postgres, api" in (folder / "logs" / "stack.log").read_text()
+
+
+def test_up_comes_back_when_everything_was_killed_at_once(folder: Path) -> None:
+    before = state(folder)
+    for pid in (before["pid"], *(entry["pid"] for entry in recorded(folder))):
+        os.kill(pid, signal.SIGKILL)
+    after = up(folder)
+    assert client(after).models.list().data == []
+    assert after["api_key"] == before["api_key"]
+
+
+def test_ctrl_c_stops_all_of_it(empty: Path) -> None:
+    command = [sys.executable, "-m", "service.cli", "up", "--data-dir", str(empty), "--port", "0"]
+    with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+        assert run.stdout is not None
+        assert run.stdout.readline().startswith("OPENAI_BASE_URL=http://127.0.0.1:")
+        running = recorded(empty)
+        run.send_signal(signal.SIGINT)
+        _, said = run.communicate(timeout=60)
+    assert run.returncode == 0, said
+    assert said.endswith("Stopped.\n")
+    assert [entry["name"] for entry in running if find(entry["pid"], entry["started"])] == []
+
+
+def test_ctrl_c_while_starting_stops_all_of_it_too(empty: Path) -> None:
+    command = [sys.executable, "-m", "service.cli", "up", "--data-dir", str(empty), "--port", "0"]
+    with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+        while not (empty / "processes.json").exists():
+            time.sleep(0.01)
+        run.send_signal(signal.SIGINT)
+        out, _ = run.communicate(timeout=60)
+    assert run.returncode == 130
+    assert out == ""
+    assert leftovers(empty / "processes.json") == []
+
+
+def test_a_taken_port_is_told_before_anything_starts(empty: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        done = troll("up", "--data-dir", empty, "--port", taken.getsockname()[1], "--detach")
+    assert done.returncode == 1
+    assert "Address already in use. Choose another with --port" in done.stderr
+    assert not (empty / "postgres").exists()
+
+
+def test_a_database_that_does_not_answer_is_told_with_the_log(empty: Path) -> None:
+    nowhere = {"DATABASE_URL": "postgresql://127.0.0.1:9/none", "TROLL_KEY_PEPPER": "x" * 40}
+    done = troll("up", "--data-dir", empty, "--port", 0, "--detach", **nowhere)
+    assert done.returncode == 1
+    assert "Error: prepare failed" in done.stderr
+    assert "port 9" in done.stderr
+    assert leftovers(empty / "processes.json") == []
+
+
+def test_down_without_a_stack_is_no_error(empty: Path) -> None:
+    done = troll("down", "--data-dir", empty)
+    assert (done.returncode, "No stack was up." in done.stderr) == (0, True)
