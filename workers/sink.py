@@ -74,7 +74,6 @@ def write(session: Session, job: Job, lines: list[wire.Line]) -> None:
             _progress(session, job, line)
         elif isinstance(line, wire.Checkpoint):
             _checkpoint(session, job, line)
-            drafts.append(EventDraft(f"Checkpoint created at step {line.step}", key=f"checkpoint-{line.step}"))
     jobs.tell(session, job, drafts)
 
 

@@ -1,0 +1,92 @@
+"""The whole stack as a user starts it: ``troll up --detach --demo-model``, and the official client pointed at it."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from openai import OpenAI
+
+from service import demo
+
+OUTSIDE = ("DATABASE_URL", "DATABASE_OWNER_URL", "REDIS_URL")
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A running stack and a strict client of it."""
+
+    data_dir: Path
+    model: str
+    client: OpenAI
+
+    def training_children(self) -> list[psutil.Process]:
+        """Processes that train or wait to, in this stack."""
+        found = []
+        for process in psutil.process_iter(["cmdline"]):
+            ancestors = [str(part) for parent in process.parents() for part in parent.cmdline()]
+            if "workers.training" in (process.info["cmdline"] or []) and str(self.data_dir) in " ".join(ancestors):
+                found.append(process)
+        return found
+
+
+def troll(*arguments: str, timeout: float = 180) -> subprocess.CompletedProcess[str]:
+    environment = {
+        name: value for name, value in os.environ.items() if name not in OUTSIDE and not name.startswith("TROLL_")
+    }
+    command = [sys.executable, "-m", "service.cli", *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout, check=False)
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    folder = tmp_path_factory.mktemp("stack")
+    started = troll("up", "--data-dir", str(folder), "--port", "0", "--demo-model", "--detach")
+    try:
+        assert started.returncode == 0, started.stdout + started.stderr
+        told = json.loads(started.stdout.splitlines()[-1])
+        with OpenAI(
+            base_url=told["base_url"], api_key=told["api_key"], _strict_response_validation=True, max_retries=0
+        ) as client:
+            yield Stack(folder, told["model"], client)
+    finally:
+        stopped = troll("down", "--data-dir", str(folder))
+    assert stopped.returncode == 0, stopped.stdout + stopped.stderr
+
+
+@pytest.fixture(scope="session")
+def datasets(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """Ids of the demo's training and held-out rows."""
+    training, held_out = demo.write_rows(tmp_path_factory.mktemp("rows"))
+    files = stack.client.files
+    return (
+        files.create(file=training, purpose="fine-tune").id,
+        files.create(file=held_out, purpose="fine-tune").id,
+    )
+
+
+@pytest.fixture
+def create(stack: Stack, datasets: tuple[str, str]) -> Callable[..., Any]:
+    """``create(n_steps=4)`` submits the demo's job with these hyperparameters changed."""
+
+    def make(**hyperparameters: Any) -> Any:
+        training, held_out = datasets
+        settings = demo.HYPERPARAMETERS | hyperparameters
+        return stack.client.fine_tuning.jobs.create(
+            model=stack.model,
+            training_file=training,
+            validation_file=held_out,
+            seed=3,
+            method={
+                "type": "reinforcement",
+                "reinforcement": {"grader": demo.GRADER, "hyperparameters": settings},  # type: ignore[typeddict-item]
+            },
+        )
+
+    return make

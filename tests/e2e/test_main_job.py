@@ -1,0 +1,99 @@
+"""The main job through every real part: client, API, PostgreSQL, Redis, Celery, training child, weights."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from openai.types.fine_tuning import FineTuningJobEvent
+
+from service.cli.models import download
+from tests.e2e.conftest import Stack
+
+pytestmark = pytest.mark.e2e
+ENDED = ("succeeded", "failed", "cancelled")
+
+
+def wait(stack: Stack, id: str, until: Callable[[Any], bool] = lambda job: job.status in ENDED) -> Any:
+    deadline = time.monotonic() + 180
+    while True:
+        job = stack.client.fine_tuning.jobs.retrieve(id)
+        if until(job):
+            return job
+        assert job.status not in ENDED, f"{job.status}: {job.error}"
+        assert time.monotonic() < deadline, f"{id} is still {job.status}"
+        time.sleep(0.1)
+
+
+def events(stack: Stack, id: str) -> list[FineTuningJobEvent]:
+    """Every event, oldest first, through the client's own pagination."""
+    return list(stack.client.fine_tuning.jobs.list_events(id, limit=100))[::-1]
+
+
+def assert_told_once_and_in_order(told: list[FineTuningJobEvent], steps: int) -> None:
+    assert [event.seq for event in told] == list(range(1, len(told) + 1))  # type: ignore[attr-defined]
+    assert [event.data["step"] for event in told if event.type == "metrics"] == list(range(steps + 1))  # type: ignore[index]
+
+
+def test_a_job_improves_the_model_and_leaves_weights(stack: Stack, create: Callable[..., Any], tmp_path: Path) -> None:
+    job = wait(stack, create(n_steps=40, eval_interval=20).id)
+    assert (job.status, job.error) == ("succeeded", None)
+    told = events(stack, job.id)
+    assert_told_once_and_in_order(told, steps=40)
+    rewards = {event.data["step"]: event.data["full_valid_mean_reward"] for event in told if event.type == "metrics"}  # type: ignore[index]
+    assert rewards[0] < 0.55
+    assert rewards[40] > rewards[0] + 0.25
+    assert stack.client.models.retrieve(job.fine_tuned_model).id == job.fine_tuned_model
+    table = stack.client.files.content(job.result_files[0]).text
+    assert len(table.splitlines()) == 1 + 41
+    checkpoints = list(stack.client.fine_tuning.jobs.checkpoints.list(job.id))
+    assert [checkpoint.step_number for checkpoint in checkpoints][0] == 40
+    download(stack.client, job.fine_tuned_model, tmp_path / "weights")
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    AutoModelForCausalLM.from_pretrained(tmp_path / "weights")
+    assert AutoTokenizer.from_pretrained(tmp_path / "weights").chat_template
+
+
+def test_a_killed_training_child_resumes_from_its_checkpoint(stack: Stack, create: Callable[..., Any]) -> None:
+    id = create(n_steps=24, eval_interval=4).id
+    wait(stack, id, lambda job: job.model_extra["progress"]["step"] >= 6)
+    children = stack.training_children()
+    assert children
+    for child in children:
+        child.kill()
+    job = wait(stack, id)
+    assert (job.status, job.model_extra["progress"]["attempt"]) == ("succeeded", 2)
+    told = events(stack, id)
+    assert_told_once_and_in_order(told, steps=24)
+    assert any("esumed from" in event.message for event in told)
+
+
+def test_a_running_job_is_cancelled_within_seconds(stack: Stack, create: Callable[..., Any]) -> None:
+    id = create(n_steps=2000).id
+    wait(stack, id, lambda job: job.model_extra["progress"]["step"] >= 1)
+    stack.client.fine_tuning.jobs.cancel(id)
+    began = time.monotonic()
+    assert wait(stack, id).status == "cancelled"
+    assert time.monotonic() - began < 20
+    assert [event.message for event in events(stack, id)][-1] == "Job cancelled"
+
+
+def test_a_paused_job_goes_on_from_its_checkpoint(stack: Stack, create: Callable[..., Any]) -> None:
+    id = create(n_steps=12, eval_interval=100).id
+    wait(stack, id, lambda job: job.model_extra["progress"]["step"] >= 2)
+    # "paused" is no status that the client's types know, so the strict client is not asked to parse it.
+    raw = stack.client.fine_tuning.jobs.with_raw_response
+    raw.pause(id)
+    deadline = time.monotonic() + 60
+    while raw.retrieve(id).http_response.json()["status"] != "paused":
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    raw.resume(id)
+    deadline = time.monotonic() + 60
+    while (job := raw.retrieve(id).http_response.json())["status"] not in ENDED:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert job["status"] == "succeeded"
+    assert_told_once_and_in_order(events(stack, id), steps=12)

@@ -1,0 +1,111 @@
+"""The transformers engine samples from the model, and says of each token how likely it was."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.workers.training import tiny
+from workers.rollouts.engine import NonFiniteLogits, Sampling
+from workers.rollouts.transformers import TransformersEngine
+
+PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12, 13, 14, 6], [15, 5], [7, 7, 7]]
+NEVER = 10_000
+
+
+def engine(family: str = "qwen3", stop_ids: tuple[int, ...] = (1,), context: int = tiny.CONTEXT) -> TransformersEngine:
+    return TransformersEngine(tiny.model(family), stop_ids, context)
+
+
+@torch.no_grad()
+def log_probs_of(family: str, prompt: list[int], answer: list[int], temperature: float) -> Tensor:
+    """What the model alone, without padding and cache, gives an answer."""
+    ids = torch.tensor([prompt + answer])
+    log_probs = (tiny.model(family)(ids, use_cache=False).logits[0] / temperature).log_softmax(-1)
+    at = torch.arange(len(prompt) - 1, ids.shape[1] - 1)
+    return log_probs[at, ids[0, len(prompt) :]]
+
+
+@pytest.mark.parametrize("family", list(tiny.CONFIGS))
+def test_log_probs_are_the_models(family: str) -> None:
+    groups = engine(family).generate(PROMPTS, 3, Sampling(0.7, 12, seed=1))
+    for prompt, group in zip(PROMPTS, groups, strict=True):
+        for rollout in group:
+            expected = log_probs_of(family, prompt, rollout.token_ids, 0.7)
+            torch.testing.assert_close(torch.tensor(rollout.log_probs), expected, atol=2e-5, rtol=0)
+
+
+def test_the_same_seed_gives_the_same_rollouts() -> None:
+    sampling = Sampling(1.0, 8, seed=5)
+    assert engine().generate(PROMPTS, 4, sampling) == engine().generate(PROMPTS, 4, sampling)
+
+
+def test_another_seed_gives_other_rollouts() -> None:
+    first, second = (engine().generate(PROMPTS, 4, Sampling(1.0, 8, seed)) for seed in (5, 6))
+    assert first != second
+
+
+def test_rows_do_not_depend_on_which_others_are_in_the_batch() -> None:
+    sampling = Sampling(1.0, 12, seed=2)
+    alone = engine().generate(PROMPTS[2:3], 6, sampling)[0]
+    together = engine().generate(PROMPTS, 6, sampling)[2]
+    assert [rollout.token_ids for rollout in alone] == [rollout.token_ids for rollout in together]
+
+
+def test_small_batches_give_what_one_large_batch_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    sampling = Sampling(1.0, 8, seed=2)
+    whole = engine().generate(PROMPTS, 4, sampling)
+    monkeypatch.setattr("workers.rollouts.transformers.MAX_ROWS", 4)
+    split = engine().generate(PROMPTS, 4, sampling)
+    assert [[r.token_ids for r in group] for group in whole] == [[r.token_ids for r in group] for group in split]
+
+
+def test_an_answer_ends_with_its_stop_token_and_nowhere_else() -> None:
+    stops = (1, 6, 9, 12)
+    ended = set()
+    for group in engine(stop_ids=stops).generate(PROMPTS, 16, Sampling(1.0, 20, seed=3)):
+        for rollout in group:
+            assert not set(rollout.token_ids[:-1]) & set(stops)
+            assert (rollout.token_ids[-1] in stops) == (rollout.finish_reason == "stop")
+            ended.add(rollout.finish_reason)
+    assert ended == {"stop", "length"}
+
+
+def test_an_answer_without_end_has_max_tokens() -> None:
+    for group in engine(stop_ids=(NEVER,)).generate(PROMPTS, 2, Sampling(1.0, 9, seed=3)):
+        assert [(len(rollout.token_ids), rollout.finish_reason) for rollout in group] == [(9, "length")] * 2
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gpt2"])
+def test_an_answer_ends_where_the_context_does(family: str) -> None:
+    groups = engine(family, stop_ids=(NEVER,), context=10).generate(PROMPTS, 2, Sampling(1.0, 30, seed=3))
+    for prompt, group in zip(PROMPTS, groups, strict=True):
+        assert {len(prompt) + len(rollout.token_ids) for rollout in group} == {10}
+
+
+def test_temperature_0_takes_the_most_likely_token() -> None:
+    model = tiny.model("llama")
+    (rollout,) = TransformersEngine(model, (NEVER,), tiny.CONTEXT).generate(PROMPTS[:1], 1, Sampling(0.0, 6, seed=1))[0]
+    ids = list(PROMPTS[0])
+    for _ in range(6):
+        ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+    assert rollout.token_ids == ids[len(PROMPTS[0]) :]
+
+
+def test_tokens_are_drawn_as_often_as_they_are_likely() -> None:
+    draws = 4000
+    model = tiny.model("qwen3")
+    engine = TransformersEngine(model, (NEVER,), tiny.CONTEXT)
+    drawn = [rollout.token_ids[0] for rollout in engine.generate(PROMPTS[:1], draws, Sampling(1.5, 1, seed=9))[0]]
+    with torch.no_grad():
+        expected = (model(torch.tensor(PROMPTS[:1])).logits[0, -1] / 1.5).softmax(-1)
+    observed = torch.bincount(torch.tensor(drawn), minlength=len(expected)) / draws
+    deviation = (expected * (1 - expected) / draws).sqrt()
+    assert bool(((observed - expected).abs() < 4 * deviation + 1 / draws).all())
+
+
+def test_weights_that_are_not_numbers_are_noticed() -> None:
+    model = tiny.model("qwen3")
+    with torch.no_grad():
+        next(model.parameters()).fill_(torch.nan)
+    with pytest.raises(NonFiniteLogits):
+        TransformersEngine(model, (1,), tiny.CONTEXT).generate(PROMPTS, 2, Sampling(1.0, 4, seed=1))

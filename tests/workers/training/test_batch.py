@@ -1,0 +1,120 @@
+"""Graded groups, their advantages, and how they are cut into updates."""
+
+import pytest
+import torch
+
+from service.jobs.spec import Hyperparameters, resolve
+from workers.demo import make_tokenizer
+from workers.graders import Grade
+from workers.graders import Sample as GraderSample
+from workers.rollouts.engine import Rollout
+from workers.training import batch
+from workers.training.answers import Answer, AnswerReader
+from workers.training.batch import Sample, Trained
+from workers.training.data import Prompt
+from workers.training.errors import RunError
+from workers.wire import ExitCode
+
+CPU = torch.device("cpu")
+
+
+def rollout(length: int = 2) -> Rollout:
+    return Rollout(list(range(length)), [-0.5] * length, "stop")
+
+
+def group(*rewards: float | None) -> list[Sample]:
+    grades = [Grade(reward, error=None if reward is not None else "other_error") for reward in rewards]
+    return [Sample(Prompt({}, [1, 2]), rollout(), Answer("", 0), grade) for grade in grades]
+
+
+def trained(prompt: int, answer: int) -> Trained:
+    return Trained(list(range(100, 100 + prompt)), rollout(answer), 1.0)
+
+
+class FixedGrader:
+    def __init__(self, grades: list[Grade]) -> None:
+        self.grades = grades
+
+    def grade(self, samples: list[GraderSample]) -> list[Grade]:
+        return self.grades[: len(samples)]
+
+
+def grade(*grades: Grade) -> list[list[Sample]]:
+    reader = AnswerReader(make_tokenizer())
+    return batch.grade(FixedGrader(list(grades)), reader, [Prompt({}, [1])], [[rollout() for _ in grades]])
+
+
+def test_a_sample_without_a_reward_is_no_part_of_its_group() -> None:
+    with_failure = batch.trainable([group(1.0, None, 0.0, None, 0.5)], "grpo")[0]
+    without = batch.trainable([group(1.0, 0.0, 0.5)], "grpo")[0]
+    assert [sample.advantage for sample in with_failure] == [sample.advantage for sample in without]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("grpo", [0.7071, -0.7071]), ("dr_grpo", [0.5, -0.5]), ("rloo", [1.0, -1.0])]
+)
+def test_advantages_compare_within_a_group(name: str, expected: list[float]) -> None:
+    for samples in batch.trainable([group(1.0, 0.0), group(3.0, 2.0)], name):
+        assert [sample.advantage for sample in samples] == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("rewards", [(1.0, 1.0, 1.0), (0.3, None, None)])
+def test_a_group_with_nothing_to_compare_has_no_advantage(rewards: tuple[float | None, ...]) -> None:
+    (samples,) = batch.trainable([group(*rewards)], "grpo")
+    assert [sample.advantage for sample in samples] == [0.0] * len(samples)
+
+
+def test_a_step_without_any_reward_trains_on_nothing() -> None:
+    assert batch.trainable([group(None, None), group(None)], "grpo") == [[], []]
+
+
+def test_a_grader_that_fails_on_most_samples_ends_the_run() -> None:
+    failed = Grade(None, error="other_error", detail="no such field")
+    with pytest.raises(RunError, match=r"2 of 3 samples.*other_error: no such field") as caught:
+        grade(failed, Grade(1.0), failed)
+    assert caught.value.exit_code == ExitCode.GRADER_ERROR
+
+
+def test_answers_that_cannot_be_read_do_not_end_the_run() -> None:
+    unreadable = Grade(None, error="sample_parse_error", sample_at_fault=True)
+    (samples,) = grade(unreadable, unreadable, unreadable)
+    assert [sample.grade.reward for sample in samples] == [None] * 3
+
+
+def test_mini_batches_keep_groups_together_and_lose_none() -> None:
+    groups = [[trained(number + 1, 1)] * 3 for number in range(7)]
+    parts = batch.mini_batches(groups, 3)
+    assert [len(part) for part in parts] == [6, 6, 9]
+    assert [sample for part in parts for sample in part] == [sample for group in groups for sample in group]
+
+
+def test_micro_batches_keep_to_the_token_budget() -> None:
+    samples = [trained(prompt, answer) for prompt in (3, 9, 4) for answer in (1, 30, 6)]
+    parts = batch.micro_batches(samples, 24, CPU)
+    assert all(part.input_ids.numel() <= 24 or len(part.input_ids) == 1 for part in parts)
+    assert sum(len(part.tokens) for part in parts) == sum(len(sample.rollout.token_ids) for sample in samples)
+
+
+def test_positions_point_at_the_tokens_that_precede_the_answers() -> None:
+    (part,) = batch.micro_batches([trained(3, 2), trained(2, 4)], 100, CPU)
+    before = part.input_ids.flatten()[part.positions]
+    expected = {0: [102, 0], 1: [101, 0, 1, 2]}
+    assert part.input_ids.shape == (2, 5)
+    for row, ids in expected.items():
+        assert before[part.sequence_ids == row].tolist() == ids
+        assert part.tokens[part.sequence_ids == row].tolist() == list(range(len(ids)))
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "expected"),
+    [
+        ("token-mean", 7),
+        ("seq-mean-token-mean", 2),
+        ("seq-mean-token-sum", 2),
+        ("seq-mean-token-sum-norm", 20),
+    ],
+)
+def test_the_normalizer_counts_the_whole_mini_batch(aggregation: str, expected: float) -> None:
+    asked = Hyperparameters.model_validate({"aggregation": aggregation, "max_completion_tokens": 10})
+    hyperparameters = resolve(asked, training_rows=8)
+    assert batch.normalizer([trained(3, 2), trained(3, 5)], hyperparameters) == expected

@@ -1,0 +1,95 @@
+"""Prompts out of dataset rows, and the order they are trained on in."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import PreTrainedTokenizerBase
+
+from tests.workers.training import tiny
+from workers.demo import make_tokenizer
+from workers.training import data
+from workers.training.errors import RunError
+
+
+def write(path: Path, *rows: dict[str, Any] | str) -> Path:
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return path
+
+
+def ask(content: Any, role: str = "user") -> dict[str, Any]:
+    return {"messages": [{"role": role, "content": content}]}
+
+
+@pytest.fixture
+def plain_tokenizer() -> PreTrainedTokenizerBase:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = None
+    return tokenizer
+
+
+def test_a_prompt_is_the_chat_template_with_the_answer_about_to_begin(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer()
+    (prompt,) = data.load(write(tmp_path / "rows", ask("12+34=")), tokenizer, tiny.CONTEXT, "training_file")
+    assert tokenizer.decode(prompt.token_ids) == "<|user|>12+34=<|assistant|>"
+
+
+def test_without_a_chat_template_the_contents_are_joined(
+    tmp_path: Path, plain_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    row = {"messages": [{"role": "developer", "content": "1 "}, {"role": "user", "content": [{"text": "2="}]}]}
+    (prompt,) = data.load(write(tmp_path / "rows", row), plain_tokenizer, tiny.CONTEXT, "training_file")
+    assert prompt.token_ids == plain_tokenizer("1 \n2=")["input_ids"]
+
+
+def test_the_whole_row_stays_with_the_prompt(tmp_path: Path) -> None:
+    row = ask("1+1=") | {"answer": {"value": 2}}
+    (prompt,) = data.load(write(tmp_path / "rows", row), make_tokenizer(), tiny.CONTEXT, "training_file")
+    assert prompt.item == row
+
+
+def test_developer_messages_are_system_messages_to_a_template_that_knows_no_others(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m['role'][0:3] }}{% endfor %}"
+    assert data.render(ask("x", role="developer"), tokenizer) == "sys"
+
+
+def test_all_unusable_rows_are_named_at_once(tmp_path: Path) -> None:
+    rows = write(
+        tmp_path / "rows",
+        ask("1+1="),
+        "{broken",
+        {"answer": "2"},
+        ask([{"type": "image_url"}]),
+        ask("2", role="system"),
+        ask("1" * tiny.CONTEXT),
+    )
+    with pytest.raises(RunError) as caught:
+        data.load(rows, make_tokenizer(), tiny.CONTEXT, "validation_file")
+    assert caught.value.param == "validation_file"
+    assert [f"line {n}" in caught.value.message for n in range(1, 7)] == [False, True, True, True, True, True]
+    assert "the demo model knows user and assistant messages only" in caught.value.message
+    assert f"the model's context is {tiny.CONTEXT}" in caught.value.message
+
+
+def test_a_file_without_rows_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="no rows"):
+        data.load(write(tmp_path / "rows", ""), make_tokenizer(), tiny.CONTEXT, "training_file")
+
+
+def test_every_epoch_has_every_row_once_in_another_order() -> None:
+    rows, batch_size = 12, 4
+    steps = [data.rows_of_step(step, 1, rows, batch_size) for step in range(1, 7)]
+    first, second = sum(steps[:3], []), sum(steps[3:], [])
+    assert sorted(first) == sorted(second) == list(range(rows))
+    assert first != second != list(range(rows))
+
+
+def test_an_epoch_may_end_within_a_step() -> None:
+    drawn = sum((data.rows_of_step(step, 1, 5, 3) for step in range(1, 6)), [])
+    assert [sorted(drawn[start : start + 5]) for start in (0, 5, 10)] == [list(range(5))] * 3
+
+
+def test_another_seed_gives_another_order() -> None:
+    assert data.rows_of_step(1, 1, 50, 50) != data.rows_of_step(1, 2, 50, 50)

@@ -1,0 +1,354 @@
+"""Whole runs of a tiny model: what they say, where they go on from, and how they end."""
+
+import errno
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from service.jobs.spec import RunSpec
+from tests.workers.training import tiny
+from tests.workers.training.tiny import Recorder
+from workers import wire
+from workers.rollouts.engine import NonFiniteLogits
+from workers.training import checkpoint
+from workers.wire import ExitCode
+
+MakeSpec = Callable[..., RunSpec]
+Execute = Callable[..., tuple[int, Recorder]]
+
+
+class Killed(BaseException):
+    """Ends a run as a power cut does: nothing that follows in it happens."""
+
+
+def killed_at(step: int) -> Recorder:
+    def on_line(line: wire.Line) -> None:
+        if isinstance(line, wire.Progress) and line.step == step:
+            raise Killed
+
+    return Recorder(on_line)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def result_of(recorder: Recorder) -> wire.Result:
+    line = recorder.lines[-1]
+    assert isinstance(line, wire.Result)
+    return line
+
+
+def attempt(spec: RunSpec, number: int, checkpoints: list[Path]) -> RunSpec:
+    """The next attempt at the job of ``spec``."""
+    return spec.model_copy(
+        update={
+            "attempt": number,
+            "checkpoints": checkpoints,
+            "output_dir": spec.output_dir.with_name(f"attempt-{number}"),
+        }
+    )
+
+
+def test_a_run_ends_with_a_model_that_transformers_loads(make_spec: MakeSpec, execute: Execute) -> None:
+    code, recorder = execute(make_spec())
+    result = result_of(recorder)
+    assert (code, result.step) == (ExitCode.DONE, 4)
+    assert result.trained_tokens > 0
+    AutoModelForCausalLM.from_pretrained(result.model_path)
+    assert AutoTokenizer.from_pretrained(result.model_path).chat_template
+
+
+def test_training_changes_the_weights(make_spec: MakeSpec, execute: Execute, base: Path) -> None:
+    _, recorder = execute(make_spec(n_steps=1))
+    after, before = weights(result_of(recorder).model_path), weights(base)
+    assert any(not torch.equal(after[name], before[name]) for name in before)
+
+
+@pytest.mark.parametrize("family", list(tiny.CONFIGS))
+@pytest.mark.parametrize("objective", ["troll", "clip"])
+def test_every_family_trains(
+    make_spec: MakeSpec, execute: Execute, tmp_path: Path, family: str, objective: str
+) -> None:
+    folder = tiny.save(tmp_path / "model", family)
+    code, recorder = execute(make_spec(model_path=folder, objective=objective, n_steps=1))
+    assert code == ExitCode.DONE
+    numbers = recorder.metrics()[1]["troll"]
+    assert math.isfinite(numbers["policy_loss"])
+    assert numbers["grad_norm"] > 0
+
+
+def test_every_step_is_told_once_and_in_order(make_spec: MakeSpec, execute: Execute) -> None:
+    _, recorder = execute(make_spec(n_steps=3, eval_interval=2))
+    keys = [line.key for line in recorder.lines if isinstance(line, wire.Event)]
+    assert keys == ["started", "step-0", "step-1", "step-2", "checkpoint-2", "step-3", "checkpoint-3"]
+    assert [line.step for line in recorder.lines if isinstance(line, wire.Progress)] == [0, 1, 2, 3]
+    assert recorder.messages() == ["Training started", "Checkpoint created at step 2", "Checkpoint created at step 3"]
+
+
+def test_the_model_is_evaluated_before_training_at_the_interval_and_at_the_end(
+    make_spec: MakeSpec, execute: Execute
+) -> None:
+    _, recorder = execute(make_spec(n_steps=3, eval_interval=2))
+    evaluated = {step: data["full_valid_mean_reward"] is not None for step, data in recorder.metrics().items()}
+    assert evaluated == {0: True, 1: False, 2: True, 3: True}
+
+
+def test_a_resumed_run_is_the_run_that_was_never_interrupted(make_spec: MakeSpec, execute: Execute) -> None:
+    spec = make_spec(n_steps=5, eval_interval=2)
+    _, whole = execute(make_spec("whole", n_steps=5, eval_interval=2))
+    first = killed_at(3)
+    with pytest.raises(Killed):
+        execute(spec, first)
+    code, second = execute(attempt(spec, 2, first.checkpoints()))
+
+    assert code == ExitCode.DONE
+    assert list(second.metrics()) == [3, 4, 5]
+    told = tiny.without_times(first.metrics() | second.metrics())
+    assert told == tiny.without_times(whole.metrics())
+    assert tiny.without_times(first.metrics())[3] == tiny.without_times(second.metrics())[3]
+    assert result_of(second).metrics == result_of(whole).metrics
+    ours, theirs = weights(result_of(second).model_path), weights(result_of(whole).model_path)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert "Training resumed from the checkpoint of step 2" in second.messages()
+
+
+def test_resuming_is_exact_with_weights_stored_in_bfloat16(
+    make_spec: MakeSpec, execute: Execute, tmp_path: Path
+) -> None:
+    base = tiny.save(tmp_path / "model", dtype=torch.bfloat16)
+    asked: dict[str, Any] = {"model_path": base, "n_steps": 3, "eval_interval": 2}
+    _, whole = execute(make_spec("whole", **asked))
+    spec, first = make_spec(**asked), killed_at(2)
+    first.on_line = lambda line: _kill_after_checkpoint(line)
+    with pytest.raises(Killed):
+        execute(spec, first)
+    _, second = execute(attempt(spec, 2, first.checkpoints()))
+    assert tiny.without_times(second.metrics())[3] == tiny.without_times(whole.metrics())[3]
+
+
+def _kill_after_checkpoint(line: wire.Line) -> None:
+    if isinstance(line, wire.Checkpoint):
+        raise Killed
+
+
+def test_a_run_killed_before_its_result_only_writes_the_model(make_spec: MakeSpec, execute: Execute) -> None:
+    _, first = execute(make_spec())
+    code, second = execute(attempt(make_spec(), 2, first.checkpoints()))
+    assert (code, second.metrics()) == (ExitCode.DONE, {})
+    assert result_of(second).metrics == result_of(first).metrics
+
+
+def test_a_damaged_checkpoint_is_told_and_the_one_before_it_used(make_spec: MakeSpec, execute: Execute) -> None:
+    spec = make_spec()
+    _, first = execute(spec)
+    newest, older = first.checkpoints()
+    (newest / "state" / "optimizer.safetensors").unlink()
+    _, second = execute(attempt(spec, 2, [newest, older]))
+    (warning,) = (line for line in second.lines if isinstance(line, wire.Event) and line.level == "warn")
+    assert "step-000004 is damaged and was skipped: state/optimizer.safetensors is missing" in warning.message
+    assert list(second.metrics()) == [3, 4]
+
+
+def test_a_run_that_is_told_to_stop_ends_with_a_checkpoint(make_spec: MakeSpec, execute: Execute) -> None:
+    def stop(line: wire.Line) -> None:
+        if isinstance(line, wire.Progress) and line.step == 1:
+            recorder.channel.stop()
+
+    recorder = Recorder(stop)
+    code, _ = execute(make_spec(), recorder)
+    assert code == ExitCode.STOPPED
+    (folder,) = recorder.checkpoints()
+    checkpoint.verify(folder)
+    assert (folder.name, list(recorder.metrics())) == ("step-000001", [0, 1])
+
+
+def test_stopping_where_a_checkpoint_is_writes_no_other(make_spec: MakeSpec, execute: Execute) -> None:
+    spec = make_spec()
+    _, first = execute(spec)
+    stopped = Recorder()
+    stopped.on_line = lambda line: stopped.channel.stop()
+    code, _ = execute(attempt(spec, 2, first.checkpoints()[1:]), stopped)
+    assert (code, stopped.checkpoints()) == (ExitCode.STOPPED, [])
+
+
+def test_the_same_seed_gives_the_same_run_and_another_another(make_spec: MakeSpec, execute: Execute) -> None:
+    runs = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        spec = make_spec(name, n_steps=2)
+        job = spec.job.model_copy(update={"seed": seed})
+        runs.append(tiny.without_times(execute(spec.model_copy(update={"job": job}))[1].metrics()))
+    assert runs[0] == runs[1] != runs[2]
+
+
+def test_metrics_have_the_names_of_the_api(make_spec: MakeSpec, execute: Execute) -> None:
+    grader = {"type": "multi", "graders": {"exact": tiny.EXACT, "close": tiny.CLOSE}, "calculate_output": "close"}
+    _, recorder = execute(make_spec(grader=grader, n_steps=2, eval_interval=2, eval_samples=2))
+    before, _, last = (recorder.metrics()[step] for step in range(3))
+    assert before["train_mean_reward"] is None
+    assert (last["step"], last["total_steps"]) == (2, 2)
+    for name in ("train_mean_reward", "full_valid_mean_reward", "completion_tokens_mean", "reward_std"):
+        assert last[name] > 0, name
+    for name in ("full_valid_mean_parse_error", "mean_unresponsive_rewards", "reasoning_tokens_mean"):
+        assert last[name] == 0, name
+    assert 0 <= last["frac_reward_zero_std"] < 1
+    scores = last["scores"]
+    assert (scores["train_reward_mean"], scores["valid_reward_mean"]) == (
+        last["train_mean_reward"],
+        last["full_valid_mean_reward"],
+    )
+    assert [(row["name"], row["type"]) for row in scores["graders"]] == [
+        ("exact", "string_check"),
+        ("close", "text_similarity"),
+    ]
+    assert scores["graders"][1]["train_reward_mean"] == pytest.approx(last["train_mean_reward"])
+    assert {row["name"] for row in last["errors"]["graders"]} == {"exact", "close", "multi"}
+    assert last["errors"]["graders"][0]["valid_other_error_count"] == 0
+    assert {"sampling", "training", "eval", "full_iteration"} <= last["timing"]["step"].keys()
+    assert last["timing"]["graders"][0]["train_execution_latency_mean"] > 0
+    assert last["completions"]["max_length"] <= 5
+
+
+def test_metrics_have_trolls_numbers(make_spec: MakeSpec, execute: Execute) -> None:
+    _, recorder = execute(make_spec(n_steps=1, learning_rate=0.05, kl_bound=0.01))
+    numbers = recorder.metrics()[1]["troll"]
+    assert numbers["kl_before_max"] > 0.01 >= numbers["kl_after_max"] - 1e-6
+    assert 0 < numbers["fraction_projected"] < 1
+    names = {"beta", "kept_mass", "ratio", "ratio_max", "entropy", "grad_norm", "lr", "policy_loss", "regression_loss"}
+    assert names <= numbers.keys()
+    assert numbers["sampler_log_prob_difference_max"] < 1e-4
+
+
+def test_metrics_are_plain_json(make_spec: MakeSpec, execute: Execute) -> None:
+    _, recorder = execute(make_spec(n_steps=1))
+    for data in recorder.metrics().values():
+        assert json.loads(json.dumps(data, allow_nan=False)) == data
+
+
+def test_samples_of_the_evaluation_are_shown(make_spec: MakeSpec, execute: Execute) -> None:
+    _, recorder = execute(make_spec(n_steps=1))
+    shown = recorder.metrics()[0]["samples"]
+    assert [sample["prompt"] for sample in shown] == ["7+3=", "7+308=", "12+25="]
+    assert all(isinstance(sample["answer"], str) and 0 <= sample["reward"] <= 1 for sample in shown)
+
+
+def test_samples_that_cannot_be_graded_are_counted_and_left_out(
+    make_spec: MakeSpec, execute: Execute, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from workers import graders
+
+    real = graders.build
+
+    class Moody:
+        def __init__(self, definition: Any) -> None:
+            self.inner = real(definition)
+
+        def grade(self, samples: list[graders.Sample]) -> list[graders.Grade]:
+            grades = self.inner.grade(samples)
+            failed = graders.Grade(None, error="other_error", detail="moody")
+            return [failed if number % 4 == 1 else each for number, each in enumerate(grades)]
+
+    monkeypatch.setattr(graders, "build", Moody)
+    code, recorder = execute(make_spec(n_steps=1))
+    data = recorder.metrics()[1]
+    assert code == ExitCode.DONE
+    assert data["mean_unresponsive_rewards"] == 0.25
+    assert data["errors"]["graders"][0]["train_other_error_count"] == 4
+    assert data["troll"]["tokens"] < data["completion_tokens_mean"] * 16
+
+
+def test_a_grader_that_always_fails_ends_the_run(make_spec: MakeSpec, execute: Execute) -> None:
+    grader = tiny.EXACT | {"reference": "{{item.nothing}}"}
+    code, recorder = execute(make_spec(grader=grader))
+    assert code == ExitCode.GRADER_ERROR
+    assert recorder.failure().code == "grader_failed"
+    assert "invalid_variable_error" in recorder.failure().message
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "exit_code", "says"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), "out_of_memory", ExitCode.USER_ERROR, "max_completion_tokens"),
+        (MemoryError(), "out_of_memory", ExitCode.USER_ERROR, "max_completion_tokens"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+            "out_of_memory",
+            ExitCode.USER_ERROR,
+            "max_completion_tokens",
+        ),
+        (NonFiniteLogits(), "non_finite_logits", ExitCode.USER_ERROR, "Lower learning_rate"),
+        (OSError(errno.ENOSPC, "No space left on device"), "disk_full", ExitCode.UNAVAILABLE, "Free space"),
+        (ZeroDivisionError("surprise"), "internal_error", ExitCode.BUG, "while training: ZeroDivisionError: surprise"),
+    ],
+)
+def test_what_goes_wrong_is_explained(
+    make_spec: MakeSpec,
+    execute: Execute,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    code: str,
+    exit_code: int,
+    says: str,
+) -> None:
+    from workers.training import update
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(update, "train", fail)
+    ended, recorder = execute(make_spec())
+    assert (ended, recorder.failure().code) == (exit_code, code)
+    assert says in recorder.failure().message
+
+
+def test_a_full_disk_keeps_earlier_checkpoints(
+    make_spec: MakeSpec, execute: Execute, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = checkpoint._write_manifest
+
+    def fill(folder: Path, step: int) -> None:
+        if step == 4:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(folder, step)
+
+    monkeypatch.setattr(checkpoint, "_write_manifest", fill)
+    spec = make_spec()
+    code, recorder = execute(spec)
+    assert (code, recorder.failure().code) == (ExitCode.UNAVAILABLE, "disk_full")
+    assert [folder.name for folder in (spec.output_dir / "checkpoints").iterdir()] == ["step-000002"]
+
+
+def test_a_model_that_cannot_be_loaded_is_the_users_to_change(
+    make_spec: MakeSpec, execute: Execute, tmp_path: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    code, recorder = execute(make_spec(model_path=tmp_path / "empty"))
+    assert (code, recorder.failure().param) == (ExitCode.USER_ERROR, "model")
+
+
+def test_a_prompt_without_room_for_an_answer_is_named(make_spec: MakeSpec, execute: Execute) -> None:
+    spec = make_spec()
+    with spec.validation_path.open("a") as file:
+        file.write(json.dumps({"messages": [{"role": "user", "content": "1" * 60}], "answer": "1"}))
+    code, recorder = execute(spec)
+    assert (code, recorder.failure().param) == (ExitCode.USER_ERROR, "validation_file")
+    assert f"line {len(tiny.ROWS[::2]) + 1}" in recorder.failure().message
+
+
+def test_learning_works(make_spec: MakeSpec, execute: Execute) -> None:
+    asked = {"n_steps": 20, "eval_interval": 20, "batch_size": 8, "group_size": 8, "max_completion_tokens": 2}
+    spec = make_spec(grader=tiny.EXACT, **asked)
+    # Every row asks for the same answer, so a model this small can learn it in a second.
+    for path in (spec.training_path, spec.validation_path):
+        rows = [json.loads(line) | {"answer": "7"} for line in path.read_text().splitlines()]
+        path.write_text("\n".join(map(json.dumps, rows)))
+    _, recorder = execute(spec)
+    before, after = (recorder.metrics()[step]["full_valid_mean_reward"] for step in (0, 20))
+    assert before < 0.5 < 0.9 < after

@@ -1,0 +1,97 @@
+"""Models are loaded from folders that are complete and bring no code along."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.workers.training import tiny
+from workers.training import policy
+from workers.training.errors import RunError
+
+CPU = torch.device("cpu")
+
+
+def load(folder: Path) -> policy.Policy:
+    return policy.load(folder, CPU)
+
+
+def edit(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tiny.save(tmp_path / "model")
+
+
+def refused(folder: Path) -> str:
+    with pytest.raises(RunError) as caught:
+        load(folder)
+    assert (caught.value.code, caught.value.param) == ("invalid_model", "model")
+    return caught.value.message
+
+
+def test_weights_are_float32_whatever_they_are_stored_in(tmp_path: Path) -> None:
+    loaded = load(tiny.save(tmp_path / "model", dtype=torch.bfloat16))
+    assert {parameter.dtype for parameter in loaded.model.parameters()} == {torch.float32}
+    assert loaded.saved_dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
+def test_a_folder_that_asks_for_code_is_refused(folder: Path, name: str) -> None:
+    edit(folder / name, auto_map={"AutoModelForCausalLM": "modeling.Evil"})
+    assert "auto_map" in refused(folder)
+
+
+def test_a_folder_with_code_is_refused(folder: Path) -> None:
+    (folder / "modeling.py").write_text("raise SystemExit")
+    assert "modeling.py" in refused(folder)
+
+
+def test_quantized_weights_are_refused(folder: Path) -> None:
+    edit(folder / "config.json", quantization_config={"quant_method": "fp8"})
+    assert "quantized" in refused(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_folder_that_lacks_a_file_is_refused(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    assert name in refused(folder)
+
+
+def test_a_folder_without_a_tokenizer_is_refused(folder: Path) -> None:
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
+    assert "no tokenizer" in refused(folder)
+
+
+def test_weights_that_are_missing_are_not_made_up(folder: Path) -> None:
+    edit(folder / "config.json", num_hidden_layers=3, layer_types=["full_attention"] * 3)
+    assert "missing_keys" in refused(folder)
+
+
+def test_a_model_without_an_end_token_is_refused(folder: Path) -> None:
+    edit(folder / "tokenizer_config.json", eos_token=None)
+    (folder / "generation_config.json").unlink()
+    assert "end-of-sequence" in refused(folder)
+
+
+def test_every_end_token_of_the_generation_config_stops(folder: Path) -> None:
+    edit(folder / "generation_config.json", eos_token_id=[1, 4])
+    assert load(folder).stop_ids == [1, 4]
+
+
+def test_a_tokenizer_without_a_pad_token_will_do(folder: Path) -> None:
+    edit(folder / "tokenizer_config.json", pad_token=None)
+    assert load(folder).tokenizer.pad_token is None
+
+
+@pytest.mark.parametrize(("family", "plain"), [("qwen3", True), ("gpt2", True), ("gemma2", False)])
+def test_logits_that_are_more_than_the_output_layer_are_left_to_the_model(
+    tmp_path: Path, family: str, plain: bool
+) -> None:
+    loaded = load(tiny.save(tmp_path / "model", family))
+    assert (loaded.output is not None) == plain

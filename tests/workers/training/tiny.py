@@ -1,0 +1,166 @@
+"""Tiny models of real architectures, runs over a handful of additions, and what a run said."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import PreTrainedModel
+
+from service.jobs.spec import Hyperparameters, JobSpec, RunSpec, resolve
+from workers import wire
+from workers.demo import CHARACTERS, make_tokenizer
+from workers.training.channel import Channel
+
+EXACT = {
+    "type": "string_check",
+    "name": "exact",
+    "input": "{{sample.output_text}}",
+    "reference": "{{item.answer}}",
+    "operation": "eq",
+}
+CLOSE = {
+    "type": "text_similarity",
+    "name": "close",
+    "input": "{{sample.output_text}}",
+    "reference": "{{item.answer}}",
+    "evaluation_metric": "fuzzy_match",
+}
+ROWS = [(a, b) for a in (7, 12, 140) for b in (3, 25, 308)]
+CONTEXT = 48
+
+
+def _plain(vocabulary: int) -> dict[str, Any]:
+    return {
+        "vocab_size": vocabulary,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": CONTEXT,
+    }
+
+
+def _gpt2(v: int) -> transformers.PreTrainedConfig:
+    return transformers.GPT2Config(vocab_size=v, n_embd=32, n_layer=2, n_head=4, n_positions=CONTEXT)
+
+
+def _mamba(v: int) -> transformers.PreTrainedConfig:
+    return transformers.MambaConfig(vocab_size=v, hidden_size=32, num_hidden_layers=2, state_size=4)
+
+
+CONFIGS: dict[str, Callable[[int], transformers.PreTrainedConfig]] = {
+    "llama": lambda v: transformers.LlamaConfig(**_plain(v)),
+    "qwen2": lambda v: transformers.Qwen2Config(**_plain(v), tie_word_embeddings=True),
+    "qwen3": lambda v: transformers.Qwen3Config(**_plain(v), head_dim=8, tie_word_embeddings=True),
+    "gpt2": _gpt2,
+    # Caps its logits, attends through a sliding window in every other layer.
+    "gemma2": lambda v: transformers.Gemma2Config(
+        **_plain(v), head_dim=8, sliding_window=6, final_logit_softcapping=2.0, query_pre_attn_scalar=8
+    ),
+    # Keeps a recurrent state instead of a cache of keys and values.
+    "mamba": _mamba,
+}
+
+
+def model(family: str, seed: int = 0) -> PreTrainedModel:
+    """A random model whose next-token distributions are far from uniform."""
+    torch.manual_seed(seed)
+    tokenizer = make_tokenizer()
+    config = CONFIGS[family](len(tokenizer))
+    config.eos_token_id, config.pad_token_id, config.bos_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id, None
+    made: PreTrainedModel = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            if parameter.dim() == 2:
+                parameter.normal_(std=0.25)
+    return made.eval()
+
+
+def save(folder: Path, family: str = "qwen3", dtype: torch.dtype = torch.float32) -> Path:
+    """A model folder with a tokenizer."""
+    model(family).to(dtype).save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def write_rows(path: Path, rows: Sequence[tuple[int, int]] = ROWS) -> Path:
+    # Close to anything that a random model says, and closer to some of it.
+    lines = [
+        json.dumps({"messages": [{"role": "user", "content": f"{a}+{b}="}], "answer": CHARACTERS[:12]}) for a, b in rows
+    ]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def spec(folder: Path, model_path: Path, grader: dict[str, Any] = CLOSE, **asked: Any) -> RunSpec:
+    """A run over ``ROWS`` whose files lie in ``folder``."""
+    folder.mkdir(exist_ok=True)
+    wanted = {
+        "batch_size": 4,
+        "group_size": 4,
+        "mini_batches": 2,
+        "learning_rate": 1e-2,
+        "n_steps": 4,
+        "eval_interval": 2,
+        "max_completion_tokens": 5,
+    }
+    hyperparameters = resolve(Hyperparameters(**(wanted | asked)), training_rows=len(ROWS))
+    return RunSpec(
+        job_id="ftjob_1",
+        attempt=1,
+        job=JobSpec(
+            model="tiny",
+            training_file="file_1",
+            validation_file="file_2",
+            grader=grader,
+            hyperparameters=hyperparameters,
+            seed=3,
+        ),
+        model_path=model_path,
+        training_path=write_rows(folder / "train.jsonl"),
+        validation_path=write_rows(folder / "valid.jsonl", ROWS[::2]),
+        checkpoints=[],
+        output_dir=folder / "out",
+    )
+
+
+@dataclass
+class Recorder:
+    """Collects the lines of a run; ``on_line`` may do something about one."""
+
+    on_line: Callable[[wire.Line], None] = lambda line: None
+    lines: list[wire.Line] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.channel = Channel(self._take)
+
+    def _take(self, raw: bytes) -> None:
+        assert raw.endswith(b"\n")
+        self.lines.append(wire.parse(raw))
+        self.on_line(self.lines[-1])
+
+    def metrics(self) -> dict[int, dict[str, Any]]:
+        """The data of the metrics events by step."""
+        events = [line for line in self.lines if isinstance(line, wire.Event) and line.type == "metrics"]
+        return {event.data["step"]: event.data for event in events if event.data}
+
+    def checkpoints(self) -> list[Path]:
+        """Checkpoint folders, newest first."""
+        return [line.path for line in self.lines if isinstance(line, wire.Checkpoint)][::-1]
+
+    def failure(self) -> wire.Failure:
+        (failure,) = (line for line in self.lines if isinstance(line, wire.Failure))
+        return failure
+
+    def messages(self) -> list[str]:
+        return [line.message for line in self.lines if isinstance(line, wire.Event) and line.type == "message"]
+
+
+def without_times(metrics: dict[int, dict[str, Any]]) -> dict[int, dict[str, Any]]:
+    """The metrics without what no two runs have in common."""
+    return {step: {name: value for name, value in data.items() if name != "timing"} for step, data in metrics.items()}

@@ -1,0 +1,1 @@
+"""Rollout engines: prompts in, sampled answers out, all of it as token ids."""

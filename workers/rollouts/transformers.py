@@ -1,0 +1,208 @@
+"""Rollouts by the transformers model that is being trained itself: no second copy of the weights, nothing to sync.
+
+Each unique prompt is read once; its cache is then repeated for the group. Rows whose answer has ended leave the batch
+once they are half of it. Every row has its own random numbers, so that what one row samples does not depend on which
+others are in the batch. Prompts are padded on the left.
+
+P prompts, R rows (prompts times samples), L padded prompt length, V vocabulary.
+"""
+
+import inspect
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache, PreTrainedModel
+
+from workers.rollouts.engine import NonFiniteLogits, Rollout, Sampling
+from workers.rollouts.precision import autocast
+
+CACHE_BYTES = 4 << 30
+LOGITS_PER_BATCH = 1 << 26
+MAX_ROWS = 1024
+
+
+class TransformersEngine:
+    """A ``RolloutEngine`` over any causal language model of transformers.
+
+    Args:
+        stop_ids: tokens that end an answer.
+        context_length: an answer ends where prompt and answer together reach it.
+    """
+
+    def __init__(self, model: PreTrainedModel, stop_ids: Sequence[int], context_length: int) -> None:
+        self._model = model
+        self._stop_ids = torch.tensor(sorted(stop_ids), device=model.device)
+        self._context_length = context_length
+        self._accepted = set(inspect.signature(model.forward).parameters)
+
+    @torch.no_grad()
+    def generate(self, prompts: Sequence[Sequence[int]], samples: int, sampling: Sampling) -> list[list[Rollout]]:
+        generator = torch.Generator().manual_seed(sampling.seed)
+        groups: list[list[Rollout]] = [[] for _ in prompts]
+        for chunk in self._chunks(prompts, samples, sampling.max_tokens):
+            draws = torch.rand(len(chunk) * samples, sampling.max_tokens, generator=generator, dtype=torch.float64)
+            with autocast(self._model.device):
+                rollouts = self._generate([prompts[i] for i in chunk], samples, sampling, draws)
+            for position, i in enumerate(chunk):
+                groups[i] = rollouts[position * samples : (position + 1) * samples]
+        return groups
+
+    def _chunks(self, prompts: Sequence[Sequence[int]], samples: int, max_tokens: int) -> Iterator[list[int]]:
+        """Indices of prompts of similar length that fit into memory together."""
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+        per_token, room = _cache_bytes_per_token(self._model), _cache_room(self._model.device)
+        most_rows = min(MAX_ROWS, LOGITS_PER_BATCH // self._model.config.get_text_config().vocab_size)
+        chunk: list[int] = []
+        for i in order:
+            rows = (len(chunk) + 1) * samples
+            if chunk and (rows > most_rows or rows * (len(prompts[i]) + max_tokens) * per_token > room):
+                yield chunk
+                chunk = []
+            chunk.append(i)
+        if chunk:
+            yield chunk
+
+    def _generate(self, prompts: list[Sequence[int]], samples: int, sampling: Sampling, draws: Tensor) -> list[Rollout]:
+        device = self._model.device
+        lengths = torch.tensor([len(prompt) for prompt in prompts], device=device).repeat_interleave(samples)  # [R]
+        decoder, logits = self._prefill(prompts, samples)
+        draws = draws.to(device)
+        answer = _Answers(len(lengths), sampling.max_tokens, device)
+        rows = torch.arange(len(lengths), device=device)  # which answer each row of the batch is
+        done = torch.zeros_like(rows, dtype=torch.bool)
+        for position in range(sampling.max_tokens):
+            tokens, log_probs = _choose(logits, sampling.temperature, draws[rows, position])
+            answer.add(rows[~done], position, tokens[~done], log_probs[~done])
+            stopped = torch.isin(tokens, self._stop_ids)
+            answer.stopped[rows[stopped & ~done]] = True
+            done = done | stopped | (lengths[rows] + position + 1 >= self._context_length)
+            finished = int(done.sum())
+            if finished == len(done) or position + 1 == sampling.max_tokens:
+                break
+            if 2 * finished >= len(done):
+                left = (~done).nonzero().squeeze(-1)
+                decoder.keep(left)
+                rows, tokens, done = rows[left], tokens[left], done[left]
+            logits = decoder.step(tokens)
+        return answer.rollouts()
+
+    def _prefill(self, prompts: list[Sequence[int]], samples: int) -> tuple["_Decoder", Tensor]:
+        """A decoder that has read the prompts, its rows repeated for the samples, and the next logits ``[R, V]``."""
+        longest = max(len(prompt) for prompt in prompts)
+        device = self._model.device
+        ids = torch.zeros(len(prompts), longest, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for row, prompt in enumerate(prompts):
+            ids[row, longest - len(prompt) :] = torch.tensor(prompt)
+            mask[row, longest - len(prompt) :] = 1
+        decoder = _Decoder(self._model, self._accepted, self._context_length, ids.to(device), mask.to(device))
+        logits = decoder.read()
+        repeated = torch.arange(len(prompts), device=device).repeat_interleave(samples)
+        decoder.keep(repeated)
+        return decoder, logits[repeated]
+
+
+class _Decoder:
+    """One batch on its way through the model: its cache, or all its tokens where the model keeps no cache."""
+
+    def __init__(
+        self, model: PreTrainedModel, accepted: set[str], context_length: int, ids: Tensor, mask: Tensor
+    ) -> None:
+        self._model, self._accepted, self._last_position = model, accepted, context_length - 1
+        self._ids, self._mask = ids, mask
+        self._padded = not bool(mask.all())
+        self._cache: Cache | None = None
+
+    def read(self) -> Tensor:
+        """Read all tokens; the logits ``[rows, V]`` that follow the last."""
+        positions = (self._mask.cumsum(-1) - 1).clamp(min=0)
+        return self._forward(self._ids, positions)
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """Append ``tokens`` ``[rows]``; the logits ``[rows, V]`` that follow them."""
+        self._mask = torch.cat([self._mask, torch.ones_like(tokens).unsqueeze(-1)], -1)
+        if self._cache is None:
+            self._ids = torch.cat([self._ids, tokens.unsqueeze(-1)], -1)
+            return self.read()
+        return self._forward(tokens.unsqueeze(-1), self._mask.sum(-1, keepdim=True) - 1)
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with the rows of the batch that ``rows`` names, which may repeat."""
+        self._mask = self._mask[rows]
+        if self._cache is None:
+            self._ids = self._ids[rows]
+        else:
+            self._cache.reorder_cache(rows)
+
+    def _forward(self, ids: Tensor, positions: Tensor) -> Tensor:
+        arguments: dict[str, Any] = {
+            # Rows that have ended may run past the context for as long as they stay in the batch.
+            "position_ids": positions.clamp(max=self._last_position),
+            "attention_mask": self._mask if self._padded else None,
+            "logits_to_keep": 1,
+            "use_cache": True,
+            "past_key_values": self._cache,
+        }
+        output = self._model(ids, **{name: value for name, value in arguments.items() if name in self._accepted})
+        cache = getattr(output, "past_key_values", None)
+        self._cache = cache if isinstance(cache, Cache) else None
+        return output.logits[:, -1]
+
+
+@dataclass
+class _Answers:
+    """The answers of R rows while they grow."""
+
+    number: int
+    max_tokens: int
+    device: torch.device
+
+    def __post_init__(self) -> None:
+        shape = (self.number, self.max_tokens)
+        self.tokens = torch.zeros(shape, dtype=torch.long, device=self.device)
+        self.log_probs = torch.zeros(shape, device=self.device)
+        self.lengths = torch.zeros(self.number, dtype=torch.long, device=self.device)
+        self.stopped = torch.zeros(self.number, dtype=torch.bool, device=self.device)
+
+    def add(self, rows: Tensor, position: int, tokens: Tensor, log_probs: Tensor) -> None:
+        self.tokens[rows, position] = tokens
+        self.log_probs[rows, position] = log_probs
+        self.lengths[rows] = position + 1
+
+    def rollouts(self) -> list[Rollout]:
+        if not bool(self.log_probs.isfinite().all()):
+            raise NonFiniteLogits("The model's logits are NaN or infinite.")
+        columns = (self.tokens.tolist(), self.log_probs.tolist(), self.lengths.tolist(), self.stopped.tolist())
+        return [
+            Rollout(ids[:n], log_probs[:n], "stop" if stopped else "length")
+            for ids, log_probs, n, stopped in zip(*columns, strict=True)
+        ]
+
+
+def _choose(logits: Tensor, temperature: float, draws: Tensor) -> tuple[Tensor, Tensor]:
+    """Sampled tokens ``[R]`` and their log-probabilities ``[R]``: its distribution inverted at ``draws`` ``[R]``."""
+    log_probs = (logits.float() / (temperature or 1.0)).log_softmax(-1)  # [R, V]
+    if temperature == 0:
+        tokens = log_probs.argmax(-1)
+    else:
+        # In float32 the running sum of a large vocabulary would lose its unlikely tokens.
+        cumulative = log_probs.exp().cumsum(-1, dtype=torch.float64)
+        threshold = (draws * cumulative[:, -1]).unsqueeze(-1)
+        tokens = torch.searchsorted(cumulative, threshold, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)
+    return tokens, log_probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+
+
+def _cache_bytes_per_token(model: PreTrainedModel) -> int:
+    config = model.config.get_text_config()
+    all_heads = getattr(config, "num_attention_heads", None) or 1
+    heads = getattr(config, "num_key_value_heads", None) or all_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // all_heads
+    width = 2 if model.device.type == "cuda" else 4
+    return 2 * int(config.num_hidden_layers) * int(heads) * int(size) * width
+
+
+def _cache_room(device: torch.device) -> int:
+    return torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else CACHE_BYTES

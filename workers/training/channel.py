@@ -1,0 +1,83 @@
+"""The child's end of the wire: lines go out, ``Start`` and ``Stop`` come in.
+
+The end of the stream means that the supervisor is gone. Nobody would keep the results then, and another attempt may
+already run, so the process ends at once, in the middle of whatever it does.
+"""
+
+import os
+import queue
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from workers import wire
+
+
+class Channel:
+    """Sends lines through ``write`` and remembers whether the run was asked to stop."""
+
+    def __init__(self, write: Callable[[bytes], None]) -> None:
+        self._write = write
+        self._stopping = threading.Event()
+        self.starts: queue.SimpleQueue[Path | None] = queue.SimpleQueue()
+        """Where the ``RunSpec`` to run is stored; None to run nothing and leave."""
+
+    def send(self, line: wire.Line) -> None:
+        self._write(line.model_dump_json().encode() + b"\n")
+
+    def say(
+        self,
+        message: str,
+        *,
+        level: Literal["info", "warn", "error"] = "info",
+        data: dict[str, Any] | None = None,
+        key: str | None = None,
+    ) -> None:
+        """Send an event of type ``message``."""
+        self.send(wire.Event(message=message, level=level, data=data, key=key))
+
+    @property
+    def stopping(self) -> bool:
+        return self._stopping.is_set()
+
+    def stop(self) -> None:
+        """Finish the step at hand, save a checkpoint and leave."""
+        self._stopping.set()
+        self.starts.put(None)
+
+
+def connect(path: Path) -> Channel:
+    """A channel on the supervisor's Unix socket, with a thread that takes its commands."""
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(str(path))
+    channel = Channel(lambda line: _send(connection, line))
+    threading.Thread(target=_listen, args=(connection, channel), daemon=True).start()
+    return channel
+
+
+def _send(connection: socket.socket, line: bytes) -> None:
+    try:
+        connection.sendall(line)
+    except (BrokenPipeError, ConnectionResetError):
+        _die()
+
+
+def _listen(connection: socket.socket, channel: Channel) -> None:
+    try:
+        with connection.makefile("rb") as commands:
+            for raw in commands:
+                command = wire.parse_command(raw)
+                if isinstance(command, wire.Start):
+                    channel.starts.put(command.run)
+                else:
+                    channel.stop()
+    except OSError:
+        pass  # A reset is an end of the stream as well.
+    finally:
+        _die()
+
+
+def _die() -> None:
+    os._exit(wire.ExitCode.UNAVAILABLE)

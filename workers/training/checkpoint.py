@@ -1,0 +1,148 @@
+"""Checkpoints that are whole or not there at all, and that a run goes on from as if it had never ended.
+
+    step-000010/
+      model/          a model folder like the final one
+      state/          what else training needs: optimizer, float32 weights where the model's dtype is narrower,
+                      random number generators, and trainer.json
+      manifest.json   size and SHA-256 of every file, written last
+
+The folder is written under another name and renamed when everything is on disk. Nothing in it can run code.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from workers.training import export
+from workers.training.policy import Policy
+
+MANIFEST = "manifest.json"
+MODEL, STATE = "model", "state"
+TRAINER = "trainer.json"
+
+
+@dataclass
+class TrainerState:
+    """Where a run is. All randomness and the position in the data follow from ``step`` and the job's seed."""
+
+    step: int = 0
+    trained_tokens: int = 0
+    seconds: float = 0.0
+    """Time spent in steps so far, over all attempts."""
+    metrics: dict[str, float | None] = field(default_factory=dict)
+    """The newest of each of the numbers that go with a checkpoint or the result."""
+
+
+class Damaged(Exception):
+    """A checkpoint folder that is not what was written; the message says in what."""
+
+
+def folder_of(output_dir: Path, step: int) -> Path:
+    return output_dir / "checkpoints" / f"step-{step:06d}"
+
+
+def save(folder: Path, policy: Policy, optimizer: torch.optim.Optimizer, trainer: TrainerState) -> None:
+    """Write a checkpoint to ``folder``. What is left of a failed attempt at it is removed."""
+    partial = export.start(folder)
+    try:
+        export.write_model(policy, partial / MODEL)
+        _write_state(partial / STATE, policy, optimizer, trainer)
+        _write_manifest(partial, trainer.step)
+        export.finish(partial, folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def restore(folder: Path, policy: Policy, optimizer: torch.optim.Optimizer) -> TrainerState:
+    """Put the state of an intact checkpoint into ``policy``, loaded from its model folder, and ``optimizer``."""
+    state = folder / STATE
+    parameters = dict(policy.model.named_parameters())
+    if (state / "weights.safetensors").is_file():
+        weights = load_file(state / "weights.safetensors")
+        with torch.no_grad():
+            for name, tensor in weights.items():
+                parameters[name].copy_(tensor)
+    for key, tensor in load_file(state / "optimizer.safetensors").items():
+        kind, _, name = key.partition("/")
+        parameter = parameters[name]
+        optimizer.state[parameter][kind] = tensor.to(parameter.device)
+    generators = load_file(state / "generators.safetensors")
+    torch.set_rng_state(generators["cpu"])
+    if "cuda" in generators and policy.device.type == "cuda":
+        torch.cuda.set_rng_state(generators["cuda"])
+    return TrainerState(**json.loads((state / TRAINER).read_bytes()))
+
+
+def find_intact(folders: Iterable[Path]) -> tuple[Path | None, dict[Path, str]]:
+    """The first of ``folders`` (newest first) that is intact, and what is wrong with those before it."""
+    damaged: dict[Path, str] = {}
+    for folder in folders:
+        try:
+            verify(folder)
+        except Damaged as error:
+            damaged[folder] = str(error)
+        else:
+            return folder, damaged
+    return None, damaged
+
+
+def verify(folder: Path) -> None:
+    """Raises ``Damaged`` unless every file is there and is what the manifest says."""
+    try:
+        files: dict[str, dict[str, str | int]] = json.loads((folder / MANIFEST).read_bytes())["files"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Damaged(f"no readable manifest ({error})") from error
+    for name, expected in files.items():
+        path = folder / name
+        if not path.is_file():
+            raise Damaged(f"{name} is missing")
+        if path.stat().st_size != expected["size"]:
+            raise Damaged(f"{name} has {path.stat().st_size} bytes instead of {expected['size']}")
+    with ThreadPoolExecutor() as pool:
+        for name, digest in zip(files, pool.map(lambda name: _sha256(folder / name), files), strict=True):
+            if digest != files[name]["sha256"]:
+                raise Damaged(f"{name} is not what was written")
+
+
+def _write_state(folder: Path, policy: Policy, optimizer: torch.optim.Optimizer, trainer: TrainerState) -> None:
+    folder.mkdir()
+    parameters = dict(policy.model.named_parameters())
+    if policy.saved_dtype != torch.float32:
+        weights = {name: tensor.detach().contiguous() for name, tensor in parameters.items()}
+        save_file(weights, folder / "weights.safetensors")
+    moments: dict[str, Tensor] = {
+        f"{kind}/{name}": value.contiguous()
+        for name, parameter in parameters.items()
+        for kind, value in optimizer.state.get(parameter, {}).items()
+    }
+    save_file(moments, folder / "optimizer.safetensors")
+    generators = {"cpu": torch.get_rng_state()}
+    if policy.device.type == "cuda":
+        generators["cuda"] = torch.cuda.get_rng_state()
+    save_file(generators, folder / "generators.safetensors")
+    (folder / TRAINER).write_text(json.dumps(asdict(trainer), indent=2) + "\n")
+
+
+def _write_manifest(folder: Path, step: int) -> None:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    with ThreadPoolExecutor() as pool:
+        digests = list(pool.map(_sha256, paths))
+    files = {
+        str(path.relative_to(folder)): {"size": path.stat().st_size, "sha256": digest}
+        for path, digest in zip(paths, digests, strict=True)
+    }
+    (folder / MANIFEST).write_text(json.dumps({"step": step, "files": files}, indent=2) + "\n")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

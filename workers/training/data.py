@@ -1,0 +1,129 @@
+"""From rows of a JSONL file to prompts of token ids, and which rows a step trains on.
+
+The order is a permutation for each epoch that follows from the seed alone, so the position in the data is the step.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from workers.training import seeds
+from workers.training.errors import RunError
+
+MAX_ROWS_NAMED = 20
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A dataset row and what the model is shown of it."""
+
+    item: dict[str, Any]
+    token_ids: list[int]
+
+
+class UnusableRow(Exception):
+    """A row that no prompt can be made of; the message says why."""
+
+
+def load(path: Path, tokenizer: PreTrainedTokenizerBase, context_length: int, param: str) -> list[Prompt]:
+    """The prompts of a file. Raises ``RunError`` on ``param`` that names all unusable rows by line."""
+    items: list[dict[str, Any]] = []
+    texts: list[str] = []
+    lines: list[int] = []
+    problems: list[str] = []
+    for number, raw in _lines(path):
+        try:
+            item = _parse(raw)
+            texts.append(render(item, tokenizer))
+        except UnusableRow as error:
+            problems.append(f"line {number}: {error}")
+            continue
+        items.append(item)
+        lines.append(number)
+    encoded = tokenizer(texts, add_special_tokens=tokenizer.chat_template is None)["input_ids"] if texts else []
+    for number, ids in zip(lines, encoded, strict=True):
+        if not 0 < len(ids) < context_length:
+            reason = "has no tokens" if not ids else f"has {len(ids)} tokens; the model's context is {context_length}"
+            problems.append(f"line {number}: the prompt {reason} and an answer needs room too")
+    if problems or not items:
+        raise _unusable(path, problems, param)
+    return [Prompt(item, ids) for item, ids in zip(items, encoded, strict=True)]
+
+
+def render(item: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> str:
+    """The text the model continues: the chat template's, or the messages' contents, one a line, without one."""
+    messages = [_plain(message) for message in item["messages"]]
+    if tokenizer.chat_template is None:
+        return "\n".join(message.get("content") or "" for message in messages)
+    if "developer" not in str(tokenizer.chat_template):
+        # OpenAI's name for what open models' templates call the system message.
+        messages = [message | {"role": message["role"].replace("developer", "system")} for message in messages]
+    try:
+        text = tokenizer.apply_chat_template(
+            messages, tools=item.get("tools"), add_generation_prompt=True, tokenize=False
+        )
+    except (TemplateError, TypeError, ValueError) as error:
+        raise UnusableRow(f"the model's chat template refuses the messages: {error}") from error
+    return str(text)
+
+
+def rows_of_step(step: int, seed: int, rows: int, batch_size: int) -> list[int]:
+    """Which rows step ``step`` (from 1) trains on: a window on one shuffled epoch after another."""
+    positions = range((step - 1) * batch_size, step * batch_size)
+    orders = {epoch: _permutation(seed, epoch, rows) for epoch in {position // rows for position in positions}}
+    return [orders[position // rows][position % rows] for position in positions]
+
+
+def _permutation(seed: int, epoch: int, rows: int) -> list[int]:
+    generator = torch.Generator().manual_seed(seeds.derive(seed, "order", epoch))
+    order: list[int] = torch.randperm(rows, generator=generator).tolist()
+    return order
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, start=1):
+            if raw.strip():
+                yield number, raw
+
+
+def _parse(raw: bytes) -> dict[str, Any]:
+    try:
+        item = json.loads(raw)
+    except json.JSONDecodeError as error:
+        raise UnusableRow(f"not JSON ({error.msg} in column {error.colno})") from error
+    except UnicodeDecodeError as error:
+        raise UnusableRow("not UTF-8") from error
+    messages = item.get("messages") if isinstance(item, dict) else None
+    if not isinstance(messages, list) or not messages or not all(isinstance(each, dict) for each in messages):
+        raise UnusableRow("needs 'messages', a list of at least one message")
+    parsed: dict[str, Any] = item
+    return parsed
+
+
+def _plain(message: dict[str, Any]) -> dict[str, Any]:
+    """The message with its content as one string."""
+    role, content = message.get("role"), message.get("content")
+    if not isinstance(role, str):
+        raise UnusableRow("a message has no role")
+    if isinstance(content, list):
+        if not all(isinstance(block, dict) and isinstance(block.get("text"), str) for block in content):
+            raise UnusableRow("a message has content other than text")
+        content = "".join(block["text"] for block in content)
+    if content is not None and not isinstance(content, str):
+        raise UnusableRow("a message's content is neither text nor a list of text blocks")
+    return message | {"content": content}
+
+
+def _unusable(path: Path, problems: list[str], param: str) -> RunError:
+    if not problems:
+        return RunError("invalid_file", "The file has no rows.", param=param)
+    more = f" (and {len(problems) - MAX_ROWS_NAMED} more)" if len(problems) > MAX_ROWS_NAMED else ""
+    listed = "; ".join(problems[:MAX_ROWS_NAMED])
+    return RunError("invalid_file", f"{len(problems)} rows cannot be trained on: {listed}{more}.", param=param)

@@ -1,0 +1,67 @@
+"""Why a run ends when its user, or whoever runs the machine, can do something about it."""
+
+import errno
+
+from workers.rollouts.engine import NonFiniteLogits
+from workers.wire import ExitCode, Failure
+
+_IN_TRAINING = "Out of memory while training. Lower max_completion_tokens, or choose a smaller model."
+_IN_EVALUATION = "Out of memory while evaluating. Lower max_completion_tokens or eval_samples."
+OUT_OF_MEMORY = {
+    "loading": "The model does not fit into memory: training takes 16 bytes a parameter. Choose a smaller model.",
+    "sampling": "Out of memory while sampling. Lower max_completion_tokens, batch_size or group_size.",
+    "old_log_probs": _IN_TRAINING,
+    "training": _IN_TRAINING,
+    "eval": _IN_EVALUATION,
+    "eval_grading": _IN_EVALUATION,
+}
+
+
+class RunError(Exception):
+    """Ends the run with ``exit_code``; ``code``, ``message`` and ``param`` become those of the job's error."""
+
+    def __init__(
+        self, code: str, message: str, *, param: str | None = None, exit_code: int = ExitCode.USER_ERROR
+    ) -> None:
+        super().__init__(message)
+        self.code, self.message, self.param, self.exit_code = code, message, param, exit_code
+
+    def failure(self) -> Failure:
+        return Failure(code=self.code, message=self.message, param=self.param)
+
+
+def non_finite(what: str) -> RunError:
+    return RunError(
+        f"non_finite_{what}",
+        f"The {what} became NaN or infinite; the weights were not updated with it. Lower learning_rate, or raise "
+        "warmup_steps.",
+        param="method.reinforcement.hyperparameters.learning_rate",
+    )
+
+
+def explain(error: BaseException, phase: str) -> RunError | None:
+    """The ``RunError`` that ``error`` amounts to, or None when it is a bug. ``phase`` is what the run was at."""
+    if isinstance(error, RunError):
+        return error
+    if isinstance(error, NonFiniteLogits):
+        return non_finite("logits")
+    if _is_out_of_memory(error):
+        message = OUT_OF_MEMORY.get(phase, f"Out of memory while {phase}. Choose a smaller model.")
+        return RunError("out_of_memory", message)
+    if _is_disk_full(error):
+        message = "The disk is full. Free space in the data folder; the job goes on from its last checkpoint."
+        return RunError("disk_full", message, exit_code=ExitCode.UNAVAILABLE)
+    return None
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    # On a GPU torch has a class of its own for it; its CPU allocator raises a plain RuntimeError.
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return bool(names & {"MemoryError", "OutOfMemoryError"}) or "DefaultCPUAllocator: can't allocate" in str(error)
+
+
+def _is_disk_full(error: BaseException) -> bool:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    # safetensors writes in Rust and wraps the system's error in one of its own.
+    return type(error).__name__ == "SafetensorError" and f"(os error {errno.ENOSPC})" in str(error)

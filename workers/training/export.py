@@ -1,0 +1,74 @@
+"""Model folders that ``AutoModelForCausalLM`` and ``AutoTokenizer`` load, and folders that appear whole or never."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from transformers import GenerationConfig
+from transformers.utils import logging
+
+from workers.training.policy import Policy
+
+GENERATION_CONFIG = "generation_config.json"
+
+
+def export(policy: Policy, folder: Path) -> None:
+    """Write the model to ``folder``, which appears only when everything in it is on disk."""
+    partial = start(folder)
+    write_model(policy, partial)
+    finish(partial, folder)
+
+
+def write_model(policy: Policy, folder: Path) -> None:
+    """Write weights in the base model's dtype, configuration and tokenizer."""
+    logging.disable_progress_bar()
+    model, dtype = policy.model, policy.saved_dtype
+    weights = {
+        name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in model.state_dict().items()
+    }
+    # transformers refuses to save some generation configs that it loads, so the base model's is copied as it is.
+    model.generation_config = GenerationConfig.from_model_config(model.config)
+    model.save_pretrained(folder, state_dict=weights)
+    original = policy.folder / GENERATION_CONFIG
+    if original.is_file():
+        shutil.copyfile(original, folder / GENERATION_CONFIG)
+    _set_dtype(folder / "config.json", dtype)
+    policy.tokenizer.save_pretrained(folder)
+
+
+def _set_dtype(path: Path, dtype: torch.dtype) -> None:
+    """transformers writes the dtype the model computes in, which is not that of the weights written beside it."""
+    config = json.loads(path.read_bytes())
+    config["dtype"] = str(dtype).removeprefix("torch.")
+    path.write_text(json.dumps(config, indent=2) + "\n")
+
+
+def start(folder: Path) -> Path:
+    """An empty folder beside ``folder`` to write into."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    return partial
+
+
+def finish(partial: Path, folder: Path) -> None:
+    """Put ``partial`` in the place of ``folder`` once all of it is on disk."""
+    for path in [*partial.rglob("*"), partial]:
+        if path.is_file():
+            path.chmod(0o644)  # safetensors writes files that only their owner can read.
+        sync(path)
+    if folder.exists():
+        shutil.rmtree(folder)
+    partial.rename(folder)
+    sync(folder.parent)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of names, is on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

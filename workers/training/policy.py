@@ -1,0 +1,155 @@
+"""The model being trained: any causal language model of transformers, its weights kept in float32.
+
+Only the positions that predict a response token reach the output matrix. Dropout stays off, so that the old policy and
+the new one differ by their weights alone.
+
+B sequences, T padded length, N response tokens, H hidden size, V vocabulary.
+"""
+
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from workers.rollouts.precision import autocast
+from workers.training.batch import MicroBatch
+from workers.training.errors import RunError
+
+CODE = {".py", ".pkl", ".pickle"}
+UNBOUNDED_CONTEXT = 1 << 20
+
+
+class Policy:
+    """A model and its tokenizer, from ``folder``."""
+
+    def __init__(self, folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.folder, self.model, self.tokenizer = folder, model, tokenizer
+        self.device = model.device
+        self.saved_dtype = _saved_dtype(folder)
+        self.context_length = _context_length(model)
+        self.stop_ids = _stop_ids(folder, tokenizer)
+        self.output: nn.Linear | None = _plain_output(model)
+        """The output layer, where logits are nothing but it applied to the hidden states."""
+        self._accepted = set(inspect.signature(model.forward).parameters)
+
+    @property
+    def vocabulary_size(self) -> int:
+        return int(self.model.config.get_text_config().vocab_size)
+
+    def hidden(self, batch: MicroBatch) -> Tensor:
+        """Last hidden states ``[N, H]`` at the positions that predict the response tokens; needs ``output``."""
+        states = self.model.base_model(batch.input_ids, **self._arguments()).last_hidden_state
+        return states.flatten(0, 1)[batch.positions]
+
+    def logits(self, batch: MicroBatch) -> Tensor:
+        """Logits ``[N, V]`` of the response tokens, before any temperature."""
+        with autocast(self.device):
+            if self.output is not None:
+                return self.output(self.hidden(batch))
+            whole = self.model(batch.input_ids, **self._arguments()).logits
+            return whole.flatten(0, 1)[batch.positions]
+
+    def _arguments(self) -> dict[str, Any]:
+        # Padding stands behind the last token that counts, where causal attention never looks; no mask is needed.
+        return {"use_cache": False} if "use_cache" in self._accepted else {}
+
+
+def load(folder: Path, device: torch.device) -> Policy:
+    """The policy stored in a Hugging Face model folder. Raises ``RunError`` where it cannot be loaded safely."""
+    check_folder(folder)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise _unusable(f"cannot be loaded: {error}") from error
+    if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
+        # transformers makes an empty tokenizer of the architecture's kind where the folder has none.
+        raise _unusable("has no tokenizer")
+    for fault in ("missing_keys", "mismatched_keys"):
+        if report.get(fault):
+            # transformers would go on with random numbers in their place.
+            raise _unusable(f"lacks weights of its architecture ({fault}): {sorted(map(str, report[fault]))[:5]}")
+    model.to(device).eval()
+    return Policy(folder, model, tokenizer)
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that lacks files or brings code along."""
+    if not (folder / "config.json").is_file():
+        raise _unusable("has no config.json: it is not a Hugging Face model folder")
+    code = sorted(path.name for path in folder.iterdir() if path.suffix in CODE)
+    if code:
+        raise _unusable(f"contains code ({', '.join(code)}), which is never run here")
+    for name in ("config.json", "tokenizer_config.json"):
+        settings = json.loads((folder / name).read_bytes()) if (folder / name).is_file() else {}
+        if "auto_map" in settings:
+            raise _unusable(f"asks for code of its own (auto_map in {name}), which is never run here")
+        if "quantization_config" in settings:
+            raise _unusable("has quantized weights, which cannot be trained; use the original ones")
+    index = folder / "model.safetensors.index.json"
+    weights = set(json.loads(index.read_bytes())["weight_map"].values()) if index.is_file() else {"model.safetensors"}
+    missing = sorted(name for name in weights if not (folder / name).is_file())
+    if missing:
+        raise _unusable(f"lacks {', '.join(missing)}; weights are read from safetensors files only")
+
+
+def _unusable(reason: str) -> RunError:
+    return RunError("invalid_model", f"The model's folder {reason}.", param="model")
+
+
+def _saved_dtype(folder: Path) -> torch.dtype:
+    """The dtype the folder's weights are stored in."""
+    config = json.loads((folder / "config.json").read_bytes())
+    name = config.get("dtype") or config.get("torch_dtype") or "float32"
+    dtype = getattr(torch, str(name), None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise _unusable(f"has weights of dtype {name}, which cannot be trained")
+    return dtype
+
+
+def _context_length(model: PreTrainedModel) -> int:
+    length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return int(length) if length and length > 0 else UNBOUNDED_CONTEXT
+
+
+def _stop_ids(folder: Path, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Every token that ends an answer, by the tokenizer and by the generation config."""
+    found = {tokenizer.eos_token_id}
+    if (folder / "generation_config.json").is_file():
+        configured = GenerationConfig.from_pretrained(folder, local_files_only=True).eos_token_id
+        found |= set(configured) if isinstance(configured, list) else {configured}
+    found -= {None}
+    if not found:
+        raise _unusable("names no end-of-sequence token, in the tokenizer or in generation_config.json")
+    return sorted(found)
+
+
+@torch.no_grad()
+def _plain_output(model: PreTrainedModel) -> nn.Linear | None:
+    """The output layer, if logits are exactly what it makes of the hidden states: some models scale or cap them."""
+    output = model.get_output_embeddings()
+    if not isinstance(output, nn.Linear) or model.base_model is model:
+        return None
+    probe = torch.arange(4, device=model.device).unsqueeze(0)
+    expected = model(probe).logits
+    states = getattr(model.base_model(probe), "last_hidden_state", None)
+    if states is None or states.shape[-1] != output.in_features:
+        return None
+    return output if torch.equal(output(states), expected) else None

@@ -1,0 +1,144 @@
+"""One step's updates: mini-batches of prompt groups, the old policy's distributions first, then an update for each.
+
+The old policy is read with the very micro-batches that the updates use, so that the first update of a step sees a ratio
+of exactly 1 and a divergence of exactly 0.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+
+from service.jobs.spec import ResolvedHyperparameters
+from troll import SparseLogProbs
+from workers.training import objective
+from workers.training.batch import MicroBatch, Trained, micro_batches, mini_batches, normalizer
+from workers.training.errors import non_finite
+from workers.training.policy import Policy
+
+MICRO_BATCH_TOKENS = 8192
+MICRO_BATCH_LOGITS = 1 << 28
+
+Numbers = dict[str, float]
+
+
+@dataclass(frozen=True)
+class MiniBatch:
+    """What one optimizer update is made of."""
+
+    parts: list[MicroBatch]
+    normalizer: float
+
+
+def make_optimizer(policy: Policy, hyperparameters: ResolvedHyperparameters) -> torch.optim.AdamW:
+    return torch.optim.AdamW(
+        [parameter for parameter in policy.model.parameters() if parameter.requires_grad],
+        lr=hyperparameters.learning_rate,
+        weight_decay=hyperparameters.weight_decay,
+        fused=True,
+    )
+
+
+def plan(
+    groups: Sequence[Sequence[Trained]], policy: Policy, hyperparameters: ResolvedHyperparameters
+) -> list[MiniBatch]:
+    """The step's mini-batches; those that no graded sample fell into are left out."""
+    budget = MICRO_BATCH_TOKENS
+    if policy.output is None:
+        budget = min(budget, MICRO_BATCH_LOGITS // policy.vocabulary_size)
+    return [
+        MiniBatch(micro_batches(samples, budget, policy.device), normalizer(samples, hyperparameters))
+        for samples in mini_batches(groups, hyperparameters.mini_batches)
+        if samples
+    ]
+
+
+def read_old_policy(
+    policy: Policy, batches: Sequence[MiniBatch], hyperparameters: ResolvedHyperparameters
+) -> list[list[SparseLogProbs]]:
+    """The distributions of every micro-batch's response tokens under the policy that sampled them."""
+    return [[objective.old_policy(policy, part, hyperparameters) for part in batch.parts] for batch in batches]
+
+
+def sampler_difference(batches: Sequence[MiniBatch], old: Sequence[Sequence[SparseLogProbs]]) -> Numbers:
+    """How far the sampler's log-probabilities are from the trainer's, over all response tokens."""
+    differences = [
+        (rows.token_log_probs - part.sampler_log_probs).abs()
+        for batch, parts in zip(batches, old, strict=True)
+        for part, rows in zip(batch.parts, parts, strict=True)
+    ]
+    if not differences:
+        return {}
+    every = torch.cat(differences)
+    return {
+        "sampler_log_prob_difference": every.mean().item(),
+        "sampler_log_prob_difference_max": every.max().item(),
+    }
+
+
+def train(
+    policy: Policy,
+    optimizer: torch.optim.AdamW,
+    batches: Sequence[MiniBatch],
+    old: Sequence[Sequence[SparseLogProbs]],
+    hyperparameters: ResolvedHyperparameters,
+    step: int,
+) -> Numbers:
+    """One optimizer update for each mini-batch; the objective's numbers over all of them."""
+    rate = learning_rate(hyperparameters, step)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    reports: list[dict[str, Tensor]] = []
+    norms: list[float] = []
+    for batch, rows in zip(batches, old, strict=True):
+        optimizer.zero_grad(set_to_none=True)
+        for part, part_rows in zip(batch.parts, rows, strict=True):
+            output = objective.loss(policy, part, part_rows, hyperparameters, batch.normalizer)
+            _check_finite("loss", output.loss.item())
+            output.loss.backward()
+            reports.append(output.metrics)
+        norm = clip_grad_norm_(policy.model.parameters(), hyperparameters.max_grad_norm).item()
+        _check_finite("gradient", norm)
+        optimizer.step()
+        norms.append(norm)
+    numbers = combine(reports, updates=len(batches))
+    if norms:
+        numbers |= {"grad_norm": sum(norms) / len(norms), "grad_norm_max": max(norms)}
+    return numbers | {"lr": rate}
+
+
+def learning_rate(hyperparameters: ResolvedHyperparameters, step: int) -> float:
+    """Linear warm-up over the first ``warmup_steps`` steps (from 1), then constant."""
+    warmup = hyperparameters.warmup_steps
+    return hyperparameters.learning_rate * (min(1.0, step / warmup) if warmup else 1.0)
+
+
+def combine(reports: Sequence[dict[str, Tensor]], updates: int) -> Numbers:
+    """Metrics of micro-batches as those of all their tokens: largest of maxima, sums of losses per update, means.
+
+    ``beta`` is a mean over projected tokens only and is weighted by their number.
+    """
+    if not reports:
+        return {}
+    rows = [{name: value.item() for name, value in report.items()} for report in reports]
+    numbers: Numbers = {}
+    for name in rows[0]:
+        values = [row[name] for row in rows]
+        weights = [row["tokens"] * (row["fraction_projected"] if name == "beta" else 1.0) for row in rows]
+        if name.endswith("_max"):
+            numbers[name] = max(values)
+        elif name == "tokens":
+            numbers[name] = sum(values)
+        elif name.endswith("_loss"):
+            numbers[name] = sum(values) / updates
+        elif sum(weights):
+            numbers[name] = sum(v * w for v, w in zip(values, weights, strict=True)) / sum(weights)
+    return numbers
+
+
+def _check_finite(what: str, value: float) -> None:
+    if not math.isfinite(value):
+        raise non_finite(what)
