@@ -1,109 +1,47 @@
-"""Grader definitions as they travel on the wire and in a frozen job spec.
+"""``parse_grader``, the way in for what a user sent: it takes every shape that clients send and names what is wrong.
 
-The shapes are those of OpenAI's fine-tuning API. A template such as ``{{item.answer}}`` or ``{{sample.output_text}}``
-may stand wherever a string is compared; ``service.graders.template`` parses it, ``workers.graders`` fills it.
-``parse_grader`` is the way in for what a user sent: it takes every shape that clients send and names what is wrong.
+The definitions it makes are in ``service.graders.definitions`` and are offered here as well.
 """
 
 import re
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from service.graders.formula import Formula, is_variable_name
+from service.graders.definitions import (
+    MAX_GRADERS,
+    CodeTests,
+    Grader,
+    Http,
+    LabelModel,
+    MathVerify,
+    Multi,
+    Python,
+    ScoreModel,
+    Single,
+    StringCheck,
+    TextSimilarity,
+)
+from service.graders.formula import is_variable_name
 from service.graders.strict_json import kind
-from service.graders.template import Template
 
-MAX_GRADERS = 20
-
-
-def _check_template(text: str) -> str:
-    Template.parse(text)
-    return text
-
-
-def _check_variable_name(name: str) -> str:
-    if not is_variable_name(name):
-        raise ValueError(
-            f"'{name}' cannot stand in a formula: a grader's key is letters, digits and underscores and does not start "
-            "with a digit."
-        )
-    return name
-
-
-TemplateText = Annotated[str, AfterValidator(_check_template)]
-GraderName = Annotated[str, Field(min_length=1, max_length=64)]
-GraderKey = Annotated[GraderName, AfterValidator(_check_variable_name)]
-
-
-class _Definition(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class StringCheck(_Definition):
-    """1.0 when ``input operation reference`` holds, else 0.0.
-
-    ``eq`` and ``ne`` compare exactly, ``like`` and ``ilike`` ask whether ``input`` contains ``reference``; ``ilike``
-    ignores case. ``neq``, the name in OpenAI's guide, is taken for ``ne``.
-    """
-
-    type: Literal["string_check"]
-    name: GraderName
-    input: TemplateText
-    reference: TemplateText
-    operation: Literal["eq", "ne", "like", "ilike"]
-
-    @field_validator("operation", mode="before")
-    @classmethod
-    def _accept_neq(cls, value: Any) -> Any:
-        return "ne" if value == "neq" else value
-
-    def templates(self) -> list[str]:
-        return [self.input, self.reference]
-
-
-class TextSimilarity(_Definition):
-    """Similarity of ``input`` and ``reference`` in [0, 1].
-
-    The score is the reward; ``pass_threshold`` belongs to evaluations and does not change it.
-    """
-
-    type: Literal["text_similarity"]
-    name: GraderName
-    input: TemplateText
-    reference: TemplateText
-    evaluation_metric: Literal["fuzzy_match"]
-    pass_threshold: float | None = None
-
-    def templates(self) -> list[str]:
-        return [self.input, self.reference]
-
-
-SingleGrader = Annotated[StringCheck | TextSimilarity, Field(discriminator="type")]
-
-
-class Multi(_Definition):
-    """A formula over the scores of named graders, for example ``0.8 * exact + 0.2 * close``."""
-
-    type: Literal["multi"]
-    name: GraderName = "multi"
-    graders: dict[GraderKey, SingleGrader] = Field(min_length=1, max_length=MAX_GRADERS)
-    calculate_output: str
-
-    @field_validator("calculate_output")
-    @classmethod
-    def _check_formula(cls, formula: str, info: ValidationInfo) -> str:
-        # Without valid graders there are no names to check the formula against, and their error comes first.
-        if "graders" in info.data:
-            Formula.parse(formula, variables=info.data["graders"].keys())
-        return formula
-
-    def templates(self) -> list[str]:
-        return [template for grader in self.graders.values() for template in grader.templates()]
-
-
-Grader = Annotated[StringCheck | TextSimilarity | Multi, Field(discriminator="type")]
+__all__ = [
+    "MAX_GRADERS",
+    "CodeTests",
+    "Grader",
+    "GraderError",
+    "Http",
+    "LabelModel",
+    "MathVerify",
+    "Multi",
+    "Python",
+    "ScoreModel",
+    "Single",
+    "StringCheck",
+    "TextSimilarity",
+    "parse_grader",
+]
 
 
 class GraderError(Exception):
@@ -114,24 +52,18 @@ class GraderError(Exception):
         self.message, self.param = message, param
 
 
-SUPPORTED = ("string_check", "text_similarity", "multi")
-_SINGLE: dict[str, type[StringCheck] | type[TextSimilarity]] = {
+_SINGLE: dict[str, type[Single]] = {
     "string_check": StringCheck,
     "text_similarity": TextSimilarity,
+    "python": Python,
+    "score_model": ScoreModel,
+    "label_model": LabelModel,
+    "math_verify": MathVerify,
+    "code_tests": CodeTests,
+    "http": Http,
 }
-_NOT_YET = ("python", "score_model", "label_model", "endpoint", "math_verify", "code_tests", "http")
-_METRICS_NOT_YET = (
-    "cosine",
-    "bleu",
-    "gleu",
-    "meteor",
-    "rouge_1",
-    "rouge_2",
-    "rouge_3",
-    "rouge_4",
-    "rouge_5",
-    "rouge_l",
-)
+SUPPORTED = (*_SINGLE, "multi")
+_REFUSED = {"endpoint": "Graders of type 'endpoint' are not supported; 'http' calls a scoring service of your own."}
 
 
 def parse_grader(raw: Any, path: str) -> Grader:
@@ -155,23 +87,22 @@ def _fields_and_type(raw: Any, path: str) -> tuple[dict[str, Any], str]:
     type_ = fields.get("type")
     if type_ is None:
         raise GraderError(f"Missing required field 'type'. {supported}", f"{path}.type")
-    if type_ in _NOT_YET:
-        raise GraderError(f"Graders of type '{type_}' are not supported yet. {supported}", f"{path}.type")
+    if isinstance(type_, str) and type_ in _REFUSED:
+        raise GraderError(_REFUSED[type_], f"{path}.type")
     if type_ not in SUPPORTED:
         raise GraderError(f"Unknown grader type {_shown(type_)}. {supported}", f"{path}.type")
     return fields, type_
 
 
-def _parse_single(fields: dict[str, Any], type_: str, path: str) -> StringCheck | TextSimilarity:
-    if type_ == "text_similarity" and fields.get("evaluation_metric") in _METRICS_NOT_YET:
-        metric = fields["evaluation_metric"]
+def _parse_single(fields: dict[str, Any], type_: str, path: str) -> Single:
+    if type_ == "text_similarity" and fields.get("evaluation_metric") == "cosine":
         raise GraderError(
-            f"The metric '{metric}' is not supported yet. Supported metrics: fuzzy_match.", f"{path}.evaluation_metric"
+            "The metric 'cosine' is not supported: it needs a model of embeddings.", f"{path}.evaluation_metric"
         )
     return _validate(_SINGLE[type_], fields, path)
 
 
-def _parse_graders(raw: Any, path: str) -> dict[str, StringCheck | TextSimilarity]:
+def _parse_graders(raw: Any, path: str) -> dict[str, Single]:
     if raw is None:
         raise GraderError("Missing required field 'graders': an object that gives each grader a name.", path)
     if isinstance(raw, dict) and not isinstance(raw.get("type"), str):
@@ -190,7 +121,7 @@ def _parse_graders(raw: Any, path: str) -> dict[str, StringCheck | TextSimilarit
     return {key: _parse_member(each, where) for key, (each, where) in named.items()}
 
 
-def _parse_member(raw: Any, path: str) -> StringCheck | TextSimilarity:
+def _parse_member(raw: Any, path: str) -> Single:
     fields, type_ = _fields_and_type(raw, path)
     if type_ == "multi":
         raise GraderError("A multi grader cannot contain another multi grader.", f"{path}.type")
@@ -224,7 +155,7 @@ def _slug(name: str) -> str:
     return f"_{slug}" if slug and not is_variable_name(slug) else slug
 
 
-Model = TypeVar("Model", bound=_Definition)
+Model = TypeVar("Model", bound=BaseModel)
 
 
 def _validate(model: type[Model], fields: dict[str, Any], path: str) -> Model:
@@ -233,17 +164,19 @@ def _validate(model: type[Model], fields: dict[str, Any], path: str) -> Model:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         # Pydantic marks an error about a key, rather than the value under it, with a last step of its own.
-        param = ".".join([path, *(str(step) for step in first["loc"] if step != "[key]")])
+        steps = [step for step in first["loc"] if step != "[key]"]
+        param = path + "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps)
         raise GraderError(_describe(first, model, param), param) from None
 
 
 def _describe(error: ErrorDetails, model: type[BaseModel], param: str) -> str:
-    last = next(step for step in reversed(error["loc"]) if step != "[key]")
+    last = next((step for step in reversed(error["loc"]) if step != "[key]"), "grader")
     match error["type"]:
         case "missing":
             return f"Missing required field '{last}'."
         case "extra_forbidden":
-            return f"Unknown field '{last}'. Fields of this grader: {', '.join(model.model_fields)}."
+            known = f" Fields of this grader: {', '.join(model.model_fields)}." if len(error["loc"]) == 1 else ""
+            return f"Unknown field '{last}'.{known}"
         case "literal_error":
             return f"Invalid value for '{last}': {_shown(error['input'])}. Allowed: {error['ctx']['expected']}."
         case "string_type":

@@ -1,20 +1,49 @@
 """Graders at work: ``build`` makes one of its definition, ``grade`` gives each sample a reward or a reason."""
 
 from service.graders import schemas
-from workers.graders.grading import Grade, GradeError, Grader, Sample
+from service.graders.admission import check_allowed
+from service.graders.settings import GraderSettings
+from workers.graders.code_tests import CodeTestsGrader
+from workers.graders.grading import Grade, GradeError, Grader, Sample, TokenUsage
+from workers.graders.http import HttpGrader
+from workers.graders.jail import JailError
+from workers.graders.judge import JudgeGrader
+from workers.graders.math_verify import MathVerifyGrader
 from workers.graders.multi import MultiGrader
+from workers.graders.python import PythonGrader
 from workers.graders.string_check import StringCheckGrader
 from workers.graders.text_similarity import TextSimilarityGrader
 
-__all__ = ["Grade", "GradeError", "Grader", "Sample", "build"]
+__all__ = ["Grade", "GradeError", "Grader", "JailError", "Sample", "TokenUsage", "build"]
 
 
-def build(grader: schemas.Grader) -> Grader:
-    """The grader that ``grader`` defines, its templates and formula parsed once."""
+def build(grader: schemas.Grader, settings: GraderSettings | None = None) -> Grader:
+    """The grader that ``grader`` defines, its templates and formula parsed once.
+
+    Without ``settings`` nothing is allowed that runs code or asks another server. Raises ``schemas.GraderError`` for
+    what they do not allow, ``JailError`` where code is allowed and no jail holds, and ``OSError`` when the file of a
+    key or a secret cannot be read.
+    """
+    settings = settings or GraderSettings()
+    check_allowed(grader, settings, "grader")
+    return _build(grader, settings)
+
+
+def _build(grader: schemas.Grader, settings: GraderSettings) -> Grader:
     match grader:
         case schemas.StringCheck():
             return StringCheckGrader(grader)
         case schemas.TextSimilarity():
             return TextSimilarityGrader(grader)
+        case schemas.MathVerify():
+            return MathVerifyGrader(grader)
+        case schemas.Python():
+            return PythonGrader(grader, settings)
+        case schemas.CodeTests():
+            return CodeTestsGrader(grader, settings)
+        case schemas.ScoreModel() | schemas.LabelModel():
+            return JudgeGrader(grader, settings)
+        case schemas.Http():
+            return HttpGrader(grader, settings)
         case schemas.Multi():
-            return MultiGrader(grader, {key: build(each) for key, each in grader.graders.items()})
+            return MultiGrader(grader, {key: _build(each, settings) for key, each in grader.graders.items()})

@@ -1,6 +1,6 @@
 """What goes into a grader and what comes out: ``Sample`` and ``Grade``, and the filling of templates between them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, Protocol
@@ -8,7 +8,17 @@ from typing import Any, Literal, Protocol
 from service.graders import strict_json
 from service.graders.template import MissingVariable, Template
 
-GradeError = Literal["sample_parse_error", "invalid_variable_error", "formula_parse_error", "other_error"]
+GradeError = Literal[
+    "sample_parse_error",
+    "invalid_variable_error",
+    "formula_parse_error",
+    "other_error",
+    "python_grader_server_error",
+    "python_grader_runtime_error",
+    "model_grader_server_error",
+    "model_grader_refusal_error",
+    "model_grader_parse_error",
+]
 """Names of the flags under which the API reports that a sample could not be graded."""
 
 
@@ -31,6 +41,36 @@ class Sample:
         except strict_json.InvalidJSON as error:
             raise SampleNotJSON(f"the answer is not JSON: {error}") from None
 
+    def as_object(self) -> dict[str, Any]:
+        """The sample as code and scoring services get it; ``output_json`` is None for an answer that is not JSON."""
+        try:
+            output_json = self.output_json
+        except SampleNotJSON:
+            output_json = None
+        message = {"role": "assistant", "content": self.output_text}
+        return {
+            "output_text": self.output_text,
+            "output_json": output_json,
+            "output_tools": [],
+            "choices": [{"index": 0, "message": message}],
+        }
+
+
+@dataclass(frozen=True)
+class TokenUsage:
+    """Tokens that a judge used."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+
+    def __add__(self, other: "TokenUsage") -> "TokenUsage":
+        return TokenUsage(
+            self.prompt_tokens + other.prompt_tokens,
+            self.completion_tokens + other.completion_tokens,
+            self.cached_tokens + other.cached_tokens,
+        )
+
 
 @dataclass(frozen=True)
 class Grade:
@@ -39,6 +79,7 @@ class Grade:
     ``sub_rewards`` and ``sub_errors`` are a multi grader's, by key; each key is in one of the two. ``sample_at_fault``
     tells an answer that lacks what the grader reads (no JSON, a field missing in it) from a grader or a row that is
     wrong: the model can learn to avoid the former, so a trainer may prefer to count it and reward it with the minimum.
+    ``usage`` is what judges used for this sample, by model, whether or not they came to a reward.
     """
 
     reward: float | None
@@ -47,6 +88,7 @@ class Grade:
     detail: str | None = None
     sub_errors: dict[str, GradeError] = field(default_factory=dict)
     sample_at_fault: bool = False
+    usage: dict[str, TokenUsage] = field(default_factory=dict)
 
 
 class Grader(Protocol):
@@ -55,21 +97,15 @@ class Grader(Protocol):
     def grade(self, samples: list[Sample]) -> list[Grade]: ...
 
 
-class Comparison:
-    """A score of two texts that templates make of each sample."""
-
-    def __init__(self, input: str, reference: str, score: Callable[[str, str], float]) -> None:
-        self._input, self._reference = Template.parse(input), Template.parse(reference)
-        self._score = score
-
-    def grade(self, sample: Sample) -> Grade:
-        try:
-            return Grade(self._score(_fill(self._input, sample), _fill(self._reference, sample)))
-        except SampleNotJSON as error:
-            return Grade(None, error="sample_parse_error", detail=str(error), sample_at_fault=True)
-        except MissingVariable as error:
-            at_fault = error.reference.namespace == "sample"
-            return Grade(None, error="invalid_variable_error", detail=str(error), sample_at_fault=at_fault)
+def fill(templates: Sequence[Template], sample: Sample) -> list[str] | Grade:
+    """The texts that ``templates`` make of ``sample``, or the grade of a sample that lacks what they name."""
+    try:
+        return [_fill(template, sample) for template in templates]
+    except SampleNotJSON as error:
+        return Grade(None, error="sample_parse_error", detail=str(error), sample_at_fault=True)
+    except MissingVariable as error:
+        at_fault = error.reference.namespace == "sample"
+        return Grade(None, error="invalid_variable_error", detail=str(error), sample_at_fault=at_fault)
 
 
 def _fill(template: Template, sample: Sample) -> str:
@@ -77,3 +113,17 @@ def _fill(template: Template, sample: Sample) -> str:
     if template.needs_json:
         known["output_json"] = sample.output_json
     return template.render(item=sample.item, sample=known)
+
+
+class Comparison:
+    """A score of two texts that templates make of each sample."""
+
+    def __init__(self, input: str, reference: str, score: Callable[[str, str], float]) -> None:
+        self._templates = (Template.parse(input), Template.parse(reference))
+        self._score = score
+
+    def grade(self, sample: Sample) -> Grade:
+        texts = fill(self._templates, sample)
+        if isinstance(texts, Grade):
+            return texts
+        return Grade(self._score(*texts))

@@ -1,10 +1,10 @@
 """``multi``: a formula over the rewards of other graders."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from service.graders.formula import Formula, FormulaError
 from service.graders.schemas import Multi
-from workers.graders.grading import Grade, Grader, Sample
+from workers.graders.grading import Grade, Grader, Sample, TokenUsage
 
 
 class MultiGrader:
@@ -24,12 +24,21 @@ class MultiGrader:
     def _combine(self, parts: dict[str, Grade]) -> Grade:
         rewards = {key: part.reward for key, part in parts.items() if part.reward is not None}
         errors = {key: part.error for key, part in parts.items() if part.error is not None}
+        usage = _total(part.usage for part in parts.values())
         failed = {key: parts[key] for key in self._formula.variables if key in errors}
         if failed:
             key, first = next(iter(failed.items()))
             at_fault = all(part.sample_at_fault for part in failed.values())
-            return Grade(None, rewards, first.error, f"{key}: {first.detail}", errors, at_fault)
+            return Grade(None, rewards, first.error, f"{key}: {first.detail}", errors, at_fault, usage)
         try:
-            return Grade(self._formula.evaluate(rewards), rewards, sub_errors=errors)
+            return Grade(self._formula.evaluate(rewards), rewards, sub_errors=errors, usage=usage)
         except FormulaError as error:
-            return Grade(None, rewards, "formula_parse_error", str(error), errors)
+            return Grade(None, rewards, "formula_parse_error", str(error), errors, usage=usage)
+
+
+def _total(usages: Iterable[Mapping[str, TokenUsage]]) -> dict[str, TokenUsage]:
+    total: dict[str, TokenUsage] = {}
+    for usage in usages:
+        for model, used in usage.items():
+            total[model] = total.get(model, TokenUsage()) + used
+    return total

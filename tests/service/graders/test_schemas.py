@@ -23,6 +23,14 @@ CLOSE = {
     "reference": "{{item.answer}}",
     "evaluation_metric": "fuzzy_match",
 }
+PYTHON = {"type": "python", "name": "code", "source": "def grade(sample, item):\n    return 1.0\n"}
+SCORE = {
+    "type": "score_model",
+    "name": "quality",
+    "model": "judge",
+    "input": [{"role": "user", "content": "Score {{sample.output_text}} against {{item.answer}}."}],
+}
+LABEL = SCORE | {"type": "label_model", "labels": ["good", "bad"], "passing_labels": ["good"]}
 
 
 def multi(graders: Any, formula: Any = "exact", **fields: Any) -> dict[str, Any]:
@@ -41,6 +49,54 @@ def test_text_similarity() -> None:
     assert parse_grader(CLOSE | {"pass_threshold": 0.8}, PATH) == TextSimilarity.model_validate(
         CLOSE | {"pass_threshold": 0.8}
     )
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        PYTHON,
+        PYTHON | {"image_tag": "2025-05-08"},
+        PYTHON | {"source": "from math import sqrt as grade"},
+        PYTHON | {"source": "grade = lambda sample, item: 1"},
+        SCORE,
+        SCORE | {"range": [-1, 1], "pass_threshold": 0.5, "sampling_params": {"seed": 1, "temperature": 0.0}},
+        SCORE
+        | {"input": [{"role": "system", "type": "message", "content": ["a", {"type": "input_text", "text": "b"}]}]},
+        LABEL,
+        {"type": "math_verify", "reference": "{{item.answer}}"},
+        {"type": "code_tests", "tests": "{{item.tests}}", "partial": True},
+        {"type": "http", "url": "https://scores.example.com/v1?team=a"},
+        *(CLOSE | {"evaluation_metric": f"rouge_{n}"} for n in (1, 2, 3, 4, 5, "l")),
+        *(CLOSE | {"evaluation_metric": name} for name in ("bleu", "gleu", "meteor")),
+    ],
+)
+def test_each_type_is_taken_alone_and_in_a_multi_grader_and_read_back(raw: dict[str, Any]) -> None:
+    adapter: TypeAdapter[Grader] = TypeAdapter(Grader)
+    for grader in (parse_grader(raw, PATH), parse_grader(multi({"x": raw}, "x"), PATH)):
+        assert adapter.validate_json(grader.model_dump_json()) == grader
+
+
+@pytest.mark.parametrize(
+    ("raw", "type_"),
+    [
+        (PYTHON, client.PythonGrader),
+        (SCORE, client.ScoreModelGrader),
+        (LABEL, client.LabelModelGrader),
+        (CLOSE | {"evaluation_metric": "rouge_l"}, client.TextSimilarityGrader),
+    ],
+)
+def test_what_is_sent_back_is_what_the_official_client_reads(raw: dict[str, Any], type_: Any) -> None:
+    type_.model_validate(parse_grader(raw, PATH).model_dump(mode="json", exclude_none=True))
+
+
+def test_what_the_official_client_writes_for_a_judge_is_taken() -> None:
+    typed = client.ScoreModelGrader.model_validate(SCORE | {"sampling_params": {"max_completions_tokens": 5}})
+    grader = parse_grader(typed.to_dict(), PATH)
+    assert grader.templates() == ["Score {{sample.output_text}} against {{item.answer}}."]
+
+
+def test_names_may_be_left_out_as_in_the_hosted_guide() -> None:
+    assert parse_grader(without(PYTHON, "name"), PATH).name == "python"
 
 
 def test_neq_is_ne() -> None:
@@ -119,14 +175,46 @@ def test_a_stored_grader_is_read_back() -> None:
         (without(EXACT, "type"), ".type", "Missing required field 'type'. Supported grader types: string_check"),
         (EXACT | {"type": "exact"}, ".type", "Unknown grader type 'exact'. Supported grader types: string_check"),
         (EXACT | {"type": ["multi"]}, ".type", "Unknown grader type a list"),
+        ({"type": "endpoint"}, ".type", "'endpoint' are not supported; 'http' calls a scoring service of your own."),
+        (without(PYTHON, "source"), ".source", "Missing required field 'source'."),
+        (PYTHON | {"source": "def grade(sample, item:"}, ".source", "Invalid 'source': line 1: '(' was never closed."),
+        (PYTHON | {"source": "def score(sample, item): pass"}, ".source", "must define a function grade(sample, item)"),
+        (PYTHON | {"source": "(" * 10_000}, ".source", "Invalid 'source': "),
+        (PYTHON | {"source": "a\0b"}, ".source", "Invalid 'source': "),
+        (PYTHON | {"source": "#" + "x" * 256_000}, ".source", "must have fewer than 256000"),
+        (without(SCORE, "model"), ".model", "Missing required field 'model'."),
+        (SCORE | {"input": []}, ".input", "at least 1 item"),
+        (SCORE | {"input": "Score it."}, ".input", "valid list"),
+        (SCORE | {"input": [{"role": "tool", "content": "x"}]}, ".input[0].role", "'tool'. Allowed: 'system'"),
+        (SCORE | {"input": [{"role": "user"}]}, ".input[0].content", "Missing required field 'content'."),
+        (SCORE | {"input": [{"role": "user", "content": 1}]}, ".input[0].content", "but got a number"),
         (
-            {"type": "python", "source": "def grade(sample, item): return 1.0"},
-            ".type",
-            "Graders of type 'python' are not supported yet. Supported grader types: string_check, text_similarity",
+            SCORE | {"input": [{"role": "user", "content": ["a", {"type": "input_image", "image_url": "x"}]}]},
+            ".input[0].content",
+            "part 2: a block must be of type input_text or output_text; judges read texts only",
         ),
-        ({"type": "score_model"}, ".type", "'score_model' are not supported yet"),
-        ({"type": "label_model"}, ".type", "'label_model' are not supported yet"),
-        ({"type": "endpoint"}, ".type", "'endpoint' are not supported yet"),
+        (
+            SCORE | {"input": [{"role": "user", "content": {"type": "input_text", "text": "{{x}}"}}]},
+            ".input[0].content",
+            "unknown namespace 'x'",
+        ),
+        (SCORE | {"range": [1, 0]}, ".range", "the first bound, 1, must be below the second, 0"),
+        (SCORE | {"sampling_params": {"temperature": 3}}, ".sampling_params.temperature", "less than or equal to 2"),
+        (SCORE | {"sampling_params": {"max_tokens": 3}}, ".sampling_params.max_tokens", "Unknown field 'max_tokens'."),
+        (LABEL | {"passing_labels": ["great"]}, "", "the passing label 'great' is not one of 'labels'"),
+        (LABEL | {"labels": ["good", "good"]}, "", "a label is listed twice"),
+        (LABEL | {"passing_labels": []}, ".passing_labels", "at least 1 item"),
+        ({"type": "math_verify"}, ".reference", "Missing required field 'reference'."),
+        ({"type": "code_tests"}, ".tests", "Missing required field 'tests'."),
+        ({"type": "code_tests", "tests": "{{item.t}}", "timeout_seconds": 0}, ".timeout_seconds", "greater than 0"),
+        ({"type": "http"}, ".url", "Missing required field 'url'."),
+        (
+            {"type": "http", "url": "scores"},
+            ".url",
+            "'scores' cannot be called: it must start with https:// or http://",
+        ),
+        ({"type": "http", "url": "https://u:p@h"}, ".url", "must not hold a user name or a password"),
+        ({"type": "http", "url": "https://h/#x"}, ".url", "must not have a fragment"),
         (without(EXACT, "name"), ".name", "Missing required field 'name'."),
         (without(EXACT, "reference"), ".reference", "Missing required field 'reference'."),
         (EXACT | {"name": ""}, ".name", "at least 1 character"),
@@ -139,13 +227,8 @@ def test_a_stored_grader_is_read_back() -> None:
         (EXACT | {"operation": 1}, ".operation", "Invalid value for 'operation': a number."),
         (EXACT | {"input": "{{item}}"}, ".input", "Invalid 'input': '{{item}}' needs a field after 'item'"),
         (EXACT | {"weight": 2}, ".weight", "Unknown field 'weight'. Fields of this grader: type, name, input"),
-        (
-            CLOSE | {"evaluation_metric": "bleu"},
-            ".evaluation_metric",
-            "The metric 'bleu' is not supported yet. Supported metrics: fuzzy_match.",
-        ),
-        (CLOSE | {"evaluation_metric": "cosine"}, ".evaluation_metric", "'cosine' is not supported yet"),
-        (CLOSE | {"evaluation_metric": "levenshtein"}, ".evaluation_metric", "Allowed: 'fuzzy_match'."),
+        (CLOSE | {"evaluation_metric": "cosine"}, ".evaluation_metric", "'cosine' is not supported: it needs a model"),
+        (CLOSE | {"evaluation_metric": "levenshtein"}, ".evaluation_metric", "Allowed: 'fuzzy_match', 'bleu'"),
         (CLOSE | {"pass_threshold": "high"}, ".pass_threshold", "valid number"),
         (CLOSE | {"pass_threshold": float("inf")}, ".pass_threshold", "finite number"),
         (without(multi(EXACT), "graders"), ".graders", "Missing required field 'graders'"),
@@ -155,7 +238,7 @@ def test_a_stored_grader_is_read_back() -> None:
         (multi({f"g{i}": EXACT for i in range(21)}), ".graders", "but got 21"),
         (multi({"exact": 1}), ".graders.exact", "expected a grader object, but got a number"),
         (multi({"exact": EXACT | {"operation": "is"}}), ".graders.exact.operation", "'is'"),
-        (multi({"exact": EXACT | {"type": "python"}}), ".graders.exact.type", "'python' are not supported yet"),
+        (multi({"exact": without(PYTHON, "source")}), ".graders.exact.source", "Missing required field 'source'."),
         (multi({"inner": multi(EXACT)}), ".graders.inner.type", "cannot contain another multi grader"),
         (multi({"exact match": EXACT}), ".graders.exact match", "'exact match' cannot stand in a formula"),
         (multi([EXACT, 1]), ".graders[1]", "expected a grader object, but got a number"),

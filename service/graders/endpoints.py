@@ -1,0 +1,23 @@
+"""``/v1/fine_tuning/alpha/graders``"""
+
+from fastapi import APIRouter
+
+from service.accounts.caller import Known
+from service.graders import trial
+from service.graders.configured import admit
+from service.graders.trial import RanGrader, RunGrader, ValidatedGrader, ValidateGrader
+
+router = APIRouter(prefix="/v1/fine_tuning/alpha/graders", tags=["graders"])
+
+
+@router.post("/validate")
+def validate(known: Known, body: ValidateGrader) -> ValidatedGrader:
+    """Check a grader without running it. The answer holds it as a job would keep it."""
+    grader = admit(body.grader, "grader", known.organization_id)
+    return ValidatedGrader(grader=grader.model_dump(mode="json"))
+
+
+@router.post("/run")
+async def run(known: Known, body: RunGrader) -> RanGrader:
+    """Grade one answer. A grader that fails is told by the flags of ``metadata.errors``, with the status 200."""
+    return await trial.run(body, known.organization_id)

@@ -1,0 +1,87 @@
+"""Graders on trial: the wire shapes of checking a definition and of running it on one answer."""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from service.core import ask, broker
+from service.graders.configured import admit
+
+RUN_SECONDS = 150.0
+"""How long one answer may take to be graded; a python grader alone may take two minutes."""
+
+
+class ValidateGrader(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    grader: dict[str, Any]
+
+
+class ValidatedGrader(BaseModel):
+    """The grader as a job would keep it."""
+
+    grader: dict[str, Any]
+
+
+class RunGrader(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    grader: dict[str, Any]
+    model_sample: str = Field(
+        description="What the model said: `sample.output_text`, and `sample.output_json` if JSON."
+    )
+    item: dict[str, Any] | None = Field(None, description="The dataset row.")
+
+
+class RunErrors(BaseModel):
+    """Why there is no reward: a failed grader is an answer, not an error of the request."""
+
+    model_config = ConfigDict(protected_namespaces=())
+
+    formula_parse_error: bool = False
+    sample_parse_error: bool = False
+    truncated_observation_error: bool = False
+    unresponsive_reward_error: bool = False
+    invalid_variable_error: bool = False
+    other_error: bool = False
+    python_grader_server_error: bool = False
+    python_grader_server_error_type: str | None = None
+    python_grader_runtime_error: bool = False
+    python_grader_runtime_error_details: str | None = None
+    model_grader_server_error: bool = False
+    model_grader_refusal_error: bool = False
+    model_grader_parse_error: bool = False
+    model_grader_server_error_details: str | None = None
+    details: str | None = Field(None, description="The reason in words.")
+
+
+class RunMetadata(BaseModel):
+    name: str
+    type: str
+    execution_time: float = Field(description="Seconds.")
+    scores: dict[str, float]
+    token_usage: int | None
+    sampled_model_name: str | None = None
+    errors: RunErrors
+
+
+class RanGrader(BaseModel):
+    """``reward`` is 0 when an error is set; training leaves such answers out instead."""
+
+    model_config = ConfigDict(protected_namespaces=())
+
+    reward: float
+    metadata: RunMetadata
+    sub_rewards: dict[str, float]
+    model_grader_token_usage_per_model: dict[str, dict[str, int]]
+
+
+async def run(request: RunGrader, organization_id: str) -> RanGrader:
+    """Grade one answer in the control worker."""
+    grader = admit(request.grader, "grader", organization_id)
+    question = {
+        "grader": grader.model_dump(mode="json"),
+        "model_sample": request.model_sample,
+        "item": request.item or {},
+    }
+    return RanGrader.model_validate(await ask.ask(broker.RUN_GRADER, question, RUN_SECONDS))

@@ -1,0 +1,137 @@
+"""``python``: what ``grade(sample, item)`` is given, and what its result or failure becomes."""
+
+from typing import Any
+
+import pytest
+
+from service.graders.schemas import GraderError, parse_grader
+from service.graders.settings import GraderSettings, JailTier
+from tests.workers.graders import jails
+from workers.graders import Grade, Sample, build
+from workers.graders.jail import libraries_of
+
+
+@pytest.fixture(scope="module")
+def tier() -> JailTier:
+    """What graders make of a jail's answers is the same in every tier."""
+    return jails.first_tier()
+
+
+def grade(tier: JailTier, source: str, *samples: Sample, **fields: Any) -> list[Grade]:
+    definition = parse_grader({"type": "python", "source": source}, "grader")
+    return build(definition, jails.settings(tier, **fields)).grade(list(samples))
+
+
+def test_a_grader_sees_the_answer_and_the_row(tier: JailTier) -> None:
+    source = """
+def grade(sample, item):
+    assert sample["choices"][0]["message"]["content"] == sample["output_text"]
+    return sample["output_json"]["n"] / item["whole"]["n"]
+"""
+    assert grade(tier, source, Sample({"whole": {"n": 4}}, '{"n": 3}')) == [Grade(0.75)]
+
+
+def test_an_answer_that_is_not_json_has_no_output_json(tier: JailTier) -> None:
+    source = "def grade(sample, item):\n    return sample['output_json'] is None\n"
+    assert grade(tier, source, Sample({}, "no JSON")) == [Grade(1.0)]
+
+
+@pytest.mark.parametrize(
+    ("expression", "reward"),
+    [("1", 1.0), ("True", 1.0), ("-2.5", -2.5), ("numpy.float32(0.5)", 0.5), ("fractions.Fraction(1, 4)", 0.25)],
+)
+def test_numbers_of_any_kind_are_rewards(tier: JailTier, expression: str, reward: float) -> None:
+    source = f"import fractions, numpy\ndef grade(sample, item):\n    return {expression}\n"
+    assert grade(tier, source, Sample({}, "")) == [Grade(reward)]
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ("return None", "grade returned NoneType, not a number"),
+        ("return '1.0'", "grade returned str, not a number"),
+        ("return float('nan')", "grade returned nan, not a finite number"),
+        ("return item['answer']", "line 2, in grade\n    return item['answer']"),
+        ("1 / 0", "ZeroDivisionError: division by zero"),
+        ("raise SystemExit(0)", "SystemExit: 0"),
+        ("import os; os._exit(3)", "exit code 3"),
+        ("import os; os.abort()", "The grader gave no reward"),
+    ],
+)
+def test_a_failure_is_no_reward_and_says_why(tier: JailTier, body: str, says: str) -> None:
+    (result,) = grade(tier, f"def grade(sample, item):\n    {body}\n", Sample({}, ""))
+    assert (result.reward, result.error, result.sample_at_fault) == (None, "python_grader_runtime_error", False)
+    assert result.detail is not None
+    assert says in result.detail
+
+
+def test_a_grader_that_does_not_end_is_stopped(tier: JailTier) -> None:
+    (result,) = grade(tier, "def grade(sample, item):\n    while True: pass\n", Sample({}, ""), seconds=0.7)
+    assert (result.reward, result.error, result.sample_at_fault) == (None, "python_grader_runtime_error", False)
+    assert result.detail == "The grader gave no reward: it was stopped after 0.7 seconds."
+
+
+def test_a_failure_costs_that_sample_only(tier: JailTier) -> None:
+    source = "import os\ndef grade(sample, item):\n    return item['n'] if item['n'] % 3 else os._exit(1)\n"
+    grades = grade(tier, source, *(Sample({"n": n}, "") for n in range(10)))
+    assert [each.reward for each in grades] == [float(n) if n % 3 else None for n in range(10)]
+
+
+def test_samples_do_not_share_state(tier: JailTier) -> None:
+    source = "seen = []\ndef grade(sample, item):\n    seen.append(1)\n    return len(seen)\n"
+    assert grade(tier, source, *[Sample({}, "")] * 3, jail_lanes=1) == [Grade(1.0)] * 3
+
+
+def test_unusual_text_arrives_unharmed(tier: JailTier) -> None:
+    text = 'a\u2028b\n\x00"\\ 🦙 \ud800'
+    source = f"def grade(sample, item):\n    return sample['output_text'] == item['text'] == {text!r}\n"
+    assert grade(tier, source, Sample({"text": text}, text)) == [Grade(1.0)]
+
+
+def test_a_large_row_fits(tier: JailTier) -> None:
+    source = "def grade(sample, item):\n    return len(item['text'])\n"
+    assert grade(tier, source, Sample({"text": "x" * 1_000_000}, "")) == [Grade(1_000_000.0)]
+
+
+def test_prints_are_thrown_away(tier: JailTier) -> None:
+    source = "def grade(sample, item):\n    print('x' * 1_000_000)\n    return 1\n"
+    assert grade(tier, source, Sample({}, "")) == [Grade(1.0)]
+
+
+def test_a_grader_may_start_python(tier: JailTier) -> None:
+    source = """
+import subprocess, sys
+def grade(sample, item):
+    return float(subprocess.run([sys.executable, "-c", "import numpy; print(0.5)"], capture_output=True).stdout)
+"""
+    assert grade(tier, source, Sample({}, "")) == [Grade(0.5)]
+
+
+def test_a_batch_out_of_time_is_given_up_and_says_so(tier: JailTier) -> None:
+    source = "import time\ndef grade(sample, item):\n    time.sleep(1.5)\n    return 1\n"
+    grades = grade(tier, source, *[Sample({}, "")] * 3, jail_lanes=1, batch_seconds=0.5)
+    assert (grades[-1].reward, grades[-1].error) == (None, "python_grader_server_error")
+    assert grades[-1].detail == "the batch was given up after 0.5 seconds"
+
+
+def test_in_a_multi_grader_its_failure_is_named(tier: JailTier) -> None:
+    raw = {
+        "type": "multi",
+        "graders": {"code": {"type": "python", "source": "def grade(sample, item):\n    return 1 / 0\n"}},
+        "calculate_output": "code",
+    }
+    (result,) = build(parse_grader(raw, "grader"), jails.settings(tier)).grade([Sample({}, "")])
+    assert result.sub_errors == {"code": "python_grader_runtime_error"}
+
+
+def test_without_a_jail_code_is_refused() -> None:
+    definition = parse_grader({"type": "python", "source": "def grade(sample, item):\n    return 1\n"}, "grader")
+    with pytest.raises(GraderError, match="run code and are turned off on this server"):
+        build(definition, GraderSettings())
+
+
+def test_known_libraries_are_loaded_once_per_jail() -> None:
+    assert libraries_of("import numpy as np\nimport os\n  from sympy.core import S\n# import pandas") == [
+        "numpy",
+        "sympy",
+    ]

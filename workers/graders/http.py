@@ -1,0 +1,171 @@
+"""``http``: rewards from a team's own scoring service.
+
+    POST {"samples": [{"sample": {"output_text": …}, "item": {…}}, …]}  →  {"rewards": [0.5, {"error": "why"}, …]}
+
+The service is one that the operator lists. Requests are signed as the Standard Webhooks are, so that it can tell them
+from others': ``webhook-id``, ``webhook-timestamp`` and ``webhook-signature: v1,base64(HMAC-SHA256(secret,
+"id.timestamp.body"))``. A retry repeats the id. The address is resolved and checked once and then connected to;
+redirects and proxies are not followed.
+"""
+
+import base64
+import hashlib
+import hmac
+import math
+import time
+import uuid
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx2
+
+from service.graders import strict_json
+from service.graders.admission import service_of
+from service.graders.schemas import Http
+from service.graders.settings import GraderSettings, ScoringService
+from workers.graders.addresses import ForbiddenAddress, resolve
+from workers.graders.grading import Grade, Sample
+
+BATCH = 64
+ATTEMPTS = 4
+FIRST_DELAY = 0.5
+TIMEOUT = httpx2.Timeout(60.0, connect=5.0)
+MAX_ANSWER_BYTES = 1024**2
+MAX_SECONDS = 300.0
+"""One request with its retries, however slowly the service sends."""
+_TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
+
+
+class ServiceFailed(Exception):
+    """The scoring service gave no usable answer. The message is shown to users and holds nothing of the answer."""
+
+
+class _TryAgain(ServiceFailed):
+    """It may do so on another attempt."""
+
+
+class HttpGrader:
+    """Raises ``OSError`` when the signing secret cannot be read."""
+
+    def __init__(self, definition: Http, settings: GraderSettings) -> None:
+        service = service_of(definition.url, settings)
+        assert service is not None, "check_allowed comes first"
+        self._url, self._service = definition.url, service
+        self._secret, self._seconds = _secret(service), settings.batch_seconds
+
+    def grade(self, samples: list[Sample]) -> list[Grade]:
+        deadline = time.monotonic() + self._seconds
+        return [grade for batch in _batches(samples) for grade in self._grade_batch(batch, deadline)]
+
+    def _grade_batch(self, samples: list[Sample], deadline: float) -> list[Grade]:
+        try:
+            rewards = self._rewards(samples, min(deadline, time.monotonic() + MAX_SECONDS))
+        except ServiceFailed as error:
+            return [Grade(None, error="other_error", detail=f"The scoring service {error}.")] * len(samples)
+        return [_grade(reward) for reward in rewards]
+
+    def _rewards(self, samples: list[Sample], deadline: float) -> list[Any]:
+        if time.monotonic() > deadline:
+            raise ServiceFailed("was not asked: the time of the batch was up")
+        body = strict_json.dumps(
+            {"samples": [{"sample": {"output_text": each.output_text}, "item": each.item} for each in samples]}
+        ).encode(errors="replace")
+        id = f"msg_{uuid.uuid4().hex}"
+        for attempt in range(ATTEMPTS):
+            if attempt:
+                time.sleep(FIRST_DELAY * 2 ** (attempt - 1))
+            try:
+                return _parse(self._post(id, body, deadline), len(samples))
+            except _TryAgain as error:
+                last = error
+            if time.monotonic() > deadline:
+                break
+        raise last
+
+    def _post(self, id: str, body: bytes, deadline: float) -> bytes:
+        url = urlsplit(self._url)
+        assert url.hostname is not None
+        port = url.port or (443 if url.scheme == "https" else 80)
+        try:
+            address = resolve(url.hostname, port, private_network=self._service.private_network)
+        except ForbiddenAddress as error:
+            raise ServiceFailed(f"was not called: {error}") from None
+        # The connection goes to the address that was checked; name and certificate stay those of the host.
+        pinned = url._replace(netloc=f"[{address}]:{port}" if ":" in address else f"{address}:{port}").geturl()
+        headers = {"host": url.netloc, "content-type": "application/json", "accept-encoding": "identity"}
+        headers |= signature(self._secret, id, int(time.time()), body)
+        try:
+            with (
+                httpx2.Client(timeout=TIMEOUT, trust_env=False, follow_redirects=False) as client,
+                client.stream(
+                    "POST", pinned, content=body, headers=headers, extensions={"sni_hostname": url.hostname}
+                ) as answer,
+            ):
+                return _read(answer, deadline)
+        except httpx2.TimeoutException:
+            raise _TryAgain("took too long to answer") from None
+        except httpx2.HTTPError as error:
+            raise _TryAgain(f"could not be reached: {type(error).__name__}") from None
+
+
+def signature(secret: bytes, id: str, timestamp: int, body: bytes) -> dict[str, str]:
+    """The headers that sign ``body``; ``timestamp`` is in seconds since 1970."""
+    digest = hmac.new(secret, f"{id}.{timestamp}.".encode() + body, hashlib.sha256).digest()
+    return {
+        "webhook-id": id,
+        "webhook-timestamp": str(timestamp),
+        "webhook-signature": f"v1,{base64.b64encode(digest).decode()}",
+    }
+
+
+def _secret(service: ScoringService) -> bytes:
+    """The secret in the service's file: ``whsec_`` and Base64, or any text."""
+    text = service.secret_file.read_text().strip()
+    if not text:
+        raise OSError(f"the secret file {service.secret_file} is empty")
+    return base64.b64decode(text.removeprefix("whsec_")) if text.startswith("whsec_") else text.encode()
+
+
+def _batches(samples: list[Sample]) -> Iterator[list[Sample]]:
+    for start in range(0, len(samples), BATCH):
+        yield samples[start : start + BATCH]
+
+
+def _read(answer: httpx2.Response, deadline: float) -> bytes:
+    if answer.status_code in _TRANSIENT:
+        raise _TryAgain(f"answered with status {answer.status_code}")
+    if answer.status_code != 200:
+        raise ServiceFailed(f"answered with status {answer.status_code}")
+    read = bytearray()
+    # Raw, so that a small compressed answer does not become a large one.
+    for chunk in answer.iter_raw():
+        read += chunk
+        if len(read) > MAX_ANSWER_BYTES:
+            raise ServiceFailed(f"answered with more than {MAX_ANSWER_BYTES} bytes")
+        if time.monotonic() > deadline:
+            raise ServiceFailed("took too long to answer")
+    return bytes(read)
+
+
+def _parse(body: bytes, count: int) -> list[Any]:
+    try:
+        answer = strict_json.loads(body.decode())
+    except (strict_json.InvalidJSON, UnicodeDecodeError):
+        raise ServiceFailed("answered with something that is not JSON") from None
+    rewards = answer.get("rewards") if isinstance(answer, dict) else None
+    if not isinstance(rewards, list) or len(rewards) != count:
+        raise ServiceFailed(f"did not answer with {count} 'rewards', one for each sample")
+    return rewards
+
+
+def _grade(reward: Any) -> Grade:
+    match reward:
+        case bool():
+            pass
+        case int() | float() if abs(reward) < 1e300 and math.isfinite(reward):
+            return Grade(float(reward))
+        case {"error": str(error)}:
+            return Grade(None, error="other_error", detail=f"The scoring service: {error[:1000]}")
+    detail = f"The scoring service gave {strict_json.kind(reward)} for a reward, not a finite number."
+    return Grade(None, error="other_error", detail=detail)

@@ -1,0 +1,138 @@
+"""``score_model`` and ``label_model``: a model that the operator offers judges the answer, in structured output."""
+
+import math
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import openai
+
+from service.graders import strict_json
+from service.graders.admission import endpoint_of
+from service.graders.schemas import LabelModel, ScoreModel
+from service.graders.settings import GraderSettings
+from service.graders.template import Template
+from workers.graders.grading import Grade, Sample, TokenUsage, fill
+
+RETRIES = 3
+TIMEOUT = 120.0
+_NO_KEY = "none"
+
+
+class JudgeGrader:
+    """Raises ``OSError`` when the file of the endpoint's key cannot be read."""
+
+    def __init__(self, definition: ScoreModel | LabelModel, settings: GraderSettings) -> None:
+        endpoint = endpoint_of(definition.model, settings)
+        assert endpoint is not None, "check_allowed comes first"
+        key = endpoint.api_key_file.read_text().strip() if endpoint.api_key_file is not None else _NO_KEY
+        self._client = openai.OpenAI(api_key=key, base_url=endpoint.base_url, max_retries=RETRIES, timeout=TIMEOUT)
+        self._requests, self._seconds = settings.model_requests, settings.batch_seconds
+        self._model = definition.model
+        self._messages = [(each.role, [Template.parse(text) for text in each.texts()]) for each in definition.input]
+        self._options = _options(definition)
+        self._reward: Callable[[Any], float]
+        if isinstance(definition, ScoreModel):
+            low, high = definition.range
+            self._reward = lambda result: _score(result, low, high)
+        else:
+            labels, passing = set(definition.labels), set(definition.passing_labels)
+            self._reward = lambda result: _label(result, labels, passing)
+
+    def grade(self, samples: list[Sample]) -> list[Grade]:
+        deadline = time.monotonic() + self._seconds
+        with ThreadPoolExecutor(self._requests, thread_name_prefix="judge") as pool:
+            return list(pool.map(lambda sample: self._grade(sample, deadline), samples))
+
+    def _grade(self, sample: Sample, deadline: float) -> Grade:
+        if time.monotonic() > deadline:
+            return _failed("model_grader_server_error", f"The batch was given up after {self._seconds:g} seconds.", {})
+        messages: list[Any] = []
+        for role, templates in self._messages:
+            texts = fill(templates, sample)
+            if isinstance(texts, Grade):
+                return texts
+            messages.append({"role": role, "content": "\n".join(texts)})
+        try:
+            answer = self._client.chat.completions.create(model=self._model, messages=messages, **self._options)
+        except openai.APIStatusError as error:
+            return _failed("model_grader_server_error", f"The judge answered with status {error.status_code}.", {})
+        except openai.OpenAIError as error:
+            return _failed("model_grader_server_error", f"The judge could not be asked: {type(error).__name__}.", {})
+        return self._read(answer)
+
+    def _read(self, answer: Any) -> Grade:
+        usage = {self._model: _usage(answer)}
+        choices = getattr(answer, "choices", None)
+        if not choices:
+            return _failed("model_grader_server_error", "The judge answered without a choice.", usage)
+        message = choices[0].message
+        if getattr(message, "refusal", None):
+            return _failed("model_grader_refusal_error", f"The judge refused: {str(message.refusal)[:500]}", usage)
+        try:
+            return Grade(self._reward(_result(message.content)), usage=usage)
+        except ValueError as error:
+            reason = "its answer was cut off" if choices[0].finish_reason == "length" else str(error)
+            return _failed("model_grader_parse_error", f"The judge's answer has no result: {reason}.", usage)
+
+
+def _failed(error: Any, detail: str, usage: dict[str, TokenUsage]) -> Grade:
+    return Grade(None, error=error, detail=detail, usage=usage)
+
+
+def _options(definition: ScoreModel | LabelModel) -> dict[str, Any]:
+    if isinstance(definition, ScoreModel):
+        result: dict[str, Any] = {"type": "number"}
+    else:
+        result = {"type": "string", "enum": definition.labels}
+    options: dict[str, Any] = {"response_format": _response_format(definition.type, result)}
+    if definition.sampling_params is not None:
+        given = definition.sampling_params.model_dump(exclude_none=True)
+        if "max_completions_tokens" in given:
+            given["max_completion_tokens"] = given.pop("max_completions_tokens")
+        options |= given
+    return options
+
+
+def _response_format(name: str, result: dict[str, Any]) -> dict[str, Any]:
+    """Steps first, so that the judge thinks before it decides."""
+    texts = {"description": {"type": "string"}, "conclusion": {"type": "string"}}
+    step = {"type": "object", "properties": texts, "required": list(texts), "additionalProperties": False}
+    fields = {"steps": {"type": "array", "items": step}, "result": result}
+    schema = {"type": "object", "properties": fields, "required": list(fields), "additionalProperties": False}
+    return {"type": "json_schema", "json_schema": {"name": name, "schema": schema, "strict": True}}
+
+
+def _result(content: Any) -> Any:
+    if not isinstance(content, str):
+        raise ValueError("it has no text")
+    try:
+        value = strict_json.loads(content)
+    except strict_json.InvalidJSON as error:
+        raise ValueError(f"it is not JSON, {error}") from None
+    if not isinstance(value, dict) or "result" not in value:
+        raise ValueError("it has no field 'result'")
+    return value["result"]
+
+
+def _score(result: Any, low: float, high: float) -> float:
+    if isinstance(result, bool) or not isinstance(result, int | float) or not math.isfinite(result):
+        raise ValueError(f"'result' is {strict_json.kind(result)}, not a number")
+    return float(min(max(result, low), high))
+
+
+def _label(result: Any, labels: set[str], passing: set[str]) -> float:
+    if not isinstance(result, str) or result not in labels:
+        raise ValueError("'result' is none of the labels")
+    return float(result in passing)
+
+
+def _usage(answer: Any) -> TokenUsage:
+    usage = getattr(answer, "usage", None)
+    details = getattr(usage, "prompt_tokens_details", None)
+    return TokenUsage(
+        getattr(usage, "prompt_tokens", None) or 0,
+        getattr(usage, "completion_tokens", None) or 0,
+        getattr(details, "cached_tokens", None) or 0,
+    )

@@ -1,0 +1,155 @@
+"""``math_verify``: is the answer the same mathematical object as the reference? By the ``math-verify`` library.
+
+1/2, 0.5 and \\frac{1}{2} are the same; the answer is looked for in the text, a \\boxed one first. Comparisons run in a
+few processes that live as long as the grader, and are killed when they take too long.
+"""
+
+import json
+import queue
+import subprocess
+import sys
+import threading
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+
+from service.graders import strict_json
+from service.graders.schemas import MathVerify
+from service.graders.template import Template
+from workers.graders.grading import Grade, Sample, fill
+from workers.graders.jail import ENVIRONMENT, ROOT, packages
+from workers.sandbox.mathematics import BOOT
+
+PROCESSES = 2
+SECONDS = 10.0
+START_SECONDS = 60.0
+
+
+class TookTooLong(Exception):
+    """The process was killed for its time or ended for lack of memory; ``reference_read`` says how far it had come."""
+
+    def __init__(self, reference_read: bool) -> None:
+        super().__init__("the comparison took too long or too much memory")
+        self.reference_read = reference_read
+
+
+class MathVerifyGrader:
+    def __init__(self, definition: MathVerify) -> None:
+        self._templates = (Template.parse(definition.input), Template.parse(definition.reference))
+        self._comparers: queue.LifoQueue[Comparer] = queue.LifoQueue()  # the warm ones first
+        for _ in range(PROCESSES):
+            self._comparers.put(Comparer())
+
+    def grade(self, samples: list[Sample]) -> list[Grade]:
+        with ThreadPoolExecutor(PROCESSES, thread_name_prefix="math") as pool:
+            return list(pool.map(self._grade, samples))
+
+    def _grade(self, sample: Sample) -> Grade:
+        texts = fill(self._templates, sample)
+        if isinstance(texts, Grade):
+            return texts
+        answer, reference = texts
+        comparer = self._comparers.get()
+        try:
+            equal = comparer.compare(answer, reference)
+        except TookTooLong as error:
+            return _unfinished(error, reference)
+        except OSError as error:
+            return Grade(None, error="other_error", detail=f"The comparing process does not start: {error}")
+        finally:
+            self._comparers.put(comparer)
+        if equal is None:
+            return Grade(None, error="other_error", detail=f"The reference is not mathematics: '{reference[:200]}'.")
+        return Grade(float(equal))
+
+
+def _unfinished(error: TookTooLong, reference: str) -> Grade:
+    if error.reference_read:
+        detail = "Comparing the answer took too long or too much memory."
+        return Grade(None, error="sample_parse_error", detail=detail, sample_at_fault=True)
+    detail = f"Reading the reference took too long or too much memory: '{reference[:200]}'."
+    return Grade(None, error="other_error", detail=detail)
+
+
+class Comparer:
+    """One process of ``workers.sandbox.mathematics``, started when it is first needed and again after it was killed."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def compare(self, answer: str, reference: str) -> bool | None:
+        """Whether the two are equal; None when the reference cannot be read. Raises ``TookTooLong``, ``OSError``."""
+        process = self._process or self._start()
+        timer = threading.Timer(SECONDS, process.kill)
+        timer.start()
+        try:
+            read = _ask(process, {"answer": answer, "reference": reference})
+            if read is None:
+                raise TookTooLong(reference_read=False)
+            if not read["reference"]:
+                return None
+            compared = _answer(process)
+            if compared is None:
+                raise TookTooLong(reference_read=True)
+            return compared["equal"]
+        except TookTooLong:
+            self._end()
+            raise
+        finally:
+            timer.cancel()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        folders = packages()
+        process = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", BOOT, str(ROOT), str(len(folders)), *folders],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=ENVIRONMENT | {"HOME": "/", "TMPDIR": "/"},
+            cwd="/",
+        )
+        weakref.finalize(self, _kill, process)
+        timer = threading.Timer(START_SECONDS, process.kill)
+        timer.start()
+        try:
+            if _answer(process) is None:
+                _kill(process)
+                raise OSError("it ended at once; is math-verify installed?")
+        finally:
+            timer.cancel()
+        self._process = process
+        return process
+
+    def _end(self) -> None:
+        if self._process is not None:
+            _kill(self._process)
+            self._process = None
+
+
+def _ask(process: subprocess.Popen[bytes], task: dict[str, str]) -> dict[str, bool] | None:
+    assert process.stdin is not None
+    try:
+        process.stdin.write(json.dumps(task).encode() + b"\n")
+        process.stdin.flush()
+    except BrokenPipeError:
+        return None
+    return _answer(process)
+
+
+def _answer(process: subprocess.Popen[bytes]) -> dict[str, bool] | None:
+    """The next line, None when the process has ended."""
+    assert process.stdout is not None
+    try:
+        value = strict_json.loads(process.stdout.readline().decode())
+    except strict_json.InvalidJSON:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
+    for stream in (process.stdin, process.stdout):
+        if stream is not None:
+            with suppress(BrokenPipeError):
+                stream.close()

@@ -1,0 +1,47 @@
+"""``python``: the number that a user's ``grade(sample, item)`` returns, computed in a jail."""
+
+import math
+
+from service.graders.schemas import Python
+from service.graders.settings import GraderSettings
+from workers.graders import jail
+from workers.graders.confinement import ensure_confined
+from workers.graders.grading import Grade, Sample
+from workers.graders.lanes import run_all
+
+MAX_DETAIL = 2000
+
+
+class PythonGrader:
+    """Raises ``JailError`` where no jail holds. Every sample is graded in a process of its own."""
+
+    def __init__(self, definition: Python, settings: GraderSettings) -> None:
+        ensure_confined(settings)
+        self._source, self._settings = definition.source, settings
+        self._preload = jail.libraries_of(definition.source)
+
+    def grade(self, samples: list[Sample]) -> list[Grade]:
+        seconds = self._settings.jail_limits.seconds
+        programs = [self._program(sample, seconds) for sample in samples]
+        outcomes = run_all(programs, self._settings, self._preload)
+        return [_grade(outcome, seconds) for outcome in outcomes]
+
+    def _program(self, sample: Sample, seconds: float) -> jail.Program:
+        given = {"sample": sample.as_object(), "item": sample.item}
+        return {"kind": "grade", "source": self._source, "seconds": seconds, **given}
+
+
+def _grade(outcome: jail.Outcome | jail.JailError, seconds: float) -> Grade:
+    if isinstance(outcome, jail.JailError):
+        return Grade(None, error="python_grader_server_error", detail=str(outcome))
+    lines = list(outcome.lines())
+    if outcome.stopped is not None or not lines:
+        return _failed(f"The grader gave no reward: {outcome.why(seconds)}.")
+    reward = lines[-1].get("reward")
+    if isinstance(reward, int | float) and not isinstance(reward, bool) and math.isfinite(reward):
+        return Grade(float(reward))
+    return _failed(str(lines[-1].get("error", "The grader gave no reward.")))
+
+
+def _failed(detail: str) -> Grade:
+    return Grade(None, error="python_grader_runtime_error", detail=detail[:MAX_DETAIL])

@@ -1,0 +1,61 @@
+"""A process that compares mathematical answers for ``workers.graders.math_verify``, one JSON line at a time.
+
+SymPy can take for ever, or all memory, over what looks like a small expression, and ``math-verify``'s own time-outs are
+alarms, which do not work outside the main thread and interrupt nothing inside C code. So the comparison is in a process
+that can be killed.
+"""
+
+import json
+import logging
+import os
+import resource
+import sys
+from typing import Any
+
+from workers.sandbox import seccomp
+
+BOOT = (
+    "import sys; sys.path.insert(0, sys.argv[1]);"
+    "from workers.sandbox import mathematics; mathematics.serve(int(sys.argv[2]))"
+)
+MEMORY_BYTES = 2 * 1024**3
+
+
+def serve(packages: int) -> None:
+    """Answer ``{"reference", "answer"}`` lines until standard input ends.
+
+    The first line of an answer, ``{"reference": bool}``, says whether the reference could be read; the second,
+    ``{"equal": bool}``, follows if so. ``packages`` is how many of the last arguments are folders to import from.
+    """
+    sys.path[:] = sys.path[1:] + sys.argv[len(sys.argv) - packages :]
+    logging.disable(logging.CRITICAL)
+    import math_verify
+
+    answers = os.dup(1)
+    os.dup2(2, 1)
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # Parsers of what a model wrote: they get no network and start nothing with rights.
+    seccomp.install()
+    _tell(answers, {"ready": True})
+    for line in sys.stdin.buffer:
+        task = json.loads(line)
+        reference = math_verify.parse(_delimited(task["reference"]), parsing_timeout=None)
+        _tell(answers, {"reference": bool(reference)})
+        if reference:
+            answer = math_verify.parse(task["answer"], extraction_config=_configs(math_verify), parsing_timeout=None)
+            _tell(answers, {"equal": bool(math_verify.verify(reference, answer, timeout_seconds=None))})
+
+
+def _delimited(reference: str) -> str:
+    """A reference as LaTeX: without delimiters only numbers would be seen, and of ``\\frac{1}{2}`` only the 1."""
+    marked = any(mark in reference for mark in ("$", "\\boxed", "\\(", "\\["))
+    return reference if marked else f"\\boxed{{{reference}}}"
+
+
+def _configs(library: Any) -> list[Any]:
+    return [library.LatexExtractionConfig(boxed_match_priority=0), library.ExprExtractionConfig()]
+
+
+def _tell(descriptor: int, line: dict[str, bool]) -> None:
+    os.write(descriptor, json.dumps(line).encode() + b"\n")
