@@ -1,16 +1,34 @@
 """The HTTP API."""
 
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
 from fastapi import FastAPI
 from redis.exceptions import RedisError
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
-from service.core import http, live
+from service.core import http, live, logs, openapi, shutdown
 from service.core.db import transaction
 from service.core.errors import DomainError
 from service.files import endpoints as files
+from service.graders import endpoints as graders
 from service.jobs import endpoints as jobs
 from service.models import endpoints as models
+from service.settings import settings
+from service.uploads import endpoints as uploads
+from service.webhooks import endpoints as webhooks
+
+PART_PATH = re.compile(r"/v1/uploads/[^/]+/parts")
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    # Only now has uvicorn set up its logging and its signal handlers.
+    logs.configure()
+    shutdown.overhear()
+    yield
 
 
 def create_app() -> FastAPI:
@@ -19,13 +37,21 @@ def create_app() -> FastAPI:
         summary="Self-hosted reinforcement fine-tuning behind OpenAI's fine-tuning API.",
         version="1",
         redirect_slashes=False,
+        lifespan=_lifespan,
     )
-    http.install(app, upload_paths=frozenset({"/v1/files"}))
-    for router in (files.router, jobs.router, models.router):
+    http.install(app, upload_limit=upload_limit)
+    for router in (files.router, uploads.router, jobs.router, graders.router, models.router, webhooks.router):
         app.include_router(router)
     app.add_api_route("/healthz", healthz, methods=["GET"], tags=["health"])
     app.add_api_route("/readyz", readyz, methods=["GET"], tags=["health"])
+    openapi.install(app)
     return app
+
+
+def upload_limit(path: str) -> int | None:
+    if path == "/v1/files":
+        return settings().max_file_bytes
+    return settings().max_part_bytes if PART_PATH.fullmatch(path) else None
 
 
 def healthz() -> dict[str, str]:

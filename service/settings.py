@@ -26,12 +26,25 @@ class Settings(BaseSettings):
     """Folder of base models on offer; a model's id is its path beneath it, such as ``Qwen/Qwen3-8B``."""
 
     max_file_bytes: int = 512 * 1024**2
+    max_upload_bytes: int = 8 * 1024**3
+    """Largest file that may be uploaded in parts."""
+    max_part_bytes: int = 64 * 1024**2
+    """Largest part of such a file."""
     max_body_bytes: int = 1024**2
     """Largest JSON body."""
+    requests_per_minute: int = Field(1200, ge=0)
+    """Requests that an API key may send a minute, all of them at once if it likes; 0 does not limit."""
+    max_streams_per_key: int = Field(50, ge=1)
+    """Event streams that an API key may follow at a time."""
+    max_training_rows: int = Field(50_000, ge=1)
+    max_validation_rows: int = Field(1_000, ge=1)
     max_queued_jobs: int = 100
     """Jobs an organisation may have queued at a time."""
     max_running_jobs: int = 8
     """Jobs an organisation may have running at a time."""
+
+    trusted_hosts: frozenset[str] = frozenset()
+    """Host names (as JSON) that webhooks may reach over plain http and at addresses that are not public."""
 
     lease_seconds: float = 60.0
     """How long a worker may be silent before its job is given to another."""

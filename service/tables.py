@@ -3,7 +3,24 @@
 from service.accounts.models import APIKey, Organization
 from service.core.db import Base
 from service.files.models import File
+from service.idempotency.models import KeptAnswer
 from service.jobs.models import Checkpoint, Event, Job
 from service.models.models import TunedModel
+from service.uploads.models import Upload, UploadPart
+from service.webhooks.models import WebhookDelivery, WebhookEndpoint
 
-__all__ = ["APIKey", "Base", "Checkpoint", "Event", "File", "Job", "Organization", "TunedModel"]
+__all__ = [
+    "APIKey",
+    "Base",
+    "Checkpoint",
+    "Event",
+    "File",
+    "Job",
+    "KeptAnswer",
+    "Organization",
+    "TunedModel",
+    "Upload",
+    "UploadPart",
+    "WebhookDelivery",
+    "WebhookEndpoint",
+]

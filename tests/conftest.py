@@ -63,7 +63,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[embedded.Serve
 
 
 def _end_servers_of_killed_runs(runs: Path) -> None:
-    """A run that was killed could not stop its servers. It is told from others by its folder, which nobody locks now."""
+    """A run that was killed could not stop its servers. Unlike those of other runs, its folder is not locked."""
     for records in runs.glob("*/servers*/processes.json"):
         if Folder(records.parent).holder() is None:
             end(leftovers(records))

@@ -46,10 +46,14 @@ def job_body(client: TestClient, model: str, **hyperparameters: Any) -> dict[str
         "model": model,
         "training_file": upload(client, jsonl(rows(8))),
         "validation_file": upload(client, jsonl(rows(4, start=50))),
-        "method": {
-            "type": "reinforcement",
-            "reinforcement": {"grader": dict(GRADER), "hyperparameters": hyperparameters},
-        },
+        "method": method(**hyperparameters),
+    }
+
+
+def method(grader: dict[str, Any] = GRADER, **hyperparameters: Any) -> dict[str, Any]:
+    return {
+        "type": "reinforcement",
+        "reinforcement": {"grader": dict(grader), "hyperparameters": hyperparameters},
     }
 
 

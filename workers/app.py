@@ -4,7 +4,7 @@ from typing import Any
 
 from celery import Celery, signals
 
-from service.core.broker import CONTROL_QUEUE, RUN_JOB, TRAINING_QUEUE, configure
+from service.core.broker import CONTROL_QUEUE, DELIVER_WEBHOOKS, RUN_JOB, TRAINING_QUEUE, configure
 from service.settings import settings
 from workers import supervisor
 
@@ -27,6 +27,7 @@ app.conf.update(
             "schedule": settings().sweep_seconds,
             "options": {"expires": settings().sweep_seconds},
         },
+        "webhooks": {"task": DELIVER_WEBHOOKS, "schedule": 10.0, "options": {"expires": 10.0}},
         "prune": {"task": PRUNE, "schedule": 3600.0, "options": {"expires": 3600.0}},
     },
 )

@@ -22,6 +22,7 @@ from service.jobs.states import Desired, Status, move
 from service.models import repository as models
 from service.models.models import TunedModel
 from service.settings import settings
+from service.webhooks import service as webhooks
 from workers import wire
 from workers.outcome import Action, Outcome
 
@@ -94,6 +95,7 @@ def _end(session: Session, job: Job, status: Status) -> None:
     job.finished_at, job.estimated_finish = files.now(session), None
     if status is Status.CANCELLED:
         job.desired = Desired.CANCEL
+    webhooks.announce_job(session, job.organization_id, job.id, status)
 
 
 def _result_file(session: Session, job: Job) -> File:

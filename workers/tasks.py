@@ -1,10 +1,12 @@
 """Celery's tasks: each only names the function that does the work."""
 
+from typing import Any
+
 from celery import Task
 
-from service.core.broker import RUN_JOB
+from service.core.broker import DELIVER_WEBHOOKS, RUN_GRADER, RUN_JOB, TEST_WEBHOOK
 from workers import prune as pruning
-from workers import supervisor
+from workers import supervisor, trial, webhooks
 from workers import sweep as sweeping
 from workers.app import PRUNE, SWEEP, app
 
@@ -23,3 +25,18 @@ def sweep() -> None:
 @app.task(name=PRUNE)
 def prune() -> None:
     pruning.prune()
+
+
+@app.task(name=RUN_GRADER)
+def run_grader(id: str, question: dict[str, Any]) -> None:
+    trial.answer(id, question)
+
+
+@app.task(name=DELIVER_WEBHOOKS)
+def deliver_webhooks() -> None:
+    webhooks.deliver()
+
+
+@app.task(name=TEST_WEBHOOK)
+def test_webhook(id: str, question: dict[str, Any]) -> None:
+    webhooks.test(id, question)

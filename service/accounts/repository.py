@@ -22,6 +22,16 @@ def live_key(session: Session, hash: str) -> APIKey | None:
     )
 
 
+def is_live(session: Session, id: str) -> bool:
+    """Whether the key of this id is still good."""
+    query = select(APIKey.id).where(
+        APIKey.id == id,
+        APIKey.revoked_at.is_(None),
+        or_(APIKey.expires_at.is_(None), APIKey.expires_at > func.now()),
+    )
+    return session.scalar(query) is not None
+
+
 def touch(session: Session, key: APIKey, every: timedelta) -> None:
     """Note that ``key`` was used, at most once in ``every`` so that reading does not become writing."""
     stale = or_(APIKey.last_used_at.is_(None), APIKey.last_used_at < func.now() - every)

@@ -38,15 +38,14 @@ def follow(job_id: str, data_dir: StackFolder = None) -> None:
     try:
         job = following.show(client, job_id, console)
     except KeyboardInterrupt:
-        console.print(
-            f"{job_id} goes on. Watch it again with 'troll follow {job_id}', end it with 'troll jobs cancel {job_id}'."
-        )
+        typer.echo(f"\n{job_id} goes on. Watch it again: troll follow {job_id}", err=True)
+        typer.echo(f"End it: troll jobs cancel {job_id}", err=True)
         raise typer.Exit(130) from None
     if job.status == "succeeded":
-        console.print(f"Get the weights with: troll pull {job.fine_tuned_model}", highlight=False)
+        typer.echo(f"Get the weights: troll pull {job.fine_tuned_model}", err=True)
         return
     reason = f": {job.error.message}" if job.error else ""
-    console.print(f"{job_id} {job.status}{reason}", style="red", highlight=False, markup=False)
+    typer.secho(f"{job_id} {job.status}{reason}", err=True, fg="red")
     raise typer.Exit(1)
 
 

@@ -5,6 +5,7 @@ The job row is the truth. A lost, doubled or late message is harmless; ``workers
 
 import logging
 from functools import cache
+from typing import Any
 
 from celery import Celery
 from kombu.exceptions import OperationalError
@@ -13,7 +14,11 @@ from service.settings import settings
 
 TRAINING_QUEUE = "training"
 CONTROL_QUEUE = "control"
+KEY_PREFIX = "celery:"
 RUN_JOB = "workers.run_job"
+RUN_GRADER = "workers.run_grader"
+TEST_WEBHOOK = "workers.test_webhook"
+DELIVER_WEBHOOKS = "workers.deliver_webhooks"
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +34,7 @@ def configure(app: Celery) -> Celery:
         broker_url=broker_url(settings().redis_url),
         broker_connection_retry_on_startup=True,
         broker_transport_options={
-            "global_keyprefix": "celery:",
+            "global_keyprefix": KEY_PREFIX,
             "socket_connect_timeout": 3,
             "socket_timeout": 30,
             "retry_on_timeout": True,
@@ -56,6 +61,21 @@ def ring(job_id: str) -> bool:
         log.warning("could not ring for %s, the sweep will: %s", job_id, error)
         return False
     return True
+
+
+def ring_webhooks() -> bool:
+    """Tell the control worker that the webhook outbox holds something. Its schedule finds out anyway."""
+    try:
+        _sender().send_task(DELIVER_WEBHOOKS, queue=CONTROL_QUEUE, expires=60)
+    except OperationalError as error:
+        log.warning("could not ring for webhooks, the schedule will: %s", error)
+        return False
+    return True
+
+
+def ask(task: str, id: str, question: dict[str, Any], seconds: float) -> None:
+    """Send ``question`` to the control worker, which drops it after ``seconds``. Raises ``OperationalError``."""
+    _sender().send_task(task, args=[id, question], queue=CONTROL_QUEUE, expires=seconds)
 
 
 def waiting() -> int:

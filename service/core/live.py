@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 @cache
-def _client() -> redis.Redis:
+def client() -> redis.Redis:
     return redis.Redis.from_url(settings().redis_url, socket_timeout=3, socket_connect_timeout=3)
 
 
@@ -39,7 +39,7 @@ def publish(job_id: str, frames: Iterable[dict[str, Any]]) -> None:
     """Append ``frames``, each with its event's ``seq``, to the job's stream. An unreachable Redis is only logged."""
     name = stream(job_id)
     try:
-        with _client().pipeline(transaction=False) as pipe:
+        with client().pipeline(transaction=False) as pipe:
             for frame in frames:
                 pipe.xadd(name, {"frame": json.dumps(frame)}, maxlen=MAX_FRAMES, approximate=True)
             pipe.expire(name, TTL_SECONDS)
@@ -50,4 +50,4 @@ def publish(job_id: str, frames: Iterable[dict[str, Any]]) -> None:
 
 def ping() -> None:
     """Raises ``redis.RedisError`` when Redis cannot be reached."""
-    _client().ping()
+    client().ping()

@@ -22,9 +22,29 @@ def file_path(file_id: str) -> Path:
     return _under("files", file_id)
 
 
+def upload_dir(upload_id: str) -> Path:
+    """The parts of an upload that is not complete yet."""
+    return _under("uploads", upload_id)
+
+
+def part_path(upload_id: str, part_id: str) -> Path:
+    if not is_safe(part_id):
+        raise ValueError(f"'{part_id}' cannot be part of a path")
+    return upload_dir(upload_id) / part_id
+
+
 def job_dir(job_id: str) -> Path:
     """Everything that the attempts at a job write: checkpoints, logs, the final model."""
     return _under("jobs", job_id)
+
+
+def digest(source: BinaryIO) -> str:
+    """SHA-256 of ``source``, in hexadecimal, which is left at its beginning."""
+    hash = hashlib.sha256()
+    while chunk := source.read(CHUNK):
+        hash.update(chunk)
+    source.seek(0)
+    return hash.hexdigest()
 
 
 def write_file(path: Path, source: BinaryIO) -> tuple[int, str]:

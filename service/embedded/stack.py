@@ -18,7 +18,7 @@ from celery import Celery
 from celery.app.control import Control
 
 import service
-from service.core.broker import CONTROL_QUEUE, TRAINING_QUEUE, broker_url
+from service.core.broker import CONTROL_QUEUE, KEY_PREFIX, TRAINING_QUEUE, broker_url
 from service.embedded import servers
 from service.embedded.folder import Folder
 from service.embedded.processes import Child, Children, Program, StartError, end, leftovers, write_json
@@ -153,7 +153,7 @@ class Stack:
         """Wait until the API is ready and both workers answer; whichever process exits meanwhile is the error."""
         api, control, training, _ = apps
         celery = Celery(set_as_current=False, broker=broker_url(running.redis_url))
-        celery.conf.broker_transport_options = {"global_keyprefix": "celery:"}
+        celery.conf.broker_transport_options = {"global_keyprefix": KEY_PREFIX}
         self.children.wait(api, lambda: _answers(f"{base}/readyz"), READY_SECONDS)
         for child, name in ((control, f"control@{self.node}"), (training, f"training@{self.node}")):
             self.children.wait(child, lambda name=name: _pong(celery.control, name), READY_SECONDS)  # type: ignore[misc]
@@ -172,7 +172,9 @@ class Stack:
 def child_environment() -> dict[str, str]:
     """What every Python child gets: the same code as ours, and no modules from wherever it happens to be started."""
     code = str(Path(next(iter(service.__path__))).parent)
-    return servers.inherited() | {"PYTHONPATH": code, "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
+    fixed = {"PYTHONPATH": code, "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
+    # Everything shares this machine's cores, and threads that spin while they wait keep the others from them.
+    return {"OMP_WAIT_POLICY": "PASSIVE"} | servers.inherited() | fixed
 
 
 def stop_grace() -> float:

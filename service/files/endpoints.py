@@ -6,12 +6,13 @@ from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import FileResponse
 from starlette.datastructures import FormData, UploadFile
 
-from service.accounts.caller import Caller
+from service.accounts.caller import Caller, Known
 from service.core import storage
 from service.core.errors import invalid
 from service.core.pagination import Page, page
 from service.files import repository, service
 from service.files.schemas import DeletedFile, FileObject
+from service.idempotency.once import Once
 
 router = APIRouter(prefix="/v1/files", tags=["files"])
 
@@ -40,13 +41,13 @@ UPLOAD_BODY = {
 }
 
 
-async def _form(request: Request, caller: Caller) -> FormData:
+async def _form(request: Request, known: Known) -> FormData:
     """The upload, read only after the caller is known: a stranger cannot make the server store anything."""
     return await request.form(max_files=1, max_fields=10)
 
 
 @router.post("", openapi_extra=UPLOAD_BODY)
-def create(caller: Caller, form: Annotated[FormData, Depends(_form)]) -> FileObject:
+def create(form: Annotated[FormData, Depends(_form)], caller: Caller, once: Once) -> FileObject:
     """Upload a JSONL file of training or validation rows. It is checked line by line before it is accepted."""
     upload = form.get("file")
     if not isinstance(upload, UploadFile):
@@ -54,15 +55,22 @@ def create(caller: Caller, form: Annotated[FormData, Depends(_form)]) -> FileObj
     purpose = form.get("purpose")
     if not isinstance(purpose, str):
         raise invalid("Missing required parameter: 'purpose'.", "purpose")
-    file = service.upload(
+    filename, expiry = upload.filename or "upload", _expiry(form)
+    return once.run(
         caller.session,
-        caller.principal,
-        source=upload.file,
-        filename=upload.filename or "upload",
-        purpose=purpose,
-        expires_after_seconds=_expiry(form),
+        [filename, purpose, expiry, storage.digest(upload.file)],
+        FileObject,
+        lambda: FileObject.of(
+            service.upload(
+                caller.session,
+                caller.principal,
+                source=upload.file,
+                filename=filename,
+                purpose=purpose,
+                expires_after_seconds=expiry,
+            )
+        ),
     )
-    return FileObject.of(file)
 
 
 def _expiry(form: FormData) -> int | None:
@@ -95,7 +103,11 @@ def retrieve(caller: Caller, file_id: str) -> FileObject:
     return FileObject.of(service.retrieve(caller.session, file_id))
 
 
-@router.get("/{file_id}/content", response_class=FileResponse)
+@router.get(
+    "/{file_id}/content",
+    response_class=FileResponse,
+    responses={200: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}},
+)
 def content(caller: Caller, file_id: str) -> FileResponse:
     """The bytes of a file, exactly as uploaded."""
     file = service.retrieve(caller.session, file_id)

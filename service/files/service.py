@@ -1,5 +1,6 @@
 """Uploading, reading and deleting files."""
 
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import PurePath
 from typing import BinaryIO
@@ -21,6 +22,16 @@ EXPIRY_RANGE = (3600, 2_592_000)
 FILENAME_LENGTH = 255
 
 
+@dataclass(frozen=True)
+class Stored:
+    """Bytes on disk that were checked and that no row speaks of yet."""
+
+    id: str
+    bytes: int
+    sha256: str
+    rows: int
+
+
 def upload(
     session: Session,
     principal: Principal,
@@ -31,39 +42,80 @@ def upload(
     expires_after_seconds: int | None = None,
 ) -> File:
     """Store and check a fine-tuning file. A file that is not valid JSONL is refused whole, every bad line named."""
-    if purpose != FINE_TUNE:
-        raise invalid(f"Files are taken for the purpose '{FINE_TUNE}' only, not '{purpose}'.", "purpose")
+    check_purpose(purpose)
     low, high = EXPIRY_RANGE
     if expires_after_seconds is not None and not low <= expires_after_seconds <= high:
         raise invalid(f"Must be from {low} to {high} seconds.", "expires_after.seconds")
+    stored = store(source, max_bytes=settings().max_file_bytes)
+    try:
+        return register(
+            session,
+            principal,
+            stored,
+            filename=filename,
+            purpose=purpose,
+            expires_after_seconds=expires_after_seconds,
+        )
+    except BaseException:
+        discard(stored)
+        raise
+
+
+def check_purpose(purpose: str) -> None:
+    if purpose != FINE_TUNE:
+        raise invalid(f"Files are taken for the purpose '{FINE_TUNE}' only, not '{purpose}'.", "purpose")
+
+
+def store(source: BinaryIO, *, max_bytes: int) -> Stored:
+    """Copy and check the bytes of a file. Whoever asks must ``register`` or ``discard`` them."""
     id = new_id("file-")
     path = storage.file_path(id)
     try:
         size, sha256 = storage.write_file(path, source)
-        if size > settings().max_file_bytes:
-            raise DomainError(
-                413, "file_too_large", f"A file may have at most {settings().max_file_bytes} bytes.", "file"
-            )
+        if size > max_bytes:
+            raise DomainError(413, "file_too_large", f"A file may have at most {max_bytes} bytes.", "file")
         report = dataset.check(path)
         if report.problems:
             raise invalid(dataset.summarise(report), "file", code="invalid_file")
-        lifetime = None if expires_after_seconds is None else timedelta(seconds=expires_after_seconds)
-        return repository.add(
-            session,
-            File(
-                id=id,
-                organization_id=principal.organization_id,
-                filename=PurePath(filename.replace("\0", "")).name[:FILENAME_LENGTH] or "upload",
-                purpose=purpose,
-                bytes=size,
-                sha256=sha256,
-                rows=report.rows,
-                expires_at=repository.now(session) + lifetime if lifetime else None,
-            ),
-        )
     except BaseException:
         path.unlink(missing_ok=True)
         raise
+    return Stored(id, size, sha256, report.rows)
+
+
+def register(
+    session: Session,
+    principal: Principal,
+    stored: Stored,
+    *,
+    filename: str,
+    purpose: str,
+    expires_after_seconds: int | None,
+) -> File:
+    """Make stored bytes a file that its organisation sees."""
+    lifetime = None if expires_after_seconds is None else timedelta(seconds=expires_after_seconds)
+    return repository.add(
+        session,
+        File(
+            id=stored.id,
+            organization_id=principal.organization_id,
+            filename=clean_filename(filename),
+            purpose=purpose,
+            bytes=stored.bytes,
+            sha256=stored.sha256,
+            rows=stored.rows,
+            expires_at=repository.now(session) + lifetime if lifetime else None,
+        ),
+    )
+
+
+def discard(stored: Stored) -> None:
+    storage.file_path(stored.id).unlink(missing_ok=True)
+
+
+def clean_filename(filename: str) -> str:
+    """The last part of a client's file name. It is shown, and never used as a path."""
+    return PurePath(filename.replace("\0", "")).name[:FILENAME_LENGTH] or "upload"
 
 
 def retrieve(session: Session, id: str) -> File:

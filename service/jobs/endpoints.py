@@ -8,18 +8,31 @@ from fastapi.responses import StreamingResponse
 from service.accounts.caller import Caller
 from service.core.errors import invalid
 from service.core.pagination import Page, page
-from service.jobs import repository, service, stream
+from service.idempotency.once import Once
+from service.jobs import repository, seats, service, stream
 from service.jobs.schemas import CheckpointObject, CreateJob, EventObject, JobObject, event_seq
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"])
+
+FRAME = {
+    "type": "object",
+    "description": "A frame of the stream. `data` is an event as JSON, and `[DONE]` behind the last.",
+    "required": ["data"],
+    "properties": {"data": {"type": "string"}},
+}
 
 Limit = Annotated[int, Query(ge=1, le=1000)]
 
 
 @router.post("")
-def create(caller: Caller, body: CreateJob) -> JobObject:
+def create(caller: Caller, once: Once, body: CreateJob) -> JobObject:
     """Check a job and queue it. Every ``auto`` is answered with the value that will be used."""
-    return JobObject.of(service.submit(caller.session, caller.principal, body))
+    return once.run(
+        caller.session,
+        body.model_dump(mode="json"),
+        JobObject,
+        lambda: JobObject.of(service.submit(caller.session, caller.principal, body)),
+    )
 
 
 @router.get("")
@@ -55,7 +68,7 @@ def resume(caller: Caller, fine_tuning_job_id: str) -> JobObject:
 @router.get(
     "/{fine_tuning_job_id}/events",
     response_model=Page[EventObject],
-    responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
+    responses={200: {"content": {"text/event-stream": {"schema": FRAME}}}},
 )
 def events(
     caller: Caller,
@@ -71,7 +84,9 @@ def events(
         raise invalid(f"'after' must be the id or the seq of an event of this job; '{after}' is neither.", "after")
     if stream_:
         headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
-        frames = stream.follow(caller.principal.organization_id, job.id, seq or 0)
+        principal = caller.principal
+        seat = seats.enter(principal.key_id)
+        frames = stream.follow(principal.organization_id, principal.key_id, seat, job.id, seq or 0)
         return StreamingResponse(frames, media_type="text/event-stream", headers=headers)
     rows, has_more = repository.events_before(caller.session, job.id, seq, limit)
     return page([EventObject.of(row) for row in rows], has_more=has_more)

@@ -63,6 +63,11 @@ def count(session: Session, organization_id: str, status: Status) -> int:
     return session.scalar(query) or 0
 
 
+def unfinished_from(session: Session, model: str) -> Sequence[str]:
+    """Ids of jobs that train from ``model`` and have not ended."""
+    return session.scalars(select(Job.id).where(Job.model == model, Job.finished_at.is_(None))).all()
+
+
 def existing(session: Session, ids: Sequence[str]) -> set[str]:
     return set(session.scalars(select(Job.id).where(Job.id.in_(ids))))
 

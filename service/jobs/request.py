@@ -6,14 +6,15 @@ from pydantic import ValidationError
 
 from service.core.errors import DomainError, invalid
 from service.core.http import describe
-from service.graders.schemas import Grader, GraderError, parse_grader
+from service.graders.configured import admit
+from service.graders.schemas import Grader
 from service.jobs.spec import Hyperparameters
 
 METHOD = "method.reinforcement"
 
 
 def parse_method(
-    method: dict[str, Any] | None, legacy_hyperparameters: dict[str, Any] | None
+    method: dict[str, Any] | None, legacy_hyperparameters: dict[str, Any] | None, organization_id: str
 ) -> tuple[Grader, Hyperparameters]:
     """The grader and the hyperparameters of a create request. Raises a 400 whose ``param`` is the offending field."""
     kind = (method or {}).get("type")
@@ -31,14 +32,8 @@ def parse_method(
         raise invalid("Structured output is not supported; leave it out.", f"{METHOD}.response_format")
     if body.get("grader") is None:
         raise invalid(f"Missing required parameter: '{METHOD}.grader'.", f"{METHOD}.grader")
-    return _grader(body["grader"]), _hyperparameters(body.get("hyperparameters"), legacy_hyperparameters)
-
-
-def _grader(raw: Any) -> Grader:
-    try:
-        return parse_grader(raw, f"{METHOD}.grader")
-    except GraderError as error:
-        raise invalid(error.message, error.param, "invalid_grader") from error
+    grader = admit(body["grader"], f"{METHOD}.grader", organization_id)
+    return grader, _hyperparameters(body.get("hyperparameters"), legacy_hyperparameters)
 
 
 def _hyperparameters(raw: Any, legacy: dict[str, Any] | None) -> Hyperparameters:

@@ -1,5 +1,6 @@
 """Submitting jobs and changing what is wanted of them."""
 
+import logging
 import os
 import secrets
 import shutil
@@ -14,7 +15,7 @@ from service.core import broker, live, storage
 from service.core.db import after_commit
 from service.core.errors import DomainError, invalid, not_found
 from service.core.ids import new_id
-from service.files import dataset
+from service.files import check, dataset
 from service.files import repository as files
 from service.files.models import File
 from service.files.service import FINE_TUNE
@@ -28,18 +29,21 @@ from service.jobs.spec import JobSpec, resolve
 from service.jobs.states import TERMINAL, Desired, Status, move
 from service.models import service as models
 from service.settings import settings
+from service.webhooks import service as webhooks
+
+log = logging.getLogger(__name__)
 
 
 def submit(session: Session, principal: Principal, request: CreateJob) -> Job:
     """Check a request whole, then create the job: queued, with its own copy of the data. Or raise and make nothing."""
-    grader, hyperparameters = parse_method(request.method, request.hyperparameters)
+    grader, hyperparameters = parse_method(request.method, request.hyperparameters, principal.organization_id)
     if request.integrations:
         raise invalid("Integrations are not supported; leave them out.", "integrations")
     model = models.find(session, request.model, param="model", status=400)
-    training = _dataset(session, request.training_file, "training_file", grader)
+    training = _dataset(session, request.training_file, "training_file", grader, settings().max_training_rows)
     if request.validation_file is None:
         raise invalid("Reinforcement fine-tuning needs a validation file.", "validation_file", "missing_parameter")
-    validation = _dataset(session, request.validation_file, "validation_file", grader)
+    validation = _dataset(session, request.validation_file, "validation_file", grader, settings().max_validation_rows)
     _check_quota(session, principal)
     spec = JobSpec(
         model=model.id,
@@ -73,9 +77,11 @@ def submit(session: Session, principal: Principal, request: CreateJob) -> Job:
             EventDraft(
                 f"Files validated: {training.rows} training rows, {validation.rows} validation rows; job queued"
             ),
+            *_warnings(training, validation),
         ],
     )
     _ring_after_commit(session, job.id)
+    log.info("queued %s", job.id)
     return job
 
 
@@ -95,6 +101,7 @@ def cancel(session: Session, id: str) -> Job:
         return _want(session, job, Desired.CANCEL, "Cancellation requested")
     move(job, Status.CANCELLED)
     job.desired, job.finished_at, job.estimated_finish = Desired.CANCEL, files.now(session), None
+    webhooks.announce_job(session, job.organization_id, job.id, Status.CANCELLED)
     tell(session, job, [EventDraft("Job cancelled")])
     return job
 
@@ -158,16 +165,23 @@ def _wrong_state(job: Job, verb: str) -> DomainError:
     return invalid(f"Job {job.id} is {job.status} and cannot be {verb}.", None, "invalid_job_state")
 
 
-def _dataset(session: Session, id: str, param: str, grader: Grader) -> File:
+def _dataset(session: Session, id: str, param: str, grader: Grader, max_rows: int) -> File:
     file = files.get(session, id)
     if file is None:
         raise DomainError(400, "file_not_found", f"No such file: '{id}'. Upload it with purpose '{FINE_TUNE}'.", param)
     if file.purpose != FINE_TUNE:
         raise invalid(f"File '{id}' has purpose '{file.purpose}'; '{FINE_TUNE}' is needed.", param, "invalid_file")
+    if (file.rows or 0) > max_rows:
+        raise invalid(f"{check.too_many_rows(file.rows or 0, max_rows).capitalize()}.", param, f"invalid_{param}")
     report = dataset.check_for_reinforcement(storage.file_path(id), grader)
     if report.problems:
         raise invalid(dataset.summarise(report), param, f"invalid_{param}")
     return file
+
+
+def _warnings(training: File, validation: File) -> list[EventDraft]:
+    found = check.warnings(storage.file_path(training.id), storage.file_path(validation.id))
+    return [EventDraft(f"{text[0].upper()}{text[1:]}", level="warn") for text in found]
 
 
 def _check_quota(session: Session, principal: Principal) -> None:

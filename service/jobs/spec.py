@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.graders.schemas import Grader
+from service.graders.settings import GraderSettings
 
 Auto = Literal["auto"]
 AUTO: Auto = "auto"
@@ -151,3 +152,5 @@ class RunSpec(_Frozen):
     """Checkpoint folders of earlier attempts, newest first; the newest intact one is resumed from."""
     output_dir: Path
     """Folder of this attempt; checkpoints and the final model are written beneath it."""
+    graders: GraderSettings = GraderSettings()
+    """What the operator allows of graders: the jail, the judges, the scoring services."""

@@ -7,33 +7,50 @@ only: the official client fails on ``id:`` and ``retry:``.
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
+import anyio
 import redis.asyncio
 from redis.exceptions import RedisError
 from starlette.concurrency import run_in_threadpool
 
-from service.core import live
+from service.accounts import repository as accounts
+from service.core import live, shutdown
 from service.core.db import tenant
-from service.jobs import repository
+from service.jobs import repository, seats
 from service.jobs.schemas import EventObject
 from service.jobs.states import TERMINAL
 
 BATCH = 200
 PING_SECONDS = 10.0
 POLL_SECONDS = 1.0
+LOOK_UP_SECONDS = 20.0
+LEAVE_SECONDS = 5.0
+WATCH_SECONDS = 1.0
+"""A stopping server is noticed within this time."""
 DONE = b"data: [DONE]\n\n"
 PING = b": ping\n\n"
+FAREWELL = b": the server is stopping; come back with ?after= the last seq\n\n"
+REVOKED = b": the API key is no longer valid\n\n"
 
 
-async def follow(organization_id: str, job_id: str, after: int) -> AsyncIterator[bytes]:
-    """Server-sent events of a job with ``seq > after``; ends with ``[DONE]`` when the job has ended."""
+async def follow(organization_id: str, key_id: str, seat: str, job_id: str, after: int) -> AsyncIterator[bytes]:
+    """Server-sent events of a job with ``seq > after``; ends with ``[DONE]`` when the job has ended.
+
+    It ends without that, behind a comment that says why, when the server stops or the key ``key_id`` is revoked: who
+    still may comes back with ``?after=`` the last ``seq`` seen. ``seat`` is given back in the end.
+    """
     last, client = after, live.asynchronous()
     try:
         position = await _tail(client, job_id)
         while True:
-            events, ended = await run_in_threadpool(_stored, organization_id, job_id, last)
+            await seats.stay(client, key_id, seat)
+            events, ended, welcome = await run_in_threadpool(_stored, organization_id, key_id, job_id, last)
+            if not welcome:
+                yield REVOKED
+                return
             for event in events:
                 last = event["seq"]
                 yield _frame(event)
@@ -54,17 +71,24 @@ async def follow(organization_id: str, job_id: str, after: int) -> AsyncIterator
                     break  # It may have been the last one: only PostgreSQL knows.
             else:
                 yield PING
+            if shutdown.stopping.is_set():
+                yield FAREWELL
+                return
     finally:
-        await client.aclose()
+        # A follower that hangs up cancels this generator, and a cancelled task may not wait for anything unshielded.
+        with anyio.move_on_after(LEAVE_SECONDS, shield=True):
+            await seats.leave(client, key_id, seat)
+            await client.aclose()
 
 
-def _stored(organization_id: str, job_id: str, after: int) -> tuple[list[dict[str, Any]], bool]:
-    """Up to ``BATCH`` events after ``after``, and whether the job had ended before they were read."""
+def _stored(organization_id: str, key_id: str, job_id: str, after: int) -> tuple[list[dict[str, Any]], bool, bool]:
+    """Up to ``BATCH`` events after ``after``, whether the job had ended before they were read, and if the key lives."""
     with tenant(organization_id) as session:
         job = repository.get(session, job_id)
         ended = job is None or job.status in TERMINAL
         rows = repository.events_after(session, job_id, after, BATCH)
-        return [EventObject.of(row).model_dump(mode="json") for row in rows], ended
+        events = [EventObject.of(row).model_dump(mode="json") for row in rows]
+        return events, ended, accounts.is_live(session, key_id)
 
 
 async def _tail(client: redis.asyncio.Redis, job_id: str) -> str:
@@ -76,16 +100,21 @@ async def _tail(client: redis.asyncio.Redis, job_id: str) -> str:
 
 
 async def _live(client: redis.asyncio.Redis, job_id: str, position: str) -> AsyncIterator[tuple[str, dict[str, Any]]]:
-    """Frames behind ``position`` as they come; ends after some seconds of silence."""
+    """Frames behind ``position`` as they come; ends after silence, after a while, or when the server stops."""
+    began = quiet_since = time.monotonic()
     name = live.stream(job_id)
-    while True:
+    # However much happens, the key and the seat are looked after now and then.
+    while not shutdown.stopping.is_set() and time.monotonic() - began < LOOK_UP_SECONDS:
         try:
-            answer: Any = await client.xread({name: position}, block=int(PING_SECONDS * 1000))
+            answer: Any = await client.xread({name: position}, block=int(min(PING_SECONDS, WATCH_SECONDS) * 1000))
         except RedisError:
             await asyncio.sleep(POLL_SECONDS)
             return
         if not answer:
-            return
+            if time.monotonic() - quiet_since >= PING_SECONDS:
+                return
+            continue
+        quiet_since = time.monotonic()
         frames = answer[name.encode()][0] if isinstance(answer, dict) else answer[0][1]
         for id, fields in frames:
             position = id.decode()

@@ -6,7 +6,7 @@ from fastapi.responses import StreamingResponse
 from service.accounts.caller import Caller
 from service.models import archive as archives
 from service.models import service
-from service.models.schemas import ModelList, ModelObject
+from service.models.schemas import DeletedModel, ModelList, ModelObject
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
@@ -17,7 +17,11 @@ def list_models(caller: Caller) -> ModelList:
     return ModelList(data=[_object(model) for model in service.available(caller.session)])
 
 
-@router.get("/{model:path}/archive", response_class=StreamingResponse)
+@router.get(
+    "/{model:path}/archive",
+    response_class=StreamingResponse,
+    responses={200: {"content": {"application/x-tar": {"schema": {"type": "string", "format": "binary"}}}}},
+)
 def archive(caller: Caller, model: str) -> StreamingResponse:
     """The weights, tokenizer and configuration as a tar: a folder that ``from_pretrained`` loads."""
     folder = service.find(caller.session, model, param="model").path
@@ -31,6 +35,13 @@ def archive(caller: Caller, model: str) -> StreamingResponse:
 @router.get("/{model:path}")
 def retrieve(caller: Caller, model: str) -> ModelObject:
     return _object(service.find(caller.session, model, param="model"))
+
+
+@router.delete("/{model:path}")
+def delete(caller: Caller, model: str) -> DeletedModel:
+    """Delete a tuned model or a checkpoint of your organisation, with its weights. Jobs keep its name."""
+    service.delete(caller.session, model)
+    return DeletedModel(id=model)
 
 
 def _object(model: service.Model) -> ModelObject:

@@ -17,5 +17,10 @@ def get(session: Session, id: str) -> TunedModel | None:
     return session.scalar(select(TunedModel).where(TunedModel.id == id))
 
 
+def remove(session: Session, model: TunedModel) -> None:
+    session.delete(model)
+    session.flush()
+
+
 def all_tuned(session: Session) -> Sequence[TunedModel]:
     return session.scalars(select(TunedModel).order_by(TunedModel.sequence.desc())).all()

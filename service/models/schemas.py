@@ -13,6 +13,12 @@ class ModelObject(BaseModel):
     shutdown_date: str | None = None
 
 
+class DeletedModel(BaseModel):
+    id: str
+    object: Literal["model"] = "model"
+    deleted: bool = True
+
+
 class ModelList(BaseModel):
     """All models a caller may use. Clients never ask for a second page of it."""
 

@@ -1,5 +1,6 @@
 """Which models a caller may use, and where their weights are."""
 
+import shutil
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -7,7 +8,8 @@ from pathlib import Path
 from sqlalchemy.orm import Session
 
 from service.core import storage
-from service.core.errors import DomainError
+from service.core.db import after_commit
+from service.core.errors import DomainError, invalid
 from service.jobs import repository as jobs
 from service.jobs.models import Checkpoint
 from service.models import base, repository
@@ -50,6 +52,35 @@ def find(session: Session, id: str, *, param: str | None, status: int = 404) -> 
     names = ", ".join(model.id for model in base.available()) or "none; the operator has not added any"
     message = f"The model '{id}' does not exist or is not on the operator's list. Base models on offer: {names}."
     raise DomainError(status, "model_not_found", message, param)
+
+
+def delete(session: Session, id: str) -> None:
+    """Delete a tuned model, or a checkpoint of a job that has ended, with its weights.
+
+    Raises a 403 for a base model and a 400 for what a job still needs.
+    """
+    model = find(session, id, param="model")
+    users = jobs.unfinished_from(session, id)
+    if users:
+        raise invalid(f"The model is the base of job {users[0]}, which has not ended.", "model", "model_in_use")
+    tuned = repository.get(session, id)
+    checkpoint = jobs.checkpoint_named(session, id)
+    if tuned is not None:
+        repository.remove(session, tuned)
+    elif checkpoint is not None:
+        _delete_checkpoint(session, checkpoint)
+    else:
+        message = f"'{id}' is a base model on the operator's list; only tuned models can be deleted."
+        raise DomainError(403, "model_not_deletable", message, "model")
+    after_commit(session, lambda: shutil.rmtree(model.path, ignore_errors=True))
+
+
+def _delete_checkpoint(session: Session, checkpoint: Checkpoint) -> None:
+    job = jobs.get(session, checkpoint.job_id)
+    if job is not None and job.finished_at is None:
+        message = f"Job {job.id} has not ended and may go on from this checkpoint."
+        raise invalid(message, "model", "model_in_use")
+    jobs.remove_checkpoints(session, [checkpoint.id])
 
 
 def _of_base(model: BaseModel) -> Model:

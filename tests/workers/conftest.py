@@ -19,6 +19,10 @@ from workers import child, supervisor
 @pytest.fixture
 def stub(monkeypatch: pytest.MonkeyPatch, database: Any) -> None:
     """Training children are stubs; what the supervisor leaves behind is cleaned up."""
+    use_stub(monkeypatch)
+
+
+def use_stub(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(child, "COMMAND", [sys.executable, str(Path(__file__).with_name("stub_training.py"))])
     monkeypatch.setattr(supervisor.nursery, "warm_up", lambda: None)
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))

@@ -2,6 +2,9 @@
 
 import json
 import re
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -111,6 +114,18 @@ def test_a_cancelled_job_can_be_followed_to_its_end_and_is_no_success(troll: Tro
     assert result.exit_code == 1
     assert f"Created fine-tuning job: {job_id}" in result.stderr
     assert f"{job_id} cancelled" in result.stderr
+
+
+def test_ctrl_c_leaves_a_followed_job_alone(troll: Troll, job_id: str) -> None:
+    command = [sys.executable, "-m", "service.cli", "follow", job_id]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+        assert run.stderr is not None
+        assert job_id in run.stderr.readline()
+        run.send_signal(signal.SIGINT)
+        _, said = run.communicate(timeout=30)
+    assert run.returncode == 130
+    assert f"troll follow {job_id}" in said
+    assert json.loads(troll("jobs", "show", job_id, "--json").stdout)["status"] == "queued"
 
 
 def test_a_model_is_pulled_whole_into_a_new_folder(troll: Troll, model: str, models_dir: Path, tmp_path: Path) -> None:

@@ -69,3 +69,32 @@ def test_an_unexpected_error_hides_its_text(client: TestClient, monkeypatch: pyt
     assert answer.status_code == 500
     assert "secret" not in error["message"]
     assert answer.headers["x-request-id"] in error["message"]
+
+
+@pytest.mark.parametrize("path", ["/v1/files/a%00b", "/v1/files?purpose=a%00b", "/v1/models/a%00b"])
+def test_a_nul_in_the_url_is_the_callers_mistake(client: TestClient, path: str) -> None:
+    answer = client.get(path)
+    assert answer.status_code == 400
+    envelope(answer)
+
+
+def test_a_nul_in_a_body_is_the_callers_mistake(client: TestClient) -> None:
+    body = {"name": "a\0b", "url": "https://example.com/", "event_types": ["fine_tuning.job.failed"]}
+    answer = client.post("/v1/webhook_endpoints", json=body)
+    assert answer.status_code == 400
+    envelope(answer)
+
+
+def test_half_a_surrogate_pair_in_a_body_is_the_callers_mistake(client: TestClient) -> None:
+    body = b'{"name": "a\\ud800b", "url": "https://example.com/", "event_types": ["fine_tuning.job.failed"]}'
+    answer = client.post("/v1/webhook_endpoints", content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == 400
+    envelope(answer)
+
+
+def test_half_a_surrogate_pair_in_a_grader_is_the_callers_mistake(client: TestClient) -> None:
+    body = b'{"grader": {"type": "string_check", "name": "\\ud800", "operation": "eq", "input": "a", "reference": "a"}}'
+    headers = {"content-type": "application/json"}
+    answer = client.post("/v1/fine_tuning/alpha/graders/validate", content=body, headers=headers)
+    assert answer.status_code == 400
+    envelope(answer)

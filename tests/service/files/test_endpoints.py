@@ -61,9 +61,9 @@ def test_a_missing_part_is_named(client: TestClient) -> None:
 
 
 def test_a_body_over_the_limit_is_a_413(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    from service.core import http
+    from service import app
 
-    monkeypatch.setattr(http, "settings", lambda: settings().model_copy(update={"max_file_bytes": 1000}))
+    monkeypatch.setattr(app, "settings", lambda: settings().model_copy(update={"max_file_bytes": 1000}))
     answer = client.post("/v1/files", files={"file": ("x.jsonl", b"x" * 100_000)}, data={"purpose": "fine-tune"})
     assert (answer.status_code, answer.json()["error"]["code"]) == (413, "request_too_large")
 

@@ -103,7 +103,7 @@ def test_other_methods_are_refused(client: TestClient, body: dict[str, Any], met
 def test_unsupported_graders_say_so(client: TestClient, body: dict[str, Any]) -> None:
     body["method"]["reinforcement"]["grader"] = {"type": "python", "name": "p", "source": "def grade(s, i): return 1"}
     error = refused(client, body, "method.reinforcement.grader.type")
-    assert "string_check" in error["message"]
+    assert "turned off" in error["message"]
 
 
 def test_a_template_field_that_rows_lack_is_refused_with_the_lines(client: TestClient, body: dict[str, Any]) -> None:

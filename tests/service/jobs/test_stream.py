@@ -11,14 +11,16 @@ from fastapi.testclient import TestClient
 
 from service.core import live
 from service.core.db import transaction
-from service.jobs import repository, service, stream
+from service.jobs import repository, seats, service, stream
 from service.jobs.repository import EventDraft
 from tests import factories
+from tests.conftest import Key
 
 
 @pytest.fixture
-def job(client: TestClient, models_dir: Path) -> dict[str, Any]:
-    return factories.create_job(client, factories.offer_model(models_dir))
+def job(client: TestClient, models_dir: Path, api_key: Key) -> dict[str, Any]:
+    """A queued job, and the key that follows it."""
+    return {**factories.create_job(client, factories.offer_model(models_dir)), "key_id": api_key.id}
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +48,8 @@ def follow(job: dict[str, Any], after: int, meanwhile: Callable[[], None]) -> li
 
         acting = asyncio.create_task(act())
         async with asyncio.timeout(20):
-            async for frame in stream.follow(job["organization_id"], job["id"], after):
+            seat = seats.enter(job["key_id"])
+            async for frame in stream.follow(job["organization_id"], job["key_id"], seat, job["id"], after):
                 if frame == stream.DONE:
                     await acting
                     return seen

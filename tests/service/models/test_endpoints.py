@@ -9,7 +9,9 @@ import pytest
 from fastapi.testclient import TestClient
 
 from service.core.db import transaction
+from service.files.repository import now
 from service.jobs import repository as jobs
+from service.jobs.models import Checkpoint
 from service.models import repository
 from service.models.models import TunedModel
 from tests import factories
@@ -85,3 +87,75 @@ def test_another_organisations_model_looks_like_none(client_for, new_key, tuned:
 @pytest.mark.parametrize("id", ["../secrets", "..%2F..%2Fetc", "nothing"])
 def test_names_do_not_lead_out_of_the_list(client: TestClient, id: str) -> None:
     assert client.get(f"/v1/models/{id}").status_code == 404
+
+
+# Deleting
+
+
+def end(job_id: str) -> None:
+    """Cancel a job as its worker would."""
+    with transaction("troll_worker") as session:
+        job = jobs.locked(session, job_id)
+        assert job is not None
+        job.status, job.finished_at = "cancelled", now(session)
+
+
+def job_of(client: TestClient) -> str:
+    return client.get("/v1/fine_tuning/jobs").json()["data"][0]["id"]
+
+
+def checkpoint(job_id: str, data_dir: Path) -> Checkpoint:
+    folder = data_dir / "jobs" / job_id / "attempt-1" / "step-2" / "model"
+    folder.mkdir(parents=True)
+    with transaction("troll_worker") as session:
+        job = jobs.get(session, job_id)
+        assert job is not None
+        row = Checkpoint(
+            id=f"ftckpt_{job_id[-8:]}",
+            job_id=job_id,
+            organization_id=job.organization_id,
+            step=2,
+            attempt=1,
+            path="attempt-1/step-2",
+            model=f"ft:tiny/base:acme::{job_id[-8:]}:ckpt-step-2",
+            metrics={},
+        )
+        jobs.record_checkpoint(session, row)
+    return row
+
+
+def test_a_deleted_model_is_gone_with_its_weights(client: TestClient, tuned: str, data_dir: Path) -> None:
+    folder = data_dir / "jobs" / job_of(client) / "attempt-1" / "model"
+    assert client.delete(f"/v1/models/{tuned}").json() == {"id": tuned, "object": "model", "deleted": True}
+    assert not folder.exists()
+    assert tuned not in ids(client)
+    assert client.get(f"/v1/models/{tuned}").status_code == 404
+
+
+def test_a_base_model_cannot_be_deleted(client: TestClient, models_dir: Path) -> None:
+    name = factories.offer_model(models_dir)
+    answer = client.delete(f"/v1/models/{name}")
+    assert (answer.status_code, answer.json()["error"]["type"]) == (403, "permission_error")
+    assert (models_dir / name / "config.json").exists()
+
+
+def test_a_model_that_a_job_trains_from_cannot_be_deleted(client: TestClient, tuned: str) -> None:
+    answer = client.post("/v1/fine_tuning/jobs", json=factories.job_body(client, tuned))
+    assert answer.status_code == 200, answer.text
+    refusal = client.delete(f"/v1/models/{tuned}")
+    assert (refusal.status_code, refusal.json()["error"]["code"]) == (400, "model_in_use")
+    client.post(f"/v1/fine_tuning/jobs/{answer.json()['id']}/cancel")
+    assert client.delete(f"/v1/models/{tuned}").status_code == 200
+
+
+def test_a_checkpoint_can_be_deleted_once_its_job_has_ended(
+    client: TestClient, models_dir: Path, data_dir: Path
+) -> None:
+    job = factories.create_job(client, factories.offer_model(models_dir))["id"]
+    row = checkpoint(job, data_dir)
+    refusal = client.delete(f"/v1/models/{row.model}")
+    assert (refusal.status_code, refusal.json()["error"]["code"]) == (400, "model_in_use")
+    end(job)
+    assert client.delete(f"/v1/models/{row.model}").status_code == 200
+    assert client.get(f"/v1/fine_tuning/jobs/{job}/checkpoints").json()["data"] == []
+    assert not (data_dir / "jobs" / job / row.path / "model").exists()

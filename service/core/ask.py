@@ -1,0 +1,74 @@
+"""Asking the control worker something and waiting, for a bounded time, for its answer.
+
+For the few things that the API may not do itself (running a grader, calling a user's server). The question travels as a
+Celery message, the answers come back on a Redis list of this question's own, so nothing is kept when nobody waits any
+more. A lost question or answer is an error for the caller, who asks again.
+"""
+
+import asyncio
+import json
+from contextlib import aclosing
+from typing import Any
+
+from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
+from starlette.concurrency import run_in_threadpool
+
+from service.core import broker, live
+from service.core.errors import DomainError
+from service.core.ids import new_id
+
+ACCEPT_SECONDS = 15.0
+"""How long a worker may take to say that it has the question."""
+ANSWER_TTL_SECONDS = 60
+ACCEPTED, ANSWER, BUSY, FAILED = "accepted", "answer", "busy", "failed"
+
+
+async def ask(task: str, question: dict[str, Any], seconds: float) -> dict[str, Any]:
+    """What the control worker's ``task`` answers within ``seconds``.
+
+    Raises a 503 when no worker or no Redis is there, a 429 when it is busy, a 504 when it takes too long and a 500 when
+    it fails.
+    """
+    id = new_id("ask_")
+    try:
+        await run_in_threadpool(broker.ask, task, id, question, ACCEPT_SECONDS)
+        async with aclosing(live.asynchronous()) as client:
+            kind, answer = await _next(client, id, ACCEPT_SECONDS)
+            if kind == ACCEPTED:
+                kind, answer = await _next(client, id, seconds)
+                if kind is None:
+                    raise DomainError(504, "worker_timeout", f"This took longer than {seconds:.0f} seconds.")
+    except (OperationalError, RedisError) as error:
+        raise DomainError(503, "redis_unavailable", "Redis does not answer. Try again shortly.") from error
+    if kind is None:
+        raise DomainError(503, "no_worker", "No control worker answered. Is one running?", headers={"Retry-After": "5"})
+    if kind == BUSY:
+        raise DomainError(429, "worker_busy", "The worker is busy. Try again shortly.", headers={"Retry-After": "2"})
+    if kind == FAILED:
+        raise DomainError(500, "worker_failed", "The worker failed on this request; its log says why.")
+    return answer
+
+
+async def _next(client: Any, id: str, seconds: float) -> tuple[str | None, dict[str, Any]]:
+    """The next word on the question, or None after ``seconds`` of silence."""
+    deadline = asyncio.get_running_loop().time() + seconds
+    while (left := deadline - asyncio.get_running_loop().time()) > 0:
+        # The connection gives up after its own time-out, which must be the longer one.
+        found = await client.blpop([_name(id)], timeout=min(left, 10.0))
+        if found is not None:
+            message = json.loads(found[1])
+            return message["kind"], message["answer"]
+    return None, {}
+
+
+def reply(id: str, kind: str, answer: dict[str, Any] | None = None) -> None:
+    """Tell whoever waits for question ``id``. Raises ``redis.RedisError``."""
+    with live.client().pipeline(transaction=True) as pipe:
+        pipe.rpush(_name(id), json.dumps({"kind": kind, "answer": answer or {}}))
+        pipe.expire(_name(id), ANSWER_TTL_SECONDS)
+        pipe.execute()
+
+
+def _name(id: str) -> str:
+    return f"ask:{id}"

@@ -1,0 +1,45 @@
+"""Parts of OpenAI's API that are not served, and what to use instead."""
+
+_WEIGHTS = (
+    "Download a tuned model with GET /v1/models/{model}/archive and serve it with any inference server "
+    "(vLLM speaks this API)."
+)
+_GRADERS = (
+    "Score answers with POST /v1/fine_tuning/alpha/graders/run, or while training with the job's validation file."
+)
+_FILES = "Files for fine-tuning go to POST /v1/files."
+_ORGANIZATION = "Organisations and keys are the operator's: 'troll keys'. Files are under /v1/files."
+
+ALTERNATIVES = {
+    "responses": _WEIGHTS,
+    "chat/completions": _WEIGHTS,
+    "completions": _WEIGHTS,
+    "conversations": _WEIGHTS,
+    "assistants": _WEIGHTS,
+    "threads": _WEIGHTS,
+    "realtime": _WEIGHTS,
+    "batches": _WEIGHTS,
+    "embeddings": _WEIGHTS,
+    "evals": _GRADERS,
+    "vector_stores": _FILES,
+    "containers": _FILES,
+    "organization": _ORGANIZATION,
+    "projects": _ORGANIZATION,
+    "fine_tuning/checkpoints": (
+        "There are no projects here: each key of your organisation may use all its checkpoints. To hand one to someone "
+        "else, send the tar of GET /v1/models/{model}/archive."
+    ),
+    "fine_tunes": "That API is gone; create jobs with POST /v1/fine_tuning/jobs.",
+    "moderations": "This service trains language models, see /v1/fine_tuning/jobs.",
+    "images": "This service trains language models, see /v1/fine_tuning/jobs.",
+    "audio": "This service trains language models, see /v1/fine_tuning/jobs.",
+    "videos": "This service trains language models, see /v1/fine_tuning/jobs.",
+}
+
+
+def alternative(path: str) -> str | None:
+    """What to use instead of ``path``; None when it is no route of OpenAI's API either."""
+    for name, text in ALTERNATIVES.items():
+        if path == f"/v1/{name}" or path.startswith(f"/v1/{name}/"):
+            return text
+    return None

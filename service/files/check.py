@@ -1,0 +1,95 @@
+"""Everything about training data that can be checked without a model: what ``submit`` refuses, and what it warns of.
+
+The same check runs offline, before anything is uploaded: ``check(training, validation, grader)`` needs no server.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from service.files import dataset
+from service.graders.schemas import Grader
+
+MAX_TRAINING_ROWS = 50_000
+MAX_VALIDATION_ROWS = 1_000
+LINES_SHOWN = 5
+
+
+@dataclass
+class Findings:
+    """``errors`` are refused at submission, ``warnings`` are not; each names its file."""
+
+    errors: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def usable(self) -> bool:
+        return not self.errors
+
+
+def check(
+    training: Path,
+    validation: Path | None = None,
+    grader: Grader | None = None,
+    *,
+    max_training_rows: int = MAX_TRAINING_ROWS,
+    max_validation_rows: int = MAX_VALIDATION_ROWS,
+) -> Findings:
+    """Check the files of a job as the service would; with ``grader`` also that each row has every field it reads."""
+    findings = Findings()
+    for path, limit in ((training, max_training_rows), (validation, max_validation_rows)):
+        if path is None:
+            continue
+        report = dataset.check(path) if grader is None else dataset.check_for_reinforcement(path, grader)
+        if report.problems:
+            findings.errors.append(f"{path.name}: {dataset.summarise(report)}")
+        if report.rows > limit:
+            findings.errors.append(f"{path.name}: {too_many_rows(report.rows, limit)}")
+    if findings.usable:
+        findings.warnings = warnings(training, validation, names=(training.name, validation.name if validation else ""))
+    return findings
+
+
+def too_many_rows(rows: int, limit: int) -> str:
+    return f"{rows} rows are more than the {limit} allowed; leave some out"
+
+
+def warnings(
+    training: Path, validation: Path | None, names: tuple[str, str] = ("the training file", "the validation file")
+) -> list[str]:
+    """Rows that repeat others, and validation rows that the model is trained on. Both files must be valid."""
+    asked, found = _repetitions(training, names[0])
+    if validation is None:
+        return found
+    asked_in_validation, repeated = _repetitions(validation, names[1])
+    shared = [line for question, line in asked_in_validation.items() if question in asked]
+    if shared:
+        count = f"{len(shared)} of the {len(asked_in_validation)} conversations in {names[1]}"
+        repeated.append(f"{count} are in {names[0]} too, so that it measures memory: {_lines(shared)}")
+    return found + repeated
+
+
+def _repetitions(path: Path, name: str) -> tuple[dict[bytes, int], list[str]]:
+    """The first line of each conversation of a file, by its digest, and a warning if whole rows are repeated."""
+    seen: set[bytes] = set()
+    asked: dict[bytes, int] = {}
+    again: list[int] = []
+    for line, row in dataset.rows(path):
+        digest = _digest(row)
+        if digest in seen:
+            again.append(line)
+        seen.add(digest)
+        asked.setdefault(_digest([row["messages"], row.get("tools")]), line)
+    return asked, [f"{len(again)} rows of {name} repeat earlier ones: {_lines(again)}"] if again else []
+
+
+def _digest(value: Any) -> bytes:
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+def _lines(numbers: list[int]) -> str:
+    shown, rest = ", ".join(str(number) for number in numbers[:LINES_SHOWN]), len(numbers) - LINES_SHOWN
+    return f"line{'s' if len(numbers) > 1 else ''} {shown}{f' and {rest} more' if rest > 0 else ''}"

@@ -1,0 +1,21 @@
+"""Requests whose answer is kept, so that the same request sent again changes nothing."""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import ForeignKey, func
+from sqlalchemy.orm import Mapped, mapped_column
+
+from service.core.db import Base
+
+
+class KeptAnswer(Base):
+    """``key`` is the caller's ``Idempotency-Key`` behind ``key:``, or the request's fingerprint behind ``body:``."""
+
+    __tablename__ = "kept_answers"
+
+    organization_id: Mapped[str] = mapped_column(ForeignKey("organizations.id"), primary_key=True)
+    key: Mapped[str] = mapped_column(primary_key=True)
+    fingerprint: Mapped[str]
+    answer: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())

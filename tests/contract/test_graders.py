@@ -1,0 +1,124 @@
+"""Alpha graders through the official client; a real Celery worker grades."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import openai
+import pytest
+from celery.contrib.testing.worker import start_worker
+
+from service.core import ask
+from service.core.broker import CONTROL_QUEUE
+from service.graders.configured import grader_settings
+from tests import factories
+from tests.contract.conftest import Official
+from workers import trial
+
+CLOSE = {
+    "type": "text_similarity",
+    "name": "close",
+    "input": "{{sample.output_text}}",
+    "reference": "{{item.answer}}",
+    "evaluation_metric": "fuzzy_match",
+}
+BOTH = {
+    "type": "multi",
+    "name": "both",
+    "graders": {"exact": factories.GRADER, "close": CLOSE},
+    "calculate_output": "0.5 * exact + 0.5 * close",
+}
+
+
+@pytest.fixture
+def control_worker(database: object) -> Iterator[None]:
+    """A Celery worker in a thread that takes what the control queue holds."""
+    from workers.app import app
+    from workers.tasks import run_grader
+
+    assert run_grader.name in app.tasks
+    with start_worker(app, queues=[CONTROL_QUEUE], pool="threads", concurrency=2, perform_ping_check=False):
+        yield
+
+
+def run(official: Official, grader: Any, sample: str, item: Any) -> Any:
+    graders = official.client.fine_tuning.alpha.graders
+    return official.ask(graders.run(grader=grader, model_sample=sample, item=item))
+
+
+@pytest.mark.parametrize("grader", [factories.GRADER, CLOSE], ids=["string_check", "text_similarity"])
+def test_a_valid_grader_comes_back(official: Official, grader: dict[str, Any]) -> None:
+    answer = official.ask(official.client.fine_tuning.alpha.graders.validate(grader=grader))
+    assert answer.grader.to_dict() | grader == answer.grader.to_dict()
+
+
+def test_an_invalid_grader_names_its_field(official: Official) -> None:
+    bad = {**BOTH, "graders": {"exact": {**factories.GRADER, "operation": "near"}, "close": CLOSE}}
+    with pytest.raises(openai.BadRequestError) as refusal:
+        official.ask(official.client.fine_tuning.alpha.graders.validate(grader=bad))
+    assert (refusal.value.code, refusal.value.param) == ("invalid_grader", "grader.graders.exact.operation")
+
+
+def test_code_is_refused_where_no_jail_is_set(official: Official) -> None:
+    grader_settings.cache_clear()
+    python = {"type": "python", "name": "p", "source": "def grade(sample, item): return 1.0"}
+    with pytest.raises(openai.BadRequestError) as refusal:
+        run(official, python, "x", {})
+    assert refusal.value.param == "grader.type"
+
+
+def test_a_run_gives_the_reward(official: Official, control_worker: None) -> None:
+    answer = run(official, factories.GRADER, "21", {"answer": "21"})
+    assert (answer.reward, answer.sub_rewards, answer.metadata.name) == (1.0, {}, "exact")
+    assert (answer.metadata.type, answer.metadata.token_usage) == ("string_check", None)
+    assert answer.metadata.execution_time >= 0
+    errors = answer.metadata.errors.to_dict()
+    assert not any(errors.values())
+
+
+def test_a_run_of_a_multi_grader_tells_its_parts(official: Official, control_worker: None) -> None:
+    answer = run(official, BOTH, "22", {"answer": "21"})
+    assert answer.sub_rewards == {"exact": 0.0, "close": 0.5}
+    assert answer.reward == 0.25
+
+
+def test_a_missing_field_is_a_flag_and_no_failure(official: Official, control_worker: None) -> None:
+    answer = run(official, factories.GRADER, "21", {})
+    assert answer.reward == 0.0
+    assert answer.metadata.errors.invalid_variable_error
+    assert not answer.metadata.errors.other_error
+    assert "item.answer" in answer.metadata.errors.details
+
+
+def test_an_answer_that_is_no_json_is_a_flag(official: Official, control_worker: None) -> None:
+    grader = {**factories.GRADER, "input": "{{sample.output_json.x}}"}
+    assert run(official, grader, "not json", {"answer": "1"}).metadata.errors.sample_parse_error
+
+
+def test_without_a_worker_there_is_an_error_in_time(
+    connect: Any, api_key: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ask, "ACCEPT_SECONDS", 0.2)
+    client = connect(api_key, max_retries=0)
+    with pytest.raises(openai.InternalServerError) as failure:
+        client.fine_tuning.alpha.graders.run(grader=factories.GRADER, model_sample="x", item={"answer": "x"})
+    assert (failure.value.status_code, failure.value.code) == (503, "no_worker")
+
+
+def test_a_busy_worker_says_so(connect: Any, api_key: Any, control_worker: None) -> None:
+    client = connect(api_key, max_retries=0)
+    with trial._lane, pytest.raises(openai.RateLimitError) as failure:
+        client.fine_tuning.alpha.graders.run(grader=factories.GRADER, model_sample="x", item={"answer": "x"})
+    assert failure.value.code == "worker_busy"
+
+
+def test_a_grader_that_crashes_is_an_error_at_once(
+    connect: Any, api_key: Any, control_worker: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash(*_: Any) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(trial, "run", crash)
+    client = connect(api_key, max_retries=0)
+    with pytest.raises(openai.InternalServerError) as failure:
+        client.fine_tuning.alpha.graders.run(grader=factories.GRADER, model_sample="x", item={"answer": "x"})
+    assert failure.value.code == "worker_failed"

@@ -1,0 +1,119 @@
+"""The OpenAPI document against the API that it describes: generated requests to every operation, on real servers.
+
+No answer is a server error, and each has a documented status, content type and shape. About half of the ids in paths
+are replaced by those of real objects, so that more than 'not found' is seen.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import openai
+import pytest
+import schemathesis
+from celery.contrib.testing.worker import start_worker
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from schemathesis import GenerationMode
+from schemathesis.checks import CHECKS as KNOWN_CHECKS
+from schemathesis.checks import load_all_checks
+
+from service.accounts.service import create_key
+from service.core.broker import CONTROL_QUEUE
+from service.core.db import transaction
+from service.settings import settings as service_settings
+from tests import factories
+from tests.contract.conftest import Server
+from tests.workers.conftest import use_stub
+from workers import supervisor
+
+EXAMPLES = 20
+TOLERATED = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]
+load_all_checks()
+CHECKS = [
+    KNOWN_CHECKS.get_one(name)
+    for name in (
+        "not_a_server_error",
+        "status_code_conformance",
+        "content_type_conformance",
+        "response_schema_conformance",
+        "response_headers_conformance",
+    )
+]
+
+
+@dataclass(frozen=True)
+class Seeded:
+    """A key, and an id of something real for each path parameter."""
+
+    key: str
+    ids: dict[str, str]
+
+
+@pytest.fixture(scope="module")
+def seeded(server: Server) -> Iterator[Seeded]:
+    """One organisation with one of each thing, for all operations, and a control worker beside it."""
+    from workers.tasks import app as celery
+
+    with transaction("troll_operator") as session:
+        key, _, _ = create_key(session, organization="generated", name="requests")
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        openai.OpenAI(api_key=key, base_url=server.base_url) as client,
+        start_worker(celery, queues=[CONTROL_QUEUE], pool="threads", concurrency=2, perform_ping_check=False),
+    ):
+        use_stub(patch)
+        yield Seeded(key, _make_one_of_each(client))
+
+
+def _make_one_of_each(client: openai.OpenAI) -> dict[str, str]:
+    rows = factories.jsonl(factories.rows(8))
+    file = client.files.create(file=rows, purpose="fine-tune").id
+    other = client.files.create(file=factories.jsonl(factories.rows(4, start=50)), purpose="fine-tune").id
+    model = factories.offer_model(service_settings().models_dir)
+    job = client.fine_tuning.jobs.create(
+        model=model, training_file=file, validation_file=other, method=factories.method()
+    ).id
+    supervisor.run("worker-1")
+    tuned = client.fine_tuning.jobs.retrieve(job).fine_tuned_model
+    assert tuned is not None
+    upload = client.uploads.create(bytes=10, filename="f", mime_type="text/plain", purpose="fine-tune").id
+    hook = client.webhooks.create(name="h", url="https://localhost:9/", event_types=["fine_tuning.job.failed"]).id
+    return {
+        "file_id": file,
+        "fine_tuning_job_id": job,
+        "upload_id": upload,
+        "webhook_endpoint_id": hook,
+        "model": tuned,
+    }
+
+
+def operations() -> list[Any]:
+    """Every operation of the document, without asking a server for it."""
+    from service.app import create_app
+
+    return [result.ok() for result in schemathesis.openapi.from_dict(create_app().openapi()).get_all_operations()]
+
+
+@pytest.mark.parametrize("operation", operations(), ids=lambda operation: operation.label)
+def test_every_answer_is_a_documented_one(operation: Any, server: Server, seeded: Seeded) -> None:
+    requests = st.one_of(operation.as_strategy(generation_mode=mode) for mode in GenerationMode)
+
+    @given(case=requests, use_real=st.booleans())
+    @settings(max_examples=EXAMPLES, deadline=None, derandomize=True, database=None, suppress_health_check=TOLERATED)
+    def check(case: Any, use_real: bool) -> None:
+        for name in (case.path_parameters or {}) if use_real else ():
+            case.path_parameters[name] = seeded.ids[name]
+        case.call_and_validate(
+            base_url=server.base_url.removesuffix("/v1"),
+            headers={"Authorization": f"Bearer {seeded.key}"},
+            timeout=30,
+            checks=CHECKS,
+        )
+
+    check()
+
+
+def test_every_operation_needs_a_key_but_those_of_health() -> None:
+    open_to_all = {operation.label for operation in operations() if not operation.definition.raw.get("security")}
+    assert open_to_all == {"GET /healthz", "GET /readyz"}

@@ -1,0 +1,183 @@
+"""Sending what the webhook outbox holds: at least once, signed, retried for about two days, and never to a private
+address that the operator does not trust.
+"""
+
+import json
+import logging
+import random
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx2
+
+from service.core import ask
+from service.core.db import transaction
+from service.core.errors import DomainError
+from service.core.ids import new_id
+from service.settings import settings
+from service.webhooks import repository, secret
+from service.webhooks import service as webhooks
+from service.webhooks.models import WebhookDelivery, WebhookEndpoint
+from workers.graders.addresses import ForbiddenAddress, resolve
+from workers.graders.http import signature
+
+BATCH = 16
+MAX_ATTEMPTS = 16
+FIRST_WAIT = timedelta(seconds=5)
+LONGEST_WAIT = timedelta(hours=6)
+HIDDEN_FOR = timedelta(minutes=2)
+"""A delivery whose worker died is due again after this; longer than an attempt can take."""
+TIMEOUT = httpx2.Timeout(10.0, connect=5.0)
+WHOLE_SECONDS = 20.0
+"""One attempt, however slowly the endpoint answers."""
+
+_lane = threading.Lock()
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of an attempt. ``status`` is None when there was no answer; ``text`` says why, or the status."""
+
+    status: int | None
+    text: str
+
+    @property
+    def accepted(self) -> bool:
+        return self.status is not None and 200 <= self.status < 300
+
+
+def deliver() -> None:
+    """Send everything that is due. Returns at once when this process is at it already."""
+    if not _lane.acquire(blocking=False):
+        return
+    try:
+        with ThreadPoolExecutor(max_workers=BATCH, thread_name_prefix="webhook") as pool:
+            while True:
+                with transaction("troll_worker") as session:
+                    due = repository.claim(session, BATCH, HIDDEN_FOR)
+                if not due:
+                    return
+                for _ in pool.map(lambda each: _deliver(*each), due):
+                    pass
+    finally:
+        _lane.release()
+
+
+def test(id: str, question: dict[str, Any]) -> None:
+    """Send a sample event and tell whoever asked as question ``id`` what came of it."""
+    ask.reply(id, ask.ACCEPTED)
+    with transaction("troll_worker") as session:
+        endpoint = repository.get(session, question["endpoint_id"])
+    if endpoint is None:
+        result = Result(None, "it was deleted")
+    else:
+        event_id = new_id("evt_")
+        sample = webhooks.payload(event_id, question["event_type"], "ftjob-sample", datetime.now(UTC))
+        result = post(endpoint, event_id, sample)
+    ask.reply(id, ask.ANSWER, {"status": result.status, "result": result.text})
+
+
+def _deliver(delivery: WebhookDelivery, endpoint: WebhookEndpoint) -> None:
+    result = post(endpoint, delivery.id, delivery.payload)
+    with transaction("troll_worker") as session:
+        if result.accepted:
+            repository.delivered(session, delivery.id, result.text)
+        elif delivery.attempts >= MAX_ATTEMPTS:
+            repository.give_up(session, delivery.id, result.text)
+            log.warning("gave up %s to %s after %d attempts: %s", delivery.id, endpoint.id, MAX_ATTEMPTS, result.text)
+        else:
+            repository.postpone(session, delivery.id, wait_after(delivery.attempts), result.text)
+            log.info("%s to %s failed, attempt %d: %s", delivery.id, endpoint.id, delivery.attempts, result.text)
+
+
+def wait_after(attempts: int) -> timedelta:
+    """5 s, 20 s, 80 s, … up to 6 h, and up to a quarter more so that retries do not come in step."""
+    return min(FIRST_WAIT * 4 ** (attempts - 1), LONGEST_WAIT) * (1 + random.random() / 4)
+
+
+def post(endpoint: WebhookEndpoint, event_id: str, payload: dict[str, Any]) -> Result:
+    """Send one event once. Never raises for what the endpoint does."""
+    try:
+        webhooks.check_url(endpoint.url)
+        host, port, address = _address(endpoint.url)
+    except (ForbiddenAddress, DomainError) as error:
+        return Result(None, str(error))
+    body = json.dumps(payload, separators=(",", ":")).encode()
+    # The connection goes to the address that was checked; name and certificate stay those of the host.
+    parts = urlsplit(endpoint.url)
+    pinned = parts._replace(netloc=f"[{address}]:{port}" if ":" in address else f"{address}:{port}").geturl()
+    headers = {"host": parts.netloc, "content-type": "application/json", "user-agent": "troll-webhooks/1"}
+    headers |= _signatures(endpoint, event_id, body)
+    watch = _Watch(WHOLE_SECONDS)
+    try:
+        with (
+            watch,
+            httpx2.Client(timeout=TIMEOUT, trust_env=False, follow_redirects=False) as client,
+            client.stream(
+                "POST",
+                pinned,
+                content=body,
+                headers=headers,
+                extensions={"sni_hostname": host, "trace": watch.trace},
+            ) as answer,
+        ):
+            # Nobody reads the body: only the status counts, and an endless body would cost us.
+            return Result(answer.status_code, f"it answered with status {answer.status_code}")
+    except httpx2.TimeoutException:
+        return Result(None, "it took too long to answer")
+    except httpx2.HTTPError as error:
+        return Result(None, "it took too long to answer" if watch.over else f"{type(error).__name__}: {error}")
+
+
+def _address(url: str) -> tuple[str, int, str]:
+    """Host, port and the address to connect to. Raises ``ForbiddenAddress``."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    return host, port, resolve(host, port, private_network=host in settings().trusted_hosts)
+
+
+def _signatures(endpoint: WebhookEndpoint, event_id: str, body: bytes) -> dict[str, str]:
+    """The headers of the Standard Webhooks; two signatures while an old secret is still good."""
+    timestamp = int(time.time())
+    salts = [endpoint.salt]
+    if endpoint.old_salt and endpoint.old_salt_until and endpoint.old_salt_until > datetime.now(UTC):
+        salts.append(endpoint.old_salt)
+    each = [signature(secret.derive(endpoint.id, salt), event_id, timestamp, body) for salt in salts]
+    return {**each[0], "webhook-signature": " ".join(headers["webhook-signature"] for headers in each)}
+
+
+class _Watch:
+    """Ends a connection after some seconds in all: time-outs of a client only bound each single wait."""
+
+    def __init__(self, seconds: float) -> None:
+        self.over = False
+        self._socket: socket.socket | None = None
+        self._timer = threading.Timer(seconds, self._end)
+        self._timer.daemon = True
+
+    def __enter__(self) -> "_Watch":
+        self._timer.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+
+    def trace(self, event: str, info: dict[str, Any]) -> None:
+        if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
+            self._socket = info["return_value"].get_extra_info("socket")
+
+    def _end(self) -> None:
+        self.over = True
+        if self._socket is not None:
+            try:
+                self._socket.shutdown(socket.SHUT_RDWR)
+            except OSError as error:
+                log.debug("the connection had ended already: %s", error)
