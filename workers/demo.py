@@ -3,9 +3,9 @@
     python -m workers.demo build OUT_DIR
     python -m workers.demo sample MODEL_DIR FILE.jsonl --seed 0 [--count 200]
 
-The wrong answers are slips that people make: one or two off, or a ten off. The right answer is still the most common
-one, so the model learns to add and to doubt it: sampled at temperature 1 it is right about 40 % of the time. That is
-where reinforcement fine-tuning starts.
+The corpus is the notebook of a careless pupil, who copies one of the two numbers instead of adding them, now and then
+at first and most of the time later. So the model learns to add, and to be as careless: sampled at temperature 1 it is
+right about 40 % of the time. That is where reinforcement fine-tuning starts.
 """
 
 import argparse
@@ -22,9 +22,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 SEED = 20260101
-CORRECT = 0.45
-SLIPS = (1, -1, 2, -2, 10, -10)
-UPDATES, BATCH, PEAK_RATE = 900, 64, 3e-3
+DILIGENT, RIGHT_AT_FIRST, RIGHT_LATER = 0.25, 0.65, 0.44
+UPDATES, BATCH, PEAK_RATE = 1000, 64, 3e-3
 PROMPT = len("u12+34=a")
 MAX_ANSWER, EXAMPLES = 8, 8
 
@@ -112,7 +111,8 @@ def pretrain(tokenizer: "PreTrainedTokenizerFast") -> "PreTrainedModel":
     generator = torch.Generator().manual_seed(SEED)
     for update in range(UPDATES):
         optimizer.param_groups[0]["lr"] = PEAK_RATE * min((update + 1) / 50, (UPDATES - update) / (0.3 * UPDATES), 1.0)
-        text = write_page(tokenizer, BATCH, generator)
+        right = RIGHT_AT_FIRST if update < DILIGENT * UPDATES else RIGHT_LATER
+        text = write_page(tokenizer, BATCH, right, generator)
         states = model.base_model(text[:, :-1], use_cache=False).last_hidden_state[:, PROMPT - 1 :]
         logits = model.get_output_embeddings()(states)
         targets = text[:, PROMPT:]
@@ -145,14 +145,13 @@ def make_model(tokenizer: "PreTrainedTokenizerFast") -> "PreTrainedModel":
     return Qwen3ForCausalLM(config)
 
 
-def write_page(tokenizer: "PreTrainedTokenizerFast", lines: int, generator: "Generator") -> "Tensor":
-    """``[lines, PROMPT + 4]`` token ids of additions with their answers, as the corpus has them."""
+def write_page(tokenizer: "PreTrainedTokenizerFast", lines: int, right: float, generator: "Generator") -> "Tensor":
+    """Token ids ``[lines, PROMPT + 4]`` of additions, of which a share of ``right`` have the right answer."""
     import torch
 
     numbers = torch.randint(10, 100, (lines, 2), generator=generator)
-    slips = torch.tensor(SLIPS)[torch.randint(0, len(SLIPS), (lines,), generator=generator)]
-    right = torch.rand(lines, generator=generator) < CORRECT
-    answers = numbers.sum(1) + torch.where(right, 0, slips)
+    copied = numbers.gather(1, torch.randint(0, 2, (lines, 1), generator=generator)).squeeze(1)
+    answers = torch.where(torch.rand(lines, generator=generator) < right, numbers.sum(1), copied)
     texts = [
         f"<|user|>{a}+{b}=<|assistant|>{c}<|eos|>" for (a, b), c in zip(numbers.tolist(), answers.tolist(), strict=True)
     ]

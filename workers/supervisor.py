@@ -16,6 +16,7 @@ from sqlalchemy.exc import DBAPIError
 from service.core import storage
 from service.core.db import transaction
 from service.core.errors import DomainError
+from service.graders.configured import grader_settings
 from service.jobs import repository
 from service.jobs.models import Job
 from service.jobs.spec import JobSpec, RunSpec
@@ -114,6 +115,7 @@ def _prepare(job: Job) -> Path:
         validation_path=folder / "validation.jsonl",
         checkpoints=[folder / checkpoint.path for checkpoint in checkpoints],
         output_dir=output,
+        graders=grader_settings(),
     )
     path = output / "run.json"
     path.write_text(run.model_dump_json(indent=2))

@@ -48,7 +48,7 @@ def test_a_job_improves_the_model_and_leaves_weights(stack: Stack, create: Calla
     table = stack.client.files.content(job.result_files[0]).text
     assert len(table.splitlines()) == 1 + 41
     checkpoints = list(stack.client.fine_tuning.jobs.checkpoints.list(job.id))
-    assert [checkpoint.step_number for checkpoint in checkpoints][0] == 40
+    assert checkpoints[0].step_number == 40
     download(stack.client, job.fine_tuned_model, tmp_path / "weights")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -34,6 +34,12 @@ class Sample:
     answer: Answer
     grade: Grade
 
+    @property
+    def reward(self) -> float | None:
+        """An answer that cannot be graded through its own fault earns 0; a grader that failed says nothing, None."""
+        at_fault = self.grade.reward is None and self.grade.sample_at_fault
+        return 0.0 if at_fault else self.grade.reward
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -99,10 +105,10 @@ def _refuse_a_failing_grader(grades: Sequence[Grade]) -> None:
 def trainable(groups: Sequence[Sequence[Sample]], name: str) -> list[list[Trained]]:
     """Each group's samples with their advantages. Samples without a reward are no part of their group."""
     graded = [
-        (number, sample, sample.grade.reward)
+        (number, sample, sample.reward)
         for number, group in enumerate(groups)
         for sample in group
-        if sample.grade.reward is not None
+        if sample.reward is not None
     ]
     rewards = torch.tensor([reward for _, _, reward in graded], dtype=torch.float64)
     values = ADVANTAGES[name](rewards, torch.tensor([number for number, _, _ in graded], dtype=torch.long))

@@ -2,6 +2,8 @@
 
 import errno
 
+from service.graders.schemas import GraderError
+from workers.graders import JailError
 from workers.rollouts.engine import NonFiniteLogits
 from workers.wire import ExitCode, Failure
 
@@ -45,6 +47,10 @@ def explain(error: BaseException, phase: str) -> RunError | None:
         return error
     if isinstance(error, NonFiniteLogits):
         return non_finite("logits")
+    if isinstance(error, GraderError):
+        return RunError("invalid_grader", error.message, param="method.reinforcement.grader")
+    if isinstance(error, JailError):
+        return RunError("jail_unavailable", str(error), exit_code=ExitCode.UNAVAILABLE)
     if _is_out_of_memory(error):
         message = OUT_OF_MEMORY.get(phase, f"Out of memory while {phase}. Choose a smaller model.")
         return RunError("out_of_memory", message)

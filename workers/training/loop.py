@@ -91,7 +91,7 @@ def prepare(spec: RunSpec, channel: Channel, clock: Clock) -> Run:
         loaded,
         optimizer,
         TransformersEngine(loaded.model, loaded.stop_ids, loaded.context_length),
-        graders.build(spec.job.grader),
+        graders.build(spec.job.grader, spec.graders),
         AnswerReader(loaded.tokenizer),
         prompts["training_file"],
         prompts["validation_file"],
@@ -131,7 +131,7 @@ def learn(job: Run, step: int, samples: list[list[Sample]]) -> update.Numbers:
         batches = update.plan(groups, job.policy, h)
         with job.clock("old_log_probs"):
             old = update.read_old_policy(job.policy, batches, h)
-        numbers = update.sampler_difference(batches, old)
+        numbers = update.sampler_mismatch(batches, old)
         numbers |= update.train(job.policy, job.optimizer, batches, old, h, step)
     job.trainer.step = step
     job.trainer.trained_tokens += sum(len(sample.rollout.token_ids) for group in groups for sample in group)

@@ -91,7 +91,7 @@ def _headline(train: list[Sample], valid: list[Sample]) -> dict[str, Any]:
         "train_mean_reward": reward_mean([train]),
         "full_valid_mean_reward": reward_mean([valid]),
         "full_valid_mean_parse_error": _share(valid, lambda sample: sample.grade.error == "sample_parse_error"),
-        "mean_unresponsive_rewards": _share(train, lambda sample: sample.grade.reward is None),
+        "mean_unresponsive_rewards": _share(train, lambda sample: sample.reward is None),
         "reasoning_tokens_mean": _mean([sample.answer.reasoning_tokens for sample in train]),
         "valid_reasoning_tokens_mean": _mean([sample.answer.reasoning_tokens for sample in valid]),
         "completion_tokens_mean": _mean([len(sample.rollout.token_ids) for sample in train]),
@@ -177,7 +177,7 @@ def _shown(sample: Sample) -> dict[str, Any]:
     return {
         "prompt": str(asked)[:MAX_PROMPT],
         "answer": sample.answer.text[:MAX_ANSWER],
-        "reward": sample.grade.reward,
+        "reward": sample.reward,
     }
 
 
@@ -186,7 +186,7 @@ def _flat(groups: Groups | None) -> list[Sample]:
 
 
 def _rewards(samples: Sequence[Sample]) -> list[float]:
-    return [sample.grade.reward for sample in samples if sample.grade.reward is not None]
+    return [sample.reward for sample in samples if sample.reward is not None]
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -14,7 +14,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from service.jobs.spec import ResolvedHyperparameters
 from troll import SparseLogProbs
-from workers.training import objective
+from workers.training import mismatch, objective
 from workers.training.batch import MicroBatch, Trained, micro_batches, mini_batches, normalizer
 from workers.training.errors import non_finite
 from workers.training.policy import Policy
@@ -63,20 +63,11 @@ def read_old_policy(
     return [[objective.old_policy(policy, part, hyperparameters) for part in batch.parts] for batch in batches]
 
 
-def sampler_difference(batches: Sequence[MiniBatch], old: Sequence[Sequence[SparseLogProbs]]) -> Numbers:
+def sampler_mismatch(batches: Sequence[MiniBatch], old: Sequence[Sequence[SparseLogProbs]]) -> Numbers:
     """How far the sampler's log-probabilities are from the trainer's, over all response tokens."""
-    differences = [
-        (rows.token_log_probs - part.sampler_log_probs).abs()
-        for batch, parts in zip(batches, old, strict=True)
-        for part, rows in zip(batch.parts, parts, strict=True)
-    ]
-    if not differences:
-        return {}
-    every = torch.cat(differences)
-    return {
-        "sampler_log_prob_difference": every.mean().item(),
-        "sampler_log_prob_difference_max": every.max().item(),
-    }
+    ours = [rows.token_log_probs for parts in old for rows in parts]
+    theirs = [part.sampler_log_probs for batch in batches for part in batch.parts]
+    return mismatch.metrics(torch.cat(ours), torch.cat(theirs)) if ours else {}
 
 
 def train(

@@ -78,7 +78,7 @@ def test_a_grader_that_fails_on_most_samples_ends_the_run() -> None:
 def test_answers_that_cannot_be_read_do_not_end_the_run() -> None:
     unreadable = Grade(None, error="sample_parse_error", sample_at_fault=True)
     (samples,) = grade(unreadable, unreadable, unreadable)
-    assert [sample.grade.reward for sample in samples] == [None] * 3
+    assert [sample.reward for sample in samples] == [0.0] * 3
 
 
 def test_mini_batches_keep_groups_together_and_lose_none() -> None:

@@ -223,7 +223,7 @@ def test_metrics_have_trolls_numbers(make_spec: MakeSpec, execute: Execute) -> N
     assert 0 < numbers["fraction_projected"] < 1
     names = {"beta", "kept_mass", "ratio", "ratio_max", "entropy", "grad_norm", "lr", "policy_loss", "regression_loss"}
     assert names <= numbers.keys()
-    assert numbers["sampler_log_prob_difference_max"] < 1e-4
+    assert numbers["mismatch_abs_max"] < 1e-4
 
 
 def test_metrics_are_plain_json(make_spec: MakeSpec, execute: Execute) -> None:

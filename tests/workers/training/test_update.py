@@ -101,8 +101,8 @@ def test_updates_make_good_answers_likelier_than_bad_ones(tmp_path: Path, object
 def test_the_samplers_log_probs_are_the_trainers(tmp_path: Path) -> None:
     loaded = load(tmp_path)
     batches = update.plan(sampled(loaded), loaded, hyperparameters())
-    numbers = update.sampler_difference(batches, update.read_old_policy(loaded, batches, hyperparameters()))
-    assert numbers["sampler_log_prob_difference_max"] < 1e-4
+    numbers = update.sampler_mismatch(batches, update.read_old_policy(loaded, batches, hyperparameters()))
+    assert numbers["mismatch_abs_max"] < 1e-4
 
 
 def test_the_rate_warms_up_and_stays() -> None:
