@@ -5,9 +5,11 @@ Text never passes through here: what was sampled is what is trained on, token by
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
-from workers.rollouts.top_log_probs import TopLogProbs
+if TYPE_CHECKING:
+    # Without torch, so that a process can know what may go wrong before it has imported everything.
+    from workers.rollouts.top_log_probs import TopLogProbs
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Rollout:
     log_probs: list[float]
     """``[n]`` log-probability of each sampled token at the sampling temperature (at 1 when sampling is greedy)."""
     finish_reason: Literal["stop", "length"]
-    top: TopLogProbs | None = None
+    top: "TopLogProbs | None" = None
     """The most likely tokens of each position, where the engine was asked for them."""
     version: int = 0
     """How often weights had been pushed to the engine when it sampled this."""

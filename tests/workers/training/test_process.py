@@ -200,9 +200,9 @@ def _state(pid: int) -> str:
         return "Z"
 
 
-def test_importing_the_package_imports_no_torch() -> None:
+def test_nothing_is_imported_before_the_environment_is_set() -> None:
     code = (
-        "import sys, workers, workers.wire, workers.training, workers.training.channel; print('torch' in sys.modules)"
+        "import sys, workers.wire, workers.training.__main__; print('torch' in sys.modules)"
     )
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "False"

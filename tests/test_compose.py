@@ -1,0 +1,88 @@
+"""The compose file: valid by the specification's schema, true to the code, and without secrets of its own."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from service.settings import Settings
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "docker-compose.yml").read_text()
+COMPOSE: dict[str, Any] = yaml.safe_load(TEXT)
+OURS = ("migrate", "api", "beat", "control-worker", "gpu-worker")
+
+
+def seconds(duration: str) -> int:
+    return sum(
+        int(number) * {"s": 1, "m": 60, "h": 3600}[unit] for number, unit in re.findall(r"(\d+)([smh])", duration)
+    )
+
+
+def test_it_is_valid_compose() -> None:
+    schema = json.loads((ROOT / "tests/data/compose_spec.json").read_text())
+    errors = jsonschema.Draft201909Validator(schema).iter_errors(COMPOSE)
+    assert [f"{error.json_path}: {error.message}" for error in errors] == []
+
+
+def test_the_schema_refuses_a_misspelt_key() -> None:
+    schema = json.loads((ROOT / "tests/data/compose_spec.json").read_text())
+    broken = {**COMPOSE, "services": {"api": {**COMPOSE["services"]["api"], "helthcheck": {}}}}
+    assert not jsonschema.Draft201909Validator(schema).is_valid(broken)
+
+
+def test_it_runs_every_process_of_the_project() -> None:
+    assert set(COMPOSE["services"]) == {*OURS, "postgres", "redis"}
+
+
+def test_every_secret_has_to_be_given() -> None:
+    secrets = [line for line in TEXT.splitlines() if re.search(r"(PASSWORD|PEPPER)", line) and ": " in line]
+    assert len(secrets) >= 6
+    without = [line for line in secrets if not re.search(r"\$\{TROLL_\w+:\?|\$\$REDIS_PASSWORD", line)]
+    assert without == []
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_our_containers_are_locked_down(name: str) -> None:
+    service = COMPOSE["services"][name]
+    assert service["read_only"] is True
+    assert service["init"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert "privileged" not in service
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_every_required_setting_is_given(name: str) -> None:
+    given = COMPOSE["services"][name]["environment"]
+    for field, info in Settings.model_fields.items():
+        if info.is_required():
+            assert given.keys() & {field.upper(), f"TROLL_{field.upper()}"}, f"{name} lacks {field}"
+
+
+def test_only_the_migration_knows_the_owner_of_the_tables() -> None:
+    knowing = [name for name in OURS if "DATABASE_OWNER_URL" in COMPOSE["services"][name]["environment"]]
+    assert knowing == ["migrate"]
+
+
+def test_only_the_api_is_reachable_from_outside_and_only_from_this_machine() -> None:
+    ports = {name: service["ports"] for name, service in COMPOSE["services"].items() if "ports" in service}
+    assert list(ports) == ["api"]
+    assert all(port.startswith("127.0.0.1:") for port in ports["api"])
+
+
+def test_a_training_child_gets_its_grace_and_a_minute_more() -> None:
+    grace = Settings.model_fields["stop_grace_seconds"].default
+    assert seconds(COMPOSE["services"]["gpu-worker"]["stop_grace_period"]) >= grace + 60
+
+
+def test_build_targets_exist_and_run_as_an_ordinary_user() -> None:
+    stages = re.split(r"^FROM ", (ROOT / "Dockerfile").read_text(), flags=re.MULTILINE)[1:]
+    by_name = {re.match(r"\S+ AS (\S+)", stage).group(1): stage for stage in stages}  # type: ignore[union-attr]
+    for name in OURS:
+        target = COMPOSE["services"][name]["build"]["target"]
+        assert re.search(r"^USER troll$", by_name[target], flags=re.MULTILINE), target

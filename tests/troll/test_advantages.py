@@ -1,0 +1,97 @@
+"""Advantage estimators against numbers computed by hand or by loops."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from troll import advantages
+
+REWARDS = torch.tensor([1.0, 0.0, 3.0, 2.0, 5.0], dtype=torch.float64)
+GROUPS = torch.tensor([7, 2, 7, 2, 9])
+
+
+def test_grpo() -> None:
+    root = 2**0.5
+    expected = [-1 / (root + 1e-6), -1 / (root + 1e-6), 1 / (root + 1e-6), 1 / (root + 1e-6), 0.0]
+    assert torch.allclose(advantages.grpo(REWARDS, GROUPS), torch.tensor(expected, dtype=torch.float64))
+
+
+def test_grpo_of_equal_rewards_is_zero() -> None:
+    assert torch.count_nonzero(advantages.grpo(torch.full((4,), 0.3), torch.zeros(4, dtype=torch.long))) == 0
+
+
+def test_dr_grpo() -> None:
+    assert advantages.dr_grpo(REWARDS, GROUPS).tolist() == [-1.0, -1.0, 1.0, 1.0, 0.0]
+
+
+def test_rloo_leaves_one_out() -> None:
+    rewards, groups = torch.tensor([1.0, 2.0, 6.0, 4.0]), torch.tensor([0, 0, 0, 1])
+    assert advantages.rloo(rewards, groups).tolist() == pytest.approx([1 - 4, 2 - 3.5, 6 - 1.5, 0.0])
+
+
+def test_reinforce_plus_plus_whitens_discounted_returns() -> None:
+    token_rewards = torch.tensor([[0.0, 0.0, 1.0], [0.0, 2.0, 9.0]], dtype=torch.float64)
+    mask = torch.tensor([[1, 1, 1], [1, 1, 0]])
+    returns = torch.tensor([0.25, 0.5, 1.0, 1.0, 2.0], dtype=torch.float64)
+    expected = (returns - returns.mean()) / returns.std()
+    got = advantages.reinforce_plus_plus(token_rewards, mask, gamma=0.5)
+    assert torch.allclose(got[mask != 0], expected)
+    assert got[1, 2] == 0
+
+
+def test_reinforce_plus_plus_baseline() -> None:
+    mask = torch.tensor([[1, 1], [1, 0], [1, 1], [1, 1], [0, 0]])
+    centred = torch.tensor([-1.0, -1, -1, 1, 1, 1, 1], dtype=torch.float64)
+    got = advantages.reinforce_plus_plus_baseline(REWARDS, GROUPS, mask)
+    assert torch.allclose(got[mask != 0], (centred - centred.mean()) / centred.std())
+
+
+def gae_by_loop(rewards: Tensor, values: Tensor, gamma: float, lam: float) -> Tensor:
+    result = torch.zeros_like(rewards)
+    for t in range(len(rewards)):
+        for step in range(t, len(rewards)):
+            following = values[step + 1] if step + 1 < len(rewards) else 0.0
+            surprise = rewards[step] + gamma * following - values[step]
+            result[t] += (gamma * lam) ** (step - t) * surprise
+    return result
+
+
+@pytest.mark.parametrize(("gamma", "lam"), [(1.0, 1.0), (0.9, 0.7), (1.0, 0.0)])
+def test_gae_steps_over_gaps(gamma: float, lam: float) -> None:
+    """Two turns with an observation between them, and padding, are estimated as one sequence without them."""
+    generator = torch.Generator().manual_seed(0)
+    rewards, values = torch.randn(2, 1, 8, generator=generator, dtype=torch.float64)
+    mask = torch.tensor([[1, 1, 0, 0, 1, 1, 1, 0]])
+    chosen = mask[0] != 0
+    expected = gae_by_loop(rewards[0, chosen], values[0, chosen], gamma, lam)
+    got, returns = advantages.gae(rewards, values, mask, gamma, lam)
+    assert torch.allclose(got[0, chosen], expected)
+    assert torch.allclose(returns[0, chosen], expected + values[0, chosen])
+    assert torch.count_nonzero(got[0, ~chosen]) == torch.count_nonzero(returns[0, ~chosen]) == 0
+
+
+def test_whitening_nothing_is_zero() -> None:
+    assert torch.count_nonzero(advantages.whiten(torch.ones(2, 2), torch.zeros(2, 2))) == 0
+
+
+@pytest.mark.parametrize(
+    ("rewards", "groups", "message"),
+    [
+        (REWARDS[:3], GROUPS, r"group_ids: shape \[5\] does not match rewards"),
+        (REWARDS.long(), GROUPS, "rewards: needs a floating point dtype"),
+        (REWARDS, GROUPS.double(), "group_ids: needs an integer dtype"),
+        (REWARDS.view(5, 1), GROUPS.view(5, 1), "rewards: needs one number per sequence"),
+        (REWARDS.index_fill(0, torch.tensor(3), torch.nan), GROUPS, "rewards: row 3 holds NaN"),
+    ],
+)
+def test_errors_name_the_argument(rewards: Tensor, groups: Tensor, message: str) -> None:
+    for estimator in (advantages.grpo, advantages.dr_grpo, advantages.rloo):
+        with pytest.raises(ValueError, match=message):
+            estimator(rewards, groups)
+
+
+def test_errors_of_token_rewards() -> None:
+    with pytest.raises(ValueError, match=r"token_rewards: needs shape \[B, T\]"):
+        advantages.reinforce_plus_plus(torch.zeros(3), torch.ones(3))
+    with pytest.raises(ValueError, match="values: shape"):
+        advantages.gae(torch.zeros(2, 3), torch.zeros(2, 2), torch.ones(2, 3))

@@ -1,0 +1,222 @@
+"""The projection onto the trust region: `argmin KL(pi || new)` subject to `KL(pi || old) <= kl_bound`, row by row.
+
+A row outside the region has its answer on the geodesic `pi = old^(1 - beta) new^beta / Z(beta)`, at the one `beta` in
+(0, 1) where the constraint is tight; `troll.solver` finds it. Its derivative is known in closed form.
+
+A slot may stand for several tokens of equal probability (`log_count`), which is how a sparse row's tail takes part.
+M rows, U slots.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from troll import checks
+from troll.solver import solve
+
+# Float32 rows whose error could be seen in a bound of a few hundredths of a nat are solved again in float64.
+_VISIBLE_NOISE = 1e-6
+# Elements of the rows a CPU works on at a time, so that they stay in its cache.
+_CPU_ELEMENTS = 1 << 19
+
+
+class Projection(NamedTuple):
+    """Rows projected onto the trust region."""
+
+    log_probs: Tensor
+    """`[..., V]` log of the projected distribution; differentiable in the new policy's log-probabilities."""
+    beta: Tensor
+    """`[...]` position on the geodesic from the old (0) to the new (1) policy; `beta = 1 / (1 + eta)`."""
+    active: Tensor
+    """`[...]` bool, whether the row lay outside the trust region."""
+    kl_before: Tensor
+    """`[...]` `KL(new || old)` in nats."""
+    kl_after: Tensor
+    """`[...]` `KL(pi || old)`, at most `kl_bound`."""
+
+
+def project(log_old: Tensor, log_new: Tensor, kl_bound: float) -> Projection:
+    """Projects `log_new` onto the trust region around `log_old`.
+
+    Args:
+        log_old: `[..., V]` log-probabilities; no gradient flows into them.
+        log_new: `[..., V]` log-probabilities. -inf is a probability of zero: where either side is zero so is the
+            projection. If the new policy is zero on so much of the old one that no distribution with a finite
+            `KL(pi || new)` reaches the region, the row comes back as the old policy with `beta = 0`.
+        kl_bound: nats, positive.
+
+    Raises:
+        ValueError: shapes, dtypes or a bound that do not fit, and rows with NaN.
+    """
+    checks.positive("kl_bound", kl_bound)
+    checks.floating("log_old", log_old)
+    checks.floating("log_new", log_new)
+    checks.same_shape("log_new", log_new, "log_old", log_old.shape)
+    if log_old.dim() < 1:
+        raise ValueError("log_old: needs a last dimension over the vocabulary, got a scalar")
+    size = log_old.shape[-1]
+    leading = log_old.shape[:-1]
+    everything = torch.arange(leading.numel(), device=log_old.device)
+    for name, tensor in (("log_old", log_old), ("log_new", log_new)):
+        peaks = tensor.detach().reshape(-1, size).amax(-1) if size else tensor.new_full(leading, torch.nan)
+        checks.finite_rows(name, peaks, everything)
+    flat = project_rows(log_old.reshape(-1, size), log_new.reshape(-1, size), None, kl_bound)
+    return Projection(flat.log_probs.reshape(log_old.shape), *(value.reshape(leading) for value in flat[1:]))
+
+
+def project_rows(log_old: Tensor, log_new: Tensor, log_count: Tensor | None, kl_bound: float) -> Projection:
+    """`project` for rows `[M, U]` whose slots stand for `exp(log_count)` tokens each; unchecked."""
+    return Projection(*_Project.apply(checks.wide(log_new), checks.wide(log_old).detach(), log_count, kl_bound))
+
+
+class _Project(torch.autograd.Function):
+    """Solves forward, differentiates through the solution in closed form backward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, log_new: Tensor, log_old: Tensor, log_count: Tensor | None, kl_bound: float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        moved = _move_in_chunks(log_new, log_old, log_count, kl_bound)
+        ctx.save_for_backward(moved.log_pi, log_new, log_old, log_count, moved.beta, moved.active, moved.tight)
+        ctx.mark_non_differentiable(moved.beta, moved.active, moved.kl_new, moved.kl_after)
+        return moved.log_pi, moved.beta, moved.active, moved.kl_new, moved.kl_after
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor, None, None, None]:
+        log_pi, log_new, log_old, log_count, beta, active, tight = ctx.saved_tensors
+        rows = active.nonzero().squeeze(-1)
+        if not len(rows):
+            return grad, None, None, None
+        log_mass = log_pi[rows] if log_count is None else log_pi[rows] + log_count[rows]
+        weight, g, score = log_mass.exp_(), grad[rows], log_new[rows] - log_old[rows]
+        # A score that is not finite belongs to a slot without mass, or to a row that came back as the old policy.
+        score.nan_to_num_(0.0, 0.0, 0.0)
+        direction = standardised(weight, score) * tight[rows].unsqueeze(-1)
+        along = (g * direction).sum(-1, keepdim=True)
+        inner = g - weight * (g.sum(-1, keepdim=True) + direction * along)
+        return grad.index_copy(0, rows, beta[rows].unsqueeze(-1) * inner), None, None, None
+
+
+def standardised(weight: Tensor, score: Tensor) -> Tensor:
+    """`c = (s - E[s]) / sqrt(Var[s])` under the probabilities `weight`, both `[M, U]`; zero where nothing varies."""
+    centred = score - (weight * score).sum(-1, keepdim=True)
+    variance = (weight * centred.square()).sum(-1, keepdim=True)
+    return centred * torch.where(variance > 0, variance, torch.inf).rsqrt()
+
+
+class _Moved(NamedTuple):
+    """Rows after the projection, `[M, U]` and `[M]`."""
+
+    log_pi: Tensor
+    beta: Tensor
+    active: Tensor
+    kl_new: Tensor
+    kl_after: Tensor
+    tight: Tensor
+    noise: Tensor
+
+
+def _move_in_chunks(log_new: Tensor, log_old: Tensor, log_count: Tensor | None, kl_bound: float) -> _Moved:
+    """Projects rows `[M, U]`, a cacheful at a time on a CPU."""
+    rows, slots = log_new.shape
+    step = max(1, _CPU_ELEMENTS // max(slots, 1)) if log_new.device.type == "cpu" else max(rows, 1)
+    log_pi, parts = torch.empty_like(log_new), []
+    for start in range(0, max(rows, 1), step):
+        part = slice(start, start + step)
+        count = None if log_count is None else log_count[part]
+        moved = _move(log_new[part], log_old[part], count, kl_bound, log_pi[part])
+        if log_new.dtype != checks.summation_dtype(log_new):
+            _move_rough_rows(moved, log_new[part], log_old[part], count, kl_bound)
+        parts.append(moved[1:])
+    return _Moved(log_pi, *(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def _move_rough_rows(
+    moved: _Moved, log_new: Tensor, log_old: Tensor, log_count: Tensor | None, kl_bound: float
+) -> None:
+    """Does rows whose rounding could be seen again in float64."""
+    rows = (moved.noise > _VISIBLE_NOISE).nonzero().squeeze(-1)
+    if not len(rows):
+        return
+    count = None if log_count is None else log_count[rows].double()
+    new, old = log_new[rows].double(), log_old[rows].double()
+    again = _move(new, old, count, kl_bound, torch.empty_like(new))
+    for coarse, fine in zip(moved, again, strict=True):
+        coarse[rows] = fine.to(coarse.dtype)
+
+
+class _Scene(NamedTuple):
+    """What the projection of rows `[M, U]` starts from."""
+
+    log_old: Tensor
+    log_weight: Tensor
+    """Log of the old mass per slot, -inf for slots that take no part."""
+    mass: Tensor
+    """The new mass per slot."""
+    score: Tensor
+    """`log new - log old`, finite."""
+    kl_new: Tensor
+    """`[M]` `KL(new || old)`"""
+
+    def select(self, rows: Tensor) -> "_Scene":
+        log_old = self.log_old[rows]
+        log_weight = log_old if self.log_weight is self.log_old else self.log_weight[rows]
+        return _Scene(log_old, log_weight, self.mass[rows], self.score[rows], self.kl_new[rows])
+
+
+def _move(log_new: Tensor, log_old: Tensor, log_count: Tensor | None, kl_bound: float, out: Tensor) -> _Moved:
+    """Projects rows `[M, U]` into `out`; solves those that lie outside the trust region."""
+    score = log_new - log_old
+    log_weight = log_old if log_count is None else log_old + log_count
+    mass = log_new.exp() if log_count is None else (log_new + log_count).exp_()
+    scene = _Scene(log_old, log_weight, mass, score, (mass * score).sum(-1))
+    # A probability of zero on either side shows in the sum, as infinity or as not a number.
+    regular = bool(scene.kl_new.isfinite().all())
+    if not regular:
+        scene = _share(scene, log_new)
+    active = scene.kl_new > kl_bound
+    rows = active.nonzero().squeeze(-1)
+    if 2 * len(rows) > len(active):
+        # Sorting out most rows costs more than taking the others along.
+        found = _solve(scene, kl_bound, regular)
+        torch.where(active.unsqueeze(-1), found.log_pi, log_new, out=out)
+        beta, kl = torch.where(active, found.beta, 1.0), torch.where(active, found.kl_after, scene.kl_new)
+        noise = torch.where(active, found.noise, 0.0)
+        return _Moved(out, beta, active, scene.kl_new, kl, active & found.tight, noise)
+    zero = torch.zeros_like(scene.kl_new)
+    moved = _Moved(out.copy_(log_new), zero + 1, active, scene.kl_new, scene.kl_new.clone(), active.clone(), zero)
+    if len(rows):
+        found = _solve(scene.select(rows), kl_bound, regular)
+        for target, values in zip(moved, found, strict=True):
+            target[rows] = values
+    return moved
+
+
+def _solve(scene: _Scene, kl_bound: float, regular: bool) -> _Moved:
+    """Moves every row along its geodesic to where it leaves the trust region."""
+    found = solve(scene.log_weight, scene.mass, scene.score, kl_bound)
+    log_pi = torch.addcmul(scene.log_old, scene.score, found.beta.unsqueeze(-1))
+    log_pi.sub_(found.log_partition.unsqueeze(-1))
+    if not regular:
+        log_pi.masked_fill_(scene.log_weight == -torch.inf, -torch.inf)
+        log_pi = torch.where(found.feasible.unsqueeze(-1), log_pi, scene.log_old)
+    active = torch.ones_like(found.tight)
+    return _Moved(log_pi, found.beta, active, scene.kl_new, found.kl, found.tight, found.noise)
+
+
+def _share(scene: _Scene, log_new: Tensor) -> _Scene:
+    """Takes slots where either side has a probability of zero out of the rows.
+
+    Mass of the new policy where the old one has none is infinitely far away.
+    """
+    shared = (log_new > -torch.inf) & (scene.log_old > -torch.inf)
+    outside = (~shared & (scene.mass > 0)).any(-1)
+    score = torch.where(shared, log_new - scene.log_old, 0.0)
+    mass = scene.mass.masked_fill(~shared, 0.0)
+    return scene._replace(
+        log_weight=scene.log_weight.masked_fill(~shared, -torch.inf),
+        mass=mass,
+        score=score,
+        kl_new=torch.where(outside, torch.inf, (mass * score).sum(-1)),
+    )
