@@ -10,7 +10,7 @@ help: ## Say what each command does
 
 setup: .venv/.ready ## Make .venv with everything that the service, its workers and the embedded servers need
 
-demo: setup ## Start the whole stack, teach a tiny model additions, show it before and after (4 minutes)
+demo: setup ## Start the whole stack, teach a tiny model additions, show it before and after (some 2 minutes)
 	@$(BIN)/troll demo
 
 test: .venv/.ready-dev ## Run the whole suite; it starts the servers it needs

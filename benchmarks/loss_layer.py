@@ -198,7 +198,11 @@ def main() -> None:
         f"{report.machine(('torch', 'liger-kernel'))}. `dW` is the output matrix's gradient "
         f"({vocabulary * hidden_size * (2 if gpu else 4) / 1e6:.0f} MB), which every method writes."
     )
-    parts = [setting, *(compare(shape, flat, arguments.rounds) for flat in (False, True)), old_pass(shape, arguments.rounds)]
+    parts = [
+        setting,
+        *(compare(shape, flat, arguments.rounds) for flat in (False, True)),
+        old_pass(shape, arguments.rounds),
+    ]
     report.write_section("loss-layer", "The loss layer", "\n\n".join(parts))
 
 

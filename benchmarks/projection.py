@@ -120,9 +120,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     lines = [
-        line
-        for active in (0.1, 0.5, 1.0)
-        for line in compare(arguments.rows, arguments.size, active, arguments.rounds)
+        line for active in (0.1, 0.5, 1.0) for line in compare(arguments.rows, arguments.size, active, arguments.rounds)
     ]
     header = ["solver", "rows projected", "rows per second", "x our time", "KL above bound", "KL short of bound"]
     setting = (

@@ -69,8 +69,14 @@ def in_fresh_process(module: str, arguments: Sequence[str]) -> dict[str, float]:
 
 def machine(packages: Sequence[str] = ("torch",)) -> str:
     """The machine and the versions of `packages`, in one line."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{_processor()}, {torch.get_num_threads()} threads"
-    return ", ".join([device, f"Python {platform.python_version()}", *(f"{name} {_version(name)}" for name in packages)])
+    device = (
+        torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else f"{_processor()}, {torch.get_num_threads()} threads"
+    )
+    return ", ".join(
+        [device, f"Python {platform.python_version()}", *(f"{name} {_version(name)}" for name in packages)]
+    )
 
 
 def _processor() -> str:

@@ -2,6 +2,7 @@
 
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 from pydantic import AliasChoices, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -45,6 +46,9 @@ class Settings(BaseSettings):
 
     trusted_hosts: frozenset[str] = frozenset()
     """Host names (as JSON) that webhooks may reach over plain http and at addresses that are not public."""
+
+    rollout_engine: Literal["transformers", "vllm"] = "transformers"
+    """What samples the answers of jobs that leave it to the operator; vLLM must be installed where the workers run."""
 
     lease_seconds: float = 60.0
     """How long a worker may be silent before its job is given to another."""

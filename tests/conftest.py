@@ -23,6 +23,9 @@ from service.embedded.folder import Folder
 from service.embedded.processes import Children, end, leftovers
 from service.settings import settings
 
+# Read when torch is imported: threads that spin while they wait make a suite on a busy machine many times slower.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 OUTSIDE = ("DATABASE_URL", "DATABASE_OWNER_URL", "REDIS_URL")
 
 

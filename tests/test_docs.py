@@ -82,6 +82,8 @@ def test_operations_lists_every_setting_with_its_default() -> None:
         default = listed[name][0]
         if info.is_required():
             assert default == "required", name
+        elif isinstance(info.default, str):
+            assert default == f"`{info.default}`", name
         elif isinstance(info.default, int | float):
             assert float(default) == info.default, name
         elif info.default is not None:

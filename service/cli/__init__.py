@@ -2,8 +2,10 @@
 
 import typer
 
-from service.cli import jobs, keys, models, stack
+from service.cli import keys, models, stack
 from service.cli.failure import Commands
+from service.cli.jobs import commands as job_commands
+from service.cli.jobs import follow, submit
 
 app = typer.Typer(
     cls=Commands,
@@ -14,9 +16,9 @@ app = typer.Typer(
 app.command("up")(stack.up)
 app.command("down")(stack.down)
 app.command("demo")(stack.demo)
-app.command("submit")(jobs.submit)
-app.command("follow")(jobs.follow)
+app.command("submit")(submit)
+app.command("follow")(follow)
 app.command("pull")(models.pull)
-app.add_typer(jobs.commands, name="jobs")
+app.add_typer(job_commands, name="jobs")
 app.add_typer(models.commands, name="models")
 app.add_typer(keys.commands, name="keys")

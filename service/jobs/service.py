@@ -45,12 +45,16 @@ def submit(session: Session, principal: Principal, request: CreateJob) -> Job:
         raise invalid("Reinforcement fine-tuning needs a validation file.", "validation_file", "missing_parameter")
     validation = _dataset(session, request.validation_file, "validation_file", grader, settings().max_validation_rows)
     _check_quota(session, principal)
+    resolved = resolve(hyperparameters, training_rows=training.rows or 0, rollout_engine=settings().rollout_engine)
+    if resolved.old_policy == "sampler" and resolved.rollout_engine != "vllm":
+        where = "method.reinforcement.hyperparameters.old_policy"
+        raise invalid("Only rollout_engine 'vllm' gives the sampler's distributions.", where)
     spec = JobSpec(
         model=model.id,
         training_file=training.id,
         validation_file=validation.id,
         grader=grader,
-        hyperparameters=resolve(hyperparameters, training_rows=training.rows or 0),
+        hyperparameters=resolved,
         seed=request.seed if request.seed is not None else secrets.randbelow(2**31),
         suffix=request.suffix,
     )

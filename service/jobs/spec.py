@@ -74,7 +74,15 @@ class Hyperparameters(_Frozen):
     eval_temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
     """Sampling temperature of evaluations; 0 is greedy."""
     max_completion_tokens: Annotated[int, Field(ge=1, le=131_072)] | Auto = AUTO
-    rollout_engine: Literal["transformers"] | Auto = AUTO
+    rollout_engine: Literal["transformers", "vllm"] | Auto = AUTO
+    """What samples the answers. ``auto`` is what the operator set as ``TROLL_ROLLOUT_ENGINE``."""
+    old_policy: Literal["trainer", "sampler"] = "trainer"
+    """Where the old policy's distributions come from: the trainer's own forward, or the sampler (vLLM only)."""
+    mismatch_correction: Literal["sequence-mask", "token-truncate", "none"] = "sequence-mask"
+    """How answers count that the sampler and the trainer's old policy find unequally likely: importance weights of
+    whole answers, dropped above the cap; of tokens, cut at the cap; or none."""
+    mismatch_cap: Annotated[float, Field(gt=1, le=1000)] | Auto = AUTO
+    """Largest importance weight: 3 for sequences, 2 for tokens."""
 
 
 class ResolvedHyperparameters(Hyperparameters):
@@ -91,15 +99,19 @@ class ResolvedHyperparameters(Hyperparameters):
     learning_rate: float
     n_steps: int
     max_completion_tokens: int
-    rollout_engine: Literal["transformers"]
+    rollout_engine: Literal["transformers", "vllm"]
+    mismatch_cap: float
 
 
 DEFAULT_LEARNING_RATE = 1e-6
 DEFAULT_GROUP_SIZE = 8
+DEFAULT_MISMATCH_CAPS = {"sequence-mask": 3.0, "token-truncate": 2.0, "none": 2.0}
 
 
-def resolve(asked: Hyperparameters, *, training_rows: int) -> ResolvedHyperparameters:
-    """Replace every ``"auto"`` for a training file of ``training_rows`` rows."""
+def resolve(
+    asked: Hyperparameters, *, training_rows: int, rollout_engine: Literal["transformers", "vllm"] = "transformers"
+) -> ResolvedHyperparameters:
+    """Replace every ``"auto"`` for a training file of ``training_rows`` rows and the operator's ``rollout_engine``."""
 
     def given(value: Any, default: Any) -> Any:
         return default if value == AUTO else value
@@ -121,7 +133,8 @@ def resolve(asked: Hyperparameters, *, training_rows: int) -> ResolvedHyperparam
         "eval_interval": given(asked.eval_interval, max(1, math.ceil(n_steps / 10))),
         "eval_samples": given(asked.eval_samples, 1),
         "max_completion_tokens": given(asked.max_completion_tokens, 1024),
-        "rollout_engine": given(asked.rollout_engine, "transformers"),
+        "rollout_engine": given(asked.rollout_engine, rollout_engine),
+        "mismatch_cap": given(asked.mismatch_cap, DEFAULT_MISMATCH_CAPS[asked.mismatch_correction]),
     }
     return ResolvedHyperparameters.model_validate(asked.model_dump() | resolved)
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from types import FrameType
 
 from workers.training.channel import Channel, connect
-from workers.training.errors import RunError, explain
 from workers.wire import ExitCode, Failure
 
 PR_SET_PDEATHSIG = 1
@@ -39,18 +38,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def train(channel: Channel) -> int:
     """Wait for a job with everything imported, and run it; the exit code."""
-    # Idle OpenMP threads that spin instead of sleeping slow a shared machine down by an order of magnitude.
+    # Idle OpenMP threads that spin instead of sleeping slow a shared machine down by an order of magnitude. OpenMP
+    # reads this when torch is imported, so nothing above this line may import it.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from service.jobs.spec import RunSpec
     from workers.training import loop
     from workers.training.clock import Clock
+    from workers.training.errors import RunError, explain
 
     path = channel.starts.get()
     if path is None:
         return ExitCode.STOPPED
     clock = Clock()
     try:
-        _refuse_several_processes()
+        processes = int(os.environ.get("WORLD_SIZE", "1"))
+        if processes != 1:
+            raise RunError("unsupported_world_size", f"A job runs in one process, but {processes} were started.")
         return loop.run(RunSpec.model_validate_json(path.read_bytes()), channel, clock)
     except Exception as error:
         known = explain(error, clock.phase)
@@ -59,12 +62,6 @@ def train(channel: Channel) -> int:
         message = f"The training process failed unexpectedly while {clock.phase}: {type(error).__name__}: {error}"
         channel.send(known.failure() if known else Failure(code="internal_error", message=message))
         return known.exit_code if known else ExitCode.BUG
-
-
-def _refuse_several_processes() -> None:
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if processes != 1:
-        raise RunError("unsupported_world_size", f"A job runs in one process, but {processes} were started.")
 
 
 def _die_with_the_supervisor() -> None:

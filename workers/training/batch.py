@@ -71,6 +71,8 @@ class MicroBatch:
     """``[N]`` which of the B sequences a token belongs to."""
     sampler_log_probs: Tensor
     """``[N]`` what the rollout engine gave the tokens."""
+    rollouts: list[Rollout]
+    """The B answers, in the order of their rows."""
 
 
 def grade(
@@ -160,6 +162,7 @@ def _collate(samples: list[Trained], device: torch.device) -> MicroBatch:
         torch.tensor(spread, dtype=torch.float32, device=device),
         torch.tensor(owners, device=device),
         torch.tensor(log_probs, dtype=torch.float32, device=device),
+        [sample.rollout for sample in samples],
     )
 
 

@@ -5,6 +5,7 @@ import errno
 from service.graders.schemas import GraderError
 from workers.graders import JailError
 from workers.rollouts.engine import NonFiniteLogits
+from workers.rollouts.errors import EngineUnavailable, PromptsTooLong, StaleWeights
 from workers.wire import ExitCode, Failure
 
 _IN_TRAINING = "Out of memory while training. Lower max_completion_tokens, or choose a smaller model."
@@ -47,6 +48,15 @@ def explain(error: BaseException, phase: str) -> RunError | None:
         return error
     if isinstance(error, NonFiniteLogits):
         return non_finite("logits")
+    # Its module needs torch, which the environment has to be set up for first.
+    from workers.rollouts.probe import WeightsPartedError
+
+    if isinstance(error, EngineUnavailable):
+        return RunError("engine_unavailable", str(error), exit_code=ExitCode.UNAVAILABLE)
+    if isinstance(error, WeightsPartedError | StaleWeights):
+        return RunError("weights_parted", str(error))
+    if isinstance(error, PromptsTooLong):
+        return RunError("prompts_too_long", str(error), param="training_file")
     if isinstance(error, GraderError):
         return RunError("invalid_grader", error.message, param="method.reinforcement.grader")
     if isinstance(error, JailError):

@@ -11,16 +11,17 @@ import torch
 
 from service.jobs.spec import ResolvedHyperparameters, RunSpec
 from workers import graders, wire
-from workers.rollouts.engine import RolloutEngine, Sampling
-from workers.rollouts.transformers import TransformersEngine
+from workers.rollouts.engine import Sampling
 from workers.training import batch, checkpoint, data, metrics, policy, seeds, update
 from workers.training import evaluate as evaluation
+from workers.training import sampler as samplers
 from workers.training.answers import AnswerReader
 from workers.training.batch import Sample
 from workers.training.channel import Channel
 from workers.training.checkpoint import TrainerState
 from workers.training.clock import Clock
 from workers.training.export import export
+from workers.training.sampler import Sampler
 
 
 @dataclass
@@ -33,7 +34,7 @@ class Run:
     clock: Clock
     policy: policy.Policy
     optimizer: torch.optim.AdamW
-    engine: RolloutEngine
+    sampler: Sampler
     grader: graders.Grader
     reader: AnswerReader
     train_prompts: list[data.Prompt]
@@ -77,6 +78,7 @@ def prepare(spec: RunSpec, channel: Channel, clock: Clock) -> Run:
             param: data.load(path, loaded.tokenizer, loaded.context_length, param)
             for param, path in (("training_file", spec.training_path), ("validation_file", spec.validation_path))
         }
+        sampler = samplers.make(loaded, hyperparameters, [*prompts["training_file"], *prompts["validation_file"]])
     spent = {"loading_seconds": clock.seconds["loading"]}
     if resumed:
         message = f"Training resumed from the checkpoint of step {trainer.step}"
@@ -90,7 +92,7 @@ def prepare(spec: RunSpec, channel: Channel, clock: Clock) -> Run:
         clock,
         loaded,
         optimizer,
-        TransformersEngine(loaded.model, loaded.stop_ids, loaded.context_length),
+        sampler,
         graders.build(spec.job.grader, spec.graders),
         AnswerReader(loaded.tokenizer),
         prompts["training_file"],
@@ -118,7 +120,7 @@ def roll_out(job: Run, step: int) -> list[list[Sample]]:
     prompts = [job.train_prompts[row] for row in rows]
     sampling = Sampling(h.temperature, h.max_completion_tokens, seeds.derive(seed, "rollout", step))
     with job.clock("sampling"):
-        rollouts = job.engine.generate([prompt.token_ids for prompt in prompts], h.group_size, sampling)
+        rollouts = job.sampler.engine.generate([prompt.token_ids for prompt in prompts], h.group_size, sampling)
     with job.clock("grading"):
         return batch.grade(job.grader, job.reader, prompts, rollouts)
 
@@ -131,8 +133,10 @@ def learn(job: Run, step: int, samples: list[list[Sample]]) -> update.Numbers:
         batches = update.plan(groups, job.policy, h)
         with job.clock("old_log_probs"):
             old = update.read_old_policy(job.policy, batches, h)
-        numbers = update.sampler_mismatch(batches, old)
+        batches, numbers = update.correct_mismatch(batches, old, h)
         numbers |= update.train(job.policy, job.optimizer, batches, old, h, step)
+    with job.clock("sync"):
+        job.sampler.push()
     job.trainer.step = step
     job.trainer.trained_tokens += sum(len(sample.rollout.token_ids) for group in groups for sample in group)
     return numbers
@@ -140,7 +144,7 @@ def learn(job: Run, step: int, samples: list[list[Sample]]) -> update.Numbers:
 
 def evaluate(job: Run, step: int) -> list[list[Sample]]:
     return evaluation.evaluate(
-        job.engine,
+        job.sampler.engine,
         job.grader,
         job.reader,
         job.valid_prompts,

@@ -9,6 +9,7 @@ import troll
 from service.jobs.spec import ResolvedHyperparameters
 from troll import LossOutput, SparseLogProbs
 from workers.rollouts.precision import autocast
+from workers.rollouts.top_log_probs import sparse_rows
 from workers.training.batch import MicroBatch
 from workers.training.errors import non_finite
 from workers.training.policy import Policy
@@ -19,8 +20,12 @@ DUAL_CLIP = 10.0
 
 @torch.no_grad()
 def old_policy(policy: Policy, batch: MicroBatch, hyperparameters: ResolvedHyperparameters) -> SparseLogProbs:
-    """The policy's distributions at the N response tokens, before it is updated."""
+    """The old policy's distributions at the N response tokens: the trainer's before its updates, or the sampler's."""
     options = _sparsity(hyperparameters)
+    if hyperparameters.old_policy == "sampler":
+        # What the sampler reports is at the sampling temperature already.
+        del options["temperature"]
+        return sparse_rows(batch.rollouts, policy.vocabulary_size, **options).to(policy.device)
     if policy.output is None:
         return troll.sparsify(_logits(policy, batch), batch.tokens, **options)
     hidden, weight, bias = _output(policy, batch)

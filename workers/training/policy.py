@@ -8,6 +8,7 @@ B sequences, T padded length, N response tokens, H hidden size, V vocabulary.
 
 import inspect
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,18 @@ class Policy:
                 return self.output(self.hidden(batch))
             whole = self.model(batch.input_ids, **self._arguments()).logits
             return whole.flatten(0, 1)[batch.positions]
+
+    @torch.no_grad()
+    def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Per sequence, the log-probability at temperature 1 of each of its tokens from the second on."""
+        scores = []
+        for sequence in sequences:
+            ids = torch.tensor([sequence], device=self.device)
+            with autocast(self.device):
+                logits = self.model(ids, **self._arguments()).logits[0, :-1]
+            rows: list[float] = logits.float().log_softmax(-1).gather(-1, ids[0, 1:, None])[:, 0].tolist()
+            scores.append(rows)
+        return scores
 
     def _arguments(self) -> dict[str, Any]:
         # Padding stands behind the last token that counts, where causal attention never looks; no mask is needed.

@@ -6,7 +6,7 @@ of exactly 1 and a divergence of exactly 0.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -63,11 +63,25 @@ def read_old_policy(
     return [[objective.old_policy(policy, part, hyperparameters) for part in batch.parts] for batch in batches]
 
 
-def sampler_mismatch(batches: Sequence[MiniBatch], old: Sequence[Sequence[SparseLogProbs]]) -> Numbers:
-    """How far the sampler's log-probabilities are from the trainer's, over all response tokens."""
-    ours = [rows.token_log_probs for parts in old for rows in parts]
-    theirs = [part.sampler_log_probs for batch in batches for part in batch.parts]
-    return mismatch.metrics(torch.cat(ours), torch.cat(theirs)) if ours else {}
+def correct_mismatch(
+    batches: Sequence[MiniBatch],
+    old: Sequence[Sequence[SparseLogProbs]],
+    hyperparameters: ResolvedHyperparameters,
+) -> tuple[list[MiniBatch], Numbers]:
+    """Advantages weighted for what the sampler found more or less likely than the old policy, and how far they part."""
+    if not batches:
+        return [], {}
+    h, corrected, every = hyperparameters, [], []
+    for batch, parts in zip(batches, old, strict=True):
+        weighted = []
+        for part, rows in zip(batch.parts, parts, strict=True):
+            ours, theirs = rows.token_log_probs, part.sampler_log_probs
+            weights = mismatch.weights(ours, theirs, part.sequence_ids, h.mismatch_correction, h.mismatch_cap)
+            weighted.append(replace(part, advantages=part.advantages * weights))
+            every.append((ours, theirs, weights))
+        corrected.append(replace(batch, parts=weighted))
+    ours, theirs, weights = (torch.cat(column) for column in zip(*every, strict=True))
+    return corrected, mismatch.metrics(ours, theirs, weights)
 
 
 def train(

@@ -247,8 +247,8 @@ def test_samples_that_cannot_be_graded_are_counted_and_left_out(
     real = graders.build
 
     class Moody:
-        def __init__(self, definition: Any) -> None:
-            self.inner = real(definition)
+        def __init__(self, definition: Any, settings: Any) -> None:
+            self.inner = real(definition, settings)
 
         def grade(self, samples: list[graders.Sample]) -> list[graders.Grade]:
             grades = self.inner.grade(samples)

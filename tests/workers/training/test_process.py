@@ -201,8 +201,6 @@ def _state(pid: int) -> str:
 
 
 def test_nothing_is_imported_before_the_environment_is_set() -> None:
-    code = (
-        "import sys, workers.wire, workers.training.__main__; print('torch' in sys.modules)"
-    )
+    code = "import sys, workers.wire, workers.training.__main__; print('torch' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "False"

@@ -101,7 +101,9 @@ def test_updates_make_good_answers_likelier_than_bad_ones(tmp_path: Path, object
 def test_the_samplers_log_probs_are_the_trainers(tmp_path: Path) -> None:
     loaded = load(tmp_path)
     batches = update.plan(sampled(loaded), loaded, hyperparameters())
-    numbers = update.sampler_mismatch(batches, update.read_old_policy(loaded, batches, hyperparameters()))
+    numbers = update.correct_mismatch(
+        batches, update.read_old_policy(loaded, batches, hyperparameters()), hyperparameters()
+    )[1]
     assert numbers["mismatch_abs_max"] < 1e-4
 
 

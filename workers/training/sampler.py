@@ -1,0 +1,64 @@
+"""What samples a job's answers, and how the weights that are trained reach it.
+
+The transformers engine samples from the very model that is trained. vLLM has weights of its own: they are pushed from
+memory after every step, and a probe makes sure that both sides still give the same tokens the same log-probabilities.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from service.jobs.spec import ResolvedHyperparameters
+from workers.rollouts import probe
+from workers.rollouts.engine import RolloutEngine
+from workers.rollouts.transformers import TransformersEngine
+from workers.rollouts.vllm.engine import VLLMEngine
+from workers.rollouts.vllm.start import EngineSettings
+from workers.training.data import Prompt
+from workers.training.policy import Policy
+
+PROBES, PROBE_TOKENS = 4, 128
+
+
+@dataclass(frozen=True)
+class Sampler:
+    engine: RolloutEngine
+    policy: Policy
+    probes: list[list[int]]
+    """Token ids of the prompts that are scored by both sides after a push."""
+
+    def push(self) -> None:
+        """Bring the engine's weights up to date.
+
+        Raises ``WeightsPartedError`` when the engine then disagrees with the trainer, ``StaleWeights`` and
+        ``EngineDied`` as the engine does.
+        """
+        if not isinstance(self.engine, VLLMEngine):
+            return
+        version = self.engine.sync(self.policy.model.state_dict().items())
+        tolerance = probe.tolerance_for(_dtype(self.policy), self.policy.model.config.model_type)
+        probe.compare(self.engine.score(self.probes), self.policy.score(self.probes), tolerance, version)
+
+
+def make(policy: Policy, hyperparameters: ResolvedHyperparameters, prompts: Sequence[Prompt]) -> Sampler:
+    """The engine that the job asks for, with the policy's weights. Raises ``EngineUnavailable``."""
+    longest = max(len(prompt.token_ids) for prompt in prompts)
+    probes = [prompt.token_ids[:PROBE_TOKENS] for prompt in prompts if len(prompt.token_ids) > 1][:PROBES]
+    engine: RolloutEngine
+    if hyperparameters.rollout_engine == "vllm":
+        from_sampler = hyperparameters.old_policy == "sampler"
+        settings = EngineSettings(
+            context_length=min(policy.context_length, longest + hyperparameters.max_completion_tokens),
+            dtype=_dtype(policy),
+            top_log_probs=min(hyperparameters.max_tokens_kept, policy.vocabulary_size) if from_sampler else 0,
+        )
+        engine = VLLMEngine(policy.folder, policy.stop_ids, settings)
+    else:
+        engine = TransformersEngine(policy.model, policy.stop_ids, policy.context_length)
+    sampler = Sampler(engine, policy, probes)
+    sampler.push()
+    return sampler
+
+
+def _dtype(policy: Policy) -> Literal["float32", "bfloat16"]:
+    return "bfloat16" if policy.device.type == "cuda" else "float32"
