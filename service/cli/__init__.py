@@ -3,6 +3,7 @@
 import typer
 
 from service.cli import keys, models, stack
+from service.cli.check import check
 from service.cli.failure import Commands
 from service.cli.jobs import commands as job_commands
 from service.cli.jobs import follow, submit
@@ -16,6 +17,7 @@ app = typer.Typer(
 app.command("up")(stack.up)
 app.command("down")(stack.down)
 app.command("demo")(stack.demo)
+app.command("check")(check)
 app.command("submit")(submit)
 app.command("follow")(follow)
 app.command("pull")(models.pull)

@@ -1,0 +1,50 @@
+"""``troll check``: the service's own checks, offline."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from service.cli import app
+from tests import factories
+
+
+@pytest.fixture
+def training(tmp_path: Path) -> Path:
+    path = tmp_path / "train.jsonl"
+    path.write_bytes(factories.jsonl(factories.rows(4)))
+    return path
+
+
+def grader(tmp_path: Path, reference: str) -> Path:
+    path = tmp_path / "grader.json"
+    path.write_text(json.dumps(factories.GRADER | {"reference": reference}))
+    return path
+
+
+def test_good_files_pass(training: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["check", str(training), "--grader", str(grader(tmp_path, "{{item.answer}}"))])
+    assert result.exit_code == 0, result.output
+
+
+def test_every_bad_line_is_named(training: Path) -> None:
+    training.write_text(training.read_text() + "{\n[]\n")
+    result = CliRunner().invoke(app, ["check", str(training)])
+    assert result.exit_code == 1
+    assert "line 5" in result.output
+    assert "line 6" in result.output
+
+
+def test_fields_that_the_grader_misses_are_named(training: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["check", str(training), "--grader", str(grader(tmp_path, "{{item.solution}}"))])
+    assert result.exit_code == 1
+    assert "item.solution" in result.output
+
+
+def test_a_grader_that_is_none_is_explained(training: Path, tmp_path: Path) -> None:
+    path = tmp_path / "grader.yaml"
+    path.write_text("type: cosine\n")
+    result = CliRunner().invoke(app, ["check", str(training), "--grader", str(path)])
+    assert result.exit_code == 1
+    assert "cosine" in result.output
