@@ -7,6 +7,7 @@ runs on what users run on.
 import os
 import secrets
 import signal
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -25,6 +26,10 @@ from service.settings import settings
 
 # Read when torch is imported: threads that spin while they wait make a suite on a busy machine many times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A suite that runs in the background is born deaf to Ctrl-C, and so would be the processes whose answer it tests.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 OUTSIDE = ("DATABASE_URL", "DATABASE_OWNER_URL", "REDIS_URL")
 
