@@ -7,7 +7,6 @@ runs on what users run on.
 import os
 import secrets
 import signal
-import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
