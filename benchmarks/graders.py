@@ -140,7 +140,7 @@ def grader_rows(settings: GraderSettings, url: str) -> Iterator[list[str]]:
         failed = [grade for grade in grader.grade(samples) if grade.reward is None]
         if failed:
             raise RuntimeError(f"{name}: {failed[0].detail}")
-        best = min(_timed(lambda: grader.grade(samples))[1] for _ in range(ROUNDS))  # noqa: B023
+        best = min(_timed(lambda: grader.grade(samples))[1] for _ in range(ROUNDS))
         yield [name, f"{SAMPLES / best:,.0f}", f"{best / SAMPLES * 1000:.3f}"]
 
 

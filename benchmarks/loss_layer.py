@@ -121,9 +121,9 @@ BASE, LIGER, OURS = "PPO clip, dense", "GRPO clip, Liger chunked", "TROLL, `trol
 
 
 def step(method: Callable[[Layer], Tensor], layer: Layer) -> None:
-    """Loss and gradients, as an optimiser step would ask for them."""
-    layer.hidden.grad = layer.weight.grad = None
+    """Loss and gradients, which are let go of at once."""
     method(layer).backward()
+    layer.hidden.grad = layer.weight.grad = None
 
 
 def memory(shape: tuple[int, int, int], flat: bool, name: str) -> float:

@@ -108,7 +108,9 @@ class Child:
         self._selector.unregister(self._listener)
         self._connection, _ = self._listener.accept()
         self._selector.register(self._connection, selectors.EVENT_READ)
-        self._connection.sendall(self._pending_command)
+        # A child that has ended meanwhile is noticed by whoever reads.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self._connection.sendall(self._pending_command)
 
     def _send(self, command: wire.Start | wire.Stop) -> None:
         line = command.model_dump_json().encode() + b"\n"

@@ -43,7 +43,7 @@ def settle(session: Session, job: Job, outcome: Outcome, result: wire.Result | N
         _end(session, job, Status.CANCELLED)
         jobs.tell(session, job, [EventDraft("Job cancelled")])
     elif outcome.action is Action.PAUSE:
-        job.strikes = 0
+        job.strikes, job.estimated_finish = 0, None
         move(job, Status.PAUSED)
         jobs.tell(session, job, [EventDraft("Job paused")])
     else:
@@ -79,7 +79,7 @@ def _queue_again(session: Session, job: Job, outcome: Outcome) -> None:
     job.estimated_finish = None
     if outcome.action is Action.REQUEUE:
         job.strikes = 0
-        draft = EventDraft("The worker is shutting down; the job waits for another and resumes from its checkpoint")
+        draft = EventDraft("The worker stopped; the job waits for one and goes on from its newest checkpoint")
     else:
         seconds = settings().retry_delay_seconds * max(0, job.strikes - 1)
         job.eligible_at = files.now(session) + timedelta(seconds=seconds)

@@ -5,6 +5,7 @@ import shutil
 import time
 from datetime import timedelta
 from pathlib import Path
+from typing import Any, TypeVar
 
 from sqlalchemy.orm import Session
 
@@ -39,6 +40,7 @@ class Sink:
         self._since = 0.0
 
     def add(self, line: wire.Line) -> None:
+        line = _storable(line)
         if isinstance(line, wire.Result):
             self.result = line
         elif isinstance(line, wire.Failure):
@@ -62,6 +64,26 @@ class Sink:
                 raise LeaseLost(f"{self.job_id} attempt {self.attempt}")
             write(session, job, self._pending)
         self._pending = []
+
+
+Said = TypeVar("Said", bound=wire.Line)
+
+
+def _storable(line: Said) -> Said:
+    """The line as PostgreSQL can store it: a text there has no NUL, and a model may well sample one."""
+    if isinstance(line, wire.Event):
+        return line.model_copy(update={"message": _plain(line.message), "data": _plain(line.data)})
+    if isinstance(line, wire.Failure):
+        return line.model_copy(update={"message": _plain(line.message)})
+    return line
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.replace("\0", "")
+    if isinstance(value, dict):
+        return {_plain(name): _plain(each) for name, each in value.items()}
+    return [_plain(each) for each in value] if isinstance(value, list) else value
 
 
 def write(session: Session, job: Job, lines: list[wire.Line]) -> None:
@@ -105,16 +127,21 @@ def _keep_best(session: Session, job: Job) -> None:
     """Keep the newest checkpoints, for resuming, and the best, for use; forget the others."""
     rows = repository.checkpoints(session, job.id)
     newest, older = rows[:RESUMABLE], rows[RESUMABLE:]
-    ranked = sorted(rows, key=lambda row: row.metrics.get("valid_reward_mean") or float("-inf"), reverse=True)
+    ranked = sorted(rows, key=_reward, reverse=True)
     best = {row.id for row in ranked[: settings().checkpoints_kept]}
-    dropped = [row for row in older if row.id not in best]
+    dropped = [row for row in older if row.id not in best and not repository.unfinished_from(session, row.model)]
     if dropped:
         repository.remove_checkpoints(session, [row.id for row in dropped])
     folder = storage.job_dir(job.id)
     forgotten = [folder / row.path for row in dropped]
-    slimmed = [folder / row.path / "state" for row in older if row.id in best]
+    slimmed = [folder / row.path / "state" for row in older if row not in dropped]
     after_commit(session, lambda: _remove([*forgotten, *slimmed]))
     log.info("%s keeps checkpoints %s", job.id, [row.step for row in [*newest, *older] if row not in dropped])
+
+
+def _reward(row: Checkpoint) -> float:
+    reward = row.metrics.get("valid_reward_mean")
+    return float("-inf") if reward is None else float(reward)
 
 
 def _remove(folders: list[Path]) -> None:

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from pydantic import ValidationError
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import InterfaceError, OperationalError
 
 from service.core import storage
 from service.core.db import transaction
@@ -33,7 +33,11 @@ from workers.sink import RESUMABLE, Sink
 READ_SECONDS = 0.2
 ASK_SECONDS = 1.0
 EXIT_SECONDS = 30.0
+CANCEL_SECONDS = 10.0
 RETRY_SECONDS = 1.0
+
+OUTAGES = (OperationalError, InterfaceError)
+"""What PostgreSQL's absence looks like. Any other error would come again with the same lines."""
 
 shutting_down = threading.Event()
 log = logging.getLogger(__name__)
@@ -93,7 +97,10 @@ def run(worker: str) -> None:
         log.warning("lease lost, the attempt ends unrecorded: %s", lost)
     finally:
         child.kill()
-        shutil.copyfile(child.log_path, run_path.with_name("training.log"))
+        try:
+            shutil.copyfile(child.log_path, run_path.with_name("training.log"))
+        except OSError as error:
+            log.warning("the log of %s could not be kept: %s", lease.job_id, error)
         child.close()
         nursery.warm_up()
 
@@ -103,7 +110,8 @@ def _prepare(job: Job) -> Path:
     spec, folder = JobSpec.model_validate(job.spec), storage.job_dir(job.id)
     with transaction("troll_worker") as session:
         model = models.find(session, spec.model, param="model")
-        checkpoints = repository.checkpoints(session, job.id)[:RESUMABLE]
+        checkpoints = repository.checkpoints(session, job.id)
+    _tidy(folder, {folder / checkpoint.path for checkpoint in checkpoints})
     output = folder / f"attempt-{job.attempt}"
     output.mkdir(parents=True, exist_ok=True)
     run = RunSpec(
@@ -113,7 +121,7 @@ def _prepare(job: Job) -> Path:
         model_path=model.path,
         training_path=folder / "training.jsonl",
         validation_path=folder / "validation.jsonl",
-        checkpoints=[folder / checkpoint.path for checkpoint in checkpoints],
+        checkpoints=[folder / checkpoint.path for checkpoint in checkpoints[:RESUMABLE]],
         output_dir=output,
         graders=grader_settings(),
     )
@@ -122,12 +130,19 @@ def _prepare(job: Job) -> Path:
     return path
 
 
+def _tidy(folder: Path, known: set[Path]) -> None:
+    """Remove what earlier attempts left half-made: folders that no checkpoint's row names."""
+    for path in [*folder.glob("attempt-*/checkpoints/*"), *folder.glob("attempt-*/.*.partial")]:
+        if path not in known:
+            shutil.rmtree(path, ignore_errors=True)
+
+
 def _attempt(lease: Lease, child: Child, run_path: Path) -> None:
     """Follow the child to its end and record what that means. Raises ``LeaseLost``."""
     sink = Sink(lease.job_id, lease.attempt)
     child.start(run_path)
     asked_at, heard_at, stop_by = 0.0, time.monotonic(), None
-    ended = False
+    ended = gave_up = False
     while not ended:
         lines, ended = child.read(READ_SECONDS)
         now = time.monotonic()
@@ -139,17 +154,20 @@ def _attempt(lease: Lease, child: Child, run_path: Path) -> None:
             if sink.is_due():
                 sink.flush()
             lease.renew_if_due()
-            if stop_by is None and now - asked_at >= ASK_SECONDS:
+            if now - asked_at >= ASK_SECONDS:
                 asked_at = now
-                if shutting_down.is_set() or lease.desired() is not Desired.RUN:
+                grace = _grace(lease.desired())
+                if grace is not None and stop_by is None:
                     child.stop()
-                    stop_by = now + settings().stop_grace_seconds
-        except DBAPIError as error:
+                if grace is not None:
+                    stop_by = min(stop_by or now + grace, now + grace)
+        except OUTAGES as error:
             log.warning("%s: the database did not answer, lines wait: %s", lease.job_id, error)
             lease.check_time()
             time.sleep(RETRY_SECONDS)
         if stop_by is not None and now > stop_by:
             log.warning("%s did not stop in time and is killed", lease.job_id)
+            gave_up = True
             child.kill()
         if now - heard_at > settings().progress_timeout_seconds:
             log.warning("%s said nothing for %.0f s and is killed", lease.job_id, now - heard_at)
@@ -157,7 +175,15 @@ def _attempt(lease: Lease, child: Child, run_path: Path) -> None:
     code = child.wait(EXIT_SECONDS)
     if code not in (wire.ExitCode.DONE, wire.ExitCode.STOPPED):
         log.warning("%s attempt %d ended with %d: %s", lease.job_id, lease.attempt, code, child.log_tail())
-    _record(lease, sink, code)
+    # A child that was killed because it did not stop in time has done nothing wrong.
+    _record(lease, sink, wire.ExitCode.STOPPED if gave_up and code < 0 else code)
+
+
+def _grace(desired: Desired) -> float | None:
+    """How long the child may take to stop; None when it need not. Nothing is worth saving of a cancelled job."""
+    if desired is Desired.CANCEL:
+        return min(CANCEL_SECONDS, settings().stop_grace_seconds)
+    return settings().stop_grace_seconds if shutting_down.is_set() or desired is Desired.PAUSE else None
 
 
 def _take(sink: Sink, raw: bytes) -> None:
@@ -174,7 +200,7 @@ def _record(lease: Lease, sink: Sink, code: int) -> None:
             sink.flush()
             _settle(lease, None, sink, code)
             return
-        except DBAPIError as error:
+        except OUTAGES as error:
             log.warning("%s: the outcome could not be written yet: %s", lease.job_id, error)
             lease.check_time()
             time.sleep(RETRY_SECONDS)

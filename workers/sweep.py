@@ -25,8 +25,11 @@ def sweep() -> None:
 
 def reap() -> None:
     """Take jobs away from workers that stopped renewing their lease."""
-    with transaction("troll_worker") as session:
-        for job in repository.expired(session, BATCH):
+    for _ in range(BATCH):
+        with transaction("troll_worker") as session:
+            job = next(iter(repository.expired(session, 1)), None)
+            if job is None:
+                return
             log.warning("%s attempt %d: the lease of %s expired", job.id, job.attempt, job.worker)
             outcome = decide(
                 exit_code=None,

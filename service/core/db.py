@@ -21,6 +21,9 @@ Role = Literal["troll_api", "troll_worker", "troll_operator"]
 
 _SESSION_OPTIONS = "-c statement_timeout=30s -c lock_timeout=10s -c idle_in_transaction_session_timeout=120s"
 
+# Without these a connection whose packets are dropped blocks its thread for as long as TCP waits: for hours.
+_NOTICE_SILENCE = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 20_000}
+
 
 class Base(DeclarativeBase):
     """Base of every table."""
@@ -52,7 +55,7 @@ def engine(role: Role) -> Engine:
     """The engine whose connections act as ``role``."""
     return create_engine(
         driver_url(settings().database_url),
-        connect_args={"options": f"-c role={role} {_SESSION_OPTIONS}", "connect_timeout": 5},
+        connect_args={"options": f"-c role={role} {_SESSION_OPTIONS}", "connect_timeout": 5, **_NOTICE_SILENCE},
         pool_size=10,
         max_overflow=40,
         pool_pre_ping=True,

@@ -10,7 +10,6 @@ import logging
 import os
 import signal
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -55,6 +54,29 @@ class Child:
     restart_at: float | None = None
 
 
+class Flag:
+    """Something that a signal handler may set while the main thread waits for it.
+
+    ``threading.Event`` would deadlock: its lock may be held by the very thread that the handler interrupts.
+    """
+
+    def __init__(self) -> None:
+        self._set = False
+
+    def set(self) -> None:
+        self._set = True
+
+    def is_set(self) -> bool:
+        return self._set
+
+    def wait(self, seconds: float) -> bool:
+        """Sleep, at most ``seconds``, until it is set. A signal's handler runs at once, and the sleep goes on."""
+        deadline = time.monotonic() + seconds
+        while not self._set and (left := deadline - time.monotonic()) > 0:
+            time.sleep(min(left, POLL_SECONDS))
+        return self._set
+
+
 class StartError(Exception):
     """A process did not come up. The message says which and shows the end of its log."""
 
@@ -73,7 +95,7 @@ class Children:
     def __init__(self, records: Path, logs: Path) -> None:
         self.records, self.logs = records, logs
         self.running: list[Child] = []
-        self.stopping, self.hurry = threading.Event(), threading.Event()
+        self.stopping, self.hurry = Flag(), Flag()
 
     def start(self, program: Program, environment: Mapping[str, str]) -> Child:
         """Start ``program`` with exactly ``environment``; its output is appended to ``<name>.log``."""
@@ -183,7 +205,7 @@ def leftovers(records: Path) -> list[dict[str, Any]]:
     return [entry for entry in json.loads(records.read_text()) if find(entry["pid"], entry["started"]) is not None]
 
 
-def end(entries: Sequence[Mapping[str, Any]], hurry: threading.Event | None = None) -> None:
+def end(entries: Sequence[Mapping[str, Any]], hurry: Flag | None = None) -> None:
     """End recorded processes tier by tier, the highest first, all of one tier at once."""
     for tier in sorted({entry["tier"] for entry in entries}, reverse=True):
         found = [(entry, find(entry["pid"], entry["started"])) for entry in entries if entry["tier"] == tier]
@@ -196,7 +218,7 @@ def end(entries: Sequence[Mapping[str, Any]], hurry: threading.Event | None = No
 
 
 def _await_end(
-    process: psutil.Process, entry: Mapping[str, Any], deadline: float, hurry: threading.Event | None
+    process: psutil.Process, entry: Mapping[str, Any], deadline: float, hurry: Flag | None
 ) -> None:
     while not exited(process):
         if time.monotonic() > deadline or (hurry is not None and hurry.is_set()):
@@ -267,4 +289,16 @@ def write_json(path: Path, value: Any) -> None:
     descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w") as file:
         json.dump(value, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
     partial.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in ``folder`` survive a power failure."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from service.accounts.service import Principal
 from service.core import broker, live, storage
-from service.core.db import after_commit
+from service.core.db import after_commit, set_local
 from service.core.errors import DomainError, invalid, not_found
 from service.core.ids import new_id
 from service.files import check, dataset
@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 
 def submit(session: Session, principal: Principal, request: CreateJob) -> Job:
     """Check a request whole, then create the job: queued, with its own copy of the data. Or raise and make nothing."""
+    # Large files take longer to check than an idle transaction is left alone.
+    set_local(session, "idle_in_transaction_session_timeout", "0")
     grader, hyperparameters = parse_method(request.method, request.hyperparameters, principal.organization_id)
     if request.integrations:
         raise invalid("Integrations are not supported; leave them out.", "integrations")
@@ -71,7 +73,7 @@ def submit(session: Session, principal: Principal, request: CreateJob) -> Job:
         total_steps=spec.hyperparameters.n_steps,
         event_count=0,
     )
-    _keep_data(job.id, training.id, validation.id)
+    _keep_data(job.id, training, validation)
     repository.add(session, job)
     tell(
         session,
@@ -97,7 +99,7 @@ def retrieve(session: Session, id: str) -> Job:
 
 
 def cancel(session: Session, id: str) -> Job:
-    """A waiting job is cancelled at once; a running one stops when its worker hears of it, within seconds."""
+    """A waiting job is cancelled at once; a running one when its worker has heard of it: 10 s more are all it gets."""
     job = _locked(session, id)
     if job.status in TERMINAL:
         raise _wrong_state(job, "cancelled")
@@ -172,12 +174,15 @@ def _wrong_state(job: Job, verb: str) -> DomainError:
 def _dataset(session: Session, id: str, param: str, grader: Grader, max_rows: int) -> File:
     file = files.get(session, id)
     if file is None:
-        raise DomainError(400, "file_not_found", f"No such file: '{id}'. Upload it with purpose '{FINE_TUNE}'.", param)
+        raise _gone(id, param)
     if file.purpose != FINE_TUNE:
         raise invalid(f"File '{id}' has purpose '{file.purpose}'; '{FINE_TUNE}' is needed.", param, "invalid_file")
     if (file.rows or 0) > max_rows:
         raise invalid(f"{check.too_many_rows(file.rows or 0, max_rows).capitalize()}.", param, f"invalid_{param}")
-    report = dataset.check_for_reinforcement(storage.file_path(id), grader)
+    try:
+        report = dataset.check_for_reinforcement(storage.file_path(id), grader)
+    except FileNotFoundError as error:  # It was deleted a moment ago.
+        raise _gone(id, param) from error
     if report.problems:
         raise invalid(dataset.summarise(report), param, f"invalid_{param}")
     return file
@@ -195,12 +200,20 @@ def _check_quota(session: Session, principal: Principal) -> None:
         raise DomainError(429, "job_quota_exceeded", message, headers={"x-should-retry": "false"})
 
 
-def _keep_data(job_id: str, training_id: str, validation_id: str) -> None:
+def _keep_data(job_id: str, training: File, validation: File) -> None:
     """Link the files into the job's folder: they may be deleted or expire, and the job still has them."""
     folder = storage.job_dir(job_id)
     folder.mkdir(parents=True)
-    _link(storage.file_path(training_id), folder / "training.jsonl")
-    _link(storage.file_path(validation_id), folder / "validation.jsonl")
+    for file, param in ((training, "training_file"), (validation, "validation_file")):
+        try:
+            _link(storage.file_path(file.id), folder / param.replace("_file", ".jsonl"))
+        except FileNotFoundError as error:
+            shutil.rmtree(folder)
+            raise _gone(file.id, param) from error
+
+
+def _gone(id: str, param: str) -> DomainError:
+    return DomainError(400, "file_not_found", f"No such file: '{id}'. Upload it with purpose '{FINE_TUNE}'.", param)
 
 
 def _link(source: Path, target: Path) -> None:

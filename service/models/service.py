@@ -72,7 +72,9 @@ def delete(session: Session, id: str) -> None:
     else:
         message = f"'{id}' is a base model on the operator's list; only tuned models can be deleted."
         raise DomainError(403, "model_not_deletable", message, "model")
-    after_commit(session, lambda: shutil.rmtree(model.path, ignore_errors=True))
+    # A checkpoint's weights are in its training state too.
+    folder = model.path if tuned is not None else model.path.parent
+    after_commit(session, lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
 def _delete_checkpoint(session: Session, checkpoint: Checkpoint) -> None:

@@ -77,6 +77,8 @@ class Stub:
             sys.exit(wire.ExitCode.USER_ERROR)
         if self.plan == "bug":
             sys.exit(wire.ExitCode.BUG)
+        if self.plan == "nul":
+            self.send(wire.Event(message="a\0 b", data={"a\0b": ["\0"]}))
         if self.plan == "deaf":
             time.sleep(60)
 

@@ -202,3 +202,33 @@ def test_connections_that_break_lose_nothing(submit: Submit, servers: Servers) -
     thread.join(20)
     assert row(id).status == "queued"
     assert_told_once_and_in_order(id)
+
+
+def test_a_nul_in_what_the_child_says_is_left_out(submit: Submit) -> None:
+    id = submit("nul")
+    supervisor.run("worker-1")
+    assert row(id).status == "succeeded"
+    assert "a b" in [event.message for event in events(id)]
+
+
+def test_a_child_that_does_not_stop_in_time_is_no_crash(submit: Submit, faster: Callable[..., None]) -> None:
+    faster(stop_grace_seconds=0.5)
+    id = submit("deaf")
+    thread = threading.Thread(target=supervisor.run, args=["worker-1"])
+    thread.start()
+    wait_for(lambda: row(id).step >= 3)
+    supervisor.shutting_down.set()
+    thread.join(20)
+    job = row(id)
+    assert (job.status, job.strikes) == ("queued", 0)
+
+
+def test_what_a_killed_attempt_left_half_made_is_removed(submit: Submit) -> None:
+    id = submit("crash-once")
+    supervisor.run("worker-1")
+    folder = storage.job_dir(id) / "attempt-1" / "checkpoints"
+    half_made = folder / ".step-000004.partial"
+    half_made.mkdir()
+    supervisor.run("worker-1")
+    assert not half_made.exists()
+    assert (folder / "step-000002").exists()

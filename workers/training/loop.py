@@ -40,13 +40,15 @@ class Run:
     train_prompts: list[data.Prompt]
     valid_prompts: list[data.Prompt]
     trainer: TrainerState
+    resumed: Path | None
+    """The checkpoint it goes on from."""
 
 
 def run(spec: RunSpec, channel: Channel, clock: Clock) -> int:
     """Train; the exit code is ``DONE``, or ``STOPPED`` when ``channel`` asked for it. Raises ``RunError``."""
     job = prepare(spec, channel, clock)
     total = job.hyperparameters.n_steps
-    if job.trainer.step == 0:
+    if job.trainer.step == 0 and not channel.stopping:
         evaluate_before(job)
     while job.trainer.step < total:
         if channel.stopping:
@@ -98,6 +100,7 @@ def prepare(spec: RunSpec, channel: Channel, clock: Clock) -> Run:
         prompts["training_file"],
         prompts["validation_file"],
         trainer,
+        resumed,
     )
 
 
@@ -203,7 +206,7 @@ def save(job: Run) -> None:
 def save_where_it_stopped(job: Run) -> None:
     """A checkpoint, unless the step has one or nothing was trained yet."""
     folder = checkpoint.folder_of(job.spec.output_dir, job.trainer.step)
-    resumed_here = any(path.name == folder.name for path in job.spec.checkpoints)
+    resumed_here = job.resumed is not None and job.resumed.name == folder.name
     if job.trainer.step > 0 and not folder.exists() and not resumed_here:
         save(job)
 
