@@ -183,7 +183,6 @@ def main() -> None:
     losses = {name: layer_loss(choice) for name, choice in CHOICES.items()}
     runs = {name: lambda f=f: loss_layer.step(f, layer) for name, f in losses.items()}
     times = report.best_times(runs, arguments.rounds)
-    del layer
     lines = []
     for name in (*CHOICES, NOTHING_DROPPED):
         results = [train(name, seed, arguments.rollouts, arguments.rate) for seed in range(arguments.seeds)]
