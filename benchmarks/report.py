@@ -1,5 +1,6 @@
 """What the benchmarks share: timing side by side, peak memory, the machine in words, and a section of a document."""
 
+import ctypes
 import json
 import platform
 import re
@@ -46,6 +47,8 @@ def peak_bytes(run: Callable[[], object]) -> int:
         before = torch.cuda.memory_allocated()
         run()
         return torch.cuda.max_memory_allocated() - before
+    # What the allocator kept from the first run would hide what the second one needs.
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     before = _status("VmRSS")
     run()

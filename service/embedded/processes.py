@@ -217,9 +217,7 @@ def end(entries: Sequence[Mapping[str, Any]], hurry: Flag | None = None) -> None
             _await_end(process, entry, asked + entry["grace"], hurry)
 
 
-def _await_end(
-    process: psutil.Process, entry: Mapping[str, Any], deadline: float, hurry: Flag | None
-) -> None:
+def _await_end(process: psutil.Process, entry: Mapping[str, Any], deadline: float, hurry: Flag | None) -> None:
     while not exited(process):
         if time.monotonic() > deadline or (hurry is not None and hurry.is_set()):
             log.warning("%s (process %d) did not stop in time and is killed", entry["name"], process.pid)
