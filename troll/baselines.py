@@ -24,8 +24,8 @@ from troll.batch import (
     importance,
     mean,
     mean_and_max,
-    reference_term,
     select_batch,
+    side_terms,
 )
 from troll.fused import kept_from_hidden, make_head
 from troll.logits import kept_from_logits
@@ -109,6 +109,7 @@ def clip_loss(
     normalizer: float | Tensor | None = None,
     sequence_ids: Tensor | None = None,
     reference: Reference | None = None,
+    entropy_coefficient: float = 0.0,
 ) -> LossOutput:
     """PPO clipping from logits `[..., V]`; GSPO's with `ratio="sequence"` (whose authors clip at 3e-4 and 4e-4).
 
@@ -118,7 +119,7 @@ def clip_loss(
 
     The other arguments are `troll_loss`'s.
     """
-    reduction = Reduction(ratio, aggregation, normalizer, sequence_ids, reference)
+    reduction = Reduction(ratio, aggregation, normalizer, sequence_ids, reference, entropy_coefficient)
     rule = Clip(clip_low, clip_high, dual_clip)
     return _from_logits(logits, old, tokens, advantages, mask, temperature, rule, reduction)
 
@@ -144,9 +145,10 @@ def fused_clip_loss(
     normalizer: float | Tensor | None = None,
     sequence_ids: Tensor | None = None,
     reference: Reference | None = None,
+    entropy_coefficient: float = 0.0,
 ) -> LossOutput:
     """`clip_loss` from hidden states `[..., H]` and the output matrix `[V, H]`; see `fused_troll_loss` for those."""
-    reduction = Reduction(ratio, aggregation, normalizer, sequence_ids, reference)
+    reduction = Reduction(ratio, aggregation, normalizer, sequence_ids, reference, entropy_coefficient)
     rule = Clip(clip_low, clip_high, dual_clip)
     layer = (weight, bias, temperature, logit_scale, softcap)
     return _from_hidden(hidden, layer, old, tokens, advantages, mask, chunk_size, rule, reduction)
@@ -167,12 +169,13 @@ def dppo_loss(
     normalizer: float | Tensor | None = None,
     sequence_ids: Tensor | None = None,
     reference: Reference | None = None,
+    entropy_coefficient: float = 0.0,
 ) -> LossOutput:
     """DPPO from logits `[..., V]`: `divergence="tv"` (its authors' threshold 0.2) or `"kl"` (0.05).
 
     The other arguments are `clip_loss`'s.
     """
-    reduction = Reduction(ratio, aggregation, normalizer, sequence_ids, reference)
+    reduction = Reduction(ratio, aggregation, normalizer, sequence_ids, reference, entropy_coefficient)
     rule = DivergenceMask(divergence, threshold)
     return _from_logits(logits, old, tokens, advantages, mask, temperature, rule, reduction)
 
@@ -197,9 +200,10 @@ def fused_dppo_loss(
     normalizer: float | Tensor | None = None,
     sequence_ids: Tensor | None = None,
     reference: Reference | None = None,
+    entropy_coefficient: float = 0.0,
 ) -> LossOutput:
     """`dppo_loss` from hidden states `[..., H]` and the output matrix `[V, H]`; see `fused_troll_loss` for those."""
-    reduction = Reduction(ratio, aggregation, normalizer, sequence_ids, reference)
+    reduction = Reduction(ratio, aggregation, normalizer, sequence_ids, reference, entropy_coefficient)
     rule = DivergenceMask(divergence, threshold)
     layer = (weight, bias, temperature, logit_scale, softcap)
     return _from_hidden(hidden, layer, old, tokens, advantages, mask, chunk_size, rule, reduction)
@@ -275,9 +279,9 @@ def _surrogate(kept: Kept, old: Tensor, batch: Batch, rule: Clip | DivergenceMas
     ratio = importance(log_ratio, batch.segments, reduction.ratio)
     losses, cut = rule.loss(ratio, batch.advantages, new, old)
     policy_loss = reduction.total(losses, batch.segments)
-    reference_loss, metrics = reference_term(new, batch, reduction)
+    side_loss, metrics = side_terms(new, lambda: kept.entropy, batch, reduction)
     metrics |= count(new) | mean_and_max("ratio", ratio) | {"policy_loss": policy_loss.detach()}
     metrics |= {"fraction_clipped": mean(cut.to(new.dtype)), "entropy": mean(kept.entropy)}
     # Schulman's k3 from old samples: an estimate of KL(old || new).
     metrics["kl_old_new"] = mean(torch.expm1(log_ratio) - log_ratio)
-    return LossOutput(policy_loss + reference_loss, metrics)
+    return LossOutput(policy_loss + side_loss, metrics)

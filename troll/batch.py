@@ -3,6 +3,7 @@
 M selected tokens, V vocabulary.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -36,10 +37,12 @@ class Reduction:
     normalizer: float | Tensor | None
     sequence_ids: Tensor | None
     reference: Reference | None
+    entropy_coefficient: float
 
     def __post_init__(self) -> None:
         checks.one_of("ratio", self.ratio, ("token", "sequence"))
         checks.one_of("aggregation", self.aggregation, AGGREGATIONS)
+        checks.not_negative("entropy_coefficient", self.entropy_coefficient)
 
     def total(self, values: Tensor, segments: Segments) -> Tensor:
         """One scalar from a value per token `[M]`."""
@@ -93,13 +96,24 @@ def importance(log_ratio: Tensor, segments: Segments, ratio: Ratio) -> Tensor:
     return of_sequence[segments.index] * (log_ratio - log_ratio.detach()).exp()
 
 
-def reference_term(log_probs: Tensor, batch: Batch, reduction: Reduction) -> tuple[Tensor, dict[str, Tensor]]:
-    """The weighted KL to the reference policy from the tokens' log-probabilities `[M]`, and its metric."""
-    if reduction.reference is None or batch.reference_log_probs is None:
-        return log_probs.new_zeros(()), {}
-    divergence = reference_kl(log_probs, batch.reference_log_probs, reduction.reference.estimator)
-    term = reduction.reference.coefficient * reduction.total(divergence, batch.segments)
-    return term, {"reference_kl": mean(divergence), "reference_loss": term.detach()}
+def side_terms(
+    log_probs: Tensor, entropy: Callable[[], Tensor], batch: Batch, reduction: Reduction
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The weighted KL to the reference policy less the entropy bonus, and their metrics.
+
+    Args:
+        log_probs: `[M]` of the sampled tokens.
+        entropy: gives `[M]` entropies to differentiate; asked only if there is a bonus.
+    """
+    term, metrics = log_probs.new_zeros(()), {}
+    if reduction.reference is not None and batch.reference_log_probs is not None:
+        divergence = reference_kl(log_probs, batch.reference_log_probs, reduction.reference.estimator)
+        term = reduction.reference.coefficient * reduction.total(divergence, batch.segments)
+        metrics = {"reference_kl": mean(divergence), "reference_loss": term.detach()}
+    if reduction.entropy_coefficient:
+        bonus = reduction.entropy_coefficient * reduction.total(entropy(), batch.segments)
+        term, metrics = term - bonus, metrics | {"entropy_bonus": bonus.detach()}
+    return term, metrics
 
 
 def mean(values: Tensor) -> Tensor:

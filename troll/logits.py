@@ -23,7 +23,7 @@ def kept_from_logits(
     dropped_mass: float,
     temperature: float,
 ) -> Kept:
-    """`select_from_logits`, with `log_probs` differentiable in `logits` `[N, V]`."""
+    """`select_from_logits`, with `log_probs` and `entropy` differentiable in `logits` `[N, V]`."""
     kept = select_from_logits(
         logits.detach(),
         rows,
@@ -33,41 +33,37 @@ def kept_from_logits(
         dropped_mass=dropped_mass,
         temperature=temperature,
     )
-    values = _Attach.apply(logits, kept.log_probs, kept.ids, kept.peak, kept.log_total, rows, temperature)
-    return kept._replace(log_probs=values)
+    log_probs, entropy = _Attach.apply(logits, kept, rows, temperature)
+    return kept._replace(log_probs=log_probs, entropy=entropy)
 
 
 class _Attach(torch.autograd.Function):
-    """Log-probabilities that are already known, given their gradient with respect to the logits."""
+    """Log-probabilities and entropies that are already known, given their gradient with respect to the logits."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        logits: Tensor,
-        log_probs: Tensor,
-        ids: Tensor,
-        peak: Tensor,
-        log_total: Tensor,
-        rows: Tensor,
-        temperature: float,
-    ) -> Tensor:
-        ctx.save_for_backward(logits, ids, peak, log_total, rows)
+    def forward(ctx: Any, logits: Tensor, kept: Kept, rows: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(logits, rows, *kept)
         ctx.temperature = temperature
-        return log_probs.clone()
+        return kept.log_probs.clone(), kept.entropy.clone()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None, None, None]:
-        logits, ids, peak, log_total, rows = ctx.saved_tensors
-        temperature: float = ctx.temperature
-        grad = grad.masked_fill(ids < 0, 0.0)
+    def backward(ctx: Any, grad: Tensor, grad_entropy: Tensor) -> tuple[Tensor, None, None, None]:
+        logits, rows, *columns = ctx.saved_tensors
+        kept = Kept(*columns)
+        grad = grad.masked_fill(kept.ids < 0, 0.0)
+        stirred, lowest = bool(grad_entropy.any()), 0.5 * torch.finfo(grad.dtype).min
         out = torch.zeros_like(logits)
         step = rows_per_chunk(logits.shape[-1])
         for start in range(0, len(rows), step):
             part = slice(start, start + step)
-            scaled = checks.wide(logits.index_select(0, rows[part])) / temperature
-            dense = scaled.sub_(peak[part].unsqueeze(-1)).sub_(log_total[part].unsqueeze(-1)).exp_()
-            dense.mul_(-grad[part].sum(-1, keepdim=True))
-            dense.scatter_add_(-1, ids[part].clamp(min=0), grad[part])
-            out.index_copy_(0, rows[part], (dense / temperature).to(out.dtype))
-        return out, None, None, None, None, None, None
+            scaled = checks.wide(logits.index_select(0, rows[part])) / ctx.temperature
+            log_probs = scaled.sub_(kept.peak[part].unsqueeze(-1)).sub_(kept.log_total[part].unsqueeze(-1))
+            scale = -grad[part].sum(-1, keepdim=True)
+            if stirred:
+                surprise = log_probs.clamp(min=lowest) + kept.entropy[part].unsqueeze(-1)
+                scale = scale - grad_entropy[part].unsqueeze(-1) * surprise
+            dense = log_probs.exp_().mul_(scale)
+            dense.scatter_add_(-1, kept.ids[part].clamp(min=0), grad[part])
+            out.index_copy_(0, rows[part], (dense / ctx.temperature).to(out.dtype))
+        return out, None, None, None

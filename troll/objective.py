@@ -23,15 +23,16 @@ from troll.batch import (
     importance,
     mean,
     mean_and_max,
-    reference_term,
     select_batch,
+    side_terms,
 )
-from troll.fused import Backward, kept_from_hidden, make_head
+from troll.fused import kept_from_hidden, make_head
+from troll.gradient import Backward
 from troll.logits import kept_from_logits
 from troll.reference import Reference
 from troll.rows import SparseLogProbs
 from troll.sparse import Kept, Tail
-from troll.terms import Terms, token_terms
+from troll.terms import Terms, sparse_entropy, token_terms
 
 Support = Literal["union", "old"]
 
@@ -72,6 +73,7 @@ def troll_loss(
     support: Support = "union",
     tail: Tail = "constant",
     reference: Reference | None = None,
+    entropy_coefficient: float = 0.0,
 ) -> LossOutput:
     """The TROLL loss from logits.
 
@@ -90,6 +92,7 @@ def troll_loss(
         support: `"union"` of both policies' top tokens (the paper's), or the `"old"` policy's only.
         tail: what tokens left out get: `default_prob` each, or with `"mass"` their true mass spread evenly.
         reference: a policy to add a KL penalty towards.
+        entropy_coefficient: weight of an entropy bonus, on the entropy of the sparse rows.
 
     Raises:
         ValueError: names the argument that does not fit and, where rows are at fault, the first of them.
@@ -98,7 +101,7 @@ def troll_loss(
     vocabulary_size = logits.shape[-1]
     checks.sparsity(max_tokens, dropped_mass, default_prob, temperature, vocabulary_size, tail)
     region = Region(kl_bound, alpha, default_prob, support, tail)
-    reduction = Reduction(ratio, aggregation, normalizer, sequence_ids, reference)
+    reduction = Reduction(ratio, aggregation, normalizer, sequence_ids, reference, entropy_coefficient)
     batch = select_batch(tokens, advantages, mask, vocabulary_size, reduction)
     chosen = select_old(old, tokens, batch, vocabulary_size)
     kept = kept_from_logits(
@@ -139,6 +142,7 @@ def fused_troll_loss(
     support: Support = "union",
     tail: Tail = "constant",
     reference: Reference | None = None,
+    entropy_coefficient: float = 0.0,
 ) -> LossOutput:
     """`troll_loss` from hidden states and the output matrix; logits exist a tile at a time.
 
@@ -151,14 +155,14 @@ def fused_troll_loss(
         softcap: `cap tanh(logits / cap)`, as in Gemma 2.
         chunk_size: how many tokens to read against the vocabulary at a time; 1,024 without it.
         backward: `"sparse"` writes the gradient on kept rows only, which is exact but for the remainder the module
-            `troll.fused` describes; `"dense"` adds the remainder everywhere; `"auto"` where it could be seen.
+            `troll.gradient` describes; `"dense"` adds the remainder everywhere; `"auto"` where it could be seen.
     """
     checks.logits_and_tokens("hidden", hidden, tokens)
     head = make_head(hidden, weight, bias, temperature, logit_scale, softcap)
     checks.sparsity(max_tokens, dropped_mass, default_prob, temperature, head.vocabulary_size, tail)
     checks.one_of("backward", backward, ("auto", "sparse", "dense"))
     region = Region(kl_bound, alpha, default_prob, support, tail)
-    reduction = Reduction(ratio, aggregation, normalizer, sequence_ids, reference)
+    reduction = Reduction(ratio, aggregation, normalizer, sequence_ids, reference, entropy_coefficient)
     batch = select_batch(tokens, advantages, mask, head.vocabulary_size, reduction)
     chosen = select_old(old, tokens, batch, head.vocabulary_size)
     flat = hidden.reshape(-1, hidden.shape[-1])
@@ -192,10 +196,14 @@ def loss_from_kept(kept: Kept, old: SparseLogProbs, batch: Batch, region: Region
     weight = importance(terms.log_ratio, batch.segments, reduction.ratio)
     policy_loss = reduction.total(-batch.advantages * weight, batch.segments)
     regression_loss = region.alpha * reduction.total(terms.regression, batch.segments)
-    reference_loss, reference_metrics = reference_term(kept.log_probs[:, 0], batch, reduction)
-    metrics = describe(terms, weight.detach(), kept, old) | reference_metrics
+
+    def entropy() -> Tensor:
+        return sparse_entropy(kept.ids, kept.log_probs, old.vocabulary_size, region.default_prob, region.tail)
+
+    side_loss, side_metrics = side_terms(kept.log_probs[:, 0], entropy, batch, reduction)
+    metrics = describe(terms, weight.detach(), kept, old) | side_metrics
     metrics |= {"policy_loss": policy_loss.detach(), "regression_loss": regression_loss.detach()}
-    return LossOutput(policy_loss + regression_loss + reference_loss, metrics)
+    return LossOutput(policy_loss + regression_loss + side_loss, metrics)
 
 
 def describe(terms: Terms, ratio: Tensor, kept: Kept, old: SparseLogProbs) -> dict[str, Tensor]:

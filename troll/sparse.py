@@ -1,4 +1,4 @@
-"""Sparse next-token distributions: which entries of a row are kept, how they are normalised, how two rows are aligned.
+"""Sparse next-token distributions: which entries of a row are kept, and how they are normalised.
 
 Shapes: `...` leading (`[B, T]` or `[N]`), M rows, K slots, U slots of an aligned pair, V vocabulary.
 """
@@ -69,59 +69,6 @@ def normalise(
     # A row that keeps the whole vocabulary has no tail; its value is never used, and must not become NaN.
     tail_log_prob = torch.log(torch.where(left_out > 0, left_mass, 1.0) / left_out.clamp(min=1)) - log_total
     return log_probs - log_total.unsqueeze(-1), tail_log_prob, kept_mass
-
-
-class AlignedPair(NamedTuple):
-    """Two sparse rows on the union of their supports; the last slot is the tail both share."""
-
-    log_new: Tensor
-    """`[M, U]`, differentiable when the new row's values are."""
-    log_old: Tensor
-    """`[M, U]`"""
-    log_count: Tensor
-    """`[M, U]` log of how many tokens a slot stands for: 0, -inf for an empty slot, the tail's log-multiplicity."""
-
-
-def align(new_ids: Tensor, new_log_probs: Tensor, new_tail: Tensor, old: SparseLogProbs) -> AlignedPair:
-    """Puts new rows (`ids`, `log_probs` `[M, K]`, tail `[M]`) and old rows on the union of their supports.
-
-    An id kept by one side only takes the other side's tail probability there. Slots: the new row's, then those of the
-    old row's that the new row lacks, then the shared tail.
-    """
-    old_ids = old.ids.long()
-    new_in_old, new_position = _find(new_ids, old_ids)
-    old_in_new, _ = _find(old_ids, new_ids)
-    old_only = ~old_in_new & (old_ids >= 0)
-    new_kept = new_ids >= 0
-    old_at_new = torch.where(new_in_old, old.log_probs.gather(-1, new_position), old.tail_log_prob.unsqueeze(-1))
-    rest = old.vocabulary_size - new_kept.sum(-1, keepdim=True) - old_only.sum(-1, keepdim=True)
-    counts = torch.cat([new_kept, old_only, rest], -1).to(new_log_probs.dtype)
-    # Empty slots hold 0 on both sides, so that nothing there can become NaN; their count of zero takes them out.
-    log_new = torch.cat(
-        [
-            new_log_probs.masked_fill(~new_kept, 0.0),
-            torch.where(old_only, new_tail.unsqueeze(-1), 0.0),
-            new_tail.unsqueeze(-1),
-        ],
-        -1,
-    )
-    log_old = torch.cat(
-        [
-            old_at_new.masked_fill(~new_kept, 0.0),
-            old.log_probs.masked_fill(~old_only, 0.0),
-            old.tail_log_prob.unsqueeze(-1),
-        ],
-        -1,
-    )
-    return AlignedPair(log_new, log_old.to(log_new.dtype), counts.log())
-
-
-def _find(needles: Tensor, haystack: Tensor) -> tuple[Tensor, Tensor]:
-    """Whether each id of `needles` `[M, A]` stands in the same row of `haystack` `[M, B]`, and in which slot."""
-    ordered, order = haystack.sort(-1)
-    place = torch.searchsorted(ordered, needles.contiguous()).clamp(max=haystack.shape[-1] - 1)
-    found = (ordered.gather(-1, place) == needles) & (needles >= 0)
-    return found, order.gather(-1, place)
 
 
 def rows_per_chunk(vocabulary_size: int, chunk_bytes: int = _CHUNK_BYTES) -> int:

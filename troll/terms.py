@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from troll import kernels
+from troll.align import AlignedPair, align
 from troll.projection import Projection, project_rows
 from troll.rows import SparseLogProbs
-from troll.sparse import AlignedPair, Tail, align, normalise
+from troll.sparse import Tail, normalise
 
 
 class Terms(NamedTuple):
@@ -49,6 +50,16 @@ def token_terms(
         projection.kl_after,
         kept_mass.detach(),
     )
+
+
+def sparse_entropy(ids: Tensor, log_probs: Tensor, vocabulary_size: int, default_prob: float, tail: Tail) -> Tensor:
+    """Entropy `[M]` of sparse rows in nats, differentiable in `log_probs` `[M, K]`."""
+    normalised, tail_log_prob, _ = normalise(ids, log_probs, vocabulary_size, default_prob, tail)
+    left_out = (vocabulary_size - (ids >= 0).sum(-1)).to(log_probs.dtype)
+    # Forbidden and empty slots are -inf, and contribute nothing.
+    kept = normalised.masked_fill(normalised == -torch.inf, 0.0)
+    inside = torch.where(normalised > -torch.inf, kept.exp() * kept, 0.0).sum(-1)
+    return -inside - left_out * tail_log_prob.exp() * tail_log_prob
 
 
 def _regression(pair: AlignedPair, projection: Projection) -> Tensor:

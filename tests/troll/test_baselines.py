@@ -130,7 +130,12 @@ def test_fused_equals_plain(name: str, softcap: float | None) -> None:
     noise = 0.5 * torch.randn(4, 5, generator=generator, dtype=torch.float64)
     old = (logits / 0.8).log_softmax(-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1).detach() + noise
     reference = troll.Reference(old + 0.1, 0.2)
-    options = options | {"temperature": 0.8, "aggregation": "seq-mean-token-mean", "reference": reference}
+    options = options | {
+        "temperature": 0.8,
+        "aggregation": "seq-mean-token-mean",
+        "reference": reference,
+        "entropy_coefficient": 0.1,
+    }
     want = plain(logits, old, tokens, advantages, mask, **options)
     got = fused(hidden, weight, old, tokens, advantages, mask, bias=bias, logit_scale=0.5, softcap=softcap, **options)
     assert torch.allclose(got.loss, want.loss)
@@ -139,6 +144,22 @@ def test_fused_equals_plain(name: str, softcap: float | None) -> None:
     inputs = [hidden, weight, bias]
     for left, right in zip(torch.autograd.grad(got.loss, inputs), torch.autograd.grad(want.loss, inputs), strict=True):
         assert torch.allclose(left, right, atol=1e-12)
+
+
+def test_the_entropy_bonus_is_that_of_the_whole_row() -> None:
+    case = make_case(20, 30, 1.0, 0.5)
+    new, old_logits, tokens, advantages = case.tensors()
+    old = troll.sparsify(old_logits, tokens)
+    with torch.no_grad():
+        new[3, 5] = -torch.inf
+    plain = troll.clip_loss(new, old, tokens, advantages)
+    held = troll.clip_loss(new, old, tokens, advantages, entropy_coefficient=0.3)
+    entropy = torch.special.entr(new.softmax(-1)).sum(-1).mean()
+    assert torch.allclose(held.loss, plain.loss - 0.3 * entropy)
+    got, want = (torch.autograd.grad(loss, new)[0] for loss in (held.loss, plain.loss - 0.3 * entropy))
+    finite = want.isfinite()
+    assert torch.allclose(got[finite], want[finite], atol=1e-12)
+    assert got.isfinite().all()
 
 
 def test_sparse_rows_serve_as_old_log_probs() -> None:

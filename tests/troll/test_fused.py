@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import troll
-from troll import fused, head
+from troll import gradient, head
 
 
 @pytest.fixture
@@ -270,14 +270,14 @@ def test_no_tensor_holds_all_the_logits(backward: str, monkeypatch: pytest.Monke
 def remainders(new: Tensor, weight: Tensor, loss: Tensor, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many rows each backward pass treats as dense."""
     counts: list[int] = []
-    original = fused._pull
+    original = gradient._pull
 
     def counted(*arguments: Any) -> Any:
         pull = original(*arguments)
         counts.append(len(pull.dense_rows))
         return pull
 
-    monkeypatch.setattr(fused, "_pull", counted)
+    monkeypatch.setattr(gradient, "_pull", counted)
     gradients(loss, [new, weight])
     return counts
 

@@ -331,6 +331,29 @@ def test_reference_penalty_is_added() -> None:
     assert held.metrics["reference_loss"].item() == pytest.approx(penalty.item())
 
 
+@pytest.mark.parametrize("tail", ["constant", "mass"])
+def test_the_entropy_bonus_is_that_of_the_sparse_rows(tail: str) -> None:
+    case = make_case(10, 40, 1.0, 0.5)
+    new, old_logits, tokens, advantages = case.tensors()
+    options = {"max_tokens": 5, "tail": tail}
+    old = troll.sparsify(old_logits, tokens, **options)
+    plain = troll.troll_loss(new, old, tokens, advantages, **options)
+    held = troll.troll_loss(new, old, tokens, advantages, entropy_coefficient=0.2, **options)
+    dense = troll.sparsify(new, tokens, **options).dense()
+    bonus = 0.2 * -(dense.exp() * dense).sum(-1).mean()
+    assert torch.allclose(held.loss, plain.loss - bonus)
+    assert held.metrics["entropy_bonus"].item() == pytest.approx(bonus.item())
+    optimiser = torch.optim.Adam([new], lr=0.05)
+    for _ in range(20):
+        optimiser.zero_grad()
+        troll.troll_loss(
+            new, old, tokens, torch.zeros_like(advantages), alpha=0.0, entropy_coefficient=1.0, **options
+        ).loss.backward()
+        optimiser.step()
+    after = troll.troll_loss(new, old, tokens, advantages, entropy_coefficient=0.2, **options)
+    assert after.metrics["entropy_bonus"] > bonus
+
+
 def test_metrics_are_detached_scalars() -> None:
     case = make_case(30, 40, 2.0, 0.35)
     new, old_logits, tokens, advantages = case.tensors()

@@ -8,8 +8,9 @@ from torch import Tensor
 import troll
 from tests.troll import oracle
 from tests.troll.cases import SHAPES, make_case
+from troll.align import align
 from troll.rows import SparseLogProbs
-from troll.sparse import align, normalise
+from troll.sparse import normalise
 
 
 def dense_from_oracle(logits: np.ndarray, tokens: np.ndarray, tail: str = "constant", **options: float) -> np.ndarray:
