@@ -76,12 +76,12 @@ class Head:
 
 
 def matmul(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
-    """`left @ right` summed and returned in float32 at least, also for half precision operands."""
-    if left.dtype in (torch.float32, torch.float64):
+    """`left @ right` summed and returned in float32 at least, also for half precision operands and under autocast."""
+    with torch.autocast(left.device.type, enabled=False):
+        if left.is_cuda and left.dtype in (torch.float16, torch.bfloat16):
+            return torch.mm(left, right, out_dtype=torch.float32)
+        left, right = checks.wide(left), checks.wide(right)
         return torch.mm(left, right) if out is None else torch.mm(left, right, out=out)
-    if left.is_cuda:
-        return torch.mm(left, right, out_dtype=torch.float32)
-    return matmul(left.float(), right.float(), out)
 
 
 class Scan(NamedTuple):

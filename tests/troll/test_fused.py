@@ -155,6 +155,17 @@ def test_bfloat16_loses_no_more_than_a_naive_implementation() -> None:
         assert distance(ours, exact) <= distance(theirs, exact)
 
 
+def test_autocast_does_not_coarsen_the_layer() -> None:
+    new, old_hidden, weight, tokens, advantages = make_layer(16, 8, 900, dtype=torch.float32)
+    old = troll.fused_sparsify(old_hidden, weight, tokens)
+    want = troll.fused_troll_loss(new, weight, old, tokens, advantages)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = troll.fused_troll_loss(new, weight, old, tokens, advantages)
+        assert torch.equal(got.loss, want.loss)
+        for left, right in zip(gradients(got.loss, [new, weight]), gradients(want.loss, [new, weight]), strict=True):
+            assert torch.equal(left, right)
+
+
 def test_a_frozen_output_matrix_gets_no_gradient() -> None:
     new, old_hidden, weight, tokens, advantages = make_layer(10, 6, 700)
     old = troll.fused_sparsify(old_hidden, weight, tokens)
