@@ -21,7 +21,7 @@ from typing import Any
 from benchmarks import report
 from service import demo as client
 from service.graders.schemas import parse_grader
-from service.jobs.spec import Hyperparameters, JobSpec, RunSpec, resolve
+from service.jobs.spec import Hyperparameters, JobSpec, Reinforcement, RunSpec, resolve
 
 PROMPTS, GROUP, UPDATES, MAX_TOKENS, WARM_UP = 32, 8, 8, 8, 3
 PHASES = ("sampling", "grading", "old_log_probs", "training", "sync")
@@ -76,8 +76,10 @@ def run_ours(folder: Path, steps: int, number: int) -> list[dict[str, float]]:
             model="base",
             training_file="file-1",
             validation_file="file-2",
-            grader=parse_grader(client.GRADER, "grader"),
-            hyperparameters=resolve(asked, training_rows=1000),
+            method=Reinforcement(
+                grader=parse_grader(client.GRADER, "grader"),
+                hyperparameters=resolve(asked, training_rows=1000),
+            ),
             seed=1,
         ),
         model_path=folder / "base",

@@ -120,7 +120,7 @@ def _prepare(job: Job) -> Path:
         job=spec,
         model_path=model.path,
         training_path=folder / "training.jsonl",
-        validation_path=folder / "validation.jsonl",
+        validation_path=folder / "validation.jsonl" if spec.validation_file else None,
         checkpoints=[folder / checkpoint.path for checkpoint in checkpoints[:RESUMABLE]],
         output_dir=output,
         graders=grader_settings(),

@@ -31,7 +31,7 @@ class Job(Sequenced, Base):
     spec: Mapped[dict[str, Any]]
     model: Mapped[str]
     training_file: Mapped[str]
-    validation_file: Mapped[str]
+    validation_file: Mapped[str | None]
     meta: Mapped[dict[str, Any] | None] = mapped_column("metadata")
 
     attempt: Mapped[int] = mapped_column(server_default="0")

@@ -5,8 +5,15 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from service.core.pagination import Listed
+from service.graders.schemas import Grader
 from service.jobs.models import Checkpoint, Event, Job
-from service.jobs.spec import JobSpec
+from service.jobs.spec import (
+    JobSpec,
+    Reinforcement,
+    ResolvedHyperparameters,
+    ResolvedSupervisedHyperparameters,
+    Supervised,
+)
 
 MetadataKey = Annotated[str, StringConstraints(max_length=64)]
 MetadataValue = Annotated[str, StringConstraints(max_length=512)]
@@ -53,6 +60,43 @@ class JobError(BaseModel):
     param: str | None = None
 
 
+class ReinforcementParts(BaseModel):
+    grader: Grader
+    hyperparameters: ResolvedHyperparameters
+
+
+class ReinforcementMethod(BaseModel):
+    type: Literal["reinforcement"] = "reinforcement"
+    reinforcement: ReinforcementParts
+
+
+class SupervisedParts(BaseModel):
+    hyperparameters: ResolvedSupervisedHyperparameters
+
+
+class SupervisedMethod(BaseModel):
+    type: Literal["supervised"] = "supervised"
+    supervised: SupervisedParts
+
+
+Method = Annotated[ReinforcementMethod | SupervisedMethod, Field(discriminator="type")]
+
+
+def _method(method: Reinforcement | Supervised) -> ReinforcementMethod | SupervisedMethod:
+    if isinstance(method, Supervised):
+        return SupervisedMethod(supervised=SupervisedParts(hyperparameters=method.hyperparameters))
+    parts = ReinforcementParts(grader=method.grader, hyperparameters=method.hyperparameters)
+    return ReinforcementMethod(reinforcement=parts)
+
+
+class CommonHyperparameters(BaseModel):
+    """Those that OpenAI's API once took outside of ``method``."""
+
+    batch_size: int
+    learning_rate_multiplier: float
+    n_epochs: int
+
+
 class Progress(BaseModel):
     """This service's own addition to the job object."""
 
@@ -77,8 +121,8 @@ class JobObject(Listed):
     trained_tokens: int | None
     error: JobError | None
     seed: int
-    hyperparameters: dict[str, Any]
-    method: dict[str, Any]
+    hyperparameters: CommonHyperparameters
+    method: Method
     metadata: dict[str, Any] | None
     integrations: list[dict[str, Any]]
     user_provided_suffix: str | None
@@ -87,8 +131,7 @@ class JobObject(Listed):
     @classmethod
     def of(cls, row: Job) -> "JobObject":
         spec = JobSpec.model_validate(row.spec)
-        hyperparameters = spec.hyperparameters.model_dump(mode="json")
-        reinforcement = {"grader": spec.grader.model_dump(mode="json"), "hyperparameters": hyperparameters}
+        common = {name: getattr(spec.method.hyperparameters, name) for name in CommonHyperparameters.model_fields}
         return cls(
             id=row.id,
             created_at=int(row.created_at.timestamp()),
@@ -104,10 +147,8 @@ class JobObject(Listed):
             trained_tokens=row.trained_tokens,
             error=JobError(**row.error) if row.error else None,
             seed=spec.seed,
-            hyperparameters={
-                name: hyperparameters[name] for name in ("batch_size", "learning_rate_multiplier", "n_epochs")
-            },
-            method={"type": "reinforcement", "reinforcement": reinforcement},
+            hyperparameters=CommonHyperparameters(**common),
+            method=_method(spec.method),
             metadata=row.meta,
             integrations=[],
             user_provided_suffix=spec.suffix,

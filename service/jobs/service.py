@@ -25,7 +25,7 @@ from service.jobs.models import Event, Job
 from service.jobs.repository import EventDraft
 from service.jobs.request import parse_method
 from service.jobs.schemas import CreateJob, EventObject
-from service.jobs.spec import JobSpec, resolve
+from service.jobs.spec import JobSpec, Reinforcement, resolve
 from service.jobs.states import TERMINAL, Desired, Status, move
 from service.models import service as models
 from service.settings import settings
@@ -55,8 +55,7 @@ def submit(session: Session, principal: Principal, request: CreateJob) -> Job:
         model=model.id,
         training_file=training.id,
         validation_file=validation.id,
-        grader=grader,
-        hyperparameters=resolved,
+        method=Reinforcement(grader=grader, hyperparameters=resolved),
         seed=request.seed if request.seed is not None else secrets.randbelow(2**31),
         suffix=request.suffix,
     )
@@ -70,7 +69,7 @@ def submit(session: Session, principal: Principal, request: CreateJob) -> Job:
         training_file=training.id,
         validation_file=validation.id,
         meta=request.metadata,
-        total_steps=spec.hyperparameters.n_steps,
+        total_steps=spec.method.hyperparameters.n_steps,
         event_count=0,
     )
     _keep_data(job.id, training, validation)

@@ -1,8 +1,9 @@
 """The frozen specification a job was accepted with, and the run a worker makes of it.
 
-``Hyperparameters`` is what a user may ask for; ``resolve`` turns every ``"auto"`` into the value that will be used, so
-that what a job shows is what it runs. ``JobSpec`` is stored with the job and never changes. ``RunSpec`` adds what only
-a worker knows (where files and checkpoints are) and is all that the training child ever sees.
+``Hyperparameters`` and ``SupervisedHyperparameters`` are what a user may ask for; ``resolve`` and
+``resolve_supervised`` turn every ``"auto"`` into the value that will be used, so that what a job shows is what it runs.
+``JobSpec`` is stored with the job and never changes; its ``method`` says what is done with the rows. ``RunSpec`` adds
+what only a worker knows (where files and checkpoints are) and is all that the training child ever sees.
 """
 
 import math
@@ -22,19 +23,28 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class Hyperparameters(_Frozen):
-    """Hyperparameters as a user gives them. Those of OpenAI's API come first; the rest are this service's own."""
+class _Shared(_Frozen):
+    """What every method takes. OpenAI's names come first; the rest are this service's own."""
 
     batch_size: Annotated[int, Field(ge=1, le=1024)] | Auto = AUTO
-    """Prompts per step."""
+    """Rows of the training file per step."""
     learning_rate_multiplier: Annotated[float, Field(gt=0, le=1000)] | Auto = AUTO
-    """Scales the default learning rate of 1e-6. Ignored when ``learning_rate`` is given."""
+    """Scales the method's default learning rate. Ignored when ``learning_rate`` is given."""
     n_epochs: Annotated[int, Field(ge=1, le=50)] | Auto = AUTO
     """Passes over the training file. Ignored when ``n_steps`` is given."""
-    compute_multiplier: Annotated[float, Field(gt=1e-5, le=10)] | Auto = AUTO
-    """Scales the default of 8 rollouts per prompt. Ignored when ``group_size`` is given."""
+    n_steps: Annotated[int, Field(ge=1, le=100_000)] | Auto = AUTO
+    learning_rate: Annotated[float, Field(gt=0, le=1)] | Auto = AUTO
     eval_interval: Annotated[int, Field(ge=1, le=100_000)] | Auto = AUTO
     """Steps between evaluations on the validation file; each evaluation also saves a checkpoint."""
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
+    max_grad_norm: Annotated[float, Field(gt=0, le=1000)] = 1.0
+
+
+class Hyperparameters(_Shared):
+    """Hyperparameters of reinforcement as a user gives them."""
+
+    compute_multiplier: Annotated[float, Field(gt=1e-5, le=10)] | Auto = AUTO
+    """Scales the default of 8 rollouts per prompt. Ignored when ``group_size`` is given."""
     eval_samples: Annotated[int, Field(ge=1, le=64)] | Auto = AUTO
     """Answers sampled per validation row."""
     reasoning_effort: Literal["default", "low", "medium", "high"] = "default"
@@ -64,11 +74,7 @@ class Hyperparameters(_Frozen):
     """Rollouts per prompt."""
     mini_batches: Annotated[int, Field(ge=1, le=64)] | Auto = AUTO
     """Optimizer updates made of one step's rollouts."""
-    learning_rate: Annotated[float, Field(gt=0, le=1)] | Auto = AUTO
-    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
-    max_grad_norm: Annotated[float, Field(gt=0, le=1000)] = 1.0
     warmup_steps: Annotated[int, Field(ge=0, le=10_000)] = 0
-    n_steps: Annotated[int, Field(ge=1, le=100_000)] | Auto = AUTO
     temperature: Annotated[float, Field(gt=0, le=2)] = 1.0
     """Sampling temperature of rollouts; the trust region is measured at this temperature."""
     eval_temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
@@ -83,6 +89,15 @@ class Hyperparameters(_Frozen):
     whole answers, dropped above the cap; of tokens, cut at the cap; or none."""
     mismatch_cap: Annotated[float, Field(gt=1, le=1000)] | Auto = AUTO
     """Largest importance weight: 3 for sequences, 2 for tokens."""
+
+
+class SupervisedHyperparameters(_Shared):
+    """Hyperparameters of supervised fine-tuning as a user gives them."""
+
+    warmup_steps: Annotated[int, Field(ge=0, le=10_000)] | Auto = AUTO
+    """Steps over which the learning rate rises: a twentieth of ``n_steps``."""
+    schedule: Literal["linear", "constant"] = "linear"
+    """What the learning rate does after that: falls to nearly 0 at the last step, or stays."""
 
 
 class ResolvedHyperparameters(Hyperparameters):
@@ -103,7 +118,20 @@ class ResolvedHyperparameters(Hyperparameters):
     mismatch_cap: float
 
 
+class ResolvedSupervisedHyperparameters(SupervisedHyperparameters):
+    """Hyperparameters of supervised fine-tuning with every ``"auto"`` replaced by the value the run uses."""
+
+    batch_size: int
+    learning_rate_multiplier: float
+    n_epochs: int
+    n_steps: int
+    learning_rate: float
+    eval_interval: int
+    warmup_steps: int
+
+
 DEFAULT_LEARNING_RATE = 1e-6
+DEFAULT_SUPERVISED_LEARNING_RATE = 1e-5
 DEFAULT_GROUP_SIZE = 8
 DEFAULT_MISMATCH_CAPS = {"sequence-mask": 3.0, "token-truncate": 2.0, "none": 2.0}
 
@@ -112,31 +140,67 @@ def resolve(
     asked: Hyperparameters, *, training_rows: int, rollout_engine: Literal["transformers", "vllm"] = "transformers"
 ) -> ResolvedHyperparameters:
     """Replace every ``"auto"`` for a training file of ``training_rows`` rows and the operator's ``rollout_engine``."""
-
-    def given(value: Any, default: Any) -> Any:
-        return default if value == AUTO else value
-
-    batch_size = min(given(asked.batch_size, 32), training_rows)
-    n_epochs = given(asked.n_epochs, 1)
-    n_steps = given(asked.n_steps, math.ceil(training_rows / batch_size) * n_epochs)
-    multiplier = given(asked.learning_rate_multiplier, 1.0)
-    compute = given(asked.compute_multiplier, 1.0)
+    batch_size = min(_given(asked.batch_size, 32), training_rows)
+    n_epochs = _given(asked.n_epochs, 1)
+    n_steps = _given(asked.n_steps, math.ceil(training_rows / batch_size) * n_epochs)
+    multiplier = _given(asked.learning_rate_multiplier, 1.0)
+    compute = _given(asked.compute_multiplier, 1.0)
     resolved = {
         "batch_size": batch_size,
         "n_epochs": n_epochs,
         "n_steps": n_steps,
         "learning_rate_multiplier": multiplier,
-        "learning_rate": given(asked.learning_rate, DEFAULT_LEARNING_RATE * multiplier),
+        "learning_rate": _given(asked.learning_rate, DEFAULT_LEARNING_RATE * multiplier),
         "compute_multiplier": compute,
-        "group_size": given(asked.group_size, max(2, round(DEFAULT_GROUP_SIZE * compute))),
-        "mini_batches": min(given(asked.mini_batches, 8), batch_size),
-        "eval_interval": given(asked.eval_interval, max(1, math.ceil(n_steps / 10))),
-        "eval_samples": given(asked.eval_samples, 1),
-        "max_completion_tokens": given(asked.max_completion_tokens, 1024),
-        "rollout_engine": given(asked.rollout_engine, rollout_engine),
-        "mismatch_cap": given(asked.mismatch_cap, DEFAULT_MISMATCH_CAPS[asked.mismatch_correction]),
+        "group_size": _given(asked.group_size, max(2, round(DEFAULT_GROUP_SIZE * compute))),
+        "mini_batches": min(_given(asked.mini_batches, 8), batch_size),
+        "eval_interval": _given(asked.eval_interval, max(1, math.ceil(n_steps / 10))),
+        "eval_samples": _given(asked.eval_samples, 1),
+        "max_completion_tokens": _given(asked.max_completion_tokens, 1024),
+        "rollout_engine": _given(asked.rollout_engine, rollout_engine),
+        "mismatch_cap": _given(asked.mismatch_cap, DEFAULT_MISMATCH_CAPS[asked.mismatch_correction]),
     }
     return ResolvedHyperparameters.model_validate(asked.model_dump() | resolved)
+
+
+def resolve_supervised(asked: SupervisedHyperparameters, *, training_rows: int) -> ResolvedSupervisedHyperparameters:
+    """Replace every ``"auto"`` for a training file of ``training_rows`` rows."""
+    batch_size = min(_given(asked.batch_size, 16), training_rows)
+    n_epochs = _given(asked.n_epochs, 3)
+    n_steps = _given(asked.n_steps, math.ceil(training_rows * n_epochs / batch_size))
+    multiplier = _given(asked.learning_rate_multiplier, 1.0)
+    resolved = {
+        "batch_size": batch_size,
+        "n_epochs": n_epochs,
+        "n_steps": n_steps,
+        "learning_rate_multiplier": multiplier,
+        "learning_rate": _given(asked.learning_rate, DEFAULT_SUPERVISED_LEARNING_RATE * multiplier),
+        "eval_interval": _given(asked.eval_interval, max(1, math.ceil(n_steps / 10))),
+        "warmup_steps": _given(asked.warmup_steps, math.ceil(n_steps / 20)),
+    }
+    return ResolvedSupervisedHyperparameters.model_validate(asked.model_dump() | resolved)
+
+
+def _given(value: Any, default: Any) -> Any:
+    return default if value == AUTO else value
+
+
+class Reinforcement(_Frozen):
+    """Answers are sampled and graded, and the better ones become more likely."""
+
+    type: Literal["reinforcement"] = "reinforcement"
+    grader: Grader
+    hyperparameters: ResolvedHyperparameters
+
+
+class Supervised(_Frozen):
+    """The assistant's messages of the rows become more likely."""
+
+    type: Literal["supervised"] = "supervised"
+    hyperparameters: ResolvedSupervisedHyperparameters
+
+
+Method = Annotated[Reinforcement | Supervised, Field(discriminator="type")]
 
 
 class JobSpec(_Frozen):
@@ -144,9 +208,8 @@ class JobSpec(_Frozen):
 
     model: str
     training_file: str
-    validation_file: str
-    grader: Grader
-    hyperparameters: ResolvedHyperparameters
+    validation_file: str | None
+    method: Method
     seed: int = Field(ge=0, le=2**31 - 1)
     suffix: str | None = None
 
@@ -160,7 +223,7 @@ class RunSpec(_Frozen):
     model_path: Path
     """Folder of the base model."""
     training_path: Path
-    validation_path: Path
+    validation_path: Path | None
     checkpoints: list[Path]
     """Checkpoint folders of earlier attempts, newest first; the newest intact one is resumed from."""
     output_dir: Path

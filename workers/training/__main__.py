@@ -41,7 +41,7 @@ def train(channel: Channel) -> int:
     # Idle OpenMP threads that spin instead of sleeping slow a shared machine down by an order of magnitude. OpenMP
     # reads this when torch is imported, so nothing above this line may import it.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from service.jobs.spec import RunSpec
+    from service.jobs.spec import Reinforcement, RunSpec
     from workers.training import loop
     from workers.training.clock import Clock
     from workers.training.errors import RunError, explain
@@ -54,7 +54,11 @@ def train(channel: Channel) -> int:
         processes = int(os.environ.get("WORLD_SIZE", "1"))
         if processes != 1:
             raise RunError("unsupported_world_size", f"A job runs in one process, but {processes} were started.")
-        return loop.run(RunSpec.model_validate_json(path.read_bytes()), channel, clock)
+        spec = RunSpec.model_validate_json(path.read_bytes())
+        method = spec.job.method
+        if not isinstance(method, Reinforcement):
+            raise RunError("unsupported_method", f"This worker does not run {method.type} jobs.")
+        return loop.run(spec, method, channel, clock)
     except Exception as error:
         known = explain(error, clock.phase)
         if not isinstance(error, RunError):

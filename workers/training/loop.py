@@ -5,48 +5,40 @@ interrupted. Graded samples without a reward are no part of the update, and no r
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
-import torch
-
-from service.jobs.spec import ResolvedHyperparameters, RunSpec
+from service.jobs.spec import Reinforcement, ResolvedHyperparameters, RunSpec
 from workers import graders, wire
 from workers.rollouts.engine import Sampling
-from workers.training import batch, checkpoint, data, metrics, policy, seeds, update
+from workers.training import batch, data, metrics, seeds, update
 from workers.training import evaluate as evaluation
 from workers.training import sampler as samplers
 from workers.training.answers import AnswerReader
+from workers.training.attempt import Attempt, begin, finish, save, save_where_it_stopped, tell_progress, tell_start
 from workers.training.batch import Sample
 from workers.training.channel import Channel
-from workers.training.checkpoint import TrainerState
 from workers.training.clock import Clock
-from workers.training.export import export
 from workers.training.sampler import Sampler
 
 
-@dataclass
-class Run:
-    """What a run works with."""
+@dataclass(kw_only=True)
+class Run(Attempt):
+    """What a run works with beside what every attempt has."""
 
-    spec: RunSpec
-    hyperparameters: ResolvedHyperparameters
-    channel: Channel
-    clock: Clock
-    policy: policy.Policy
-    optimizer: torch.optim.AdamW
+    method: Reinforcement
     sampler: Sampler
     grader: graders.Grader
     reader: AnswerReader
     train_prompts: list[data.Prompt]
     valid_prompts: list[data.Prompt]
-    trainer: TrainerState
-    resumed: Path | None
-    """The checkpoint it goes on from."""
+
+    @property
+    def hyperparameters(self) -> ResolvedHyperparameters:
+        return self.method.hyperparameters
 
 
-def run(spec: RunSpec, channel: Channel, clock: Clock) -> int:
+def run(spec: RunSpec, method: Reinforcement, channel: Channel, clock: Clock) -> int:
     """Train; the exit code is ``DONE``, or ``STOPPED`` when ``channel`` asked for it. Raises ``RunError``."""
-    job = prepare(spec, channel, clock)
+    job = prepare(spec, method, channel, clock)
     total = job.hyperparameters.n_steps
     if job.trainer.step == 0 and not channel.stopping:
         evaluate_before(job)
@@ -66,54 +58,27 @@ def run(spec: RunSpec, channel: Channel, clock: Clock) -> int:
     return wire.ExitCode.DONE
 
 
-def prepare(spec: RunSpec, channel: Channel, clock: Clock) -> Run:
+def prepare(spec: RunSpec, method: Reinforcement, channel: Channel, clock: Clock) -> Run:
     """Load the newest intact checkpoint, or the base model, and everything else a run needs."""
-    hyperparameters = spec.job.hyperparameters
-    torch.manual_seed(spec.job.seed)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    resumed = find_checkpoint(spec, channel)
+    assert spec.validation_path is not None, "reinforcement is not accepted without a validation file"
+    attempt = begin(spec, method.hyperparameters, channel, clock)
+    loaded = attempt.policy
     with clock("loading"):
-        loaded = policy.load(resumed / checkpoint.MODEL if resumed else spec.model_path, device)
-        optimizer = update.make_optimizer(loaded, hyperparameters)
-        trainer = checkpoint.restore(resumed, loaded, optimizer) if resumed else TrainerState()
-        prompts = {
-            param: data.load(path, loaded.tokenizer, loaded.context_length, param)
+        train, valid = (
+            data.load(path, loaded.tokenizer, loaded.context_length, param)
             for param, path in (("training_file", spec.training_path), ("validation_file", spec.validation_path))
-        }
-        sampler = samplers.make(loaded, hyperparameters, [*prompts["training_file"], *prompts["validation_file"]])
-    spent = {"loading_seconds": clock.seconds["loading"]}
-    if resumed:
-        message = f"Training resumed from the checkpoint of step {trainer.step}"
-        channel.say(message, data=spent, key=f"resumed-{spec.attempt}")
-    else:
-        channel.say("Training started", data=spent, key="started")
-    return Run(
-        spec,
-        hyperparameters,
-        channel,
-        clock,
-        loaded,
-        optimizer,
-        sampler,
-        graders.build(spec.job.grader, spec.graders),
-        AnswerReader(loaded.tokenizer),
-        prompts["training_file"],
-        prompts["validation_file"],
-        trainer,
-        resumed,
-    )
-
-
-def find_checkpoint(spec: RunSpec, channel: Channel) -> Path | None:
-    """The newest intact checkpoint of earlier attempts; damaged ones are reported and passed over."""
-    folder, damaged = checkpoint.find_intact(spec.checkpoints)
-    for path, reason in damaged.items():
-        channel.say(
-            f"Checkpoint {path.name} is damaged and was skipped: {reason}",
-            level="warn",
-            key=f"damaged-{path.name}-{spec.attempt}",
         )
-    return folder
+        sampler = samplers.make(loaded, method.hyperparameters, [*train, *valid])
+    tell_start(attempt)
+    return Run(
+        **vars(attempt),
+        method=method,
+        sampler=sampler,
+        grader=graders.build(method.grader, spec.graders),
+        reader=AnswerReader(loaded.tokenizer),
+        train_prompts=train,
+        valid_prompts=valid,
+    )
 
 
 def roll_out(job: Run, step: int) -> list[list[Sample]]:
@@ -179,46 +144,6 @@ def report(
     trainer.seconds += seconds["full_iteration"] if step else 0.0
     trainer.metrics |= metrics.lasting(trainer.metrics, step, train, valid, numbers)
     job.channel.send(
-        metrics.event(step, total, job.spec.job.grader, train=train, valid=valid, numbers=numbers, seconds=seconds)
+        metrics.event(step, total, job.method.grader, train=train, valid=valid, numbers=numbers, seconds=seconds)
     )
-    left = trainer.seconds / step * (total - step) if step else None
-    job.channel.send(
-        wire.Progress(step=step, total_steps=total, trained_tokens=trainer.trained_tokens, seconds_left=left)
-    )
-
-
-def save(job: Run) -> None:
-    """Write a checkpoint of the step at hand and tell where it is."""
-    trainer = job.trainer
-    folder = checkpoint.folder_of(job.spec.output_dir, trainer.step)
-    with job.clock("saving"):
-        checkpoint.save(folder, job.policy, job.optimizer, trainer)
-    seconds = job.clock.lap()["saving"]
-    trainer.seconds += seconds
-    job.channel.say(
-        f"Checkpoint created at step {trainer.step}",
-        data={"step": trainer.step, "seconds": seconds},
-        key=f"checkpoint-{trainer.step}",
-    )
-    job.channel.send(wire.Checkpoint(step=trainer.step, path=folder, metrics=trainer.metrics))
-
-
-def save_where_it_stopped(job: Run) -> None:
-    """A checkpoint, unless the step has one or nothing was trained yet."""
-    folder = checkpoint.folder_of(job.spec.output_dir, job.trainer.step)
-    resumed_here = job.resumed is not None and job.resumed.name == folder.name
-    if job.trainer.step > 0 and not folder.exists() and not resumed_here:
-        save(job)
-
-
-def finish(job: Run) -> None:
-    """Write the final model and tell the result."""
-    folder = job.spec.output_dir / "model"
-    with job.clock("saving"):
-        export(job.policy, folder)
-    trainer = job.trainer
-    job.channel.send(
-        wire.Result(
-            model_path=folder, step=trainer.step, trained_tokens=trainer.trained_tokens, metrics=trainer.metrics
-        )
-    )
+    tell_progress(job, step, total)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from service.jobs.spec import ResolvedHyperparameters
+from service.jobs.spec import ResolvedHyperparameters, ResolvedSupervisedHyperparameters
 from troll import SparseLogProbs
 from workers.training import mismatch, objective
 from workers.training.batch import MicroBatch, Trained, micro_batches, mini_batches, normalizer
@@ -33,7 +33,9 @@ class MiniBatch:
     normalizer: float
 
 
-def make_optimizer(policy: Policy, hyperparameters: ResolvedHyperparameters) -> torch.optim.AdamW:
+def make_optimizer(
+    policy: Policy, hyperparameters: ResolvedHyperparameters | ResolvedSupervisedHyperparameters
+) -> torch.optim.AdamW:
     return torch.optim.AdamW(
         [parameter for parameter in policy.model.parameters() if parameter.requires_grad],
         lr=hyperparameters.learning_rate,

@@ -10,7 +10,7 @@ import pytest
 
 from service import demo as client
 from service.graders.schemas import parse_grader
-from service.jobs.spec import Hyperparameters, JobSpec, RunSpec, resolve
+from service.jobs.spec import Hyperparameters, JobSpec, Reinforcement, RunSpec, resolve
 from workers import wire
 from workers.wire import ExitCode
 
@@ -35,8 +35,10 @@ def run(additions: Path, output: Path, **asked: Any) -> tuple[int, list[wire.Lin
             model="demo",
             training_file="file-1",
             validation_file="file-2",
-            grader=parse_grader(client.GRADER, "grader"),
-            hyperparameters=resolve(hyperparameters, training_rows=1000),
+            method=Reinforcement(
+                grader=parse_grader(client.GRADER, "grader"),
+                hyperparameters=resolve(hyperparameters, training_rows=1000),
+            ),
             seed=1,
         ),
         model_path=additions / "base",

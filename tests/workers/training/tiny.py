@@ -10,7 +10,7 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
-from service.jobs.spec import Hyperparameters, JobSpec, RunSpec, resolve
+from service.jobs.spec import Hyperparameters, JobSpec, Reinforcement, RunSpec, resolve
 from workers import wire
 from workers.demo import CHARACTERS, make_tokenizer
 from workers.training.channel import Channel
@@ -117,8 +117,7 @@ def spec(folder: Path, model_path: Path, grader: dict[str, Any] = CLOSE, **asked
             model="tiny",
             training_file="file_1",
             validation_file="file_2",
-            grader=grader,
-            hyperparameters=hyperparameters,
+            method=Reinforcement(grader=grader, hyperparameters=hyperparameters),
             seed=3,
         ),
         model_path=model_path,

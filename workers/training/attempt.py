@@ -1,0 +1,121 @@
+"""An attempt at a job, whatever its method: what it begins from, where it is, and how what it made is kept."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from service.jobs.spec import ResolvedHyperparameters, ResolvedSupervisedHyperparameters, RunSpec
+from workers import wire
+from workers.training import checkpoint, policy, update
+from workers.training.channel import Channel
+from workers.training.checkpoint import TrainerState
+from workers.training.clock import Clock
+from workers.training.export import export
+
+
+@dataclass(kw_only=True)
+class Attempt:
+    """What every attempt works with."""
+
+    spec: RunSpec
+    channel: Channel
+    clock: Clock
+    policy: policy.Policy
+    optimizer: torch.optim.AdamW
+    trainer: TrainerState
+    resumed: Path | None
+    """The checkpoint it goes on from."""
+
+
+def begin(
+    spec: RunSpec,
+    hyperparameters: ResolvedHyperparameters | ResolvedSupervisedHyperparameters,
+    channel: Channel,
+    clock: Clock,
+) -> Attempt:
+    """Load the newest intact checkpoint, or the base model where there is none."""
+    torch.manual_seed(spec.job.seed)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    resumed = find_checkpoint(spec, channel)
+    with clock("loading"):
+        loaded = policy.load(resumed / checkpoint.MODEL if resumed else spec.model_path, device)
+        optimizer = update.make_optimizer(loaded, hyperparameters)
+        trainer = checkpoint.restore(resumed, loaded, optimizer) if resumed else TrainerState()
+    return Attempt(
+        spec=spec,
+        channel=channel,
+        clock=clock,
+        policy=loaded,
+        optimizer=optimizer,
+        trainer=trainer,
+        resumed=resumed,
+    )
+
+
+def find_checkpoint(spec: RunSpec, channel: Channel) -> Path | None:
+    """The newest intact checkpoint of earlier attempts; damaged ones are reported and passed over."""
+    folder, damaged = checkpoint.find_intact(spec.checkpoints)
+    for path, reason in damaged.items():
+        channel.say(
+            f"Checkpoint {path.name} is damaged and was skipped: {reason}",
+            level="warn",
+            key=f"damaged-{path.name}-{spec.attempt}",
+        )
+    return folder
+
+
+def tell_start(attempt: Attempt) -> None:
+    """Say that everything is loaded, and what training goes on from."""
+    spent = {"loading_seconds": attempt.clock.seconds["loading"]}
+    if attempt.resumed:
+        message = f"Training resumed from the checkpoint of step {attempt.trainer.step}"
+        attempt.channel.say(message, data=spent, key=f"resumed-{attempt.spec.attempt}")
+    else:
+        attempt.channel.say("Training started", data=spent, key="started")
+
+
+def tell_progress(attempt: Attempt, step: int, total: int) -> None:
+    """Say where the attempt is and how long the rest will take at the pace so far."""
+    trainer = attempt.trainer
+    left = trainer.seconds / step * (total - step) if step else None
+    attempt.channel.send(
+        wire.Progress(step=step, total_steps=total, trained_tokens=trainer.trained_tokens, seconds_left=left)
+    )
+
+
+def save(attempt: Attempt) -> None:
+    """Write a checkpoint of the step at hand and tell where it is."""
+    trainer = attempt.trainer
+    folder = checkpoint.folder_of(attempt.spec.output_dir, trainer.step)
+    with attempt.clock("saving"):
+        checkpoint.save(folder, attempt.policy, attempt.optimizer, trainer)
+    seconds = attempt.clock.lap()["saving"]
+    trainer.seconds += seconds
+    attempt.channel.say(
+        f"Checkpoint created at step {trainer.step}",
+        data={"step": trainer.step, "seconds": seconds},
+        key=f"checkpoint-{trainer.step}",
+    )
+    attempt.channel.send(wire.Checkpoint(step=trainer.step, path=folder, metrics=trainer.metrics))
+
+
+def save_where_it_stopped(attempt: Attempt) -> None:
+    """A checkpoint, unless the step has one or nothing was trained yet."""
+    folder = checkpoint.folder_of(attempt.spec.output_dir, attempt.trainer.step)
+    resumed_here = attempt.resumed is not None and attempt.resumed.name == folder.name
+    if attempt.trainer.step > 0 and not folder.exists() and not resumed_here:
+        save(attempt)
+
+
+def finish(attempt: Attempt) -> None:
+    """Write the final model and tell the result."""
+    folder = attempt.spec.output_dir / "model"
+    with attempt.clock("saving"):
+        export(attempt.policy, folder)
+    trainer = attempt.trainer
+    attempt.channel.send(
+        wire.Result(
+            model_path=folder, step=trainer.step, trained_tokens=trainer.trained_tokens, metrics=trainer.metrics
+        )
+    )
