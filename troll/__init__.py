@@ -2,11 +2,13 @@
 
 `sparsify` keeps the old policy's rows, `troll_loss` is the objective on the current policy's logits, and the `fused_`
 functions are the same from hidden states, without ever holding the logits. `project` is the projection alone.
-Advantages are in `troll.advantages`; `clip_loss` and `dppo_loss` are what the objective is compared against.
+Advantages are in `troll.advantages`; `clip_loss` and `dppo_loss` are what the objective is compared against, and
+`cross_entropy` is what comes before it: supervised fine-tuning.
 """
 
 from troll.baselines import clip_loss, dppo_loss, fused_clip_loss, fused_dppo_loss
 from troll.batch import LossOutput
+from troll.cross_entropy import cross_entropy, fused_cross_entropy
 from troll.fused import fused_sparsify
 from troll.objective import fused_troll_loss, troll_loss
 from troll.projection import Projection, project
@@ -20,9 +22,11 @@ __all__ = [
     "Reference",
     "SparseLogProbs",
     "clip_loss",
+    "cross_entropy",
     "dppo_loss",
     "from_top_log_probs",
     "fused_clip_loss",
+    "fused_cross_entropy",
     "fused_dppo_loss",
     "fused_sparsify",
     "fused_troll_loss",
