@@ -3,9 +3,10 @@
 Text never passes through here: what was sampled is what is trained on, token by token.
 """
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     # Without torch, so that a process can know what may go wrong before it has imported everything.
@@ -42,10 +43,20 @@ class NonFiniteLogits(Exception):
     """The model's logits are NaN or infinite: its weights are beyond repair."""
 
 
-class RolloutEngine(Protocol):
-    def generate(self, prompts: Sequence[Sequence[int]], samples: int, sampling: Sampling) -> list[list[Rollout]]:
-        """``samples`` rollouts of each prompt, in the order of the prompts.
+class RolloutEngine(ABC):
+    """Samples answers from the weights that were pushed to it last. One thread at a time may use it."""
 
-        Raises ``NonFiniteLogits``.
+    @abstractmethod
+    def stream(
+        self, prompts: Sequence[Sequence[int]], samples: int, sampling: Sampling
+    ) -> Generator[tuple[int, list[Rollout]]]:
+        """``samples`` rollouts of each prompt with the prompt's index, each group as soon as it is complete.
+
+        What is sampled does not depend on the order. Closing the generator early gives up the rest. Raises
+        ``NonFiniteLogits``.
         """
-        ...
+
+    def generate(self, prompts: Sequence[Sequence[int]], samples: int, sampling: Sampling) -> list[list[Rollout]]:
+        """The groups of ``stream``, in the order of the prompts. Raises as it does."""
+        groups = dict(self.stream(prompts, samples, sampling))
+        return [groups[i] for i in range(len(prompts))]

@@ -8,15 +8,14 @@ P prompts, R rows (prompts times samples), L padded prompt length, V vocabulary.
 """
 
 import inspect
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
-from workers.rollouts.engine import NonFiniteLogits, Rollout, Sampling
+from workers.rollouts.engine import NonFiniteLogits, Rollout, RolloutEngine, Sampling
 from workers.rollouts.precision import autocast
 
 CACHE_BYTES = 4 << 30
@@ -24,7 +23,7 @@ LOGITS_PER_BATCH = 1 << 26
 MAX_ROWS = 1024
 
 
-class TransformersEngine:
+class TransformersEngine(RolloutEngine):
     """A ``RolloutEngine`` over any causal language model of transformers.
 
     Args:
@@ -39,16 +38,14 @@ class TransformersEngine:
         self._accepted = set(inspect.signature(model.forward).parameters)
 
     @torch.no_grad()
-    def generate(self, prompts: Sequence[Sequence[int]], samples: int, sampling: Sampling) -> list[list[Rollout]]:
+    def stream(
+        self, prompts: Sequence[Sequence[int]], samples: int, sampling: Sampling
+    ) -> Generator[tuple[int, list[Rollout]]]:
         generator = torch.Generator().manual_seed(sampling.seed)
-        groups: list[list[Rollout]] = [[] for _ in prompts]
         for chunk in self._chunks(prompts, samples, sampling.max_tokens):
             draws = torch.rand(len(chunk) * samples, sampling.max_tokens, generator=generator, dtype=torch.float64)
-            with autocast(self._model.device):
-                rollouts = self._generate([prompts[i] for i in chunk], samples, sampling, draws)
-            for position, i in enumerate(chunk):
-                groups[i] = rollouts[position * samples : (position + 1) * samples]
-        return groups
+            for position, group in self._stream([prompts[i] for i in chunk], samples, sampling, draws):
+                yield chunk[position], group
 
     def _chunks(self, prompts: Sequence[Sequence[int]], samples: int, max_tokens: int) -> Iterator[list[int]]:
         """Indices of prompts of similar length that fit into memory together."""
@@ -65,29 +62,34 @@ class TransformersEngine:
         if chunk:
             yield chunk
 
-    def _generate(self, prompts: list[Sequence[int]], samples: int, sampling: Sampling, draws: Tensor) -> list[Rollout]:
+    def _stream(
+        self, prompts: list[Sequence[int]], samples: int, sampling: Sampling, draws: Tensor
+    ) -> Iterator[tuple[int, list[Rollout]]]:
         device = self._model.device
         lengths = torch.tensor([len(prompt) for prompt in prompts], device=device).repeat_interleave(samples)  # [R]
         decoder, logits = self._prefill(prompts, samples)
         draws = draws.to(device)
-        answer = _Answers(len(lengths), sampling.max_tokens, device)
+        answer = _Answers(len(prompts), samples, sampling.max_tokens, device)
         rows = torch.arange(len(lengths), device=device)  # which answer each row of the batch is
         done = torch.zeros_like(rows, dtype=torch.bool)
+        finished = 0
         for position in range(sampling.max_tokens):
             tokens, log_probs = _choose(logits, sampling.temperature, draws[rows, position])
             answer.add(rows[~done], position, tokens[~done], log_probs[~done])
             stopped = torch.isin(tokens, self._stop_ids)
             answer.stopped[rows[stopped & ~done]] = True
             done = done | stopped | (lengths[rows] + position + 1 >= self._context_length)
-            finished = int(done.sum())
+            before, finished = finished, int(done.sum())
             if finished == len(done) or position + 1 == sampling.max_tokens:
                 break
+            if finished > before:
+                yield from answer.groups(open_rows=rows[~done])
             if 2 * finished >= len(done):
                 left = (~done).nonzero().squeeze(-1)
                 decoder.keep(left)
-                rows, tokens, done = rows[left], tokens[left], done[left]
+                rows, tokens, done, finished = rows[left], tokens[left], done[left], 0
             logits = decoder.step(tokens)
-        return answer.rollouts()
+        yield from answer.groups(open_rows=rows[:0])
 
     def _prefill(self, prompts: list[Sequence[int]], samples: int) -> tuple["_Decoder", Tensor]:
         """A decoder that has read the prompts, its rows repeated for the samples, and the next logits ``[R, V]``."""
@@ -146,36 +148,42 @@ class _Decoder:
             "use_cache": True,
             "past_key_values": self._cache,
         }
-        output = self._model(ids, **{name: value for name, value in arguments.items() if name in self._accepted})
+        with autocast(ids.device):
+            output = self._model(ids, **{name: value for name, value in arguments.items() if name in self._accepted})
         cache = getattr(output, "past_key_values", None)
         self._cache = cache if isinstance(cache, Cache) else None
         return output.logits[:, -1]
 
 
-@dataclass
 class _Answers:
-    """The answers of R rows while they grow."""
+    """The answers to ``prompts`` prompts, ``samples`` to each, while they grow."""
 
-    number: int
-    max_tokens: int
-    device: torch.device
-
-    def __post_init__(self) -> None:
-        shape = (self.number, self.max_tokens)
-        self.tokens = torch.zeros(shape, dtype=torch.long, device=self.device)
-        self.log_probs = torch.zeros(shape, device=self.device)
-        self.lengths = torch.zeros(self.number, dtype=torch.long, device=self.device)
-        self.stopped = torch.zeros(self.number, dtype=torch.bool, device=self.device)
+    def __init__(self, prompts: int, samples: int, max_tokens: int, device: torch.device) -> None:
+        rows = prompts * samples
+        self._samples = samples
+        self._waiting = torch.ones(prompts, dtype=torch.bool, device=device)  # groups not handed over yet
+        self._tokens = torch.zeros(rows, max_tokens, dtype=torch.long, device=device)
+        self._log_probs = torch.zeros(rows, max_tokens, device=device)
+        self._lengths = torch.zeros(rows, dtype=torch.long, device=device)
+        self.stopped = torch.zeros(rows, dtype=torch.bool, device=device)
 
     def add(self, rows: Tensor, position: int, tokens: Tensor, log_probs: Tensor) -> None:
-        self.tokens[rows, position] = tokens
-        self.log_probs[rows, position] = log_probs
-        self.lengths[rows] = position + 1
+        self._tokens[rows, position] = tokens
+        self._log_probs[rows, position] = log_probs
+        self._lengths[rows] = position + 1
 
-    def rollouts(self) -> list[Rollout]:
-        if not bool(self.log_probs.isfinite().all()):
+    def groups(self, open_rows: Tensor) -> Iterator[tuple[int, list[Rollout]]]:
+        """The groups, by number, that were not handed over yet and have no row among ``open_rows``."""
+        whole = self._waiting.clone()
+        whole[open_rows // self._samples] = False
+        self._waiting &= ~whole
+        for number in whole.nonzero().squeeze(-1).tolist():
+            yield number, self._group(slice(number * self._samples, (number + 1) * self._samples))
+
+    def _group(self, rows: slice) -> list[Rollout]:
+        if not bool(self._log_probs[rows].isfinite().all()):
             raise NonFiniteLogits("The model's logits are NaN or infinite.")
-        columns = (self.tokens.tolist(), self.log_probs.tolist(), self.lengths.tolist(), self.stopped.tolist())
+        columns = [column[rows].tolist() for column in (self._tokens, self._log_probs, self._lengths, self.stopped)]
         return [
             Rollout(ids[:n], log_probs[:n], "stop" if stopped else "length")
             for ids, log_probs, n, stopped in zip(*columns, strict=True)

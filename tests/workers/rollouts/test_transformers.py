@@ -1,12 +1,14 @@
 """The transformers engine samples from the model, and says of each token how likely it was."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
 from tests.workers.training import tiny
 from workers.rollouts.engine import NonFiniteLogits, Sampling
-from workers.rollouts.transformers import TransformersEngine
+from workers.rollouts.transformers import TransformersEngine, _Decoder
 
 PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12, 13, 14, 6], [15, 5], [7, 7, 7]]
 NEVER = 10_000
@@ -57,6 +59,25 @@ def test_small_batches_give_what_one_large_batch_gives(monkeypatch: pytest.Monke
     monkeypatch.setattr("workers.rollouts.transformers.MAX_ROWS", 4)
     split = engine().generate(PROMPTS, 4, sampling)
     assert [[r.token_ids for r in group] for group in whole] == [[r.token_ids for r in group] for group in split]
+
+
+def test_a_group_is_handed_over_as_soon_as_its_last_answer_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    stops, sampling = (1, 6, 9, 12), Sampling(1.0, 20, seed=3)
+    read = 0
+    forward = _Decoder._forward
+
+    def counted(*arguments: Any) -> Tensor:
+        nonlocal read
+        read += 1
+        return forward(*arguments)
+
+    monkeypatch.setattr(_Decoder, "_forward", counted)
+    handed_over = [(i, group, read) for i, group in engine(stop_ids=stops).stream(PROMPTS, 2, sampling)]
+    for _, group, positions in handed_over:
+        assert positions == max(len(rollout.token_ids) for rollout in group)
+    assert len({positions for _, _, positions in handed_over}) > 1
+    groups = engine(stop_ids=stops).generate(PROMPTS, 2, sampling)
+    assert groups == [group for _, group, _ in sorted(handed_over, key=lambda each: each[0])]
 
 
 def test_an_answer_ends_with_its_stop_token_and_nowhere_else() -> None:

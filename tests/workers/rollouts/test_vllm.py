@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -102,6 +103,19 @@ def test_samples_of_a_prompt_and_other_seeds_differ(engine: VLLMEngine) -> None:
 def test_a_sample_does_not_depend_on_how_many_are_drawn(engine: VLLMEngine) -> None:
     few, many = tokens(engine.generate(PROMPTS, 1, SAMPLING)), tokens(engine.generate(PROMPTS, 4, SAMPLING))
     assert few == [group[:1] for group in many]
+
+
+def test_groups_are_handed_over_while_others_are_sampled_and_the_rest_can_be_given_up(engine: VLLMEngine) -> None:
+    prompts, sampling = [[token] for token in range(100, 140)], Sampling(1.0, max_tokens=100, seed=1)
+    whole = engine.generate(prompts, 1, sampling)
+    with closing(engine.stream(prompts, 1, sampling)) as stream:
+        i, group = next(stream)
+        assert tokens([group]) == tokens([whole[i]])
+        assert len(group[0].token_ids) < max(len(rollout.token_ids) for (rollout,) in whole)
+        with pytest.raises(RuntimeError, match="while the engine sampled"):
+            engine.sync(model(seed=1).state_dict().items())
+    engine.sync(model(seed=0).state_dict().items())
+    assert tokens(engine.generate(prompts, 1, sampling)) == tokens(whole)
 
 
 def test_log_probs_of_sampled_tokens_are_the_models_at_the_sampling_temperature(

@@ -4,7 +4,8 @@ Requests go straight to vLLM's engine core and its arrays are read as they come:
 candidate and position. K most likely tokens, n tokens of an answer.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from workers.rollouts.engine import Rollout, Sampling
+from workers.rollouts.engine import Rollout, RolloutEngine, Sampling
 from workers.rollouts.errors import EngineDied, PromptsTooLong, StaleWeights
 from workers.rollouts.vllm.answer import Answer
 from workers.rollouts.vllm.start import EngineSettings, start
@@ -22,7 +23,7 @@ LOWEST_TEMPERATURE = 0.01
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight")
 
 
-class VLLMEngine:
+class VLLMEngine(RolloutEngine):
     """One model in vLLM, in this process.
 
     Whole weights arrive by ``sync``; an engine started with a ``lora_rank`` takes adapters by ``sync_adapter`` instead
@@ -49,11 +50,14 @@ class VLLMEngine:
         self._unusable: str | None = "no adapter was pushed yet" if settings.lora_rank else None
         self._dead: str | None = None
         self._requests = 0
+        self._sampling = False
         self.version = 0
         self.top_log_probs = settings.top_log_probs
 
-    def generate(self, prompts: Sequence[Sequence[int]], samples: int, sampling: Sampling) -> list[list[Rollout]]:
-        """``samples`` rollouts of each prompt, in the order of the prompts.
+    def stream(
+        self, prompts: Sequence[Sequence[int]], samples: int, sampling: Sampling
+    ) -> Generator[tuple[int, list[Rollout]]]:
+        """``samples`` rollouts of each prompt with the prompt's index, each group as soon as it is complete.
 
         Every sample has its own random numbers, drawn from ``sampling.seed``, the prompt's index and the sample's. A
         token may still turn out differently in another batch where two are equally likely to the last bit.
@@ -73,9 +77,15 @@ class VLLMEngine:
             for i, prompt in enumerate(prompts)
             for j in range(samples)
         ]
-        answers = self._run(requests)
-        rollouts = [answer.rollout(self.version, top=bool(self.top_log_probs)) for answer in answers]
-        return [rollouts[i * samples : (i + 1) * samples] for i in range(len(prompts))]
+        version, top = self.version, bool(self.top_log_probs)
+        groups: dict[int, dict[int, Rollout]] = {i: {} for i in range(len(prompts))}
+        with closing(self._run(requests)) as answers:
+            for number, answer in answers:
+                i, j = divmod(number, samples)
+                groups[i][j] = answer.rollout(version, top=top)
+                if len(groups[i]) == samples:
+                    group = groups.pop(i)
+                    yield i, [group[j] for j in range(samples)]
 
     def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """Per sequence, the log-probability at temperature 1 of each of its tokens from the second on.
@@ -86,8 +96,8 @@ class VLLMEngine:
 
         self._check(sequences)
         parameters = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, ignore_eos=True, detokenize=False)
-        answers = self._run([(sequence, parameters) for sequence in sequences])
-        return [answer.scores() for answer in answers]
+        answers = dict(self._run([(sequence, parameters) for sequence in sequences]))
+        return [answers[row].scores() for row in range(len(sequences))]
 
     def sync(self, named_weights: Iterable[tuple[str, Tensor]]) -> int:
         """Push whole weights, named as in the model's checkpoints, and forget what was cached under the old ones.
@@ -163,6 +173,8 @@ class VLLMEngine:
     def _call(self, method: str, **arguments: Any) -> list[str]:
         """What the workers' ``method`` returns, put together."""
         self._refuse_dead()
+        if self._sampling:
+            raise RuntimeError("Weights were pushed while the engine sampled: its answers would be of two policies.")
         with _Dying(self):
             parts = self._engine.collective_rpc(method, kwargs=arguments)
         return sorted({name for part in parts for name in part})
@@ -198,38 +210,49 @@ class VLLMEngine:
             detokenize=False,
         )
 
-    def _run(self, requests: Sequence[tuple[Sequence[int], Any]]) -> list[Answer]:
-        """Answers to requests of a prompt and its ``SamplingParams``, in their order."""
-        with _Dying(self):
-            answers = dict(self._submit(requests))
-            unfinished = len(answers)
-            while unfinished:
-                for output in self._core.get_output().outputs:
-                    answers[output.request_id].add(output)
-                    unfinished -= output.finish_reason is not None
-        return list(answers.values())
+    def _run(self, requests: Sequence[tuple[Sequence[int], Any]]) -> Generator[tuple[int, Answer]]:
+        """Answers to requests of a prompt and its ``SamplingParams``, each with its request's index, as they end."""
+        waiting: dict[str, tuple[int, Answer]] = {}
+        self._sampling = True
+        try:
+            with _Dying(self):
+                for index, (prompt, parameters) in enumerate(requests):
+                    waiting[self._submit(prompt, parameters)] = index, Answer()
+            while waiting:
+                ended = []
+                with _Dying(self):
+                    for output in self._core.get_output().outputs:
+                        waiting[output.request_id][1].add(output)
+                        if output.finish_reason is not None:
+                            ended.append(output.request_id)
+                for name in ended:
+                    yield waiting.pop(name)
+        finally:
+            self._sampling = False
+            if waiting and not self._dead:
+                self._core.abort_requests(list(waiting))
 
-    def _submit(self, requests: Sequence[tuple[Sequence[int], Any]]) -> Iterator[tuple[str, Answer]]:
+    def _submit(self, prompt: Sequence[int], parameters: Any) -> str:
+        """Hand a request to vLLM; its name."""
         from vllm.v1.engine import EngineCoreRequest
 
-        for prompt, parameters in requests:
-            self._requests += 1
-            name = str(self._requests)
-            self._core.add_request(
-                EngineCoreRequest(
-                    request_id=name,
-                    prompt_token_ids=list(prompt),
-                    mm_features=None,
-                    sampling_params=parameters,
-                    pooling_params=None,
-                    arrival_time=0.0,
-                    lora_request=self._adapter,
-                    # Were the cache not reset, it still could not be read under other weights.
-                    cache_salt=str(self.version),
-                    data_parallel_rank=None,
-                )
+        self._requests += 1
+        name = str(self._requests)
+        self._core.add_request(
+            EngineCoreRequest(
+                request_id=name,
+                prompt_token_ids=list(prompt),
+                mm_features=None,
+                sampling_params=parameters,
+                pooling_params=None,
+                arrival_time=0.0,
+                lora_request=self._adapter,
+                # Were the cache not reset, it still could not be read under other weights.
+                cache_salt=str(self.version),
+                data_parallel_rank=None,
             )
-            yield name, Answer()
+        )
+        return name
 
 
 class _Dying:
