@@ -7,14 +7,17 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from service.files import dataset
+from service.files.dataset import DatasetReport
 from service.graders.schemas import Grader
 
 MAX_TRAINING_ROWS = 50_000
 MAX_VALIDATION_ROWS = 1_000
 LINES_SHOWN = 5
+
+Method = Literal["supervised", "reinforcement"]
 
 
 @dataclass
@@ -34,15 +37,20 @@ def check(
     validation: Path | None = None,
     grader: Grader | None = None,
     *,
+    method: Method | None = None,
     max_training_rows: int = MAX_TRAINING_ROWS,
     max_validation_rows: int = MAX_VALIDATION_ROWS,
 ) -> Findings:
-    """Check the files of a job as the service would; with ``grader`` also that each row has every field it reads."""
+    """Check the files of a job of ``method`` as the service would; without one, of the method the first row is for.
+
+    With ``grader`` the method is reinforcement, and each row must have every field it reads.
+    """
+    method = method or ("reinforcement" if grader else method_of(training))
     findings = Findings()
     for path, limit in ((training, max_training_rows), (validation, max_validation_rows)):
         if path is None:
             continue
-        report = dataset.check(path) if grader is None else dataset.check_for_reinforcement(path, grader)
+        report = report_on(path, method, grader)
         if report.problems:
             findings.errors.append(f"{path.name}: {dataset.summarise(report)}")
         if report.rows > limit:
@@ -50,6 +58,18 @@ def check(
     if findings.usable:
         findings.warnings = warnings(training, validation, names=(training.name, validation.name if validation else ""))
     return findings
+
+
+def method_of(training: Path) -> Method:
+    """The method that the first row of a file is for."""
+    return "supervised" if dataset.ends_with_assistant(training) else "reinforcement"
+
+
+def report_on(path: Path, method: Method, grader: Grader | None) -> DatasetReport:
+    """What is wrong with a file of a job of ``method``."""
+    return (
+        dataset.check_for_supervised(path) if method == "supervised" else dataset.check_for_reinforcement(path, grader)
+    )
 
 
 def too_many_rows(rows: int, limit: int) -> str:

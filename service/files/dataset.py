@@ -1,8 +1,10 @@
 """Training data: JSON Lines files of conversations, checked row by row with all mistakes reported at once.
 
 A row is a JSON object with ``messages`` (a conversation of texts), perhaps ``tools``, and any other fields, which
-graders read as ``{{item.FIELD}}``. Files are streamed, so memory does not grow with their size. Nothing here needs a
-database or a server: the same check runs offline.
+graders read as ``{{item.FIELD}}``. For reinforcement the conversation ends with the user, whom the model answers; for
+supervised fine-tuning with the assistant, whose messages the model learns but for those of ``weight`` 0. Files are
+streamed, so memory does not grow with their size. Nothing here needs a database or a server: the same check runs
+offline.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -65,11 +67,28 @@ def check(path: Path) -> DatasetReport:
     return _check(path, lambda row: [])
 
 
-def check_for_reinforcement(path: Path, grader: Grader) -> DatasetReport:
+def check_for_reinforcement(path: Path, grader: Grader | None = None) -> DatasetReport:
     """``check``, and: each conversation ends with the user, and each row has every field that ``grader`` reads."""
-    references = {each for text in grader.templates() for each in Template.parse(text).paths}
+    templates = grader.templates() if grader else ()
+    references = {each for text in templates for each in Template.parse(text).paths}
     needed = sorted((each for each in references if each.namespace == "item"), key=str)
-    return _check(path, lambda row: [*_last_message_reasons(row), *_missing_field_reasons(row, needed)])
+    return _check(path, lambda row: [*_question_reasons(row), *_missing_field_reasons(row, needed)])
+
+
+def check_for_supervised(path: Path) -> DatasetReport:
+    """``check``, and: each conversation ends with the assistant, and has a message that is to be learned."""
+    return _check(path, lambda row: [*_answer_reasons(row), *_weight_reasons(row)])
+
+
+def ends_with_assistant(path: Path) -> bool:
+    """Whether the first row that can be read is one for supervised fine-tuning."""
+    with path.open("rb") as file:
+        for _, line in _lines(file):
+            try:
+                return _last_role(_parse(line)) == "assistant"
+            except _BadLine:
+                continue
+    return False
 
 
 def rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -261,15 +280,41 @@ def _function_reasons(value: Any, where: str) -> Iterator[str]:
         yield f'{where} must look like {{"type": "function", "function": {{"name": …}}}}'
 
 
-def _last_message_reasons(row: dict[str, Any]) -> Iterator[str]:
+def _last_role(row: dict[str, Any]) -> Any:
     messages = row.get("messages")
     last = messages[-1] if isinstance(messages, list) and messages else None
-    role = last.get("role") if isinstance(last, dict) else None
+    return last.get("role") if isinstance(last, dict) else None
+
+
+def _question_reasons(row: dict[str, Any]) -> Iterator[str]:
+    role = _last_role(row)
     if role in ROLES and role != "user":
         yield (
             f"the last message has the role {role} and must have the role user, for the model to answer it; "
             "an expected answer belongs in a field beside 'messages'"
         )
+
+
+def _answer_reasons(row: dict[str, Any]) -> Iterator[str]:
+    role = _last_role(row)
+    if role in ROLES and role != "assistant":
+        yield f"the last message has the role {role} and must have the role assistant: it is what the model learns"
+
+
+def _weight_reasons(row: dict[str, Any]) -> Iterator[str]:
+    messages = row.get("messages")
+    idle = True
+    for index, message in enumerate(messages if isinstance(messages, list) else []):
+        if not isinstance(message, dict):
+            continue
+        weight, is_answer = message.get("weight"), message.get("role") == "assistant"
+        idle &= not is_answer or weight == 0
+        if weight is not None and not is_answer:
+            yield f"messages[{index}].weight is for the role assistant only"
+        elif isinstance(weight, bool) or weight not in (None, 0, 1):
+            yield f"messages[{index}].weight must be 0 or 1"
+    if idle and _last_role(row) == "assistant":
+        yield "every assistant message has weight 0, so that there is nothing to learn"
 
 
 def _missing_field_reasons(row: dict[str, Any], needed: list[Reference]) -> Iterator[str]:

@@ -28,6 +28,21 @@ def test_good_files_pass(training: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
 
 
+def test_the_method_is_what_the_first_row_looks_like_unless_it_is_given(training: Path) -> None:
+    answered = [{"messages": [*row["messages"], {"role": "assistant", "content": "1"}]} for row in factories.rows(2)]
+    training.write_bytes(factories.jsonl(answered))
+    result = CliRunner().invoke(app, ["check", str(training)])
+    assert (result.exit_code, "supervised" in result.output) == (0, True), result.output
+    result = CliRunner().invoke(app, ["check", str(training), "--method", "reinforcement"])
+    assert (result.exit_code, "must have the role user" in result.output) == (1, True), result.output
+
+
+def test_a_grader_is_not_for_supervised_jobs(training: Path, tmp_path: Path) -> None:
+    given = ["--grader", str(grader(tmp_path, "{{item.answer}}")), "--method", "supervised"]
+    result = CliRunner().invoke(app, ["check", str(training), *given])
+    assert (result.exit_code, "no grader" in result.output) == (1, True)
+
+
 def test_every_bad_line_is_named(training: Path) -> None:
     training.write_text(training.read_text() + "{\n[]\n")
     result = CliRunner().invoke(app, ["check", str(training)])

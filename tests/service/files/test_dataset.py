@@ -242,6 +242,41 @@ def test_a_hopeless_file_is_given_up(tmp_path: Path, line: bytes) -> None:
     assert "of the first " in dataset.summarise(report)
 
 
+ANSWER = {"role": "assistant", "content": "46"}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        conversation(USER, ANSWER),
+        conversation(USER, {**ANSWER, "weight": 1}, USER, {**ANSWER, "weight": 0}),
+        conversation(USER, {"role": "assistant", "tool_calls": [CALL]}, tools=[TOOL]),
+    ],
+)
+def test_rows_to_learn_from(tmp_path: Path, row: dict[str, Any]) -> None:
+    assert dataset.check_for_supervised(write(tmp_path, row)).problems == []
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (ROW, "the last message has the role user and must have the role assistant: it is what the model learns"),
+        (conversation(USER, {**ANSWER, "weight": 0}), "every assistant message has weight 0, so that"),
+        (conversation(USER, {**ANSWER, "weight": 0.5}), "messages[1].weight must be 0 or 1"),
+        (conversation(USER, {**ANSWER, "weight": True}), "messages[1].weight must be 0 or 1"),
+        (conversation({**USER, "weight": 1}, ANSWER), "messages[0].weight is for the role assistant only"),
+    ],
+)
+def test_rows_that_teach_nothing_or_have_bad_weights(tmp_path: Path, row: dict[str, Any], reason: str) -> None:
+    report = dataset.check_for_supervised(write(tmp_path, conversation(USER, ANSWER), row, row))
+    assert [(line, why.startswith(reason)) for line, why in reasons(report)] == [(2, True), (3, True)]
+
+
+def test_what_the_rows_are_for_is_seen_at_the_first_that_can_be_read(tmp_path: Path) -> None:
+    assert dataset.ends_with_assistant(write(tmp_path, b"{", conversation(USER, ANSWER), ROW))
+    assert not dataset.ends_with_assistant(write(tmp_path, ROW, conversation(USER, ANSWER)))
+
+
 def test_reinforcement_wants_the_user_to_speak_last(tmp_path: Path) -> None:
     answered = conversation(USER, {"role": "assistant", "content": "46"}, answer="46")
     report = dataset.check_for_reinforcement(write(tmp_path, ROW, answered), grader())
