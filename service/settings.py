@@ -50,6 +50,12 @@ class Settings(BaseSettings):
     rollout_engine: Literal["transformers", "vllm"] = "transformers"
     """What samples the answers of jobs that leave it to the operator; vLLM must be installed where the workers run."""
 
+    wandb_mode: Literal["off", "online", "offline"] = "off"
+    """Whether jobs may report to Weights & Biases; offline keeps runs in the job's folder, for ``wandb sync``."""
+    wandb_api_key: SecretStr | None = None
+    wandb_base_url: str | None = None
+    """A W&B server of one's own; unset, it is W&B's."""
+
     lease_seconds: float = 60.0
     """How long a worker may be silent before its job is given to another."""
     heartbeat_seconds: float = 15.0

@@ -4,7 +4,6 @@ import csv
 import io
 import logging
 from datetime import timedelta
-from typing import Any
 
 from sqlalchemy.orm import Session
 
@@ -24,6 +23,7 @@ from service.models.models import TunedModel
 from service.settings import settings
 from service.webhooks import service as webhooks
 from workers import wire
+from workers.flatten import flatten
 from workers.outcome import Action, Outcome
 
 MESSAGE_LENGTH = 2000
@@ -100,7 +100,7 @@ def _end(session: Session, job: Job, status: Status) -> None:
 
 def _result_file(session: Session, job: Job) -> File:
     """The job's metrics as a CSV, one row for each step, as OpenAI's result files are."""
-    rows = [row for event in repository.metric_events(session, job.id) if (row := _flat(event.data or {}))]
+    rows = [row for event in repository.metric_events(session, job.id) if (row := flatten(event.data or {}))]
     columns = list(dict.fromkeys(column for row in rows for column in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
@@ -117,14 +117,3 @@ def _result_file(session: Session, job: Job) -> File:
         sha256=sha256,
     )
     return files.add(session, file)
-
-
-def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The numbers of ``data``, nested names joined by dots, ``step`` first."""
-    row: dict[str, Any] = {}
-    for name, value in data.items():
-        if isinstance(value, dict):
-            row |= _flat(value, f"{prefix}{name}.")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            row[prefix + name] = value
-    return row

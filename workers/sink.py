@@ -3,6 +3,7 @@
 import logging
 import shutil
 import time
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,7 +16,7 @@ from service.core.ids import new_id
 from service.files import repository as files
 from service.jobs import naming, repository
 from service.jobs import service as jobs
-from service.jobs.models import Checkpoint, Job
+from service.jobs.models import Checkpoint, Event, Job
 from service.jobs.repository import EventDraft
 from service.settings import settings
 from workers import wire
@@ -32,8 +33,9 @@ log = logging.getLogger(__name__)
 class Sink:
     """The lines of one attempt. Nothing is lost while PostgreSQL is away: lines wait until ``flush`` succeeds."""
 
-    def __init__(self, job_id: str, attempt: int) -> None:
-        self.job_id, self.attempt = job_id, attempt
+    def __init__(self, job_id: str, attempt: int, recorded: Callable[[Sequence[Event]], None] = lambda _: None) -> None:
+        """``recorded`` is given each batch of events once it is committed."""
+        self.job_id, self.attempt, self._recorded = job_id, attempt, recorded
         self.result: wire.Result | None = None
         self.failure: wire.Failure | None = None
         self._pending: list[wire.Line] = []
@@ -62,8 +64,9 @@ class Sink:
             job = repository.fenced(session, self.job_id, self.attempt)
             if job is None:
                 raise LeaseLost(f"{self.job_id} attempt {self.attempt}")
-            write(session, job, self._pending)
+            told = write(session, job, self._pending)
         self._pending = []
+        self._recorded(told)
 
 
 Said = TypeVar("Said", bound=wire.Line)
@@ -86,8 +89,8 @@ def _plain(value: Any) -> Any:
     return [_plain(each) for each in value] if isinstance(value, list) else value
 
 
-def write(session: Session, job: Job, lines: list[wire.Line]) -> None:
-    """Record ``lines`` of the attempt that holds ``job``, whose row is locked."""
+def write(session: Session, job: Job, lines: list[wire.Line]) -> list[Event]:
+    """Record ``lines`` of the attempt that holds ``job``, whose row is locked. Returns the events that are new."""
     drafts = []
     for line in lines:
         if isinstance(line, wire.Event):
@@ -96,7 +99,7 @@ def write(session: Session, job: Job, lines: list[wire.Line]) -> None:
             _progress(session, job, line)
         elif isinstance(line, wire.Checkpoint):
             _checkpoint(session, job, line)
-    jobs.tell(session, job, drafts)
+    return jobs.tell(session, job, drafts)
 
 
 def _progress(session: Session, job: Job, line: wire.Progress) -> None:

@@ -9,6 +9,7 @@ import shutil
 import threading
 import time
 from pathlib import Path
+from typing import Literal
 
 from pydantic import ValidationError
 from sqlalchemy.exc import InterfaceError, OperationalError
@@ -29,12 +30,19 @@ from workers.lease import Lease, LeaseLost, lease_time
 from workers.outcome import Action, Outcome, decide
 from workers.settle import settle
 from workers.sink import RESUMABLE, Sink
+from workers.tracking import Tracking
 
 READ_SECONDS = 0.2
 ASK_SECONDS = 1.0
 EXIT_SECONDS = 30.0
 CANCEL_SECONDS = 10.0
 RETRY_SECONDS = 1.0
+ENDINGS: dict[Action, Literal["succeeded", "failed"]] = {
+    Action.SUCCEED: "succeeded",
+    Action.FAIL: "failed",
+    Action.CANCEL: "failed",
+}
+"""How a run of Weights & Biases ends; in any other case another attempt goes on with it."""
 
 OUTAGES = (OperationalError, InterfaceError)
 """What PostgreSQL's absence looks like. Any other error would come again with the same lines."""
@@ -90,9 +98,11 @@ def run(worker: str) -> None:
     except DomainError as error:
         _settle(lease, Outcome(Action.FAIL, error.code, error.message, error.param), None)
         return
+    tracking = Tracking(job, run_path.parent)
     child = nursery.take()
+    action = Action.RETRY
     try:
-        _attempt(lease, child, run_path)
+        action = _attempt(lease, child, tracking, run_path)
     except LeaseLost as lost:
         log.warning("lease lost, the attempt ends unrecorded: %s", lost)
     finally:
@@ -103,6 +113,7 @@ def run(worker: str) -> None:
             log.warning("the log of %s could not be kept: %s", lease.job_id, error)
         child.close()
         nursery.warm_up()
+        tracking.close(ENDINGS.get(action, "preempted"))
 
 
 def _prepare(job: Job) -> Path:
@@ -137,9 +148,9 @@ def _tidy(folder: Path, known: set[Path]) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _attempt(lease: Lease, child: Child, run_path: Path) -> None:
+def _attempt(lease: Lease, child: Child, tracking: Tracking, run_path: Path) -> Action:
     """Follow the child to its end and record what that means. Raises ``LeaseLost``."""
-    sink = Sink(lease.job_id, lease.attempt)
+    sink = Sink(lease.job_id, lease.attempt, tracking.record)
     child.start(run_path)
     asked_at, heard_at, stop_by = 0.0, time.monotonic(), None
     ended = gave_up = False
@@ -150,6 +161,8 @@ def _attempt(lease: Lease, child: Child, run_path: Path) -> None:
             heard_at = now
         for line in lines:
             _take(sink, line)
+        for event in tracking.news():
+            sink.add(event)
         try:
             if sink.is_due():
                 sink.flush()
@@ -176,7 +189,7 @@ def _attempt(lease: Lease, child: Child, run_path: Path) -> None:
     if code not in (wire.ExitCode.DONE, wire.ExitCode.STOPPED):
         log.warning("%s attempt %d ended with %d: %s", lease.job_id, lease.attempt, code, child.log_tail())
     # A child that was killed because it did not stop in time has done nothing wrong.
-    _record(lease, sink, wire.ExitCode.STOPPED if gave_up and code < 0 else code)
+    return _record(lease, sink, wire.ExitCode.STOPPED if gave_up and code < 0 else code)
 
 
 def _grace(desired: Desired) -> float | None:
@@ -193,20 +206,19 @@ def _take(sink: Sink, raw: bytes) -> None:
         log.exception("%s: the training process sent a line that cannot be read: %.200r", sink.job_id, raw)
 
 
-def _record(lease: Lease, sink: Sink, code: int) -> None:
+def _record(lease: Lease, sink: Sink, code: int) -> Action:
     """Write the last lines and the outcome, however long PostgreSQL is away while the lease lasts."""
     while True:
         try:
             sink.flush()
-            _settle(lease, None, sink, code)
-            return
+            return _settle(lease, None, sink, code)
         except OUTAGES as error:
             log.warning("%s: the outcome could not be written yet: %s", lease.job_id, error)
             lease.check_time()
             time.sleep(RETRY_SECONDS)
 
 
-def _settle(lease: Lease, outcome: Outcome | None, sink: Sink | None, code: int | None = None) -> None:
+def _settle(lease: Lease, outcome: Outcome | None, sink: Sink | None, code: int | None = None) -> Action:
     with transaction("troll_worker") as session:
         job = repository.fenced(session, lease.job_id, lease.attempt)
         if job is None:
@@ -222,3 +234,4 @@ def _settle(lease: Lease, outcome: Outcome | None, sink: Sink | None, code: int 
                 failure=sink.failure,
             )
         settle(session, job, outcome, sink.result if sink else None)
+    return outcome.action

@@ -8,6 +8,7 @@ from service.core.errors import DomainError, invalid
 from service.core.http import describe
 from service.graders.configured import admit
 from service.graders.schemas import Grader
+from service.jobs.integrations import Integration
 from service.jobs.spec import Hyperparameters
 
 METHOD = "method.reinforcement"
@@ -34,6 +35,16 @@ def parse_method(
         raise invalid(f"Missing required parameter: '{METHOD}.grader'.", f"{METHOD}.grader")
     grader = admit(body["grader"], f"{METHOD}.grader", organization_id)
     return grader, _hyperparameters(body.get("hyperparameters"), legacy_hyperparameters)
+
+
+def check_integrations(integrations: list[Integration], wandb_mode: str) -> None:
+    """Raises a 400 when this installation does not serve them."""
+    if integrations and wandb_mode == "off":
+        raise invalid(
+            "Weights & Biases is turned off on this server. Leave 'integrations' out, or ask the operator to set "
+            "TROLL_WANDB_MODE and TROLL_WANDB_API_KEY.",
+            "integrations",
+        )
 
 
 def _hyperparameters(raw: Any, legacy: dict[str, Any] | None) -> Hyperparameters:

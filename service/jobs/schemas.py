@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from service.core.pagination import Listed
 from service.graders.schemas import Grader
+from service.jobs.integrations import MAX_INTEGRATIONS, Integration, IntegrationObject
 from service.jobs.models import Checkpoint, Event, Job
 from service.jobs.spec import (
     JobSpec,
@@ -51,7 +52,7 @@ class CreateJob(BaseModel):
     suffix: str | None = Field(None, min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+$")
     seed: int | None = Field(None, ge=0, le=2**31 - 1)
     metadata: Metadata | None = None
-    integrations: list[dict[str, Any]] | None = None
+    integrations: list[Integration] | None = Field(None, max_length=MAX_INTEGRATIONS)
 
 
 class JobError(BaseModel):
@@ -124,7 +125,7 @@ class JobObject(Listed):
     hyperparameters: CommonHyperparameters
     method: Method
     metadata: dict[str, Any] | None
-    integrations: list[dict[str, Any]]
+    integrations: list[IntegrationObject]
     user_provided_suffix: str | None
     progress: Progress
 
@@ -150,7 +151,7 @@ class JobObject(Listed):
             hyperparameters=CommonHyperparameters(**common),
             method=_method(spec.method),
             metadata=row.meta,
-            integrations=[],
+            integrations=[IntegrationObject.of(each, row.id, n) for n, each in enumerate(spec.integrations)],
             user_provided_suffix=spec.suffix,
             progress=Progress(step=row.step, total_steps=row.total_steps, attempt=row.attempt, desired=row.desired),
         )

@@ -23,7 +23,7 @@ from service.graders.schemas import Grader
 from service.jobs import repository
 from service.jobs.models import Event, Job
 from service.jobs.repository import EventDraft
-from service.jobs.request import parse_method
+from service.jobs.request import check_integrations, parse_method
 from service.jobs.schemas import CreateJob, EventObject
 from service.jobs.spec import JobSpec, Reinforcement, resolve
 from service.jobs.states import TERMINAL, Desired, Status, move
@@ -39,8 +39,7 @@ def submit(session: Session, principal: Principal, request: CreateJob) -> Job:
     # Large files take longer to check than an idle transaction is left alone.
     set_local(session, "idle_in_transaction_session_timeout", "0")
     grader, hyperparameters = parse_method(request.method, request.hyperparameters, principal.organization_id)
-    if request.integrations:
-        raise invalid("Integrations are not supported; leave them out.", "integrations")
+    check_integrations(request.integrations or [], settings().wandb_mode)
     model = models.find(session, request.model, param="model", status=400)
     training = _dataset(session, request.training_file, "training_file", grader, settings().max_training_rows)
     if request.validation_file is None:
@@ -58,6 +57,7 @@ def submit(session: Session, principal: Principal, request: CreateJob) -> Job:
         method=Reinforcement(grader=grader, hyperparameters=resolved),
         seed=request.seed if request.seed is not None else secrets.randbelow(2**31),
         suffix=request.suffix,
+        integrations=request.integrations or [],
     )
     job = Job(
         id=new_id("ftjob-"),

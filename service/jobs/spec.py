@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from service.graders.schemas import Grader
 from service.graders.settings import GraderSettings
+from service.jobs.integrations import Integration
 
 Auto = Literal["auto"]
 AUTO: Auto = "auto"
@@ -212,6 +213,7 @@ class JobSpec(_Frozen):
     method: Method
     seed: int = Field(ge=0, le=2**31 - 1)
     suffix: str | None = None
+    integrations: list[Integration] = []
 
 
 class RunSpec(_Frozen):

@@ -1,5 +1,6 @@
 """Fine-tuning jobs through the official client."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import openai
@@ -11,6 +12,7 @@ from openai.types.graders import StringCheckGrader
 from service.core.db import transaction
 from service.jobs import repository, service
 from service.jobs.repository import EventDraft
+from service.settings import settings
 from tests import factories
 from tests.contract.conftest import Official
 
@@ -78,6 +80,52 @@ def test_an_unknown_hyperparameter_is_named(create: Any) -> None:
     with pytest.raises(openai.BadRequestError) as refusal:
         create(method=factories.method(warp=9))
     assert refusal.value.param == "method.reinforcement.hyperparameters.warp"
+
+
+@pytest.fixture
+def wandb_on(monkeypatch: pytest.MonkeyPatch, database: object) -> Iterator[None]:
+    monkeypatch.setenv("TROLL_WANDB_MODE", "offline")
+    settings.cache_clear()
+    yield
+    monkeypatch.undo()
+    settings.cache_clear()
+
+
+def wandb(project: str = "additions", **more: Any) -> dict[str, Any]:
+    return {"type": "wandb", "wandb": {"project": project, **more}}
+
+
+def test_integrations_are_answered_with_their_runs(official: Official, create: Any, wandb_on: None) -> None:
+    job = create(integrations=[wandb(), wandb("b", entity="e", name="n", tags=["t"])])
+    first, second = official.ask(official.client.fine_tuning.jobs.retrieve(job.id)).integrations
+    assert first.to_dict() == wandb(entity=None, name=None, tags=None, run_id=job.id)
+    assert second.to_dict() == wandb("b", entity="e", name="n", tags=["t"], run_id=f"{job.id}-2")
+
+
+@pytest.mark.parametrize(
+    ("integrations", "param"),
+    [
+        ([{"type": "comet", "wandb": {"project": "p"}}], "integrations.0.type"),
+        ([{"type": "wandb"}], "integrations.0.wandb"),
+        ([wandb("a/b")], "integrations.0.wandb.project"),
+        ([wandb(tags=["t" * 65])], "integrations.0.wandb.tags.0"),
+        ([wandb(str(n)) for n in range(6)], "integrations"),
+    ],
+    ids=["type", "missing", "project", "tag", "six"],
+)
+def test_a_wrong_integration_is_named(
+    acme: openai.OpenAI, body: dict[str, Any], wandb_on: None, integrations: Any, param: str
+) -> None:
+    with pytest.raises(openai.BadRequestError) as refusal:
+        acme.fine_tuning.jobs.create(**body, integrations=integrations)
+    assert refusal.value.param == param
+
+
+def test_integrations_that_are_turned_off_say_what_turns_them_on(acme: openai.OpenAI, body: dict[str, Any]) -> None:
+    with pytest.raises(openai.BadRequestError) as refusal:
+        acme.fine_tuning.jobs.create(**body, integrations=[wandb()])
+    assert refusal.value.param == "integrations"
+    assert "TROLL_WANDB_MODE" in refusal.value.message
 
 
 def test_an_unknown_field_of_extra_body_is_named(create: Any) -> None:

@@ -84,5 +84,6 @@ class Stub:
 
 
 if __name__ == "__main__":
-    assert not [name for name in os.environ if name.startswith(("DATABASE", "REDIS", "TROLL"))], "secrets leaked"
+    secret = ("DATABASE", "REDIS", "TROLL", "WANDB")
+    assert not [name for name in os.environ if name.startswith(secret)], "secrets leaked"
     sys.exit(Stub(str(Path(sys.argv[sys.argv.index("--socket") + 1]))).train())
