@@ -14,7 +14,7 @@ demo: setup ## Start the whole stack, teach a tiny model additions, show it befo
 	@$(BIN)/troll demo
 
 test: .venv/.ready-dev ## Run the whole suite; it starts the servers it needs
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: .venv/.ready-dev ## Check style, types and import rules
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports

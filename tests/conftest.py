@@ -1,4 +1,4 @@
-"""Fixtures of the whole suite: one private PostgreSQL and one Redis per run, a clean database per test.
+"""Fixtures of the whole suite: one private PostgreSQL and one Redis per test process, a clean database per test.
 
 Only tests that ask for them pay for them. The servers are started by the code of the embedded mode, so that the suite
 runs on what users run on.

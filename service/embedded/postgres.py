@@ -4,6 +4,7 @@ It listens on a Unix socket in a folder that only its owner can enter, and on no
 root, so for root it runs as the system user ``troll-postgres``, which is made when it is missing.
 """
 
+import fcntl
 import importlib.util
 import os
 import pwd
@@ -145,18 +146,22 @@ def _search_capability() -> str:
 
 
 def _system_user() -> pwd.struct_passwd:
-    try:
+    """The user that PostgreSQL runs as in place of root, made when it is missing."""
+    with Path("/etc/passwd").open() as users:
+        # Of several stacks that start at once, one makes it while the others wait.
+        fcntl.flock(users, fcntl.LOCK_EX)
+        try:
+            return pwd.getpwnam(SYSTEM_USER)
+        except KeyError:
+            command = ["useradd", "--system", "--no-create-home", "--shell", "/usr/sbin/nologin", SYSTEM_USER]
+        try:
+            subprocess.run(command, check=True, capture_output=True, text=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise StartError(
+                f"PostgreSQL does not run as root, and the user '{SYSTEM_USER}' could not be made "
+                f"({getattr(error, 'stderr', None) or error}). Run as an ordinary user, or set DATABASE_URL."
+            ) from error
         return pwd.getpwnam(SYSTEM_USER)
-    except KeyError:
-        command = ["useradd", "--system", "--no-create-home", "--shell", "/usr/sbin/nologin", SYSTEM_USER]
-    try:
-        subprocess.run(command, check=True, capture_output=True, text=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        raise StartError(
-            f"PostgreSQL does not run as root, and the user '{SYSTEM_USER}' could not be made "
-            f"({getattr(error, 'stderr', None) or error}). Run as an ordinary user, or set DATABASE_URL."
-        ) from error
-    return pwd.getpwnam(SYSTEM_USER)
 
 
 def _own(folder: Path) -> None:

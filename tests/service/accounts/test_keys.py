@@ -37,9 +37,7 @@ def test_the_plain_key_is_not_stored(api_key: Key) -> None:
     assert keys.hashed(api_key.plain) in rows
 
 
-@pytest.mark.parametrize(
-    "header", [None, "", "Bearer", "Bearer ", "Basic abc", "Bearer sk-troll-wrong", f"Bearer {keys.generate}"]
-)
+@pytest.mark.parametrize("header", [None, "", "Bearer", "Bearer ", "Basic abc", "Bearer sk-troll-wrong"])
 def test_a_wrong_key_is_a_401_in_the_envelope(client_for: Callable[[Key | None], TestClient], header: str) -> None:
     answer = client_for(None).get("/v1/models", headers={"Authorization": header} if header is not None else {})
     assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key")
