@@ -1,6 +1,7 @@
 """From a request body to the parts of a job's specification: each error names the field it is about."""
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -9,32 +10,56 @@ from service.core.http import describe
 from service.graders.configured import admit
 from service.graders.schemas import Grader
 from service.jobs.integrations import Integration
-from service.jobs.spec import Hyperparameters
+from service.jobs.spec import Hyperparameters, SupervisedHyperparameters
 
-METHOD = "method.reinforcement"
+SERVED = ("reinforcement",)
+FIELDS = {"supervised": {"hyperparameters"}, "reinforcement": {"grader", "hyperparameters", "response_format"}}
+
+Asked = TypeVar("Asked", Hyperparameters, SupervisedHyperparameters)
+
+
+@dataclass(frozen=True)
+class AskedReinforcement:
+    grader: Grader
+    hyperparameters: Hyperparameters
+
+
+@dataclass(frozen=True)
+class AskedSupervised:
+    hyperparameters: SupervisedHyperparameters
 
 
 def parse_method(
     method: dict[str, Any] | None, legacy_hyperparameters: dict[str, Any] | None, organization_id: str
-) -> tuple[Grader, Hyperparameters]:
-    """The grader and the hyperparameters of a create request. Raises a 400 whose ``param`` is the offending field."""
-    kind = (method or {}).get("type")
-    if kind != "reinforcement":
-        asked = "A job without 'method' is a supervised one" if kind is None else f"'{kind}' jobs are not served"
-        raise invalid(f"{asked}; this service takes method.type 'reinforcement'.", "method.type")
-    assert method is not None
-    body = method.get("reinforcement")
+) -> AskedReinforcement | AskedSupervised:
+    """What a create request asks for; supervised fine-tuning where it has no ``method``.
+
+    ``legacy_hyperparameters`` are OpenAI's older place for them; those of the method win. What ``method`` holds for
+    other types than its own is ignored. Raises a 400 whose ``param`` is the offending field.
+    """
+    method = {"type": "supervised"} if method is None else method
+    kind = method.get("type")
+    if kind not in SERVED:
+        asked = "It is missing" if kind is None else f"'{kind}' is not served"
+        raise invalid(f"{asked}; method.type is {' or '.join(map(repr, SERVED))}.", "method.type")
+    where = f"method.{kind}"
+    body = method.get(kind)
+    if body is None and kind == "supervised":
+        body = {}
     if not isinstance(body, dict):
-        raise invalid(f"Missing required parameter: '{METHOD}'.", METHOD)
-    unknown = sorted(body.keys() - {"grader", "hyperparameters", "response_format"})
+        raise invalid(f"Missing required parameter: '{where}'.", where)
+    unknown = sorted(body.keys() - FIELDS[kind])
     if unknown:
-        raise invalid(f"Unknown parameter: '{METHOD}.{unknown[0]}'.", f"{METHOD}.{unknown[0]}", "unknown_parameter")
+        raise invalid(f"Unknown parameter: '{where}.{unknown[0]}'.", f"{where}.{unknown[0]}", "unknown_parameter")
     if body.get("response_format") is not None:
-        raise invalid("Structured output is not supported; leave it out.", f"{METHOD}.response_format")
+        raise invalid("Structured output is not supported; leave it out.", f"{where}.response_format")
+    given, prefix = (body.get("hyperparameters"), legacy_hyperparameters), f"{where}.hyperparameters"
+    if kind == "supervised":
+        return AskedSupervised(_hyperparameters(SupervisedHyperparameters, *given, prefix))
     if body.get("grader") is None:
-        raise invalid(f"Missing required parameter: '{METHOD}.grader'.", f"{METHOD}.grader")
-    grader = admit(body["grader"], f"{METHOD}.grader", organization_id)
-    return grader, _hyperparameters(body.get("hyperparameters"), legacy_hyperparameters)
+        raise invalid(f"Missing required parameter: '{where}.grader'.", f"{where}.grader")
+    grader = admit(body["grader"], f"{where}.grader", organization_id)
+    return AskedReinforcement(grader, _hyperparameters(Hyperparameters, *given, prefix))
 
 
 def check_integrations(integrations: list[Integration], wandb_mode: str) -> None:
@@ -47,23 +72,24 @@ def check_integrations(integrations: list[Integration], wandb_mode: str) -> None
         )
 
 
-def _hyperparameters(raw: Any, legacy: dict[str, Any] | None) -> Hyperparameters:
-    prefix = f"{METHOD}.hyperparameters"
+def _hyperparameters(kind: type[Asked], raw: Any, legacy: dict[str, Any] | None, prefix: str) -> Asked:
     if raw is not None and not isinstance(raw, dict):
         raise invalid(f"Invalid value for '{prefix}': it must be an object.", prefix)
-    given = {name: value for name, value in {**(legacy or {}), **(raw or {})}.items() if value is not None}
+    given = {name: value for name, value in (raw or {}).items() if value is not None}
+    older = {name: value for name, value in (legacy or {}).items() if value is not None}
     try:
-        return Hyperparameters.model_validate(given)
+        return kind.model_validate(older | given)
     except ValidationError as error:
-        raise _hyperparameter_error(error, prefix) from error
+        first = error.errors(include_url=False)[0]["loc"][0]
+        where = prefix if first in given else "hyperparameters"
+        raise _hyperparameter_error(error, where, list(kind.model_fields)) from error
 
 
-def _hyperparameter_error(error: ValidationError, prefix: str) -> DomainError:
+def _hyperparameter_error(error: ValidationError, prefix: str, known: list[str]) -> DomainError:
     problems = error.errors(include_url=False)
     name = problems[0]["loc"][0]
     if problems[0]["type"] == "extra_forbidden":
-        known = ", ".join(Hyperparameters.model_fields)
-        message = f"Unknown hyperparameter: '{prefix}.{name}'. Known ones: {known}."
+        message = f"Unknown hyperparameter: '{prefix}.{name}'. Known ones: {', '.join(known)}."
         return invalid(message, f"{prefix}.{name}", "unknown_parameter")
     # A field that may also be "auto" reports one problem for each alternative.
     about_it = [problem for problem in problems if problem["loc"][0] == name]

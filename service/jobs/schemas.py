@@ -5,16 +5,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from service.core.pagination import Listed
-from service.graders.schemas import Grader
 from service.jobs.integrations import MAX_INTEGRATIONS, Integration, IntegrationObject
+from service.jobs.methods import Method, RequestedMethod, method_object
 from service.jobs.models import Checkpoint, Event, Job
-from service.jobs.spec import (
-    JobSpec,
-    Reinforcement,
-    ResolvedHyperparameters,
-    ResolvedSupervisedHyperparameters,
-    Supervised,
-)
+from service.jobs.spec import JobSpec
 
 MetadataKey = Annotated[str, StringConstraints(max_length=64)]
 MetadataValue = Annotated[str, StringConstraints(max_length=512)]
@@ -29,9 +23,9 @@ class CreateJob(BaseModel):
     model: str = Field(min_length=1, max_length=255)
     training_file: str = Field(min_length=1, max_length=255)
     validation_file: str | None = Field(None, max_length=255)
-    method: dict[str, Any] | None = Field(
+    method: RequestedMethod | None = Field(
         None,
-        description="`{type: 'reinforcement', reinforcement: {grader, hyperparameters}}`",
+        description="Supervised fine-tuning where it is left out.",
         examples=[
             {
                 "type": "reinforcement",
@@ -48,7 +42,11 @@ class CreateJob(BaseModel):
             }
         ],
     )
-    hyperparameters: dict[str, Any] | None = Field(None, json_schema_extra={"deprecated": True})
+    hyperparameters: dict[str, Any] | None = Field(
+        None,
+        description="OpenAI's older place for the method's hyperparameters, which win over these.",
+        json_schema_extra={"deprecated": True},
+    )
     suffix: str | None = Field(None, min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+$")
     seed: int | None = Field(None, ge=0, le=2**31 - 1)
     metadata: Metadata | None = None
@@ -59,35 +57,6 @@ class JobError(BaseModel):
     code: str
     message: str
     param: str | None = None
-
-
-class ReinforcementParts(BaseModel):
-    grader: Grader
-    hyperparameters: ResolvedHyperparameters
-
-
-class ReinforcementMethod(BaseModel):
-    type: Literal["reinforcement"] = "reinforcement"
-    reinforcement: ReinforcementParts
-
-
-class SupervisedParts(BaseModel):
-    hyperparameters: ResolvedSupervisedHyperparameters
-
-
-class SupervisedMethod(BaseModel):
-    type: Literal["supervised"] = "supervised"
-    supervised: SupervisedParts
-
-
-Method = Annotated[ReinforcementMethod | SupervisedMethod, Field(discriminator="type")]
-
-
-def _method(method: Reinforcement | Supervised) -> ReinforcementMethod | SupervisedMethod:
-    if isinstance(method, Supervised):
-        return SupervisedMethod(supervised=SupervisedParts(hyperparameters=method.hyperparameters))
-    parts = ReinforcementParts(grader=method.grader, hyperparameters=method.hyperparameters)
-    return ReinforcementMethod(reinforcement=parts)
 
 
 class CommonHyperparameters(BaseModel):
@@ -149,7 +118,7 @@ class JobObject(Listed):
             error=JobError(**row.error) if row.error else None,
             seed=spec.seed,
             hyperparameters=CommonHyperparameters(**common),
-            method=_method(spec.method),
+            method=method_object(spec.method),
             metadata=row.meta,
             integrations=[IntegrationObject.of(each, row.id, n) for n, each in enumerate(spec.integrations)],
             user_provided_suffix=spec.suffix,
@@ -190,7 +159,7 @@ def event_seq(job_id: str, after: str) -> int | None:
 
 
 class CheckpointMetrics(BaseModel):
-    """Losses are null: reinforcement has none worth reading. Rewards and the rest come as extra keys."""
+    """OpenAI's are those of supervised jobs and null for reinforcement, whose rewards and the rest are extra keys."""
 
     model_config = ConfigDict(extra="allow")
 

@@ -19,13 +19,12 @@ from service.files import check, dataset
 from service.files import repository as files
 from service.files.models import File
 from service.files.service import FINE_TUNE
-from service.graders.schemas import Grader
 from service.jobs import repository
 from service.jobs.models import Event, Job
 from service.jobs.repository import EventDraft
-from service.jobs.request import check_integrations, parse_method
+from service.jobs.request import AskedReinforcement, AskedSupervised, check_integrations, parse_method
 from service.jobs.schemas import CreateJob, EventObject
-from service.jobs.spec import JobSpec, Reinforcement, resolve
+from service.jobs.spec import JobSpec, Reinforcement, Supervised, resolve, resolve_supervised
 from service.jobs.states import TERMINAL, Desired, Status, move
 from service.models import service as models
 from service.settings import settings
@@ -38,23 +37,22 @@ def submit(session: Session, principal: Principal, request: CreateJob) -> Job:
     """Check a request whole, then create the job: queued, with its own copy of the data. Or raise and make nothing."""
     # Large files take longer to check than an idle transaction is left alone.
     set_local(session, "idle_in_transaction_session_timeout", "0")
-    grader, hyperparameters = parse_method(request.method, request.hyperparameters, principal.organization_id)
+    asked = parse_method(request.method, request.hyperparameters, principal.organization_id)
     check_integrations(request.integrations or [], settings().wandb_mode)
     model = models.find(session, request.model, param="model", status=400)
-    training = _dataset(session, request.training_file, "training_file", grader, settings().max_training_rows)
-    if request.validation_file is None:
+    training = _dataset(session, request.training_file, "training_file", asked, settings().max_training_rows)
+    validation = None
+    if request.validation_file is not None:
+        limit = settings().max_validation_rows
+        validation = _dataset(session, request.validation_file, "validation_file", asked, limit)
+    elif isinstance(asked, AskedReinforcement):
         raise invalid("Reinforcement fine-tuning needs a validation file.", "validation_file", "missing_parameter")
-    validation = _dataset(session, request.validation_file, "validation_file", grader, settings().max_validation_rows)
     _check_quota(session, principal)
-    resolved = resolve(hyperparameters, training_rows=training.rows or 0, rollout_engine=settings().rollout_engine)
-    if resolved.old_policy == "sampler" and resolved.rollout_engine != "vllm":
-        where = "method.reinforcement.hyperparameters.old_policy"
-        raise invalid("Only rollout_engine 'vllm' gives the sampler's distributions.", where)
     spec = JobSpec(
         model=model.id,
         training_file=training.id,
-        validation_file=validation.id,
-        method=Reinforcement(grader=grader, hyperparameters=resolved),
+        validation_file=validation.id if validation else None,
+        method=_resolve(asked, training.rows or 0),
         seed=request.seed if request.seed is not None else secrets.randbelow(2**31),
         suffix=request.suffix,
         integrations=request.integrations or [],
@@ -67,7 +65,7 @@ def submit(session: Session, principal: Principal, request: CreateJob) -> Job:
         spec=spec.model_dump(mode="json"),
         model=model.id,
         training_file=training.id,
-        validation_file=validation.id,
+        validation_file=spec.validation_file,
         meta=request.metadata,
         total_steps=spec.method.hyperparameters.n_steps,
         event_count=0,
@@ -79,15 +77,29 @@ def submit(session: Session, principal: Principal, request: CreateJob) -> Job:
         job,
         [
             EventDraft(f"Created fine-tuning job: {job.id}"),
-            EventDraft(
-                f"Files validated: {training.rows} training rows, {validation.rows} validation rows; job queued"
-            ),
+            EventDraft(f"Files validated: {_counts(training, validation)}; job queued"),
             *_warnings(training, validation),
         ],
     )
     _ring_after_commit(session, job.id)
     log.info("queued %s", job.id)
     return job
+
+
+def _resolve(asked: AskedReinforcement | AskedSupervised, training_rows: int) -> Reinforcement | Supervised:
+    if isinstance(asked, AskedSupervised):
+        return Supervised(hyperparameters=resolve_supervised(asked.hyperparameters, training_rows=training_rows))
+    engine = settings().rollout_engine
+    resolved = resolve(asked.hyperparameters, training_rows=training_rows, rollout_engine=engine)
+    if resolved.old_policy == "sampler" and resolved.rollout_engine != "vllm":
+        where = "method.reinforcement.hyperparameters.old_policy"
+        raise invalid("Only rollout_engine 'vllm' gives the sampler's distributions.", where)
+    return Reinforcement(grader=asked.grader, hyperparameters=resolved)
+
+
+def _counts(training: File, validation: File | None) -> str:
+    rows = f"{training.rows} training rows"
+    return f"{rows}, {validation.rows} validation rows" if validation else rows
 
 
 def retrieve(session: Session, id: str) -> Job:
@@ -170,7 +182,7 @@ def _wrong_state(job: Job, verb: str) -> DomainError:
     return invalid(f"Job {job.id} is {job.status} and cannot be {verb}.", None, "invalid_job_state")
 
 
-def _dataset(session: Session, id: str, param: str, grader: Grader, max_rows: int) -> File:
+def _dataset(session: Session, id: str, param: str, asked: AskedReinforcement | AskedSupervised, max_rows: int) -> File:
     file = files.get(session, id)
     if file is None:
         raise _gone(id, param)
@@ -179,7 +191,11 @@ def _dataset(session: Session, id: str, param: str, grader: Grader, max_rows: in
     if (file.rows or 0) > max_rows:
         raise invalid(f"{check.too_many_rows(file.rows or 0, max_rows).capitalize()}.", param, f"invalid_{param}")
     try:
-        report = dataset.check_for_reinforcement(storage.file_path(id), grader)
+        path = storage.file_path(id)
+        if isinstance(asked, AskedSupervised):
+            report = dataset.check_for_supervised(path)
+        else:
+            report = dataset.check_for_reinforcement(path, asked.grader)
     except FileNotFoundError as error:  # It was deleted a moment ago.
         raise _gone(id, param) from error
     if report.problems:
@@ -187,8 +203,9 @@ def _dataset(session: Session, id: str, param: str, grader: Grader, max_rows: in
     return file
 
 
-def _warnings(training: File, validation: File) -> list[EventDraft]:
-    found = check.warnings(storage.file_path(training.id), storage.file_path(validation.id))
+def _warnings(training: File, validation: File | None) -> list[EventDraft]:
+    path = storage.file_path(validation.id) if validation else None
+    found = check.warnings(storage.file_path(training.id), path)
     return [EventDraft(f"{text[0].upper()}{text[1:]}", level="warn") for text in found]
 
 
@@ -199,11 +216,13 @@ def _check_quota(session: Session, principal: Principal) -> None:
         raise DomainError(429, "job_quota_exceeded", message, headers={"x-should-retry": "false"})
 
 
-def _keep_data(job_id: str, training: File, validation: File) -> None:
+def _keep_data(job_id: str, training: File, validation: File | None) -> None:
     """Link the files into the job's folder: they may be deleted or expire, and the job still has them."""
     folder = storage.job_dir(job_id)
     folder.mkdir(parents=True)
     for file, param in ((training, "training_file"), (validation, "validation_file")):
+        if file is None:
+            continue
         try:
             _link(storage.file_path(file.id), folder / param.replace("_file", ".jsonl"))
         except FileNotFoundError as error:

@@ -1,0 +1,82 @@
+"""The methods of a job on the wire: what is documented of a request, and what is answered.
+
+A request's method is checked by ``service.jobs.request``, which takes more shapes than are documented and names what is
+wrong with the others; the types of requests here are for the OpenAPI document alone.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, GetJsonSchemaHandler, TypeAdapter
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
+
+from service.graders.schemas import Grader
+from service.jobs.spec import (
+    Hyperparameters,
+    Reinforcement,
+    ResolvedHyperparameters,
+    ResolvedSupervisedHyperparameters,
+    Supervised,
+    SupervisedHyperparameters,
+)
+
+
+class RequestedSupervisedParts(BaseModel):
+    hyperparameters: SupervisedHyperparameters | None = None
+
+
+class RequestedSupervised(BaseModel):
+    type: Literal["supervised"]
+    supervised: RequestedSupervisedParts | None = None
+
+
+class RequestedReinforcementParts(BaseModel):
+    grader: Grader
+    hyperparameters: Hyperparameters | None = None
+
+
+class RequestedReinforcement(BaseModel):
+    type: Literal["reinforcement"]
+    reinforcement: RequestedReinforcementParts
+
+
+Requested = Annotated[RequestedSupervised | RequestedReinforcement, Field(discriminator="type")]
+
+
+class _Documented:
+    """Shows a field as ``Requested`` in the OpenAPI document, whatever its own type is."""
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return handler(TypeAdapter(Requested).core_schema)
+
+
+RequestedMethod = Annotated[dict[str, Any], _Documented()]
+
+
+class ReinforcementParts(BaseModel):
+    grader: Grader
+    hyperparameters: ResolvedHyperparameters
+
+
+class ReinforcementMethod(BaseModel):
+    type: Literal["reinforcement"] = "reinforcement"
+    reinforcement: ReinforcementParts
+
+
+class SupervisedParts(BaseModel):
+    hyperparameters: ResolvedSupervisedHyperparameters
+
+
+class SupervisedMethod(BaseModel):
+    type: Literal["supervised"] = "supervised"
+    supervised: SupervisedParts
+
+
+Method = Annotated[ReinforcementMethod | SupervisedMethod, Field(discriminator="type")]
+
+
+def method_object(method: Reinforcement | Supervised) -> ReinforcementMethod | SupervisedMethod:
+    if isinstance(method, Supervised):
+        return SupervisedMethod(supervised=SupervisedParts(hyperparameters=method.hyperparameters))
+    parts = ReinforcementParts(grader=method.grader, hyperparameters=method.hyperparameters)
+    return ReinforcementMethod(reinforcement=parts)
