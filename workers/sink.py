@@ -21,11 +21,10 @@ from service.jobs.repository import EventDraft
 from service.settings import settings
 from workers import wire
 from workers.lease import LeaseLost
+from workers.wire import RESUMABLE
 
 BATCH_LINES = 100
 BATCH_SECONDS = 0.2
-RESUMABLE = 2
-"""Newest checkpoints that keep what a resume needs beside the weights."""
 
 log = logging.getLogger(__name__)
 

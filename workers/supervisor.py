@@ -29,7 +29,7 @@ from workers.child import Child
 from workers.lease import Lease, LeaseLost, lease_time
 from workers.outcome import Action, Outcome, decide
 from workers.settle import settle
-from workers.sink import RESUMABLE, Sink
+from workers.sink import Sink
 from workers.tracking import Tracking
 
 READ_SECONDS = 0.2
@@ -132,8 +132,9 @@ def _prepare(job: Job) -> Path:
         model_path=model.path,
         training_path=folder / "training.jsonl",
         validation_path=folder / "validation.jsonl" if spec.validation_file else None,
-        checkpoints=[folder / checkpoint.path for checkpoint in checkpoints[:RESUMABLE]],
+        checkpoints=[folder / checkpoint.path for checkpoint in checkpoints[: wire.RESUMABLE]],
         output_dir=output,
+        checkpoints_kept=settings().checkpoints_kept,
         graders=grader_settings(),
     )
     path = output / "run.json"

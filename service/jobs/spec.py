@@ -230,5 +230,7 @@ class RunSpec(_Frozen):
     """Checkpoint folders of earlier attempts, newest first; the newest intact one is resumed from."""
     output_dir: Path
     """Folder of this attempt; checkpoints and the final model are written beneath it."""
+    checkpoints_kept: int = 3
+    """How many of the best checkpoints are kept beside the newest."""
     graders: GraderSettings = GraderSettings()
     """What the operator allows of graders: the jail, the judges, the scoring services."""

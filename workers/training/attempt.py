@@ -7,7 +7,7 @@ import torch
 
 from service.jobs.spec import ResolvedHyperparameters, ResolvedSupervisedHyperparameters, RunSpec
 from workers import wire
-from workers.training import checkpoint, policy, update
+from workers.training import checkpoint, policy, preflight, update
 from workers.training.channel import Channel
 from workers.training.checkpoint import TrainerState
 from workers.training.clock import Clock
@@ -42,6 +42,7 @@ def begin(
         loaded = policy.load(resumed / checkpoint.MODEL if resumed else spec.model_path, device)
         optimizer = update.make_optimizer(loaded, hyperparameters)
         trainer = checkpoint.restore(resumed, loaded, optimizer) if resumed else TrainerState()
+    preflight.check_disk_room(spec, loaded, hyperparameters.n_steps - trainer.step, hyperparameters.eval_interval)
     return Attempt(
         spec=spec,
         channel=channel,
@@ -75,10 +76,10 @@ def tell_start(attempt: Attempt) -> None:
         attempt.channel.say("Training started", data=spent, key="started")
 
 
-def tell_progress(attempt: Attempt, step: int, total: int) -> None:
-    """Say where the attempt is and how long the rest will take at the pace so far."""
+def tell_progress(attempt: Attempt, step: int, total: int, expected: float | None = None) -> None:
+    """Say where the attempt is and how long the rest will take: at the pace so far, or as ``expected`` before that."""
     trainer = attempt.trainer
-    left = trainer.seconds / step * (total - step) if step else None
+    left = trainer.seconds / step * (total - step) if step else expected
     attempt.channel.send(
         wire.Progress(step=step, total_steps=total, trained_tokens=trainer.trained_tokens, seconds_left=left)
     )

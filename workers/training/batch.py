@@ -3,7 +3,6 @@
 G samples of a group, B sequences, T padded length, N response tokens of a micro-batch.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -13,15 +12,11 @@ from torch import Tensor
 
 from service.jobs.spec import ResolvedHyperparameters
 from troll import advantages
-from workers.graders import Grade, Grader
-from workers.graders import Sample as GraderSample
+from workers.graders import Grade
 from workers.rollouts.engine import Rollout
-from workers.training.answers import Answer, AnswerReader
+from workers.training.answers import Answer
 from workers.training.data import Prompt
-from workers.training.errors import RunError
-from workers.wire import ExitCode
 
-MAX_UNGRADED = 0.5
 ADVANTAGES = {"grpo": advantages.grpo, "dr_grpo": advantages.dr_grpo, "rloo": advantages.rloo}
 
 
@@ -73,35 +68,6 @@ class MicroBatch:
     """``[N]`` what the rollout engine gave the tokens."""
     rollouts: list[Rollout]
     """The B answers, in the order of their rows."""
-
-
-def grade(
-    grader: Grader, reader: AnswerReader, prompts: Sequence[Prompt], groups: Sequence[Sequence[Rollout]]
-) -> list[list[Sample]]:
-    """The rollouts of each prompt with their grades. Raises ``RunError`` where the grader fails on too many."""
-    pairs = [(prompt, rollout) for prompt, group in zip(prompts, groups, strict=True) for rollout in group]
-    answers = reader.read([prompt.token_ids for prompt, _ in pairs], [rollout.token_ids for _, rollout in pairs])
-    grades = grader.grade(
-        [GraderSample(prompt.item, answer.text) for (prompt, _), answer in zip(pairs, answers, strict=True)]
-    )
-    _refuse_a_failing_grader(grades)
-    samples = iter(
-        Sample(prompt, rollout, answer, each)
-        for (prompt, rollout), answer, each in zip(pairs, answers, grades, strict=True)
-    )
-    return [[next(samples) for _ in group] for group in groups]
-
-
-def _refuse_a_failing_grader(grades: Sequence[Grade]) -> None:
-    """An answer that cannot be read is the model's fault and no reason to stop; everything else is the grader's."""
-    reasons = Counter(
-        f"{each.error}: {each.detail}" for each in grades if each.reward is None and not each.sample_at_fault
-    )
-    failed = reasons.total()
-    if failed > MAX_UNGRADED * len(grades):
-        reason = reasons.most_common(1)[0][0]
-        message = f"The grader failed on {failed} of {len(grades)} samples, most often with {reason}"
-        raise RunError("grader_failed", message, param="method.reinforcement.grader", exit_code=ExitCode.GRADER_ERROR)
 
 
 def trainable(groups: Sequence[Sequence[Sample]], name: str) -> list[list[Trained]]:

@@ -13,10 +13,10 @@ _IN_EVALUATION = "Out of memory while evaluating. Lower max_completion_tokens or
 OUT_OF_MEMORY = {
     "loading": "The model does not fit into memory: training takes 16 bytes a parameter. Choose a smaller model.",
     "sampling": "Out of memory while sampling. Lower max_completion_tokens, batch_size or group_size.",
+    "preflight": _IN_TRAINING,
     "old_log_probs": _IN_TRAINING,
     "training": _IN_TRAINING,
     "eval": _IN_EVALUATION,
-    "eval_grading": _IN_EVALUATION,
 }
 
 
@@ -61,7 +61,7 @@ def explain(error: BaseException, phase: str) -> RunError | None:
         return RunError("invalid_grader", error.message, param="method.reinforcement.grader")
     if isinstance(error, JailError):
         return RunError("jail_unavailable", str(error), exit_code=ExitCode.UNAVAILABLE)
-    if _is_out_of_memory(error):
+    if is_out_of_memory(error):
         message = OUT_OF_MEMORY.get(phase, f"Out of memory while {phase}. Choose a smaller model.")
         return RunError("out_of_memory", message)
     if _is_disk_full(error):
@@ -70,7 +70,8 @@ def explain(error: BaseException, phase: str) -> RunError | None:
     return None
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, of the machine or of the GPU."""
     # On a GPU torch has a class of its own for it; its CPU allocator raises a plain RuntimeError.
     names = {kind.__name__ for kind in type(error).__mro__}
     return bool(names & {"MemoryError", "OutOfMemoryError"}) or "DefaultCPUAllocator: can't allocate" in str(error)

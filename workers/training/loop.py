@@ -4,12 +4,13 @@ Everything random follows from the job's seed and the step, so a run resumed fro
 interrupted. Graded samples without a reward are no part of the update, and no reward is made up for them.
 """
 
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from service.jobs.spec import Reinforcement, ResolvedHyperparameters, RunSpec
 from workers import graders, wire
 from workers.rollouts.engine import Sampling
-from workers.training import batch, data, metrics, seeds, update
+from workers.training import batch, data, metrics, preflight, seeds, update
 from workers.training import evaluate as evaluation
 from workers.training import sampler as samplers
 from workers.training.answers import AnswerReader
@@ -17,6 +18,7 @@ from workers.training.attempt import Attempt, begin, finish, save, save_where_it
 from workers.training.batch import Sample
 from workers.training.channel import Channel
 from workers.training.clock import Clock
+from workers.training.collection import Collection
 from workers.training.sampler import Sampler
 
 
@@ -28,6 +30,8 @@ class Run(Attempt):
     sampler: Sampler
     grader: graders.Grader
     reader: AnswerReader
+    grading: Executor
+    """The thread that grades."""
     train_prompts: list[data.Prompt]
     valid_prompts: list[data.Prompt]
 
@@ -39,19 +43,30 @@ class Run(Attempt):
 def run(spec: RunSpec, method: Reinforcement, channel: Channel, clock: Clock) -> int:
     """Train; the exit code is ``DONE``, or ``STOPPED`` when ``channel`` asked for it. Raises ``RunError``."""
     job = prepare(spec, method, channel, clock)
-    total = job.hyperparameters.n_steps
-    if job.trainer.step == 0 and not channel.stopping:
-        evaluate_before(job)
+    try:
+        return train(job)
+    finally:
+        job.grading.shutdown(wait=False, cancel_futures=True)
+
+
+def train(job: Run) -> int:
+    """Every step from where the run is to the last one."""
+    channel, total = job.channel, job.hyperparameters.n_steps
+    if job.trainer.step < total and not channel.stopping:
+        before_the_first_step(job)
     while job.trainer.step < total:
         if channel.stopping:
             save_where_it_stopped(job)
             return wire.ExitCode.STOPPED
         step = job.trainer.step + 1
         samples = roll_out(job, step)
+        if step == 1:
+            warn_if_nothing_can_be_learned(job, samples)
         numbers = learn(job, step, samples)
         due = step % job.hyperparameters.eval_interval == 0 or step == total
         valid = evaluate(job, step) if due else None
         report(job, step, samples, valid, numbers)
+        tell_progress(job, step, total)
         if due:
             save(job)
     finish(job)
@@ -76,6 +91,7 @@ def prepare(spec: RunSpec, method: Reinforcement, channel: Channel, clock: Clock
         sampler=sampler,
         grader=graders.build(method.grader, spec.graders),
         reader=AnswerReader(loaded.tokenizer),
+        grading=ThreadPoolExecutor(1, thread_name_prefix="grading"),
         train_prompts=train,
         valid_prompts=valid,
     )
@@ -87,10 +103,14 @@ def roll_out(job: Run, step: int) -> list[list[Sample]]:
     rows = data.rows_of_step(step, seed, len(job.train_prompts), h.batch_size)
     prompts = [job.train_prompts[row] for row in rows]
     sampling = Sampling(h.temperature, h.max_completion_tokens, seeds.derive(seed, "rollout", step))
+    collection = Collection(prompts, job.grader, job.reader, job.grading)
     with job.clock("sampling"):
-        rollouts = job.sampler.engine.generate([prompt.token_ids for prompt in prompts], h.group_size, sampling)
-    with job.clock("grading"):
-        return batch.grade(job.grader, job.reader, prompts, rollouts)
+        collection.sample(job.sampler.engine, h.group_size, sampling)
+    with job.clock("grading_wait"):
+        groups = collection.result()
+    job.clock.seconds["grading"] += collection.grading_seconds
+    job.clock.seconds["grading_hidden"] += collection.hidden_seconds
+    return groups
 
 
 def learn(job: Run, step: int, samples: list[list[Sample]]) -> update.Numbers:
@@ -120,15 +140,38 @@ def evaluate(job: Run, step: int) -> list[list[Sample]]:
         seed=job.spec.job.seed,
         step=step,
         clock=job.clock,
+        thread=job.grading,
     )
 
 
-def evaluate_before(job: Run) -> None:
-    """What the base model can do, as the metrics of step 0."""
+def before_the_first_step(job: Run) -> None:
+    """Try the largest micro-batch; where nothing was trained yet, first see what the base model can do."""
+    h = job.hyperparameters
+    base = evaluate_base(job) if job.trainer.step == 0 else None
+    with job.clock("preflight"):
+        worst = preflight.worst_case_step(job.policy, job.optimizer, h, job.train_prompts)
+    if base is not None:
+        expected = preflight.seconds_of_run(h, worst, *base)
+        room = preflight.check_disk_room(job.spec, job.policy, h.n_steps, h.eval_interval)
+        preflight.tell(job.channel, worst, room, expected)
+        tell_progress(job, 0, h.n_steps, expected)
+    job.clock.lap()
+
+
+def evaluate_base(job: Run) -> tuple[list[list[Sample]], float]:
+    """What the base model can do, as the metrics of step 0, and how many seconds it took to see."""
     job.clock.lap()
     valid = evaluate(job, 0)
+    seconds = job.clock.seconds["eval"]
     report(job, 0, None, valid, {})
     job.trainer.metrics["valid_reward_mean_before"] = metrics.reward_mean(valid)
+    return valid, seconds
+
+
+def warn_if_nothing_can_be_learned(job: Run, samples: list[list[Sample]]) -> None:
+    reason = preflight.nothing_to_learn(job.method.grader, samples)
+    if reason:
+        job.channel.say(reason, level="warn", key="nothing-to-learn")
 
 
 def report(
@@ -138,7 +181,7 @@ def report(
     valid: list[list[Sample]] | None,
     numbers: update.Numbers,
 ) -> None:
-    """Tell the step's metrics and where the run is."""
+    """Tell the step's metrics."""
     total, trainer = job.hyperparameters.n_steps, job.trainer
     seconds = job.clock.lap()
     trainer.seconds += seconds["full_iteration"] if step else 0.0
@@ -146,4 +189,3 @@ def report(
     job.channel.send(
         metrics.event(step, total, job.method.grader, train=train, valid=valid, numbers=numbers, seconds=seconds)
     )
-    tell_progress(job, step, total)

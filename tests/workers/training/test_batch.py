@@ -4,16 +4,12 @@ import pytest
 import torch
 
 from service.jobs.spec import Hyperparameters, resolve
-from workers.demo import make_tokenizer
 from workers.graders import Grade
-from workers.graders import Sample as GraderSample
 from workers.rollouts.engine import Rollout
 from workers.training import batch
-from workers.training.answers import Answer, AnswerReader
+from workers.training.answers import Answer
 from workers.training.batch import Sample, Trained
 from workers.training.data import Prompt
-from workers.training.errors import RunError
-from workers.wire import ExitCode
 
 CPU = torch.device("cpu")
 
@@ -29,19 +25,6 @@ def group(*rewards: float | None) -> list[Sample]:
 
 def trained(prompt: int, answer: int) -> Trained:
     return Trained(list(range(100, 100 + prompt)), rollout(answer), 1.0)
-
-
-class FixedGrader:
-    def __init__(self, grades: list[Grade]) -> None:
-        self.grades = grades
-
-    def grade(self, samples: list[GraderSample]) -> list[Grade]:
-        return self.grades[: len(samples)]
-
-
-def grade(*grades: Grade) -> list[list[Sample]]:
-    reader = AnswerReader(make_tokenizer())
-    return batch.grade(FixedGrader(list(grades)), reader, [Prompt({}, [1])], [[rollout() for _ in grades]])
 
 
 def test_a_sample_without_a_reward_is_no_part_of_its_group() -> None:
@@ -66,19 +49,6 @@ def test_a_group_with_nothing_to_compare_has_no_advantage(rewards: tuple[float |
 
 def test_a_step_without_any_reward_trains_on_nothing() -> None:
     assert batch.trainable([group(None, None), group(None)], "grpo") == [[], []]
-
-
-def test_a_grader_that_fails_on_most_samples_ends_the_run() -> None:
-    failed = Grade(None, error="other_error", detail="no such field")
-    with pytest.raises(RunError, match=r"2 of 3 samples.*other_error: no such field") as caught:
-        grade(failed, Grade(1.0), failed)
-    assert caught.value.exit_code == ExitCode.GRADER_ERROR
-
-
-def test_answers_that_cannot_be_read_do_not_end_the_run() -> None:
-    unreadable = Grade(None, error="sample_parse_error", sample_at_fault=True)
-    (samples,) = grade(unreadable, unreadable, unreadable)
-    assert [sample.reward for sample in samples] == [0.0] * 3
 
 
 def test_mini_batches_keep_groups_together_and_lose_none() -> None:

@@ -88,9 +88,11 @@ def test_every_family_trains(
 def test_every_step_is_told_once_and_in_order(make_spec: MakeSpec, execute: Execute) -> None:
     _, recorder = execute(make_spec(n_steps=3, eval_interval=2))
     keys = [line.key for line in recorder.lines if isinstance(line, wire.Event)]
-    assert keys == ["started", "step-0", "step-1", "step-2", "checkpoint-2", "step-3", "checkpoint-3"]
+    assert keys == ["started", "step-0", "preflight", "step-1", "step-2", "checkpoint-2", "step-3", "checkpoint-3"]
     assert [line.step for line in recorder.lines if isinstance(line, wire.Progress)] == [0, 1, 2, 3]
-    assert recorder.messages() == ["Training started", "Checkpoint created at step 2", "Checkpoint created at step 3"]
+    started, checked, *created = recorder.messages()
+    assert (started, created) == ("Training started", ["Checkpoint created at step 2", "Checkpoint created at step 3"])
+    assert checked.startswith("Checked before training")
 
 
 def test_the_model_is_evaluated_before_training_at_the_interval_and_at_the_end(

@@ -1,0 +1,215 @@
+"""What is found out before the first step, so that a job that must fail does so in minutes and not after hours.
+
+Room on the disk is checked as soon as the model is known, memory by training on the longest answer there can be without
+changing anything, and the rewards of the first step's answers before anything is learned from them.
+"""
+
+import math
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from statistics import fmean
+
+import torch
+
+from service.graders import schemas
+from service.jobs.spec import ResolvedHyperparameters, RunSpec
+from workers import wire
+from workers.rollouts.engine import Rollout
+from workers.training import objective, update
+from workers.training.batch import Sample, Trained
+from workers.training.channel import Channel
+from workers.training.data import Prompt
+from workers.training.errors import RunError, is_out_of_memory
+from workers.training.policy import Policy
+
+MOMENTS = 2
+"""Tensors that AdamW keeps of each parameter."""
+
+
+@dataclass(frozen=True)
+class DiskRoom:
+    """Bytes that a job will have on disk at most, and that are free for it."""
+
+    needed: int
+    free: int
+
+
+@dataclass(frozen=True)
+class WorstCase:
+    """The largest micro-batch that training can meet: how much it is and how long it took."""
+
+    answers: int
+    tokens: int
+    """Of all answers with their prompts."""
+    seconds: float
+
+
+def check_disk_room(spec: RunSpec, policy: Policy, steps_left: int, eval_interval: int) -> DiskRoom:
+    """Raises ``RunError`` where the checkpoints that will be kept and the final model cannot fit.
+
+    A resumed job has written most of that already and only needs room for its next checkpoint and the final model.
+    """
+    folder = next(path for path in (spec.output_dir, *spec.output_dir.parents) if path.exists())
+    free = shutil.disk_usage(folder).free
+    model, state = _model_bytes(policy), _state_bytes(policy)
+    checkpoints = math.ceil(steps_left / eval_interval)
+    if spec.checkpoints:
+        needed = min(checkpoints, 1) * (model + state) + model
+    else:
+        # The oldest that can be resumed from gives up its state once the newest is complete.
+        resumable = min(checkpoints, wire.RESUMABLE + 1)
+        best = min(checkpoints - resumable, spec.checkpoints_kept)
+        needed = resumable * (model + state) + best * model + model
+    if needed > free:
+        raise RunError(
+            "disk_full",
+            f"The checkpoints that the job keeps and its final model need {_size(needed)}, and {_size(free)} are free. "
+            "Free space in the data folder, raise eval_interval so that the job keeps fewer checkpoints, or choose a "
+            "smaller model.",
+            exit_code=wire.ExitCode.UNAVAILABLE,
+        )
+    return DiskRoom(needed, free)
+
+
+def worst_case_step(
+    policy: Policy,
+    optimizer: torch.optim.Optimizer,
+    hyperparameters: ResolvedHyperparameters,
+    prompts: Sequence[Prompt],
+) -> WorstCase:
+    """Train on answers of ``max_completion_tokens`` to the longest prompt, as many as a micro-batch holds.
+
+    Memory is used as in any step, the optimizer's included, and everything is as before when it is over. Raises
+    ``RunError`` where it does not suffice.
+    """
+    h = hyperparameters.model_copy(update={"mini_batches": 1, "old_policy": "trainer"})
+    prompt = max((prompt.token_ids for prompt in prompts), key=len)
+    length = min(h.max_completion_tokens, policy.context_length - len(prompt))
+    answer = Rollout([prompt[i % len(prompt)] for i in range(length)], [0.0] * length, "length")
+    sample = Trained(prompt, answer, advantage=0.0)
+    most = math.ceil(h.batch_size / hyperparameters.mini_batches) * h.group_size
+    number = min(most, update.MICRO_BATCH_TOKENS // sample.tokens + 1)
+    (batch,) = update.plan([[sample] * number], policy, h)
+    part = max(batch.parts, key=lambda part: len(part.tokens))
+    answers = len(part.rollouts)
+    start = time.perf_counter()
+    try:
+        moments = [
+            torch.zeros_like(parameter)
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+            if parameter not in optimizer.state
+            for _ in range(MOMENTS)
+        ]
+        old = objective.old_policy(policy, part, h)
+        loss = objective.loss(policy, part, old, h, batch.normalizer).loss
+        loss.backward()
+        loss.item()  # waits for the device
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise _too_large(len(prompt), length, answers) from error
+        raise
+    finally:
+        optimizer.zero_grad(set_to_none=True)
+    del moments
+    return WorstCase(answers, answers * sample.tokens, time.perf_counter() - start)
+
+
+def seconds_of_run(
+    hyperparameters: ResolvedHyperparameters,
+    worst: WorstCase,
+    evaluated: Sequence[Sequence[Sample]],
+    evaluation_seconds: float,
+) -> float:
+    """How long the job will take by what the evaluation and the largest micro-batch took."""
+    h = hyperparameters
+    samples = [sample for group in evaluated for sample in group]
+    tokens = fmean(len(sample.prompt.token_ids) + len(sample.rollout.token_ids) for sample in samples)
+    answers = h.batch_size * h.group_size
+    sampling = evaluation_seconds / len(samples) * answers
+    training = worst.seconds / worst.tokens * tokens * answers
+    return h.n_steps * (sampling + training) + math.ceil(h.n_steps / h.eval_interval) * evaluation_seconds
+
+
+def nothing_to_learn(grader: schemas.Grader, groups: Sequence[Sequence[Sample]]) -> str | None:
+    """Why nothing will be learned from answers like these; None where something can be."""
+    rewards = [[sample.reward for sample in group if sample.reward is not None] for group in groups]
+    every = [reward for group in rewards for reward in group]
+    if not every or any(len(set(group)) > 1 for group in rewards):
+        return None
+    worst, best = bounds(grader)
+    answers = f"All {len(every)} answers to the first {len(groups)} training prompts earned"
+    if set(every) == {worst}:
+        return (
+            f"{answers} {worst:g}, the least that this grader gives. Reinforcement makes the better answers likelier, "
+            "and there are none: nothing will be learned. Train the model on example answers first (supervised "
+            "fine-tuning), begin with easier prompts, or let the grader give credit for parts of an answer."
+        )
+    if set(every) == {best}:
+        return (
+            f"{answers} {best:g}, the most that this grader gives: there is nothing to gain. Use harder prompts or a "
+            "stricter grader."
+        )
+    if len(set(every)) == 1:
+        same = f"{answers} {every[0]:g}"
+    else:
+        same = f"None of the first {len(groups)} training prompts got two answers of different rewards"
+    return (
+        f"{same}: where answers to a prompt do not differ, nothing is learned. Check that the grader tells good "
+        "answers from bad ones, raise group_size or temperature, or train the model on example answers first "
+        "(supervised fine-tuning)."
+    )
+
+
+def bounds(grader: schemas.Grader) -> tuple[float, float] | tuple[None, None]:
+    """The least and the greatest reward that a grader can give, where its definition tells."""
+    match grader:
+        case schemas.ScoreModel():
+            return grader.range
+        case schemas.Python() | schemas.Http() | schemas.Multi():
+            return None, None
+        case _:
+            return 0.0, 1.0
+
+
+def tell(channel: Channel, worst: WorstCase, room: DiskRoom, seconds: float) -> None:
+    """Say what was found and how long the job will take."""
+    channel.say(
+        f"Checked before training: {worst.answers} answers of the greatest length can be trained on together, "
+        f"checkpoints and final model need at most {_size(room.needed)} of {_size(room.free)}, and the job will take "
+        f"about {timedelta(seconds=math.ceil(seconds))}",
+        data={
+            "largest_batch": asdict(worst),
+            "disk_needed_bytes": room.needed,
+            "disk_free_bytes": room.free,
+            "expected_seconds": seconds,
+        },
+        key="preflight",
+    )
+
+
+def _model_bytes(policy: Policy) -> int:
+    tensors = {tensor.data_ptr(): tensor for tensor in policy.model.state_dict().values()}  # tied ones are stored once
+    return sum(tensor.numel() for tensor in tensors.values()) * policy.saved_dtype.itemsize
+
+
+def _state_bytes(policy: Policy) -> int:
+    trained = sum(parameter.numel() for parameter in policy.model.parameters() if parameter.requires_grad)
+    copies = MOMENTS + (policy.saved_dtype != torch.float32)
+    return trained * copies * torch.float32.itemsize
+
+
+def _too_large(prompt: int, answer: int, answers: int) -> RunError:
+    return RunError(
+        "out_of_memory",
+        f"Out of memory before the first step, when training on the longest prompt ({prompt} tokens) with answers of "
+        f"{answer} tokens, {answers} at a time, was tried. Lower max_completion_tokens, remove the longest prompts, or "
+        "choose a smaller model.",
+    )
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
