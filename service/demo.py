@@ -20,9 +20,9 @@ from openai import OpenAI
 from rich.console import Console
 from rich.table import Table
 
+from service.cli.download import download
 from service.cli.failure import CommandError
 from service.cli.following import show
-from service.cli.models import download
 from service.cli.stack import start_detached, stop_stack
 from service.embedded.stack import Options, child_environment
 

@@ -1,14 +1,29 @@
 """``/v1/models``"""
 
-from fastapi import APIRouter
+import base64
+from functools import partial
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header
 from fastapi.responses import StreamingResponse
 
 from service.accounts.caller import Caller
+from service.core import ranges
+from service.core.db import set_local
+from service.core.errors import not_found
 from service.models import archive as archives
 from service.models import service
-from service.models.schemas import DeletedModel, ModelList, ModelObject
+from service.models.schemas import DeletedModel, ModelFileObject, ModelFiles, ModelList, ModelObject
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
+
+Range = Annotated[str | None, Header(alias="range", description="One range of bytes, to go on with a download.")]
+IfRange = Annotated[str | None, Header(alias="if-range", description="An `ETag`: of another content all is sent.")]
+
+
+def _binary(media_type: str) -> dict[int | str, dict[str, Any]]:
+    content = {"content": {media_type: {"schema": {"type": "string", "format": "binary"}}}}
+    return {200: content, 206: {"description": "The part that `Range` asks for.", **content}}
 
 
 @router.get("")
@@ -17,19 +32,54 @@ def list_models(caller: Caller) -> ModelList:
     return ModelList(data=[_object(model) for model in service.available(caller.session)])
 
 
+@router.get("/{model:path}/files")
+def list_files(caller: Caller, model: str) -> ModelFiles:
+    """The files of a model, by name, with the checksums of their content."""
+    return ModelFiles(data=[ModelFileObject.of(file) for file in _files(caller, model)])
+
+
 @router.get(
-    "/{model:path}/archive",
-    response_class=StreamingResponse,
-    responses={200: {"content": {"application/x-tar": {"schema": {"type": "string", "format": "binary"}}}}},
+    "/{model:path}/files/{name}", response_class=StreamingResponse, responses=_binary("application/octet-stream")
 )
-def archive(caller: Caller, model: str) -> StreamingResponse:
+def read_file(
+    caller: Caller, model: str, name: str, range_: Range = None, if_range: IfRange = None
+) -> StreamingResponse:
+    """One file of a model. Its `ETag` is its SHA-256, which `Repr-Digest` gives too."""
+    file = next((file for file in _files(caller, model) if file.path.name == name), None)
+    if file is None:
+        raise not_found("model file", name, "name")
+    digest = base64.b64encode(bytes.fromhex(file.sha256)).decode()
+    return ranges.answer(
+        partial(archives.read_file, file),
+        file.size,
+        file.etag,
+        media_type="application/octet-stream",
+        headers={"repr-digest": f"sha-256=:{digest}:"},
+        wanted=range_,
+        if_range=if_range,
+    )
+
+
+@router.get("/{model:path}/archive", response_class=StreamingResponse, responses=_binary("application/x-tar"))
+def archive(caller: Caller, model: str, range_: Range = None, if_range: IfRange = None) -> StreamingResponse:
     """The weights, tokenizer and configuration as a tar: a folder that ``from_pretrained`` loads."""
+    files = _files(caller, model)
+    return ranges.answer(
+        partial(archives.read, files),
+        archives.size(files),
+        archives.etag(files),
+        media_type="application/x-tar",
+        headers={"content-disposition": 'attachment; filename="model.tar"'},
+        wanted=range_,
+        if_range=if_range,
+    )
+
+
+def _files(caller: Caller, model: str) -> list[archives.ModelFile]:
     folder = service.find(caller.session, model, param="model").path
-    headers = {
-        "content-length": str(archives.size(folder)),
-        "content-disposition": 'attachment; filename="model.tar"',
-    }
-    return StreamingResponse(archives.stream(folder), media_type="application/x-tar", headers=headers)
+    # Hashing large files takes longer than an idle transaction is left alone.
+    set_local(caller.session, "idle_in_transaction_session_timeout", "0")
+    return archives.contents(folder)
 
 
 @router.get("/{model:path}")

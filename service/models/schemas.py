@@ -4,6 +4,8 @@ from typing import Literal
 
 from pydantic import BaseModel
 
+from service.models.archive import ModelFile
+
 
 class ModelObject(BaseModel):
     id: str
@@ -24,3 +26,19 @@ class ModelList(BaseModel):
 
     object: Literal["list"] = "list"
     data: list[ModelObject]
+
+
+class ModelFileObject(BaseModel):
+    name: str
+    object: Literal["model.file"] = "model.file"
+    bytes: int
+    sha256: str
+
+    @classmethod
+    def of(cls, file: ModelFile) -> "ModelFileObject":
+        return cls(name=file.path.name, bytes=file.size, sha256=file.sha256)
+
+
+class ModelFiles(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[ModelFileObject]

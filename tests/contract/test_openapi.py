@@ -85,6 +85,7 @@ def _make_one_of_each(client: openai.OpenAI) -> dict[str, str]:
         "upload_id": upload,
         "webhook_endpoint_id": hook,
         "model": tuned,
+        "name": "config.json",
     }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from openai.types.fine_tuning import FineTuningJobEvent
 
-from service.cli.models import download
+from service.cli.download import download
 from tests.e2e.conftest import Stack
 
 pytestmark = pytest.mark.e2e

@@ -1,11 +1,8 @@
-"""Following and pulling when the connection breaks: a server that keeps to a script stands in for a bad network."""
+"""Following when the connection breaks: a server that keeps to a script stands in for a bad network."""
 
-import io
 import json
-import tarfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from threading import Thread
 
 import pytest
@@ -14,7 +11,6 @@ from openai import OpenAI
 from service.cli import following
 from service.cli.failure import CommandError
 from service.cli.following import events
-from service.cli.models import download
 
 
 class Script(ThreadingHTTPServer):
@@ -24,7 +20,6 @@ class Script(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.bodies: dict[str, list[bytes]] = {}
         self.asked: list[str] = []
-        self.announced_length: int | None = None
 
     @property
     def client(self) -> OpenAI:
@@ -43,8 +38,6 @@ class Handler(BaseHTTPRequestHandler):
         body = bodies.pop(0) if len(bodies) > 1 else bodies[0]
         self.send_response(200)
         self.send_header("content-type", "text/event-stream" if "stream" in self.path else "application/json")
-        if self.server.announced_length is not None:
-            self.send_header("content-length", str(self.server.announced_length))
         self.end_headers()
         self.wfile.write(body)
 
@@ -94,39 +87,3 @@ def test_a_server_that_stays_away_is_given_up(server: Script, monkeypatch: pytes
     monkeypatch.setattr(following, "GIVE_UP_SECONDS", 0.0)
     with pytest.raises(CommandError, match="Lost the connection"):
         list(events(server.client, "ftjob-1"))
-
-
-def archive(name: str = "config.json", kind: bytes = tarfile.REGTYPE) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
-        member = tarfile.TarInfo(name)
-        member.type, member.size, member.linkname = kind, 0 if kind != tarfile.REGTYPE else 2, "/etc/passwd"
-        tar.addfile(member, io.BytesIO(b"{}"))
-    return buffer.getvalue()
-
-
-@pytest.mark.parametrize("keep", [100, 700, 1024])
-def test_a_download_that_ends_early_leaves_nothing(server: Script, tmp_path: Path, keep: int) -> None:
-    whole = archive()
-    server.bodies, server.announced_length = {"/v1/models/m/archive": [whole[:keep]]}, len(whole)
-    with pytest.raises(CommandError):
-        download(server.client, "m", tmp_path / "weights")
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    "body",
-    [archive("../escape"), archive("/tmp/absolute"), archive("a/b"), archive("..")]
-    + [archive("link", kind) for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.DIRTYPE)],
-)
-def test_an_archive_that_reaches_elsewhere_is_refused(server: Script, tmp_path: Path, body: bytes) -> None:
-    server.bodies = {"/v1/models/m/archive": [body]}
-    with pytest.raises(CommandError, match="not a plain file name"):
-        download(server.client, "m", tmp_path / "weights")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_whole_archive_is_unpacked(server: Script, tmp_path: Path) -> None:
-    server.bodies = {"/v1/models/m/archive": [archive()]}
-    download(server.client, "m", tmp_path / "weights")
-    assert (tmp_path / "weights" / "config.json").read_bytes() == b"{}"

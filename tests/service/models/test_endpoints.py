@@ -1,9 +1,12 @@
 """Models over HTTP: the operator's list and what jobs made."""
 
+import base64
+import hashlib
 import io
 import json
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
@@ -12,8 +15,9 @@ from service.core.db import transaction
 from service.files.repository import now
 from service.jobs import repository as jobs
 from service.jobs.models import Checkpoint
-from service.models import repository
+from service.models import archive, repository
 from service.models.models import TunedModel
+from service.settings import settings as service_settings
 from tests import factories
 
 
@@ -74,11 +78,82 @@ def test_an_archive_holds_the_models_files(client: TestClient, tuned: str) -> No
     assert read == {"config.json": b'{"a": 1}', "model.safetensors": bytes(range(256)) * 41}
 
 
+def tar_of(client: TestClient, model: str, **headers: str) -> Any:
+    return client.get(f"/v1/models/{model}/archive", headers={name.replace("_", "-"): v for name, v in headers.items()})
+
+
+@pytest.mark.parametrize(
+    ("wanted", "first", "end"),
+    [("bytes=0-99", 0, 100), ("bytes=500-1600", 500, 1601), ("bytes=700-", 700, None), ("bytes=-10", -10, None)],
+)
+def test_any_part_of_an_archive_is_that_part_of_the_whole(
+    client: TestClient, tuned: str, wanted: str, first: int, end: int | None
+) -> None:
+    whole, part = tar_of(client, tuned), tar_of(client, tuned, range=wanted)
+    assert (part.status_code, part.content) == (206, whole.content[first:end])
+    assert int(part.headers["content-length"]) == len(part.content)
+    assert part.headers["content-range"].endswith(f"/{len(whole.content)}")
+    assert part.headers["etag"] == whole.headers["etag"]
+
+
+def test_any_cut_of_an_archive_can_be_mended(client: TestClient, tuned: str) -> None:
+    folder = service_settings().data_dir / "jobs" / job_of(client) / "attempt-1" / "model"
+    files = archive.contents(folder)
+    size = archive.size(files)
+    whole = b"".join(archive.read(files, 0, size))
+    assert len(whole) == size
+    for cut in range(0, size, 97):
+        assert b"".join(archive.read(files, 0, cut)) + b"".join(archive.read(files, cut, size)) == whole
+
+
+@pytest.mark.parametrize("wanted", ["bytes=5-3", "bytes=a-b", "lines=1-2", "bytes=0-1,3-4", "bytes="])
+def test_a_range_that_is_none_gets_everything(client: TestClient, tuned: str, wanted: str) -> None:
+    assert tar_of(client, tuned, range=wanted).status_code == 200
+
+
+def test_a_range_behind_the_end_is_an_error(client: TestClient, tuned: str) -> None:
+    size = len(tar_of(client, tuned).content)
+    refusal = tar_of(client, tuned, range=f"bytes={size}-")
+    assert (refusal.status_code, refusal.headers["content-range"]) == (416, f"bytes */{size}")
+    assert refusal.json()["error"]["code"] == "range_not_satisfiable"
+
+
+def test_a_part_of_other_content_is_never_sent(client: TestClient, tuned: str) -> None:
+    tag = tar_of(client, tuned).headers["etag"]
+    assert tar_of(client, tuned, range="bytes=9-", if_range=tag).status_code == 206
+    folder = service_settings().data_dir / "jobs" / job_of(client) / "attempt-1" / "model"
+    (folder / "config.json").write_text('{"a": 2}')
+    answer = tar_of(client, tuned, range="bytes=9-", if_range=tag)
+    assert answer.status_code == 200
+    assert answer.headers["etag"] != tag
+
+
+def test_files_are_listed_with_checksums_that_hold(client: TestClient, tuned: str) -> None:
+    listed = client.get(f"/v1/models/{tuned}/files").json()["data"]
+    assert [(file["name"], file["bytes"]) for file in listed] == [("config.json", 8), ("model.safetensors", 10496)]
+    for file in listed:
+        answer = client.get(f"/v1/models/{tuned}/files/{file['name']}")
+        assert hashlib.sha256(answer.content).hexdigest() == file["sha256"]
+        assert answer.headers["etag"] == f'"{file["sha256"]}"'
+        digest = base64.b64encode(bytes.fromhex(file["sha256"])).decode()
+        assert answer.headers["repr-digest"] == f"sha-256=:{digest}:"
+
+
+def test_a_part_of_a_file(client: TestClient, tuned: str) -> None:
+    answer = client.get(f"/v1/models/{tuned}/files/model.safetensors", headers={"range": "bytes=10494-"})
+    assert (answer.status_code, answer.content) == (206, b"\xfe\xff")
+
+
+@pytest.mark.parametrize("name", ["other.json", "..%2F..%2Ftraining.jsonl", "%2Fetc%2Fpasswd"])
+def test_only_a_models_own_files_are_read(client: TestClient, tuned: str, name: str) -> None:
+    assert client.get(f"/v1/models/{tuned}/files/{name}").status_code == 404
+
+
 def test_a_tuned_model_can_be_trained_on(client: TestClient, tuned: str) -> None:
     assert factories.create_job(client, tuned)["model"] == tuned
 
 
-@pytest.mark.parametrize("path", ["", "/archive"])
+@pytest.mark.parametrize("path", ["", "/archive", "/files", "/files/config.json"])
 def test_another_organisations_model_looks_like_none(client_for, new_key, tuned: str, path: str) -> None:
     answer = client_for(new_key(organization="globex")).get(f"/v1/models/{tuned}{path}")
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
