@@ -30,11 +30,17 @@ class _Shared(_Frozen):
     batch_size: Annotated[int, Field(ge=1, le=1024)] | Auto = AUTO
     """Rows of the training file per step."""
     learning_rate_multiplier: Annotated[float, Field(gt=0, le=1000)] | Auto = AUTO
-    """Scales the method's default learning rate. Ignored when ``learning_rate`` is given."""
+    """Scales the default learning rate, the method's or LoRA's. Ignored when ``learning_rate`` is given."""
     n_epochs: Annotated[int, Field(ge=1, le=50)] | Auto = AUTO
     """Passes over the training file. Ignored when ``n_steps`` is given."""
     n_steps: Annotated[int, Field(ge=1, le=100_000)] | Auto = AUTO
     learning_rate: Annotated[float, Field(gt=0, le=1)] | Auto = AUTO
+    lora_rank: Annotated[int, Field(ge=0, le=512)] = 0
+    """Rank of the adapters that are trained on every linear layer but the output layer; 0 trains all weights."""
+    lora_alpha: Annotated[int, Field(ge=1, le=4096)] | Auto = AUTO
+    """LoRA: an adapter's output is multiplied by ``lora_alpha / lora_rank``."""
+    gradient_checkpointing: Literal["gpu", "always", "never"] = "gpu"
+    """Where layers are computed again for the backward pass instead of being remembered; no number depends on it."""
     eval_interval: Annotated[int, Field(ge=1, le=100_000)] | Auto = AUTO
     """Steps between evaluations on the validation file; each evaluation also saves a checkpoint."""
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
@@ -113,6 +119,7 @@ class ResolvedHyperparameters(Hyperparameters):
     group_size: int
     mini_batches: int
     learning_rate: float
+    lora_alpha: int
     n_steps: int
     max_completion_tokens: int
     rollout_engine: Literal["transformers", "vllm"]
@@ -127,12 +134,17 @@ class ResolvedSupervisedHyperparameters(SupervisedHyperparameters):
     n_epochs: int
     n_steps: int
     learning_rate: float
+    lora_alpha: int
     eval_interval: int
     warmup_steps: int
 
 
 DEFAULT_LEARNING_RATE = 1e-6
 DEFAULT_SUPERVISED_LEARNING_RATE = 1e-5
+LORA_LEARNING_RATE_FACTOR = 10
+"""How many times the default learning rate of all weights is that of adapters."""
+DEFAULT_LORA_ALPHA = 32
+"""The same for every rank: what a step changes then hardly depends on the rank, nor does the best learning rate."""
 DEFAULT_GROUP_SIZE = 8
 DEFAULT_MISMATCH_CAPS = {"sequence-mask": 3.0, "token-truncate": 2.0, "none": 2.0}
 
@@ -151,7 +163,8 @@ def resolve(
         "n_epochs": n_epochs,
         "n_steps": n_steps,
         "learning_rate_multiplier": multiplier,
-        "learning_rate": _given(asked.learning_rate, DEFAULT_LEARNING_RATE * multiplier),
+        "learning_rate": _learning_rate(asked, DEFAULT_LEARNING_RATE, multiplier),
+        "lora_alpha": _given(asked.lora_alpha, DEFAULT_LORA_ALPHA),
         "compute_multiplier": compute,
         "group_size": _given(asked.group_size, max(2, round(DEFAULT_GROUP_SIZE * compute))),
         "mini_batches": min(_given(asked.mini_batches, 8), batch_size),
@@ -175,11 +188,19 @@ def resolve_supervised(asked: SupervisedHyperparameters, *, training_rows: int) 
         "n_epochs": n_epochs,
         "n_steps": n_steps,
         "learning_rate_multiplier": multiplier,
-        "learning_rate": _given(asked.learning_rate, DEFAULT_SUPERVISED_LEARNING_RATE * multiplier),
+        "learning_rate": _given(
+            asked.learning_rate, _learning_rate(asked, DEFAULT_SUPERVISED_LEARNING_RATE) * multiplier
+        ),
+        "lora_alpha": _given(asked.lora_alpha, DEFAULT_LORA_ALPHA),
         "eval_interval": _given(asked.eval_interval, max(1, math.ceil(n_steps / 10))),
         "warmup_steps": _given(asked.warmup_steps, math.ceil(n_steps / 20)),
     }
     return ResolvedSupervisedHyperparameters.model_validate(asked.model_dump() | resolved)
+
+
+def _learning_rate(asked: _Shared, of_all_weights: float, multiplier: float) -> float:
+    factor = LORA_LEARNING_RATE_FACTOR if asked.lora_rank else 1
+    return float(_given(asked.learning_rate, of_all_weights * factor * multiplier))
 
 
 def _given(value: Any, default: Any) -> Any:

@@ -12,6 +12,7 @@ from workers.training.channel import Channel
 from workers.training.checkpoint import TrainerState
 from workers.training.clock import Clock
 from workers.training.export import export
+from workers.training.lora import Lora
 
 
 @dataclass(kw_only=True)
@@ -39,7 +40,7 @@ def begin(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     resumed = find_checkpoint(spec, channel)
     with clock("loading"):
-        loaded = policy.load(resumed / checkpoint.MODEL if resumed else spec.model_path, device)
+        loaded = load_policy(spec, hyperparameters, device, resumed)
         optimizer = update.make_optimizer(loaded, hyperparameters)
         trainer = checkpoint.restore(resumed, loaded, optimizer) if resumed else TrainerState()
     preflight.check_disk_room(spec, loaded, hyperparameters.n_steps - trainer.step, hyperparameters.eval_interval)
@@ -52,6 +53,19 @@ def begin(
         trainer=trainer,
         resumed=resumed,
     )
+
+
+def load_policy(
+    spec: RunSpec,
+    hyperparameters: ResolvedHyperparameters | ResolvedSupervisedHyperparameters,
+    device: torch.device,
+    resumed: Path | None,
+) -> policy.Policy:
+    """The model to train. Adapters are restored into the base model; whole weights are the checkpoint's."""
+    h = hyperparameters
+    adapters = Lora(h.lora_rank, h.lora_alpha, spec.job.seed, spec.job.model) if h.lora_rank else None
+    folder = resumed / checkpoint.MODEL if resumed and not adapters else spec.model_path
+    return policy.load(folder, device, adapters, recompute=h.gradient_checkpointing)
 
 
 def find_checkpoint(spec: RunSpec, channel: Channel) -> Path | None:

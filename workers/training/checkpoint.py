@@ -2,8 +2,8 @@
 
     step-000010/
       model/          a model folder like the final one
-      state/          what else training needs: optimizer, float32 weights where the model's dtype is narrower,
-                      random number generators, and trainer.json
+      state/          what else training needs: optimizer, the trained weights in float32 where the model folder does
+                      not hold them (a narrower dtype, or adapters), random number generators, and trainer.json
       manifest.json   size and SHA-256 of every file, written last
 
 The folder is written under another name and renamed when everything is on disk. Nothing in it can run code.
@@ -63,7 +63,10 @@ def save(folder: Path, policy: Policy, optimizer: torch.optim.Optimizer, trainer
 
 
 def restore(folder: Path, policy: Policy, optimizer: torch.optim.Optimizer) -> TrainerState:
-    """Put the state of an intact checkpoint into ``policy``, loaded from its model folder, and ``optimizer``."""
+    """Put the state of an intact checkpoint into ``policy`` and ``optimizer``.
+
+    The policy is loaded from the checkpoint's model folder, or, where adapters are trained, from their base model's.
+    """
     state = folder / STATE
     parameters = dict(policy.model.named_parameters())
     if (state / "weights.safetensors").is_file():
@@ -116,8 +119,8 @@ def verify(folder: Path) -> None:
 def _write_state(folder: Path, policy: Policy, optimizer: torch.optim.Optimizer, trainer: TrainerState) -> None:
     folder.mkdir()
     parameters = dict(policy.model.named_parameters())
-    if policy.saved_dtype != torch.float32:
-        weights = {name: tensor.detach().contiguous() for name, tensor in parameters.items()}
+    if policy.adapter is not None or policy.saved_dtype != torch.float32:
+        weights = {name: tensor.detach().contiguous() for name, tensor in parameters.items() if tensor.requires_grad}
         save_file(weights, folder / "weights.safetensors")
     moments: dict[str, Tensor] = {
         f"{kind}/{name}": value.contiguous()

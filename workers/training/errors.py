@@ -8,10 +8,16 @@ from workers.rollouts.engine import NonFiniteLogits
 from workers.rollouts.errors import EngineUnavailable, PromptsTooLong, StaleWeights
 from workers.wire import ExitCode, Failure
 
-_IN_TRAINING = "Out of memory while training. Lower max_completion_tokens, or choose a smaller model."
+_IN_TRAINING = (
+    "Out of memory while training. Lower max_completion_tokens, set gradient_checkpointing to always, set a lora_rank, "
+    "or choose a smaller model."
+)
 _IN_EVALUATION = "Out of memory while evaluating. Lower max_completion_tokens or eval_samples."
 OUT_OF_MEMORY = {
-    "loading": "The model does not fit into memory: training takes 16 bytes a parameter. Choose a smaller model.",
+    "loading": (
+        "The model does not fit into memory: training takes 16 bytes a parameter. Choose a smaller model, or set "
+        "lora_rank: a frozen model takes 2 bytes a parameter on a GPU."
+    ),
     "sampling": "Out of memory while sampling. Lower max_completion_tokens, batch_size or group_size.",
     "preflight": _IN_TRAINING,
     "old_log_probs": _IN_TRAINING,

@@ -1,4 +1,9 @@
-"""Model folders that ``AutoModelForCausalLM`` and ``AutoTokenizer`` load, and folders that appear whole or never."""
+"""Model folders that ``AutoModelForCausalLM`` and ``AutoTokenizer`` load, and folders that appear whole or never.
+
+config.json, model*.safetensors,    a whole model in the base's dtype, adapters merged in
+tokenizer and generation config
+adapter/                            after LoRA: the adapter in peft's format, which names the base model's id
+"""
 
 import json
 import os
@@ -9,8 +14,10 @@ import torch
 from transformers import GenerationConfig
 from transformers.utils import logging
 
+from workers.training import lora
 from workers.training.policy import Policy
 
+ADAPTER = "adapter"
 GENERATION_CONFIG = "generation_config.json"
 
 
@@ -22,12 +29,10 @@ def export(policy: Policy, folder: Path) -> None:
 
 
 def write_model(policy: Policy, folder: Path) -> None:
-    """Write weights in the base model's dtype, configuration and tokenizer."""
+    """Write weights in the base model's dtype, configuration and tokenizer, and the adapter beside them."""
     logging.disable_progress_bar()
     model, dtype = policy.model, policy.saved_dtype
-    weights = {
-        name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in model.state_dict().items()
-    }
+    weights = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in lora.merged(model)}
     # transformers refuses to save some generation configs that it loads, so the base model's is copied as it is.
     model.generation_config = GenerationConfig.from_model_config(model.config)
     model.save_pretrained(folder, state_dict=weights)
@@ -36,6 +41,8 @@ def write_model(policy: Policy, folder: Path) -> None:
         shutil.copyfile(original, folder / GENERATION_CONFIG)
     _set_dtype(folder / "config.json", dtype)
     policy.tokenizer.save_pretrained(folder)
+    if policy.adapter is not None:
+        lora.save(model, policy.adapter, folder / ADAPTER)
 
 
 def _set_dtype(path: Path, dtype: torch.dtype) -> None:

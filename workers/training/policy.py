@@ -1,4 +1,7 @@
-"""The model being trained: any causal language model of transformers, its weights kept in float32.
+"""The model being trained: any causal language model of transformers.
+
+Weights that are trained are float32. With LoRA these are the adapters' alone; the base's are frozen, and kept in
+bfloat16 on a GPU, where they are computed with in no other precision.
 
 Only the positions that predict a response token reach the output matrix. Dropout stays off, so that the old policy and
 the new one differ by their weights alone.
@@ -13,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import LoraConfig
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
@@ -23,18 +27,29 @@ from transformers import (
 )
 
 from workers.rollouts.precision import autocast
+from workers.training import lora
 from workers.training.batch import MicroBatch
 from workers.training.errors import RunError
+from workers.training.lora import Lora
+from workers.training.recomputation import Recomputation, When
 
 CODE = {".py", ".pkl", ".pickle"}
 UNBOUNDED_CONTEXT = 1 << 20
 
 
 class Policy:
-    """A model and its tokenizer, from ``folder``."""
+    """A model and its tokenizer, from ``folder``; with ``adapter``, it is the base model and the adapter is trained."""
 
-    def __init__(self, folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.folder, self.model, self.tokenizer = folder, model, tokenizer
+    def __init__(
+        self,
+        folder: Path,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        adapter: LoraConfig | None = None,
+        *,
+        recompute: When = "never",
+    ) -> None:
+        self.folder, self.model, self.tokenizer, self.adapter = folder, model, tokenizer, adapter
         self.device = model.device
         self.saved_dtype = _saved_dtype(folder)
         self.context_length = _context_length(model)
@@ -42,6 +57,7 @@ class Policy:
         self.output: nn.Linear | None = _plain_output(model)
         """The output layer, where logits are nothing but it applied to the hidden states."""
         self._accepted = set(inspect.signature(model.forward).parameters)
+        self._recomputation = Recomputation(model, recompute)
 
     @property
     def vocabulary_size(self) -> int:
@@ -49,7 +65,8 @@ class Policy:
 
     def hidden(self, batch: MicroBatch) -> Tensor:
         """Last hidden states ``[N, H]`` at the positions that predict the response tokens; needs ``output``."""
-        states = self.model.base_model(batch.input_ids, **self._arguments()).last_hidden_state
+        with self._recomputation:
+            states = self.model.base_model(batch.input_ids, **self._arguments()).last_hidden_state
         return states.flatten(0, 1)[batch.positions]
 
     def logits(self, batch: MicroBatch) -> Tensor:
@@ -57,7 +74,8 @@ class Policy:
         with autocast(self.device):
             if self.output is not None:
                 return self.output(self.hidden(batch))
-            whole = self.model(batch.input_ids, **self._arguments()).logits
+            with self._recomputation:
+                whole = self.model(batch.input_ids, **self._arguments()).logits
             return whole.flatten(0, 1)[batch.positions]
 
     @torch.no_grad()
@@ -77,14 +95,18 @@ class Policy:
         return {"use_cache": False} if "use_cache" in self._accepted else {}
 
 
-def load(folder: Path, device: torch.device) -> Policy:
-    """The policy stored in a Hugging Face model folder. Raises ``RunError`` where it cannot be loaded safely."""
+def load(folder: Path, device: torch.device, adapters: Lora | None = None, *, recompute: When = "never") -> Policy:
+    """The policy stored in a Hugging Face model folder, with fresh ``adapters`` on it where they are given.
+
+    ``recompute`` says when layers are computed again for the backward pass. Raises ``RunError`` where the folder
+    cannot be loaded safely, or its model takes no adapters or cannot be recomputed.
+    """
     check_folder(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         model, report = AutoModelForCausalLM.from_pretrained(
             folder,
-            dtype=torch.float32,
+            dtype=torch.bfloat16 if adapters and device.type == "cuda" else torch.float32,
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
@@ -100,7 +122,11 @@ def load(folder: Path, device: torch.device) -> Policy:
             # transformers would go on with random numbers in their place.
             raise _unusable(f"lacks weights of its architecture ({fault}): {sorted(map(str, report[fault]))[:5]}")
     model.to(device).eval()
-    return Policy(folder, model, tokenizer)
+    try:
+        config = lora.attach(model, adapters) if adapters else None
+        return Policy(folder, model, tokenizer, config, recompute=recompute)
+    except ValueError as error:
+        raise _unusable(f"has a model that does not take what the job asks for: {error}") from error
 
 
 def check_folder(folder: Path) -> None:

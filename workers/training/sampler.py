@@ -1,7 +1,8 @@
 """What samples a job's answers, and how the weights that are trained reach it.
 
-The transformers engine samples from the very model that is trained. vLLM has weights of its own: they are pushed from
-memory after every step, and a probe makes sure that both sides still give the same tokens the same log-probabilities.
+The transformers engine samples from the very model that is trained, adapters included. vLLM has weights of its own:
+they, or the adapter alone where one is trained, are pushed from memory after every step, and a probe makes sure that
+both sides still give the same tokens the same log-probabilities.
 """
 
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from workers.rollouts.engine import RolloutEngine
 from workers.rollouts.transformers import TransformersEngine
 from workers.rollouts.vllm.engine import VLLMEngine
 from workers.rollouts.vllm.start import EngineSettings
+from workers.training import lora
 from workers.training.data import Prompt
 from workers.training.policy import Policy
 
@@ -35,7 +37,11 @@ class Sampler:
         """
         if not isinstance(self.engine, VLLMEngine):
             return
-        version = self.engine.sync(self.policy.model.state_dict().items())
+        model, adapter = self.policy.model, self.policy.adapter
+        if adapter is None:
+            version = self.engine.sync(model.state_dict().items())
+        else:
+            version = self.engine.sync_adapter(adapter.to_dict(), lora.tensors(model))
         tolerance = probe.tolerance_for(_dtype(self.policy), self.policy.model.config.model_type)
         probe.compare(self.engine.score(self.probes), self.policy.score(self.probes), tolerance, version)
 
@@ -51,6 +57,8 @@ def make(policy: Policy, hyperparameters: ResolvedHyperparameters, prompts: Sequ
             context_length=min(policy.context_length, longest + hyperparameters.max_completion_tokens),
             dtype=_dtype(policy),
             top_log_probs=min(hyperparameters.max_tokens_kept, policy.vocabulary_size) if from_sampler else 0,
+            lora_rank=hyperparameters.lora_rank,
+            lora_modules=lora.module_names(policy.adapter) if policy.adapter else (),
         )
         engine = VLLMEngine(policy.folder, policy.stop_ids, settings)
     else:

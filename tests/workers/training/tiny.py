@@ -57,6 +57,11 @@ CONFIGS: dict[str, Callable[[int], transformers.PreTrainedConfig]] = {
     "llama": lambda v: transformers.LlamaConfig(**_plain(v)),
     "qwen2": lambda v: transformers.Qwen2Config(**_plain(v), tie_word_embeddings=True),
     "qwen3": lambda v: transformers.Qwen3Config(**_plain(v), head_dim=8, tie_word_embeddings=True),
+    # Every other layer without rotary positions.
+    "smollm3": lambda v: transformers.SmolLM3Config(**_plain(v), no_rope_layers=[1, 0], tie_word_embeddings=True),
+    "apertus": lambda v: transformers.ApertusConfig(
+        **_plain(v), rope_parameters={"rope_type": "default", "rope_theta": 10000.0}
+    ),
     "gpt2": _gpt2,
     # Caps its logits, attends through a sliding window in every other layer.
     "gemma2": lambda v: transformers.Gemma2Config(
