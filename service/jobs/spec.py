@@ -188,9 +188,7 @@ def resolve_supervised(asked: SupervisedHyperparameters, *, training_rows: int) 
         "n_epochs": n_epochs,
         "n_steps": n_steps,
         "learning_rate_multiplier": multiplier,
-        "learning_rate": _given(
-            asked.learning_rate, _learning_rate(asked, DEFAULT_SUPERVISED_LEARNING_RATE) * multiplier
-        ),
+        "learning_rate": _learning_rate(asked, DEFAULT_SUPERVISED_LEARNING_RATE, multiplier),
         "lora_alpha": _given(asked.lora_alpha, DEFAULT_LORA_ALPHA),
         "eval_interval": _given(asked.eval_interval, max(1, math.ceil(n_steps / 10))),
         "warmup_steps": _given(asked.warmup_steps, math.ceil(n_steps / 20)),

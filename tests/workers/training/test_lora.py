@@ -11,7 +11,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from service.jobs.spec import Hyperparameters, RunSpec, resolve
+from service.jobs.spec import Hyperparameters, RunSpec, SupervisedHyperparameters, resolve, resolve_supervised
 from tests.workers.training import tiny
 from tests.workers.training.test_loop import Killed, attempt, killed_at, result_of
 from tests.workers.training.tiny import Recorder
@@ -173,3 +173,10 @@ def test_the_default_learning_rate_is_ten_times_that_of_all_weights() -> None:
         for rank in (0, 1, 64)
     ]
     assert rates == pytest.approx([2e-6, 2e-5, 2e-5])
+
+
+def test_supervised_fine_tuning_has_a_default_of_its_own() -> None:
+    rates = [
+        resolve_supervised(SupervisedHyperparameters(lora_rank=rank), training_rows=8).learning_rate for rank in (0, 8)
+    ]
+    assert rates == pytest.approx([1e-5, 1e-4])
