@@ -24,7 +24,7 @@ from service.graders.schemas import parse_grader
 from service.jobs.spec import Hyperparameters, JobSpec, Reinforcement, RunSpec, resolve
 
 PROMPTS, GROUP, UPDATES, MAX_TOKENS, WARM_UP = 32, 8, 8, 8, 3
-PHASES = ("sampling", "grading_wait", "old_log_probs", "training", "sync")
+PHASES = ("sampling", "grading", "old_log_probs", "training", "sync")
 
 
 def main() -> None:

@@ -96,6 +96,9 @@ class Hyperparameters(_Shared):
     whole answers, dropped above the cap; of tokens, cut at the cap; or none."""
     mismatch_cap: Annotated[float, Field(gt=1, le=1000)] | Auto = AUTO
     """Largest importance weight: 3 for sequences, 2 for tokens."""
+    max_staleness: Annotated[int, Field(ge=0, le=1)] = 0
+    """How many steps older than the trained weights those may be that sampled the answers. With 1, the answers of the
+    next step are sampled while a step is trained."""
 
 
 class SupervisedHyperparameters(_Shared):

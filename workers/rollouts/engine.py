@@ -46,6 +46,9 @@ class NonFiniteLogits(Exception):
 class RolloutEngine(ABC):
     """Samples answers from the weights that were pushed to it last. One thread at a time may use it."""
 
+    version: int
+    """How often weights were pushed to it."""
+
     @abstractmethod
     def stream(
         self, prompts: Sequence[Sequence[int]], samples: int, sampling: Sampling

@@ -1,4 +1,7 @@
-"""Rollouts by the transformers model that is being trained itself: no second copy of the weights, nothing to sync.
+"""Rollouts by a transformers model: the one that is being trained, or a copy of it.
+
+The trained model itself needs no second copy of the weights and nothing to push; a copy can sample while the other is
+trained.
 
 Each unique prompt is read once; its cache is then repeated for the group. Rows whose answer has ended leave the batch
 once they are half of it. Every row has its own random numbers, so that what one row samples does not depend on which
@@ -8,7 +11,7 @@ P prompts, R rows (prompts times samples), L padded prompt length, V vocabulary.
 """
 
 import inspect
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -36,16 +39,34 @@ class TransformersEngine(RolloutEngine):
         self._stop_ids = torch.tensor(sorted(stop_ids), device=model.device)
         self._context_length = context_length
         self._accepted = set(inspect.signature(model.forward).parameters)
+        self._sampling = False
+        self.version = 0
+
+    @torch.no_grad()
+    def sync(self, named_weights: Iterable[tuple[str, Tensor]]) -> int:
+        """Take over the weights that are named like the model's own; those that are its own stay. The new version."""
+        if self._sampling:
+            raise RuntimeError("Weights were pushed while the engine sampled: its answers would be of two policies.")
+        ours = dict(self._model.named_parameters())
+        for name, weight in named_weights:
+            if ours[name] is not weight:
+                ours[name].copy_(weight)
+        self.version += 1
+        return self.version
 
     @torch.no_grad()
     def stream(
         self, prompts: Sequence[Sequence[int]], samples: int, sampling: Sampling
     ) -> Generator[tuple[int, list[Rollout]]]:
         generator = torch.Generator().manual_seed(sampling.seed)
-        for chunk in self._chunks(prompts, samples, sampling.max_tokens):
-            draws = torch.rand(len(chunk) * samples, sampling.max_tokens, generator=generator, dtype=torch.float64)
-            for position, group in self._stream([prompts[i] for i in chunk], samples, sampling, draws):
-                yield chunk[position], group
+        self._sampling = True
+        try:
+            for chunk in self._chunks(prompts, samples, sampling.max_tokens):
+                draws = torch.rand(len(chunk) * samples, sampling.max_tokens, generator=generator, dtype=torch.float64)
+                for position, group in self._stream([prompts[i] for i in chunk], samples, sampling, draws):
+                    yield chunk[position], group
+        finally:
+            self._sampling = False
 
     def _chunks(self, prompts: Sequence[Sequence[int]], samples: int, max_tokens: int) -> Iterator[list[int]]:
         """Indices of prompts of similar length that fit into memory together."""
@@ -69,7 +90,7 @@ class TransformersEngine(RolloutEngine):
         lengths = torch.tensor([len(prompt) for prompt in prompts], device=device).repeat_interleave(samples)  # [R]
         decoder, logits = self._prefill(prompts, samples)
         draws = draws.to(device)
-        answer = _Answers(len(prompts), samples, sampling.max_tokens, device)
+        answer = _Answers(len(prompts), samples, sampling.max_tokens, self.version, device)
         rows = torch.arange(len(lengths), device=device)  # which answer each row of the batch is
         done = torch.zeros_like(rows, dtype=torch.bool)
         finished = 0
@@ -158,9 +179,9 @@ class _Decoder:
 class _Answers:
     """The answers to ``prompts`` prompts, ``samples`` to each, while they grow."""
 
-    def __init__(self, prompts: int, samples: int, max_tokens: int, device: torch.device) -> None:
+    def __init__(self, prompts: int, samples: int, max_tokens: int, version: int, device: torch.device) -> None:
         rows = prompts * samples
-        self._samples = samples
+        self._samples, self._version = samples, version
         self._waiting = torch.ones(prompts, dtype=torch.bool, device=device)  # groups not handed over yet
         self._tokens = torch.zeros(rows, max_tokens, dtype=torch.long, device=device)
         self._log_probs = torch.zeros(rows, max_tokens, device=device)
@@ -185,7 +206,7 @@ class _Answers:
             raise NonFiniteLogits("The model's logits are NaN or infinite.")
         columns = [column[rows].tolist() for column in (self._tokens, self._log_probs, self._lengths, self.stopped)]
         return [
-            Rollout(ids[:n], log_probs[:n], "stop" if stopped else "length")
+            Rollout(ids[:n], log_probs[:n], "stop" if stopped else "length", version=self._version)
             for ids, log_probs, n, stopped in zip(*columns, strict=True)
         ]
 

@@ -1,5 +1,6 @@
 """An attempt at a job, whatever its method: what it begins from, where it is, and how what it made is kept."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,12 +100,12 @@ def tell_progress(attempt: Attempt, step: int, total: int, expected: float | Non
     )
 
 
-def save(attempt: Attempt) -> None:
-    """Write a checkpoint of the step at hand and tell where it is."""
+def save(attempt: Attempt, write_more: Callable[[Path], None] | None = None) -> None:
+    """Write a checkpoint of the step at hand, with what ``write_more`` adds to its state, and tell where it is."""
     trainer = attempt.trainer
     folder = checkpoint.folder_of(attempt.spec.output_dir, trainer.step)
     with attempt.clock("saving"):
-        checkpoint.save(folder, attempt.policy, attempt.optimizer, trainer)
+        checkpoint.save(folder, attempt.policy, attempt.optimizer, trainer, write_more)
     seconds = attempt.clock.lap()["saving"]
     trainer.seconds += seconds
     attempt.channel.say(
@@ -115,12 +116,12 @@ def save(attempt: Attempt) -> None:
     attempt.channel.send(wire.Checkpoint(step=trainer.step, path=folder, metrics=trainer.metrics))
 
 
-def save_where_it_stopped(attempt: Attempt) -> None:
+def save_where_it_stopped(attempt: Attempt, write_more: Callable[[Path], None] | None = None) -> None:
     """A checkpoint, unless the step has one or nothing was trained yet."""
     folder = checkpoint.folder_of(attempt.spec.output_dir, attempt.trainer.step)
     resumed_here = attempt.resumed is not None and attempt.resumed.name == folder.name
     if attempt.trainer.step > 0 and not folder.exists() and not resumed_here:
-        save(attempt)
+        save(attempt, write_more)
 
 
 def finish(attempt: Attempt) -> None:

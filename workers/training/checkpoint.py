@@ -12,7 +12,7 @@ The folder is written under another name and renamed when everything is on disk.
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -49,12 +49,23 @@ def folder_of(output_dir: Path, step: int) -> Path:
     return output_dir / "checkpoints" / f"step-{step:06d}"
 
 
-def save(folder: Path, policy: Policy, optimizer: torch.optim.Optimizer, trainer: TrainerState) -> None:
-    """Write a checkpoint to ``folder``. What is left of a failed attempt at it is removed."""
+def save(
+    folder: Path,
+    policy: Policy,
+    optimizer: torch.optim.Optimizer,
+    trainer: TrainerState,
+    write_more: Callable[[Path], None] | None = None,
+) -> None:
+    """Write a checkpoint to ``folder``. What is left of a failed attempt at it is removed.
+
+    ``write_more`` adds to the folder of the state what else the run goes on from.
+    """
     partial = export.start(folder)
     try:
         export.write_model(policy, partial / MODEL)
         _write_state(partial / STATE, policy, optimizer, trainer)
+        if write_more is not None:
+            write_more(partial / STATE)
         _write_manifest(partial, trainer.step)
         export.finish(partial, folder)
     except BaseException:

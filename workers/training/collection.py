@@ -6,10 +6,14 @@ them, and a slow one is never waited for before sampling is over.
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from concurrent.futures import Executor
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future
+from contextlib import closing, contextmanager
 from queue import Empty, SimpleQueue
+from statistics import fmean
+from typing import Literal
+
+import torch
 
 from workers.graders import Grader
 from workers.graders import Sample as GraderSample
@@ -26,8 +30,8 @@ MAX_UNGRADED = 0.5
 class Collection:
     """The graded answers to some prompts, while they come in.
 
-    ``sample`` runs the engine in the thread that calls it; grading runs in ``thread``. Of what is collected nothing
-    depends on which of the two was faster.
+    ``sample`` runs the engine in the thread that calls it, ``sample_in`` in another; grading runs in ``thread``. Of
+    what is collected nothing depends on which was faster.
 
     Args:
         thread: an executor of one thread, so that one batch at a time is graded.
@@ -37,17 +41,14 @@ class Collection:
         self._prompts, self._grader, self._reader = prompts, grader, reader
         self._waiting: SimpleQueue[tuple[int, list[Rollout]] | None] = SimpleQueue()
         self._complete = self._given_up = False
-        self._waited = 0.0
-        self.sampling_seconds = 0.0
-        """How long the engine sampled."""
-        self.grading_seconds = 0.0
-        """How long the grader was at work."""
+        self._seconds = {"sampling": 0.0, "grading": 0.0}
+        self._waited = {"sampling": 0.0, "grading": 0.0}
+        self._sampled: Future[None] | None = None
         self._graded = thread.submit(self._grade)
 
-    @property
-    def hidden_seconds(self) -> float:
-        """How much of the grading nobody waited for."""
-        return max(0.0, self.grading_seconds - self._waited)
+    def hidden(self, work: Literal["sampling", "grading"]) -> float:
+        """How many seconds of the work nobody waited for."""
+        return max(0.0, self._seconds[work] - self._waited[work])
 
     def sample(self, engine: RolloutEngine, samples: int, sampling: Sampling) -> None:
         """``samples`` answers to each prompt. Raises as the engine does; ``result`` says when the grader failed."""
@@ -64,18 +65,48 @@ class Collection:
             raise
         finally:
             self._waiting.put(None)
-            self.sampling_seconds = time.perf_counter() - start
+            self._seconds["sampling"] = time.perf_counter() - start
+            if self._sampled is None:
+                self._waited["sampling"] = self._seconds["sampling"]
+
+    def sample_in(
+        self, thread: Executor, engine: RolloutEngine, samples: int, sampling: Sampling, device: torch.device
+    ) -> None:
+        """Begin to ``sample`` in ``thread``, on a stream of its own where ``device`` is a GPU."""
+        # Whatever the engine's weights come from was queued on this thread's stream, and has to be there first.
+        pushed = torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
+
+        def begin() -> None:
+            if pushed is None:
+                return self.sample(engine, samples, sampling)
+            with torch.cuda.device(device), torch.cuda.stream(torch.cuda.Stream(device)):
+                torch.cuda.current_stream().wait_event(pushed)
+                self.sample(engine, samples, sampling)
+                torch.cuda.current_stream().synchronize()
+            return None
+
+        self._sampled = thread.submit(begin)
+
+    def wait_until_sampled(self) -> None:
+        """Wait until the engine is free. Raises what ``sample`` raised."""
+        if self._sampled is not None:
+            with self._waiting_for("sampling"):
+                self._sampled.result()
 
     def result(self) -> list[list[Sample]]:
         """The answers with their grades, in the order of the prompts; waits for them.
 
         Raises ``RunError`` where the grader fails on too many, and whatever ended the grading.
         """
-        start = time.perf_counter()
-        try:
+        self.wait_until_sampled()
+        with self._waiting_for("grading"):
             return self._graded.result()
-        finally:
-            self._waited += time.perf_counter() - start
+
+    @contextmanager
+    def _waiting_for(self, work: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self._waited[work] += time.perf_counter() - start
 
     def _grade(self) -> list[list[Sample]]:
         groups: dict[int, list[Sample]] = {}
@@ -84,7 +115,7 @@ class Collection:
             numbers, rollouts = zip(*batch, strict=True)
             graded = grade(self._grader, self._reader, [self._prompts[i] for i in numbers], rollouts)
             groups |= zip(numbers, graded, strict=True)
-            self.grading_seconds += time.perf_counter() - start
+            self._seconds["grading"] += time.perf_counter() - start
         if self._given_up:
             return []
         ordered = [groups[i] for i in range(len(self._prompts))]
@@ -120,6 +151,18 @@ def grade(
         for (prompt, rollout), answer, each in zip(pairs, answers, grades, strict=True)
     )
     return [[next(samples) for _ in group] for group in groups]
+
+
+def staleness(groups: Sequence[Sequence[Sample]], version: int, bound: int) -> dict[str, float]:
+    """How many pushes of weights the answers are behind ``version``, in numbers for the metrics.
+
+    Raises ``RunError`` where one is further behind than ``bound``.
+    """
+    behind = [version - sample.rollout.version for group in groups for sample in group]
+    if max(behind) > bound:
+        message = f"Answers sampled {max(behind)} steps ago were about to be trained on; max_staleness is {bound}."
+        raise RunError("stale_rollouts", message, exit_code=ExitCode.BUG)
+    return {"staleness_mean": fmean(behind), "staleness_max": float(max(behind))}
 
 
 def refuse_a_failing_grader(samples: Iterable[Sample]) -> None:

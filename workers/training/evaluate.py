@@ -33,7 +33,7 @@ def evaluate(
     with clock("eval"):
         collection = Collection(prompts, grader, reader, thread)
         collection.sample(engine, hyperparameters.eval_samples, sampling)
-        groups = collection.result()
-    clock.seconds["eval_grading"] += collection.grading_seconds
-    clock.seconds["eval_grading_hidden"] += collection.hidden_seconds
+        with clock("eval_grading"):
+            groups = collection.result()
+    clock.seconds["eval_grading_hidden"] += collection.hidden("grading")
     return groups

@@ -4,13 +4,16 @@ Everything random follows from the job's seed and the step, so a run resumed fro
 interrupted. Graded samples without a reward are no part of the update, and no reward is made up for them.
 """
 
+from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 from service.jobs.spec import Reinforcement, ResolvedHyperparameters, RunSpec
 from workers import graders, wire
 from workers.rollouts.engine import Sampling
-from workers.training import batch, data, metrics, preflight, seeds, update
+from workers.training import ahead, batch, checkpoint, data, metrics, preflight, seeds, update
 from workers.training import evaluate as evaluation
 from workers.training import sampler as samplers
 from workers.training.answers import AnswerReader
@@ -18,7 +21,7 @@ from workers.training.attempt import Attempt, begin, finish, save, save_where_it
 from workers.training.batch import Sample
 from workers.training.channel import Channel
 from workers.training.clock import Clock
-from workers.training.collection import Collection
+from workers.training.collection import Collection, staleness
 from workers.training.sampler import Sampler
 
 
@@ -30,10 +33,16 @@ class Run(Attempt):
     sampler: Sampler
     grader: graders.Grader
     reader: AnswerReader
+    sampling: Executor
+    """The thread that samples ahead."""
     grading: Executor
     """The thread that grades."""
     train_prompts: list[data.Prompt]
     valid_prompts: list[data.Prompt]
+    ahead: Collection | None = None
+    """The answers for the next step, on their way while this one is trained."""
+    restored: list[list[Sample]] | None = None
+    """The answers for the next step that the checkpoint brought along."""
 
     @property
     def hyperparameters(self) -> ResolvedHyperparameters:
@@ -46,7 +55,8 @@ def run(spec: RunSpec, method: Reinforcement, channel: Channel, clock: Clock) ->
     try:
         return train(job)
     finally:
-        job.grading.shutdown(wait=False, cancel_futures=True)
+        for thread in (job.sampling, job.grading):
+            thread.shutdown(wait=False, cancel_futures=True)
 
 
 def train(job: Run) -> int:
@@ -56,19 +66,21 @@ def train(job: Run) -> int:
         before_the_first_step(job)
     while job.trainer.step < total:
         if channel.stopping:
-            save_where_it_stopped(job)
+            save_where_it_stopped(job, keep_ahead(job))
             return wire.ExitCode.STOPPED
         step = job.trainer.step + 1
         samples = roll_out(job, step)
         if step == 1:
             warn_if_nothing_can_be_learned(job, samples)
+        if job.hyperparameters.max_staleness and step < total:
+            job.ahead = collect(job, step + 1, job.sampling)
         numbers = learn(job, step, samples)
         due = step % job.hyperparameters.eval_interval == 0 or step == total
         valid = evaluate(job, step) if due else None
         report(job, step, samples, valid, numbers)
         tell_progress(job, step, total)
         if due:
-            save(job)
+            save(job, keep_ahead(job))
     finish(job)
     return wire.ExitCode.DONE
 
@@ -85,44 +97,83 @@ def prepare(spec: RunSpec, method: Reinforcement, channel: Channel, clock: Clock
         )
         sampler = samplers.make(loaded, method.hyperparameters, [*train, *valid])
     tell_start(attempt)
-    return Run(
+    job = Run(
         **vars(attempt),
         method=method,
         sampler=sampler,
         grader=graders.build(method.grader, spec.graders),
         reader=AnswerReader(loaded.tokenizer),
+        sampling=ThreadPoolExecutor(1, thread_name_prefix="sampling"),
         grading=ThreadPoolExecutor(1, thread_name_prefix="grading"),
         train_prompts=train,
         valid_prompts=valid,
     )
+    if job.resumed and ahead.are_in(job.resumed / checkpoint.STATE):
+        prompts = prompts_of(job, job.trainer.step + 1)
+        job.restored = ahead.read(job.resumed / checkpoint.STATE, prompts, job.reader, sampler.engine.version)
+    return job
 
 
 def roll_out(job: Run, step: int) -> list[list[Sample]]:
-    """``group_size`` graded answers to each prompt of the step."""
-    h, seed = job.hyperparameters, job.spec.job.seed
-    rows = data.rows_of_step(step, seed, len(job.train_prompts), h.batch_size)
-    prompts = [job.train_prompts[row] for row in rows]
-    sampling = Sampling(h.temperature, h.max_completion_tokens, seeds.derive(seed, "rollout", step))
-    collection = Collection(prompts, job.grader, job.reader, job.grading)
+    """``group_size`` graded answers to each prompt of the step: sampled now, or while the step before was trained."""
+    if job.restored is not None:
+        samples, job.restored = job.restored, None
+        return samples
+    collection, job.ahead = job.ahead or collect(job, step), None
     with job.clock("sampling"):
-        collection.sample(job.sampler.engine, h.group_size, sampling)
-    with job.clock("grading_wait"):
-        groups = collection.result()
-    job.clock.seconds["grading"] += collection.grading_seconds
-    job.clock.seconds["grading_hidden"] += collection.hidden_seconds
-    return groups
+        collection.wait_until_sampled()
+    with job.clock("grading"):
+        samples = collection.result()
+    job.clock.seconds["sampling_hidden"] += collection.hidden("sampling")
+    job.clock.seconds["grading_hidden"] += collection.hidden("grading")
+    return samples
+
+
+def collect(job: Run, step: int, thread: Executor | None = None) -> Collection:
+    """Sample the answers of a step, in ``thread`` where there is one, and grade them as they come."""
+    h = job.hyperparameters
+    sampling = Sampling(h.temperature, h.max_completion_tokens, seeds.derive(job.spec.job.seed, "rollout", step))
+    collection = Collection(prompts_of(job, step), job.grader, job.reader, job.grading)
+    if thread is not None:
+        collection.sample_in(thread, job.sampler.engine, h.group_size, sampling, job.policy.device)
+    else:
+        with job.clock("sampling"):
+            collection.sample(job.sampler.engine, h.group_size, sampling)
+    return collection
+
+
+def prompts_of(job: Run, step: int) -> list[data.Prompt]:
+    rows = data.rows_of_step(step, job.spec.job.seed, len(job.train_prompts), job.hyperparameters.batch_size)
+    return [job.train_prompts[row] for row in rows]
+
+
+def keep_ahead(job: Run) -> Callable[[Path], None] | None:
+    """What writes the answers that were sampled ahead into a checkpoint, once they are graded."""
+    if job.ahead is None:
+        return None
+    try:
+        with job.clock("grading"):
+            groups = job.ahead.result()
+    except Exception:
+        # The checkpoint is worth keeping without them; what went wrong ends the run when the answers are needed.
+        return None
+    return partial(ahead.write, groups=groups, version=job.sampler.engine.version)
 
 
 def learn(job: Run, step: int, samples: list[list[Sample]]) -> update.Numbers:
     """Advantages, the old policy's distributions, then one update for each mini-batch."""
     h = job.hyperparameters
+    numbers = staleness(samples, job.sampler.engine.version, h.max_staleness)
     with job.clock("training"):
         groups = batch.trainable(samples, h.advantage)
         batches = update.plan(groups, job.policy, h)
         with job.clock("old_log_probs"):
             old = update.read_old_policy(job.policy, batches, h)
-        batches, numbers = update.correct_mismatch(batches, old, h)
-        numbers |= update.train(job.policy, job.optimizer, batches, old, h, step)
+        batches, mismatch = update.correct_mismatch(batches, old, h)
+        numbers |= mismatch | update.train(job.policy, job.optimizer, batches, old, h, step)
+    if job.ahead is not None:
+        with job.clock("sampling"):
+            job.ahead.wait_until_sampled()
     with job.clock("sync"):
         job.sampler.push()
     job.trainer.step = step

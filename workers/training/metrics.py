@@ -167,7 +167,8 @@ def _timing(grader: schemas.Grader, parts: dict[str, list[Sample]], seconds: dic
     row: dict[str, Any] = {"name": grader.name, "type": grader.type}
     for part, phase in (("train", "grading"), ("valid", "eval_grading")):
         samples = parts[part]
-        row[f"{part}_execution_latency_mean"] = seconds.get(phase, 0.0) / len(samples) if samples else None
+        spent = seconds.get(phase, 0.0) + seconds.get(f"{phase}_hidden", 0.0)
+        row[f"{part}_execution_latency_mean"] = spent / len(samples) if samples else None
     always = {name: seconds.get(name, 0.0) for name in ("sampling", "training", "eval", "full_iteration")}
     return {"step": seconds | always, "graders": [row]}
 

@@ -131,7 +131,8 @@ def seconds_of_run(
     answers = h.batch_size * h.group_size
     sampling = evaluation_seconds / len(samples) * answers
     training = worst.seconds / worst.tokens * tokens * answers
-    return h.n_steps * (sampling + training) + math.ceil(h.n_steps / h.eval_interval) * evaluation_seconds
+    step = max(sampling, training) if h.max_staleness else sampling + training
+    return h.n_steps * step + math.ceil(h.n_steps / h.eval_interval) * evaluation_seconds
 
 
 def nothing_to_learn(grader: schemas.Grader, groups: Sequence[Sequence[Sample]]) -> str | None:

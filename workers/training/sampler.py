@@ -1,17 +1,19 @@
 """What samples a job's answers, and how the weights that are trained reach it.
 
-The transformers engine samples from the very model that is trained, adapters included. vLLM has weights of its own:
-they, or the adapter alone where one is trained, are pushed from memory after every step, and a probe makes sure that
-both sides still give the same tokens the same log-probabilities.
+The transformers engine samples from the very model that is trained, adapters included, or from a copy that can sample
+meanwhile. vLLM has weights of its own: they, or the adapter alone where one is trained, are pushed from memory after
+every step, and a probe makes sure that both sides still give the same tokens the same log-probabilities.
 """
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from transformers import PreTrainedModel
+
 from service.jobs.spec import ResolvedHyperparameters
 from workers.rollouts import probe
-from workers.rollouts.engine import RolloutEngine
 from workers.rollouts.transformers import TransformersEngine
 from workers.rollouts.vllm.engine import VLLMEngine
 from workers.rollouts.vllm.start import EngineSettings
@@ -24,7 +26,7 @@ PROBES, PROBE_TOKENS = 4, 128
 
 @dataclass(frozen=True)
 class Sampler:
-    engine: RolloutEngine
+    engine: VLLMEngine | TransformersEngine
     policy: Policy
     probes: list[list[int]]
     """Token ids of the prompts that are scored by both sides after a push."""
@@ -35,7 +37,8 @@ class Sampler:
         Raises ``WeightsPartedError`` when the engine then disagrees with the trainer, ``StaleWeights`` and
         ``EngineDied`` as the engine does.
         """
-        if not isinstance(self.engine, VLLMEngine):
+        if isinstance(self.engine, TransformersEngine):
+            self.engine.sync(self.policy.model.named_parameters())
             return
         model, adapter = self.policy.model, self.policy.adapter
         if adapter is None:
@@ -50,7 +53,7 @@ def make(policy: Policy, hyperparameters: ResolvedHyperparameters, prompts: Sequ
     """The engine that the job asks for, with the policy's weights. Raises ``EngineUnavailable``."""
     longest = max(len(prompt.token_ids) for prompt in prompts)
     probes = [prompt.token_ids[:PROBE_TOKENS] for prompt in prompts if len(prompt.token_ids) > 1][:PROBES]
-    engine: RolloutEngine
+    engine: VLLMEngine | TransformersEngine
     if hyperparameters.rollout_engine == "vllm":
         from_sampler = hyperparameters.old_policy == "sampler"
         settings = EngineSettings(
@@ -62,10 +65,17 @@ def make(policy: Policy, hyperparameters: ResolvedHyperparameters, prompts: Sequ
         )
         engine = VLLMEngine(policy.folder, policy.stop_ids, settings)
     else:
-        engine = TransformersEngine(policy.model, policy.stop_ids, policy.context_length)
+        model = copy_of(policy.model) if hyperparameters.max_staleness else policy.model
+        engine = TransformersEngine(model, policy.stop_ids, policy.context_length)
     sampler = Sampler(engine, policy, probes)
     sampler.push()
     return sampler
+
+
+def copy_of(model: PreTrainedModel) -> PreTrainedModel:
+    """A model of its own weights, but for those that are not trained, which both share."""
+    frozen = {id(parameter): parameter for parameter in model.parameters() if not parameter.requires_grad}
+    return copy.deepcopy(model, frozen)
 
 
 def _dtype(policy: Policy) -> Literal["float32", "bfloat16"]:

@@ -1,5 +1,7 @@
 """The transformers engine samples from the model, and says of each token how likely it was."""
 
+from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -101,6 +103,23 @@ def test_an_answer_ends_where_the_context_does(family: str) -> None:
     groups = engine(family, stop_ids=(NEVER,), context=10).generate(PROMPTS, 2, Sampling(1.0, 30, seed=3))
     for prompt, group in zip(PROMPTS, groups, strict=True):
         assert {len(prompt) + len(rollout.token_ids) for rollout in group} == {10}
+
+
+def test_weights_are_pushed_between_samplings_only() -> None:
+    trained, sampling = tiny.model("qwen3", seed=1), Sampling(1.0, 8, seed=5)
+    copy = engine()
+    before = copy.generate(PROMPTS, 2, sampling)
+    with closing(copy.stream(PROMPTS, 2, sampling)) as stream:
+        next(stream)
+        with pytest.raises(RuntimeError, match="while the engine sampled"):
+            copy.sync(trained.named_parameters())
+    copy.sync(trained.named_parameters())
+    after = copy.generate(PROMPTS, 2, sampling)
+    assert after != before
+    assert after == [
+        [replace(rollout, version=1) for rollout in group]
+        for group in TransformersEngine(trained, (1,), tiny.CONTEXT).generate(PROMPTS, 2, sampling)
+    ]
 
 
 def test_temperature_0_takes_the_most_likely_token() -> None:

@@ -16,7 +16,7 @@ from workers.rollouts.engine import NonFiniteLogits, Rollout, RolloutEngine, Sam
 from workers.rollouts.transformers import TransformersEngine
 from workers.training.answers import AnswerReader
 from workers.training.batch import Sample
-from workers.training.collection import Collection, grade
+from workers.training.collection import Collection, grade, staleness
 from workers.training.data import Prompt
 from workers.training.errors import RunError
 from workers.wire import ExitCode
@@ -108,7 +108,8 @@ def test_groups_are_graded_while_others_are_sampled_and_the_next_batch_is_what_c
     assert [group[0].prompt.token_ids[0] for group in samples] == [5, 6, 7, 8, 9]
     assert grader.sizes[0] == 2
     assert grader.sizes[1] in (6, 8)
-    assert 0 < collection.hidden_seconds <= collection.grading_seconds
+    assert collection.hidden("grading") > 0
+    assert collection.hidden("sampling") == 0
 
 
 def test_a_grader_that_breaks_ends_the_sampling_with_its_error(reader: AnswerReader, thread: Executor) -> None:
@@ -147,6 +148,14 @@ def test_an_engine_that_breaks_leaves_the_thread_to_the_next(reader: AnswerReade
     following = Collection(prompts(2), Fixed(*[Grade(1.0)] * 4), reader, thread)
     following.sample(Scripted(lambda: iter((1, 0))), 2, SAMPLING)
     assert len(following.result()) == 2
+
+
+def test_answers_older_than_allowed_are_not_trained_on(reader: AnswerReader, thread: Executor) -> None:
+    samples = collected(reader, thread, Grade(1.0), Grade(0.0))
+    assert staleness(samples, version=1, bound=1) == {"staleness_mean": 1.0, "staleness_max": 1.0}
+    with pytest.raises(RunError, match="sampled 2 steps ago") as caught:
+        staleness(samples, version=2, bound=1)
+    assert caught.value.exit_code == ExitCode.BUG
 
 
 def collected(reader: AnswerReader, thread: Executor, *grades: Grade) -> list[list[Sample]]:

@@ -3,6 +3,7 @@
 import errno
 import json
 import math
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from tests.workers.training import tiny
 from tests.workers.training.tiny import Recorder
 from workers import wire
 from workers.rollouts.engine import NonFiniteLogits
+from workers.rollouts.errors import EngineDied
 from workers.training import checkpoint
 from workers.wire import ExitCode
 
@@ -103,9 +105,13 @@ def test_the_model_is_evaluated_before_training_at_the_interval_and_at_the_end(
     assert evaluated == {0: True, 1: False, 2: True, 3: True}
 
 
-def test_a_resumed_run_is_the_run_that_was_never_interrupted(make_spec: MakeSpec, execute: Execute) -> None:
-    spec = make_spec(n_steps=5, eval_interval=2)
-    _, whole = execute(make_spec("whole", n_steps=5, eval_interval=2))
+@pytest.mark.parametrize("max_staleness", [0, 1])
+def test_a_resumed_run_is_the_run_that_was_never_interrupted(
+    make_spec: MakeSpec, execute: Execute, max_staleness: int
+) -> None:
+    asked = {"n_steps": 5, "eval_interval": 2, "max_staleness": max_staleness}
+    spec = make_spec(**asked)
+    _, whole = execute(make_spec("whole", **asked))
     first = killed_at(3)
     with pytest.raises(Killed):
         execute(spec, first)
@@ -179,6 +185,83 @@ def test_stopping_where_a_checkpoint_is_writes_no_other(make_spec: MakeSpec, exe
     stopped.on_line = lambda line: stopped.channel.stop()
     code, _ = execute(attempt(spec, 2, first.checkpoints()[1:]), stopped)
     assert (code, stopped.checkpoints()) == (ExitCode.STOPPED, [])
+
+
+def test_a_run_that_stops_with_answers_ahead_goes_on_with_them(make_spec: MakeSpec, execute: Execute) -> None:
+    asked = {"n_steps": 4, "eval_interval": 4, "max_staleness": 1}
+    _, whole = execute(make_spec("whole", **asked))
+    stopped = Recorder()
+    stopped.on_line = lambda line: stopped.channel.stop() if getattr(line, "key", None) == "step-2" else None
+    spec = make_spec(**asked)
+    code, _ = execute(spec, stopped)
+    assert (code, list(stopped.metrics())) == (ExitCode.STOPPED, [0, 1, 2])
+    _, rest = execute(attempt(spec, 2, stopped.checkpoints()))
+    assert tiny.without_times(stopped.metrics() | rest.metrics()) == tiny.without_times(whole.metrics())
+
+
+def test_the_next_answers_are_sampled_while_a_step_is_trained(
+    make_spec: MakeSpec, execute: Execute, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from workers.rollouts.transformers import TransformersEngine
+    from workers.training import update
+
+    sampling, stream, train = threading.Semaphore(0), TransformersEngine.stream, update.train
+
+    def announced(engine: TransformersEngine, *arguments: Any) -> Any:
+        if threading.current_thread() is not threading.main_thread():
+            sampling.release()
+        return stream(engine, *arguments)
+
+    def patient(*arguments: Any) -> update.Numbers:
+        if arguments[-1] < 3:
+            assert sampling.acquire(timeout=30), "nothing is sampled ahead"
+        return train(*arguments)
+
+    monkeypatch.setattr(TransformersEngine, "stream", announced)
+    monkeypatch.setattr(update, "train", patient)
+    code, recorder = execute(make_spec(n_steps=3, max_staleness=1))
+    assert code == ExitCode.DONE
+    stale = [recorder.metrics()[step]["troll"]["staleness_max"] for step in (1, 2, 3)]
+    assert stale == [0, 1, 1]
+
+
+def test_answers_ahead_are_of_the_weights_before_the_step(make_spec: MakeSpec, execute: Execute) -> None:
+    from workers.training import ahead, data, policy
+    from workers.training.answers import AnswerReader
+
+    spec = make_spec(n_steps=3, eval_interval=1, max_staleness=1)
+    _, recorder = execute(spec)
+    _, second, first = recorder.checkpoints()
+    before = policy.load(first / "model", torch.device("cpu"))
+    prompts = data.load(spec.training_path, before.tokenizer, before.context_length, "training_file")
+    asked = [prompts[row] for row in data.rows_of_step(3, spec.job.seed, len(prompts), 4)]
+    (sample, *_), *_ = ahead.read(second / "state", asked, AnswerReader(before.tokenizer), version=2)
+    assert sample.rollout.version == 1
+    (scores,) = before.score([sample.prompt.token_ids + sample.rollout.token_ids])
+    assert sample.rollout.log_probs == pytest.approx(scores[len(sample.prompt.token_ids) - 1 :], abs=1e-4)
+
+
+@pytest.mark.parametrize("max_staleness", [0, 1])
+def test_an_engine_that_dies_while_it_samples_leaves_the_checkpoints(
+    make_spec: MakeSpec, execute: Execute, monkeypatch: pytest.MonkeyPatch, max_staleness: int
+) -> None:
+    from workers.rollouts.transformers import TransformersEngine
+
+    stream = TransformersEngine.stream
+
+    def dying(engine: TransformersEngine, prompts: Any, samples: int, sampling: Any) -> Any:
+        for number, group in enumerate(stream(engine, prompts, samples, sampling)):
+            if engine.version == 3 and samples > 1 and number == 1:
+                raise EngineDied("vLLM died at work: worker is gone The checkpoints so far are kept.")
+            yield group
+
+    monkeypatch.setattr(TransformersEngine, "stream", dying)
+    code, recorder = execute(make_spec(n_steps=6, eval_interval=1, max_staleness=max_staleness))
+    assert (code, recorder.failure().code) == (ExitCode.UNAVAILABLE, "engine_unavailable")
+    assert "died at work" in recorder.failure().message
+    assert [folder.name for folder in recorder.checkpoints()] == ["step-000002", "step-000001"]
+    for folder in recorder.checkpoints():
+        checkpoint.verify(folder)
 
 
 def test_the_same_seed_gives_the_same_run_and_another_another(make_spec: MakeSpec, execute: Execute) -> None:

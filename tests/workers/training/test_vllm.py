@@ -71,9 +71,13 @@ def test_the_demos_model_learns_from_answers_of_vllm(additions: Path, tmp_path: 
 
 
 @pytest.mark.e2e
-def test_the_samplers_distributions_can_be_the_old_policy(additions: Path, tmp_path: Path) -> None:
-    code, lines = run(additions, tmp_path, n_steps=2, eval_interval=2, mini_batches=1, old_policy="sampler")
+def test_the_samplers_distributions_can_be_the_old_policy_and_it_can_sample_ahead(
+    additions: Path, tmp_path: Path
+) -> None:
+    asked: dict[str, Any] = {"mini_batches": 1, "old_policy": "sampler", "max_staleness": 1}
+    code, lines = run(additions, tmp_path, n_steps=3, eval_interval=2, **asked)
     assert code == ExitCode.DONE
+    assert [metrics(lines)[step]["troll"]["staleness_max"] for step in (1, 2, 3)] == [0, 1, 1]
     # One update per step: the trainer's policy is still the one that sampled.
     first = metrics(lines)[1]["troll"]
     assert first["ratio"] == pytest.approx(1.0, abs=1e-3), json.dumps(first)
