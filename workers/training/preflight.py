@@ -199,7 +199,7 @@ def _model_bytes(policy: Policy) -> int:
 
 def _state_bytes(policy: Policy) -> int:
     trained = sum(parameter.numel() for parameter in policy.model.parameters() if parameter.requires_grad)
-    copies = MOMENTS + (policy.saved_dtype != torch.float32)
+    copies = MOMENTS + (policy.adapter is not None or policy.saved_dtype != torch.float32)
     return trained * copies * torch.float32.itemsize
 
 

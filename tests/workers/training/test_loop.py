@@ -105,11 +105,15 @@ def test_the_model_is_evaluated_before_training_at_the_interval_and_at_the_end(
     assert evaluated == {0: True, 1: False, 2: True, 3: True}
 
 
-@pytest.mark.parametrize("max_staleness", [0, 1])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"max_staleness": 1}, {"max_staleness": 1, "lora_rank": 2}],
+    ids=["on policy", "one step ahead", "adapters, one step ahead"],
+)
 def test_a_resumed_run_is_the_run_that_was_never_interrupted(
-    make_spec: MakeSpec, execute: Execute, max_staleness: int
+    make_spec: MakeSpec, execute: Execute, settings: dict[str, int]
 ) -> None:
-    asked = {"n_steps": 5, "eval_interval": 2, "max_staleness": max_staleness}
+    asked = {"n_steps": 5, "eval_interval": 2} | settings
     spec = make_spec(**asked)
     _, whole = execute(make_spec("whole", **asked))
     first = killed_at(3)
