@@ -3,6 +3,7 @@
 from service.graders import schemas
 from service.graders.admission import check_allowed
 from service.graders.settings import GraderSettings
+from workers.graders import http
 from workers.graders.code_tests import CodeTestsGrader
 from workers.graders.grading import Grade, GradeError, Grader, Sample, TokenUsage
 from workers.graders.http import HttpGrader
@@ -14,7 +15,10 @@ from workers.graders.python import PythonGrader
 from workers.graders.string_check import StringCheckGrader
 from workers.graders.text_similarity import TextSimilarityGrader
 
-__all__ = ["Grade", "GradeError", "Grader", "JailError", "Sample", "TokenUsage", "build"]
+__all__ = ["Grade", "GradeError", "Grader", "JailError", "Sample", "TokenUsage", "batch_size", "build"]
+
+JAILED_BATCH = 16
+"""A jail starts anew for every batch; so many runs make up for it."""
 
 
 def build(grader: schemas.Grader, settings: GraderSettings | None = None) -> Grader:
@@ -27,6 +31,19 @@ def build(grader: schemas.Grader, settings: GraderSettings | None = None) -> Gra
     settings = settings or GraderSettings()
     check_allowed(grader, settings, "grader")
     return _build(grader, settings)
+
+
+def batch_size(grader: schemas.Grader) -> int:
+    """How many samples a batch should have, if they can be had, for what a batch costs by itself to be small."""
+    match grader:
+        case schemas.Http():
+            return http.BATCH
+        case schemas.Python() | schemas.CodeTests():
+            return JAILED_BATCH
+        case schemas.Multi():
+            return max(batch_size(each) for each in grader.graders.values())
+        case _:
+            return 1
 
 
 def _build(grader: schemas.Grader, settings: GraderSettings) -> Grader:

@@ -1,14 +1,15 @@
 """Sampling and grading side by side: a group is graded while the engine goes on with the others.
 
-Whatever came in while the last batch was graded is the next batch, so that a grader that gains by large batches gets
-them, and a slow one is never waited for before sampling is over.
+Whatever came in while the last batch was graded is the next batch, so that a slow grader gets large ones and is never
+waited for before sampling is over. Graders whose batches cost something by themselves get no smaller ones than pay off.
 """
 
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from statistics import fmean
 from typing import Literal
@@ -27,24 +28,36 @@ from workers.wire import ExitCode
 MAX_UNGRADED = 0.5
 
 
+@dataclass(frozen=True)
+class Grading:
+    """What grades a job's answers, in one thread: a grader need not be safe for several."""
+
+    grader: Grader
+    reader: AnswerReader
+    batch_size: int = 1
+    """Samples that a batch has at least, as long as more are to come."""
+    thread: Executor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="grading"))
+
+    def close(self) -> None:
+        """Begin no further batch of prompts."""
+        self.thread.shutdown(wait=False, cancel_futures=True)
+
+
 class Collection:
     """The graded answers to some prompts, while they come in.
 
-    ``sample`` runs the engine in the thread that calls it, ``sample_in`` in another; grading runs in ``thread``. Of
-    what is collected nothing depends on which was faster.
-
-    Args:
-        thread: an executor of one thread, so that one batch at a time is graded.
+    ``sample`` runs the engine in the thread that calls it, ``sample_in`` in another. Of what is collected nothing
+    depends on which was faster, engine or grader.
     """
 
-    def __init__(self, prompts: Sequence[Prompt], grader: Grader, reader: AnswerReader, thread: Executor) -> None:
-        self._prompts, self._grader, self._reader = prompts, grader, reader
+    def __init__(self, prompts: Sequence[Prompt], grading: Grading) -> None:
+        self._prompts, self._grading = prompts, grading
         self._waiting: SimpleQueue[tuple[int, list[Rollout]] | None] = SimpleQueue()
         self._complete = self._given_up = False
         self._seconds = {"sampling": 0.0, "grading": 0.0}
         self._waited = {"sampling": 0.0, "grading": 0.0}
         self._sampled: Future[None] | None = None
-        self._graded = thread.submit(self._grade)
+        self._graded = grading.thread.submit(self._grade)
 
     def hidden(self, work: Literal["sampling", "grading"]) -> float:
         """How many seconds of the work nobody waited for."""
@@ -113,7 +126,7 @@ class Collection:
         while batch := self._next_batch():
             start = time.perf_counter()
             numbers, rollouts = zip(*batch, strict=True)
-            graded = grade(self._grader, self._reader, [self._prompts[i] for i in numbers], rollouts)
+            graded = grade(self._grading, [self._prompts[i] for i in numbers], rollouts)
             groups |= zip(numbers, graded, strict=True)
             self._seconds["grading"] += time.perf_counter() - start
         if self._given_up:
@@ -123,11 +136,12 @@ class Collection:
         return ordered
 
     def _next_batch(self) -> list[tuple[int, list[Rollout]]]:
-        """The groups that have come in, at least one; none when there are no more."""
+        """The groups that have come in, ``batch_size`` samples at least if there are so many; none at the end."""
         batch: list[tuple[int, list[Rollout]]] = []
         while not self._complete:
+            enough = sum(len(rollouts) for _, rollouts in batch) >= self._grading.batch_size
             try:
-                group = self._waiting.get(block=not batch)
+                group = self._waiting.get(block=not enough)
             except Empty:
                 break
             if group is None:
@@ -137,13 +151,13 @@ class Collection:
         return [] if self._given_up else batch
 
 
-def grade(
-    grader: Grader, reader: AnswerReader, prompts: Sequence[Prompt], groups: Sequence[Sequence[Rollout]]
-) -> list[list[Sample]]:
+def grade(grading: Grading, prompts: Sequence[Prompt], groups: Sequence[Sequence[Rollout]]) -> list[list[Sample]]:
     """The rollouts of each prompt with their grades."""
     pairs = [(prompt, rollout) for prompt, group in zip(prompts, groups, strict=True) for rollout in group]
-    answers = reader.read([prompt.token_ids for prompt, _ in pairs], [rollout.token_ids for _, rollout in pairs])
-    grades = grader.grade(
+    answers = grading.reader.read(
+        [prompt.token_ids for prompt, _ in pairs], [rollout.token_ids for _, rollout in pairs]
+    )
+    grades = grading.grader.grade(
         [GraderSample(prompt.item, answer.text) for (prompt, _), answer in zip(pairs, answers, strict=True)]
     )
     samples = iter(

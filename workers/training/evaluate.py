@@ -1,37 +1,32 @@
 """Graded answers to every validation row."""
 
 from collections.abc import Sequence
-from concurrent.futures import Executor
 
 from service.jobs.spec import ResolvedHyperparameters
-from workers.graders import Grader
 from workers.rollouts.engine import RolloutEngine, Sampling
 from workers.training import seeds
-from workers.training.answers import AnswerReader
 from workers.training.batch import Sample
 from workers.training.clock import Clock
-from workers.training.collection import Collection
+from workers.training.collection import Collection, Grading
 from workers.training.data import Prompt
 
 
 def evaluate(
     engine: RolloutEngine,
-    grader: Grader,
-    reader: AnswerReader,
+    grading: Grading,
     prompts: Sequence[Prompt],
     hyperparameters: ResolvedHyperparameters,
     *,
     seed: int,
     step: int,
     clock: Clock,
-    thread: Executor,
 ) -> list[list[Sample]]:
     """``eval_samples`` graded answers to each prompt, by the model as it is after ``step`` steps."""
     sampling = Sampling(
         hyperparameters.eval_temperature, hyperparameters.max_completion_tokens, seeds.derive(seed, "evaluation", step)
     )
     with clock("eval"):
-        collection = Collection(prompts, grader, reader, thread)
+        collection = Collection(prompts, grading)
         collection.sample(engine, hyperparameters.eval_samples, sampling)
         with clock("eval_grading"):
             groups = collection.result()

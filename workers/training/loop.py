@@ -21,7 +21,7 @@ from workers.training.attempt import Attempt, begin, finish, save, save_where_it
 from workers.training.batch import Sample
 from workers.training.channel import Channel
 from workers.training.clock import Clock
-from workers.training.collection import Collection, staleness
+from workers.training.collection import Collection, Grading, staleness
 from workers.training.sampler import Sampler
 
 
@@ -31,12 +31,9 @@ class Run(Attempt):
 
     method: Reinforcement
     sampler: Sampler
-    grader: graders.Grader
-    reader: AnswerReader
+    grading: Grading
     sampling: Executor
     """The thread that samples ahead."""
-    grading: Executor
-    """The thread that grades."""
     train_prompts: list[data.Prompt]
     valid_prompts: list[data.Prompt]
     ahead: Collection | None = None
@@ -55,8 +52,8 @@ def run(spec: RunSpec, method: Reinforcement, channel: Channel, clock: Clock) ->
     try:
         return train(job)
     finally:
-        for thread in (job.sampling, job.grading):
-            thread.shutdown(wait=False, cancel_futures=True)
+        job.sampling.shutdown(wait=False, cancel_futures=True)
+        job.grading.close()
 
 
 def train(job: Run) -> int:
@@ -101,16 +98,18 @@ def prepare(spec: RunSpec, method: Reinforcement, channel: Channel, clock: Clock
         **vars(attempt),
         method=method,
         sampler=sampler,
-        grader=graders.build(method.grader, spec.graders),
-        reader=AnswerReader(loaded.tokenizer),
+        grading=Grading(
+            graders.build(method.grader, spec.graders),
+            AnswerReader(loaded.tokenizer),
+            graders.batch_size(method.grader),
+        ),
         sampling=ThreadPoolExecutor(1, thread_name_prefix="sampling"),
-        grading=ThreadPoolExecutor(1, thread_name_prefix="grading"),
         train_prompts=train,
         valid_prompts=valid,
     )
     if job.resumed and ahead.are_in(job.resumed / checkpoint.STATE):
         prompts = prompts_of(job, job.trainer.step + 1)
-        job.restored = ahead.read(job.resumed / checkpoint.STATE, prompts, job.reader, sampler.engine.version)
+        job.restored = ahead.read(job.resumed / checkpoint.STATE, prompts, job.grading.reader, sampler.engine.version)
     return job
 
 
@@ -133,7 +132,7 @@ def collect(job: Run, step: int, thread: Executor | None = None) -> Collection:
     """Sample the answers of a step, in ``thread`` where there is one, and grade them as they come."""
     h = job.hyperparameters
     sampling = Sampling(h.temperature, h.max_completion_tokens, seeds.derive(job.spec.job.seed, "rollout", step))
-    collection = Collection(prompts_of(job, step), job.grader, job.reader, job.grading)
+    collection = Collection(prompts_of(job, step), job.grading)
     if thread is not None:
         collection.sample_in(thread, job.sampler.engine, h.group_size, sampling, job.policy.device)
     else:
@@ -184,14 +183,12 @@ def learn(job: Run, step: int, samples: list[list[Sample]]) -> update.Numbers:
 def evaluate(job: Run, step: int) -> list[list[Sample]]:
     return evaluation.evaluate(
         job.sampler.engine,
-        job.grader,
-        job.reader,
+        job.grading,
         job.valid_prompts,
         job.hyperparameters,
         seed=job.spec.job.seed,
         step=step,
         clock=job.clock,
-        thread=job.grading,
     )
 
 

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,7 @@ from workers.rollouts.engine import NonFiniteLogits, Rollout, RolloutEngine, Sam
 from workers.rollouts.transformers import TransformersEngine
 from workers.training.answers import AnswerReader
 from workers.training.batch import Sample
-from workers.training.collection import Collection, grade, staleness
+from workers.training.collection import Collection, Grading, grade, staleness
 from workers.training.data import Prompt
 from workers.training.errors import RunError
 from workers.wire import ExitCode
@@ -84,10 +85,10 @@ def test_what_is_collected_is_what_grading_afterwards_gives(reader: AnswerReader
     engine = TransformersEngine(tiny.model("qwen3"), (1, 6, 9, 12), tiny.CONTEXT)
     grader = graders.build(parse_grader(tiny.CLOSE, "grader"))
     asked = prompts(8)
-    collection = Collection(asked, grader, reader, thread)
+    collection = Collection(asked, Grading(grader, reader, thread=thread))
     collection.sample(engine, 3, SAMPLING)
     groups = engine.generate([prompt.token_ids for prompt in asked], 3, SAMPLING)
-    assert collection.result() == grade(grader, reader, asked, groups)
+    assert collection.result() == grade(Grading(grader, reader, thread=thread), asked, groups)
 
 
 def test_groups_are_graded_while_others_are_sampled_and_the_next_batch_is_what_came_meanwhile(
@@ -102,7 +103,7 @@ def test_groups_are_graded_while_others_are_sampled_and_the_next_batch_is_what_c
         grader.may_go_on.set()
         yield 1
 
-    collection = Collection(prompts(5), grader, reader, thread)
+    collection = Collection(prompts(5), Grading(grader, reader, thread=thread))
     collection.sample(Scripted(script), 2, SAMPLING)
     samples = collection.result()
     assert [group[0].prompt.token_ids[0] for group in samples] == [5, 6, 7, 8, 9]
@@ -110,6 +111,41 @@ def test_groups_are_graded_while_others_are_sampled_and_the_next_batch_is_what_c
     assert grader.sizes[1] in (6, 8)
     assert collection.hidden("grading") > 0
     assert collection.hidden("sampling") == 0
+
+
+def test_a_grader_whose_batches_cost_gets_no_small_ones(reader: AnswerReader, thread: Executor) -> None:
+    grader = Steered()
+    grader.may_go_on.set()
+    grading = Grading(grader, reader, batch_size=5, thread=thread)
+    collection = Collection(prompts(7), grading)
+    collection.sample(Scripted(lambda: iter(range(7))), 2, SAMPLING)
+    collection.result()
+    *full, last = grader.sizes
+    assert sum(grader.sizes) == 14
+    assert all(size >= 6 for size in full)
+    assert last >= 2
+
+
+@pytest.mark.parametrize(
+    ("grader", "size"),
+    [
+        (tiny.EXACT, 1),
+        ({"type": "http", "name": "own", "url": "https://scores.example.com"}, 64),
+        (
+            {
+                "type": "multi",
+                "graders": {
+                    "exact": tiny.EXACT,
+                    "own": {"type": "python", "name": "own", "source": "def grade(sample, item):\n    return 1\n"},
+                },
+                "calculate_output": "exact + own",
+            },
+            16,
+        ),
+    ],
+)
+def test_graders_say_how_large_their_batches_should_be(grader: dict[str, Any], size: int) -> None:
+    assert graders.batch_size(parse_grader(grader, "grader")) == size
 
 
 def test_a_grader_that_breaks_ends_the_sampling_with_its_error(reader: AnswerReader, thread: Executor) -> None:
@@ -129,7 +165,7 @@ def test_a_grader_that_breaks_ends_the_sampling_with_its_error(reader: AnswerRea
             assert tried.wait(PATIENCE)
             thread.submit(lambda: None).result()  # the grading has ended
 
-    collection = Collection(prompts(1000), Noticed(), reader, thread)
+    collection = Collection(prompts(1000), Grading(Noticed(), reader, thread=thread))
     collection.sample(Scripted(script), 2, SAMPLING)
     assert yielded == 2
     with pytest.raises(JailError, match="no namespaces"):
@@ -142,10 +178,10 @@ def test_an_engine_that_breaks_leaves_the_thread_to_the_next(reader: AnswerReade
         raise NonFiniteLogits("The model's logits are NaN or infinite.")
 
     grader = Fixed(*[Grade(1.0)] * 8)
-    broken = Collection(prompts(2), grader, reader, thread)
+    broken = Collection(prompts(2), Grading(grader, reader, thread=thread))
     with pytest.raises(NonFiniteLogits):
         broken.sample(Scripted(script), 2, SAMPLING)
-    following = Collection(prompts(2), Fixed(*[Grade(1.0)] * 4), reader, thread)
+    following = Collection(prompts(2), Grading(Fixed(*[Grade(1.0)] * 4), reader, thread=thread))
     following.sample(Scripted(lambda: iter((1, 0))), 2, SAMPLING)
     assert len(following.result()) == 2
 
@@ -159,7 +195,7 @@ def test_answers_older_than_allowed_are_not_trained_on(reader: AnswerReader, thr
 
 
 def collected(reader: AnswerReader, thread: Executor, *grades: Grade) -> list[list[Sample]]:
-    collection = Collection(prompts(1), Fixed(*grades), reader, thread)
+    collection = Collection(prompts(1), Grading(Fixed(*grades), reader, thread=thread))
     collection.sample(Scripted(lambda: iter((0,))), len(grades), SAMPLING)
     return collection.result()
 
