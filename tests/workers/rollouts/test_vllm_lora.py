@@ -102,6 +102,12 @@ def test_a_swap_changes_what_is_sampled(engine: VLLMEngine, peft_model: PeftMode
     assert sampled[0] == sampled[2]
 
 
+def test_a_push_leaves_the_trainers_weights_alone(engine: VLLMEngine, peft_model: PeftModel) -> None:
+    expected = adapt(peft_model, 9)
+    engine.sync_adapter(configuration(peft_model), get_peft_model_state_dict(peft_model))
+    assert all(torch.equal(expected[name], now) for name, now in get_peft_model_state_dict(peft_model).items())
+
+
 def test_sampled_log_probs_are_pefts(engine: VLLMEngine, peft_model: PeftModel) -> None:
     engine.sync_adapter(configuration(peft_model), adapt(peft_model, 4))
     for prompt, (rollout,) in zip(PROMPTS, engine.generate(PROMPTS, 1, Sampling(1.0, 12, 0)), strict=True):

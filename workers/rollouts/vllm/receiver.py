@@ -47,7 +47,9 @@ class WeightReceiver:
         mapper = getattr(adapters.model, "hf_to_vllm_mapper", None)
         adapter = LoRAModel.from_lora_tensors(
             number,
-            {name: tensor.detach() for name, tensor in tensors.items()},
+            # vLLM keeps what it is given where device and dtype allow it, and multiplies it by the scaling in place:
+            # without a copy it would change the very weights that are being trained.
+            {name: tensor.detach().clone() for name, tensor in tensors.items()},
             helper,
             device="cpu",
             dtype=workers.lora_config.lora_dtype,
