@@ -4,6 +4,7 @@ from typing import Any
 
 from celery import Celery, signals
 
+from service.core import ask
 from service.core.broker import CONTROL_QUEUE, DELIVER_WEBHOOKS, RUN_JOB, TRAINING_QUEUE, configure
 from service.settings import settings
 from workers import supervisor
@@ -35,7 +36,12 @@ app.conf.update(
 
 @signals.worker_ready.connect
 def _warm_up(sender: Any, **_: Any) -> None:
-    """A training worker keeps one child waiting with everything imported, so that a job starts at once."""
+    """A control worker says that it is there, before the first sweep says so again and again.
+
+    A training worker keeps one child waiting with everything imported, so that a job starts at once.
+    """
+    if CONTROL_QUEUE in app.amqp.queues.consume_from:
+        ask.attend()
     if TRAINING_QUEUE in app.amqp.queues.consume_from:
         supervisor.nursery.warm_up()
 

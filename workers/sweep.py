@@ -5,7 +5,7 @@ Every step is idempotent and takes only rows that nobody else holds, so two swee
 
 import logging
 
-from service.core import broker
+from service.core import ask, broker
 from service.core.db import transaction
 from service.jobs import repository
 from service.jobs.states import Desired
@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 
 
 def sweep() -> None:
+    ask.attend()
     reap()
     ring()
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from celery import Task
 
-from service.core.broker import DELIVER_WEBHOOKS, RUN_GRADER, RUN_JOB, TEST_WEBHOOK
+from service.core.broker import DELIVER_WEBHOOKS, EXAMINE_JOB, RUN_GRADER, RUN_JOB, TEST_WEBHOOK
 from workers import prune as pruning
 from workers import supervisor, trial, webhooks
 from workers import sweep as sweeping
@@ -30,6 +30,11 @@ def prune() -> None:
 @app.task(name=RUN_GRADER)
 def run_grader(id: str, question: dict[str, Any]) -> None:
     trial.answer(id, question)
+
+
+@app.task(name=EXAMINE_JOB)
+def examine_job(id: str, question: dict[str, Any]) -> None:
+    trial.answer_about_job(id, question)
 
 
 @app.task(name=DELIVER_WEBHOOKS)

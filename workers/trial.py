@@ -3,15 +3,18 @@
 import logging
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
-from pydantic import TypeAdapter
+from pydantic import BaseModel, TypeAdapter
 
 from service.core import ask
 from service.graders import schemas
 from service.graders.configured import grader_settings
 from service.graders.schemas import GraderError
 from service.graders.trial import RanGrader, RunErrors, RunMetadata
+from service.jobs.examination import Question
+from workers.examination import examine
 from workers.graders import Grade, JailError, Sample, build
 
 _definition: TypeAdapter[schemas.Grader] = TypeAdapter(schemas.Grader)
@@ -23,13 +26,22 @@ log = logging.getLogger(__name__)
 
 def answer(id: str, question: dict[str, Any]) -> None:
     """Grade what question ``id`` asks and tell whoever waits."""
+    in_lane(id, lambda: run(question["grader"], question["model_sample"], question["item"]))
+
+
+def answer_about_job(id: str, question: dict[str, Any]) -> None:
+    """Look at the job that question ``id`` is about and tell whoever waits."""
+    in_lane(id, lambda: examine(Question.model_validate(question)))
+
+
+def in_lane(id: str, work: Callable[[], BaseModel]) -> None:
+    """Answer question ``id`` with what ``work`` returns, unless another one is being worked on."""
     if not _lane.acquire(blocking=False):
         ask.reply(id, ask.BUSY)
         return
     try:
         ask.reply(id, ask.ACCEPTED)
-        ran = run(question["grader"], question["model_sample"], question["item"])
-        ask.reply(id, ask.ANSWER, ran.model_dump(mode="json"))
+        ask.reply(id, ask.ANSWER, work().model_dump(mode="json"))
     except Exception:
         ask.reply(id, ask.FAILED)
         raise

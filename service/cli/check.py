@@ -1,5 +1,7 @@
 """``troll check``: what the service would say of data and grader, without a service."""
 
+import subprocess
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +12,7 @@ import yaml
 from service.cli.failure import CommandError
 from service.files import check as checking
 from service.graders.schemas import Grader, GraderError, parse_grader
+from service.jobs.examination import Answer, Question
 
 
 class Method(StrEnum):
@@ -30,17 +33,41 @@ def check(
         Path | None,
         typer.Option(exists=True, dir_okay=False, readable=True, help="A grader, or a job's file, as YAML or JSON."),
     ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(exists=True, file_okay=False, readable=True, help="Folder of the base model, to count tokens."),
+    ] = None,
 ) -> None:
-    """Check the files of a job as the service would: all bad lines at once, and fields that the grader misses."""
+    """Check the files of a job as the service would: all bad lines at once, and fields that the grader misses.
+
+    Where the extra 'worker' is installed, the grader is tried on the first rows, as TROLL_GRADERS allows, and with
+    --model prompts are counted in tokens.
+    """
     if grader and method is Method.SUPERVISED:
         raise CommandError("Supervised jobs have no grader: leave out --grader, or choose --method reinforcement.")
     kind = method.value if method else "reinforcement" if grader else checking.method_of(training)
-    findings = checking.check(training, validation, read_grader(grader) if grader else None, method=kind)
+    definition = read_grader(grader) if grader else None
+    findings = checking.check(training, validation, definition, method=kind)
+    if findings.usable and kind == "reinforcement" and (definition or model):
+        files = {"training_file": training} | ({"validation_file": validation} if validation else {})
+        examined = _examine(Question(model=model, files=files, grader=definition))
+        findings.errors += [f"{param}: {message}" for param, message in examined.problems.items()]
+        findings.warnings += examined.notes
     for warning in findings.warnings:
         typer.secho(f"Warning: {warning}", fg="yellow", err=True)
     if not findings.usable:
         raise CommandError("\n".join(findings.errors))
     typer.echo(f"The files can be trained on ({kind}).")
+
+
+def _examine(question: Question) -> Answer:
+    """What a worker would find. It is a process of its own, for the worker's libraries are not the command line's."""
+    command = [sys.executable, "-m", "workers.examination"]
+    done = subprocess.run(command, input=question.model_dump_json(), capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        reason = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        return Answer(notes=[f"The grader was not tried and tokens were not counted: {reason}"])
+    return Answer.model_validate_json(done.stdout)
 
 
 def read_grader(path: Path) -> Grader:

@@ -21,6 +21,8 @@ from service.core.ids import new_id
 ACCEPT_SECONDS = 15.0
 """How long a worker may take to say that it has the question."""
 ANSWER_TTL_SECONDS = 60
+ATTENDED = "control:attended"
+ATTENDED_SECONDS = 60
 ACCEPTED, ANSWER, BUSY, FAILED = "accepted", "answer", "busy", "failed"
 
 
@@ -68,6 +70,19 @@ def reply(id: str, kind: str, answer: dict[str, Any] | None = None) -> None:
         pipe.rpush(_name(id), json.dumps({"kind": kind, "answer": answer or {}}))
         pipe.expire(_name(id), ANSWER_TTL_SECONDS)
         pipe.execute()
+
+
+def attend() -> None:
+    """Say that a control worker is there; whoever has something to ask that can be left out relies on it."""
+    live.client().set(ATTENDED, "1", ex=ATTENDED_SECONDS)
+
+
+def attended() -> bool:
+    """Whether a control worker has been there lately."""
+    try:
+        return bool(live.client().exists(ATTENDED))
+    except RedisError:
+        return False
 
 
 def _name(id: str) -> str:

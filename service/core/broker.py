@@ -17,6 +17,7 @@ CONTROL_QUEUE = "control"
 KEY_PREFIX = "celery:"
 RUN_JOB = "workers.run_job"
 RUN_GRADER = "workers.run_grader"
+EXAMINE_JOB = "workers.examine_job"
 TEST_WEBHOOK = "workers.test_webhook"
 DELIVER_WEBHOOKS = "workers.deliver_webhooks"
 

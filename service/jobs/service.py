@@ -19,7 +19,7 @@ from service.files import check, dataset
 from service.files import repository as files
 from service.files.models import File
 from service.files.service import FINE_TUNE
-from service.jobs import repository
+from service.jobs import examination, repository
 from service.jobs.models import Event, Job
 from service.jobs.repository import EventDraft
 from service.jobs.request import AskedReinforcement, AskedSupervised, check_integrations, parse_method
@@ -27,6 +27,7 @@ from service.jobs.schemas import CreateJob, EventObject
 from service.jobs.spec import JobSpec, Reinforcement, Supervised, resolve, resolve_supervised
 from service.jobs.states import TERMINAL, Desired, Status, move
 from service.models import service as models
+from service.models.service import Model
 from service.settings import settings
 from service.webhooks import service as webhooks
 
@@ -48,6 +49,7 @@ def submit(session: Session, principal: Principal, request: CreateJob) -> Job:
     elif isinstance(asked, AskedReinforcement):
         raise invalid("Reinforcement fine-tuning needs a validation file.", "validation_file", "missing_parameter")
     _check_quota(session, principal)
+    notes = _examine(model, training, validation, asked)
     spec = JobSpec(
         model=model.id,
         training_file=training.id,
@@ -77,7 +79,10 @@ def submit(session: Session, principal: Principal, request: CreateJob) -> Job:
         job,
         [
             EventDraft(f"Created fine-tuning job: {job.id}"),
-            EventDraft(f"Files validated: {_counts(training, validation)}; job queued"),
+            EventDraft(
+                ". ".join([f"Files validated: {_counts(training, validation)}; job queued", *notes]),
+                level="warn" if notes else "info",
+            ),
             *_warnings(training, validation),
         ],
     )
@@ -201,6 +206,17 @@ def _dataset(session: Session, id: str, param: str, asked: AskedReinforcement | 
     if report.problems:
         raise invalid(dataset.summarise(report), param, f"invalid_{param}")
     return file
+
+
+def _examine(
+    model: Model, training: File, validation: File | None, asked: AskedReinforcement | AskedSupervised
+) -> list[str]:
+    # The lock on this request is held meanwhile: whoever repeats it must not have it carried out twice.
+    if isinstance(asked, AskedSupervised):
+        return []
+    files = {"training_file": training, "validation_file": validation}
+    paths = {param: storage.file_path(file.id) for param, file in files.items() if file is not None}
+    return examination.examine(examination.Question(model=model.path, files=paths, grader=asked.grader))
 
 
 def _warnings(training: File, validation: File | None) -> list[EventDraft]:

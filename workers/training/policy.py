@@ -22,6 +22,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -52,7 +53,7 @@ class Policy:
         self.folder, self.model, self.tokenizer, self.adapter = folder, model, tokenizer, adapter
         self.device = model.device
         self.saved_dtype = _saved_dtype(folder)
-        self.context_length = _context_length(model)
+        self.context_length = context_length(model.config)
         self.stop_ids = _stop_ids(folder, tokenizer)
         self.output: nn.Linear | None = _plain_output(model)
         """The output layer, where logits are nothing but it applied to the hidden states."""
@@ -102,8 +103,8 @@ def load(folder: Path, device: torch.device, adapters: Lora | None = None, *, re
     cannot be loaded safely, or its model takes no adapters or cannot be recomputed.
     """
     check_folder(folder)
+    tokenizer = load_tokenizer(folder)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         model, report = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=torch.bfloat16 if adapters and device.type == "cuda" else torch.float32,
@@ -114,9 +115,6 @@ def load(folder: Path, device: torch.device, adapters: Lora | None = None, *, re
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise _unusable(f"cannot be loaded: {error}") from error
-    if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
-        # transformers makes an empty tokenizer of the architecture's kind where the folder has none.
-        raise _unusable("has no tokenizer")
     for fault in ("missing_keys", "mismatched_keys"):
         if report.get(fault):
             # transformers would go on with random numbers in their place.
@@ -127,6 +125,20 @@ def load(folder: Path, device: torch.device, adapters: Lora | None = None, *, re
         return Policy(folder, model, tokenizer, config, recompute=recompute)
     except ValueError as error:
         raise _unusable(f"has a model that does not take what the job asks for: {error}") from error
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder. Raises ``RunError`` where there is none that can be loaded."""
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise _unusable(f"cannot be loaded: {error}") from error
+    if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
+        # transformers makes an empty tokenizer of the architecture's kind where the folder has none.
+        raise _unusable("has no tokenizer")
+    return tokenizer
 
 
 def check_folder(folder: Path) -> None:
@@ -163,8 +175,9 @@ def _saved_dtype(folder: Path) -> torch.dtype:
     return dtype
 
 
-def _context_length(model: PreTrainedModel) -> int:
-    length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+def context_length(config: PreTrainedConfig) -> int:
+    """Most tokens of a prompt and its answer together."""
+    length = getattr(config.get_text_config(), "max_position_embeddings", None)
     return int(length) if length and length > 0 else UNBOUNDED_CONTEXT
 
 

@@ -63,3 +63,14 @@ def test_a_grader_that_is_none_is_explained(training: Path, tmp_path: Path) -> N
     result = CliRunner().invoke(app, ["check", str(training), "--grader", str(path)])
     assert result.exit_code == 1
     assert "cosine" in result.output
+
+
+def test_a_grader_that_never_works_is_found_offline(tmp_path: Path) -> None:
+    grader = {**factories.GRADER, "name": "exact"}
+    broken = {"type": "multi", "name": "m", "graders": {"exact": grader}, "calculate_output": "exact / 0"}
+    rows, definition = tmp_path / "rows.jsonl", tmp_path / "grader.json"
+    rows.write_bytes(factories.jsonl(factories.rows(3)))
+    definition.write_text(json.dumps(broken))
+    result = CliRunner().invoke(app, ["check", str(rows), "--grader", str(definition)])
+    assert result.exit_code == 1
+    assert "formula_parse_error" in result.stderr

@@ -1,0 +1,70 @@
+"""What is looked at before a job is accepted and needs a worker's libraries: prompts in tokens, and the grader at work.
+
+The control worker answers within ``SECONDS``. Where it does not, the job is accepted all the same, with a note: the
+training process counts tokens again and tells what graders do.
+"""
+
+import logging
+import time
+from pathlib import Path
+
+import anyio
+import anyio.from_thread
+from pydantic import BaseModel, ConfigDict
+
+from service.core import ask, broker
+from service.core.errors import DomainError, invalid
+from service.graders.schemas import Grader
+
+SECONDS = 45.0
+BUSY_SECONDS = 5.0
+"""How long another question to the worker is waited for."""
+GRADER = "method.reinforcement.grader"
+
+log = logging.getLogger(__name__)
+
+
+class Question(BaseModel):
+    """``files`` are paths by the field of the request that named them."""
+
+    model_config = ConfigDict(frozen=True)
+
+    model: Path | None
+    files: dict[str, Path]
+    grader: Grader | None
+
+
+class Answer(BaseModel):
+    """``problems`` forbid the job, by the field they are about; ``notes`` are for its events."""
+
+    problems: dict[str, str] = {}
+    notes: list[str] = []
+
+
+def examine(question: Question) -> list[str]:
+    """Notes for the job's events. Raises a 400 for what the worker finds, naming the field.
+
+    Called from a thread of the server's event loop.
+    """
+    try:
+        found = anyio.from_thread.run(_asked, question)
+    except DomainError as error:
+        log.warning("a job was not examined: %s", error.message)
+        reason = error.message.rstrip(".")
+        return [f"Prompts were not counted in tokens and the grader was not tried: {reason}"]
+    for param, message in found.problems.items():
+        raise invalid(message, param, "invalid_grader" if param == GRADER else f"invalid_{param}")
+    return found.notes
+
+
+async def _asked(question: Question) -> Answer:
+    if not ask.attended():
+        raise DomainError(503, "no_worker", "No control worker is running.")
+    content, give_up_at = question.model_dump(mode="json"), time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            return Answer.model_validate(await ask.ask(broker.EXAMINE_JOB, content, SECONDS))
+        except DomainError as error:
+            if error.status != 429 or time.monotonic() > give_up_at:
+                raise
+        await anyio.sleep(0.5)

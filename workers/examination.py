@@ -1,0 +1,130 @@
+"""Looking at a job before it is accepted: are the prompts short enough in tokens, and does the grader work at all?
+
+Tokens are counted by what the training process counts them with. The grader grades the first rows of the training file
+with stand-ins for the model's answers; a grader that fails on every one of them, whatever is answered, is refused.
+``python -m workers.examination`` answers a question on standard input, for ``troll check``.
+"""
+
+import json
+import logging
+import sys
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from service.files import dataset
+from service.graders import schemas
+from service.graders.configured import grader_settings
+from service.graders.schemas import GraderError
+from service.jobs.examination import GRADER, Answer, Question
+from workers.graders import Grade, Grader, JailError, Sample, build
+
+ROWS = 3
+STAND_INS = 6
+"""Most answers that are tried for a row; judges and scoring services, which cost, are asked once."""
+BATCH_SECONDS = 30.0
+OWN = {
+    "invalid_variable_error",
+    "formula_parse_error",
+    "other_error",
+    "python_grader_runtime_error",
+    "model_grader_server_error",
+}
+"""Errors that a job's owner can mend: what is in the grader, in the rows, or a server that the grader names."""
+
+log = logging.getLogger(__name__)
+
+
+def examine(question: Question) -> Answer:
+    answer = Answer()
+    if question.model is not None:
+        _count_tokens(question.model, question.files, answer)
+    if question.grader is not None and not answer.problems:
+        _try_grader(question.grader, question.files["training_file"], answer)
+    return answer
+
+
+def _count_tokens(model: Path, files: dict[str, Path], answer: Answer) -> None:
+    try:
+        from transformers import AutoConfig
+
+        from workers.training import data
+        from workers.training.errors import RunError
+        from workers.training.policy import check_folder, context_length, load_tokenizer
+    except ImportError as error:
+        log.warning("prompts are not counted in tokens: %s", error)
+        answer.notes.append("Prompts were not counted in tokens: the control worker lacks the extra 'worker'")
+        return
+    try:
+        check_folder(model)
+        tokenizer = load_tokenizer(model)
+        config = AutoConfig.from_pretrained(model, local_files_only=True, trust_remote_code=False)
+    except (RunError, OSError, ValueError, KeyError, ImportError) as error:
+        answer.problems["model"] = f"The model cannot be trained: {error}"
+        return
+    for param, path in files.items():
+        try:
+            data.load(path, tokenizer, context_length(config), param)
+        except RunError as error:
+            answer.problems[param] = str(error)
+
+
+def _try_grader(definition: schemas.Grader, training: Path, answer: Answer) -> None:
+    rows = list(islice(dataset.rows(training), ROWS))
+    try:
+        grader = build(definition, replace(grader_settings(), batch_seconds=BATCH_SECONDS))
+    except (JailError, GraderError, OSError) as error:
+        log.warning("a grader cannot be tried here: %s", error)
+        answer.notes.append(f"The grader was not tried: {error}")
+        return
+    failed = try_on(grader, [item for _, item in rows], 1 if asks_others(definition) else STAND_INS)
+    told = [f"line {rows[index][0]}: {grade.error}, {grade.detail}" for index, grade in failed.items()]
+    mendable = [grade.error in OWN for grade in failed.values()]
+    if len(failed) == len(rows) and all(mendable):
+        answer.problems[GRADER] = (
+            f"The grader fails on the first rows, whatever is answered ({'; '.join(told)}). Give answers that it "
+            "cannot read a low reward instead of failing: samples that it fails on are left out of training."
+        )
+    elif told:
+        answer.notes.append(f"The grader failed on some of the first rows: {'; '.join(told)}")
+
+
+def try_on(grader: Grader, items: list[dict[str, Any]], most: int) -> dict[int, Grade]:
+    """The rows, by index, on which ``grader`` fails whatever is answered, and how it failed last."""
+    answers = [stand_ins(item)[:most] for item in items]
+    failed: dict[int, Grade] = {}
+    left = list(range(len(items)))
+    for attempt in range(most):
+        left = [index for index in left if attempt < len(answers[index])]
+        if not left:
+            break
+        grades = grader.grade([Sample(items[index], answers[index][attempt]) for index in left])
+        for index, grade in zip(list(left), grades, strict=True):
+            if grade.error is None or grade.sample_at_fault:
+                failed.pop(index, None)
+                left.remove(index)
+            else:
+                failed[index] = grade
+    return failed
+
+
+def stand_ins(item: dict[str, Any]) -> list[str]:
+    """Answers that the model might give to a row: what the row knows beside the conversation, and plain ones."""
+    known = {name: value for name, value in item.items() if name not in ("messages", "tools")}
+    texts = [str(value) for value in known.values() if isinstance(value, str | int | float)]
+    return list(dict.fromkeys([*texts[:2], json.dumps(known), "0", "{}", *texts[2:], "A stand-in for an answer."]))
+
+
+def asks_others(definition: schemas.Grader) -> bool:
+    """Whether grading sends something to a judge or a scoring service."""
+    if isinstance(definition, schemas.Multi):
+        return any(asks_others(each) for each in definition.graders.values())
+    return isinstance(definition, schemas.ScoreModel | schemas.LabelModel | schemas.Http)
+
+
+if __name__ == "__main__":
+    asked = TypeAdapter(Question).validate_json(sys.stdin.read())
+    sys.stdout.write(examine(asked).model_dump_json())
