@@ -1,6 +1,6 @@
-"""From rollouts to what an update works on: graded groups, their advantages, and token-budgeted micro-batches.
+"""From rollouts to what an update works on: graded groups, their advantages, mini-batches of them.
 
-G samples of a group, B sequences, T padded length, N response tokens of a micro-batch.
+R rows of width W, B answers, N response tokens of a micro-batch.
 """
 
 from collections.abc import Sequence
@@ -47,27 +47,53 @@ class Trained:
     @property
     def tokens(self) -> int:
         """Tokens the model reads: the last one sampled is only predicted."""
-        return len(self.prompt_ids) + len(self.rollout.token_ids) - 1
+        return len(self.prompt_ids) + self.own_tokens
+
+    @property
+    def own_tokens(self) -> int:
+        """Those of them that are the answer's."""
+        return len(self.rollout.token_ids) - 1
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which tokens of rows ``[R, W]`` belong together, where rows hold more than one answer."""
+
+    position_ids: Tensor
+    """``[R, W]`` a token's position in its sample."""
+    blocks: Tensor
+    """``[R, W]`` the number of a token's block in its row, which is a prompt and answers to it; -1 is padding."""
+    answers: Tensor
+    """``[R, W]`` the number of a token's answer; -1 in prompts."""
+
+    def attention_mask(self) -> Tensor:
+        """``[R, 1, W, W]`` bool: a token sees what precedes it in its block, but no other answer."""
+        of_block, of_answer = self.blocks.unsqueeze(-1), self.answers.unsqueeze(-1)
+        in_block = self.blocks.unsqueeze(1) == of_block
+        in_answer = (self.answers.unsqueeze(1) == of_answer) | (self.answers.unsqueeze(1) < 0)
+        return (in_block & in_answer).tril().unsqueeze(1)
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Sequences that go through the model together, padded on the right, and their N response tokens, packed."""
+    """Answers that go through the model together, in rows padded on the right, and their N response tokens, packed."""
 
     input_ids: Tensor
-    """``[B, T]``"""
+    """``[R, W]``"""
     positions: Tensor
-    """``[N]`` flat indices into ``[B, T]`` of the positions that predict the response tokens."""
+    """``[N]`` flat indices into ``[R, W]`` of the positions that predict the response tokens."""
     tokens: Tensor
-    """``[N]`` the response tokens."""
+    """``[N]`` the response tokens, answer by answer."""
     advantages: Tensor
     """``[N]``"""
     sequence_ids: Tensor
-    """``[N]`` which of the B sequences a token belongs to."""
+    """``[N]`` which of the B answers a token belongs to."""
     sampler_log_probs: Tensor
     """``[N]`` what the rollout engine gave the tokens."""
     rollouts: list[Rollout]
-    """The B answers, in the order of their rows."""
+    """The B answers."""
+    layout: Layout | None = None
+    """None where every row is one prompt and one answer."""
 
 
 def trainable(groups: Sequence[Sequence[Sample]], name: str) -> list[list[Trained]]:
@@ -90,46 +116,6 @@ def mini_batches(groups: Sequence[Sequence[Trained]], number: int) -> list[list[
     """The groups in ``number`` parts of nearly equal size; a prompt's samples stay together."""
     bounds = [len(groups) * part // number for part in range(number + 1)]
     return [[sample for group in groups[start:end] for sample in group] for start, end in pairwise(bounds)]
-
-
-def micro_batches(samples: Sequence[Trained], budget: int, device: torch.device) -> list[MicroBatch]:
-    """The samples, by length, in micro-batches of at most ``budget`` padded tokens (at least one sample each)."""
-    parts: list[list[Trained]] = []
-    for sample in sorted(samples, key=lambda sample: sample.tokens):
-        # Sorted by length, so the newest sample is the longest of its part.
-        if parts and (len(parts[-1]) + 1) * sample.tokens <= budget:
-            parts[-1].append(sample)
-        else:
-            parts.append([sample])
-    return [_collate(part, device) for part in parts]
-
-
-def _collate(samples: list[Trained], device: torch.device) -> MicroBatch:
-    width = max(sample.tokens for sample in samples)
-    input_ids = torch.zeros(len(samples), width, dtype=torch.long)
-    positions: list[int] = []
-    tokens: list[int] = []
-    spread: list[float] = []
-    log_probs: list[float] = []
-    owners: list[int] = []
-    for row, sample in enumerate(samples):
-        ids = (sample.prompt_ids + sample.rollout.token_ids)[: sample.tokens]
-        input_ids[row, : sample.tokens] = torch.tensor(ids)
-        first, count = row * width + len(sample.prompt_ids) - 1, len(sample.rollout.token_ids)
-        positions += range(first, first + count)
-        tokens += sample.rollout.token_ids
-        spread += [sample.advantage] * count
-        log_probs += sample.rollout.log_probs
-        owners += [row] * count
-    return MicroBatch(
-        input_ids.to(device),
-        torch.tensor(positions, device=device),
-        torch.tensor(tokens, device=device),
-        torch.tensor(spread, dtype=torch.float32, device=device),
-        torch.tensor(owners, device=device),
-        torch.tensor(log_probs, dtype=torch.float32, device=device),
-        [sample.rollout for sample in samples],
-    )
 
 
 def normalizer(samples: Sequence[Trained], hyperparameters: ResolvedHyperparameters) -> float:

@@ -6,7 +6,7 @@ bfloat16 on a GPU, where they are computed with in no other precision.
 Only the positions that predict a response token reach the output matrix. Dropout stays off, so that the old policy and
 the new one differ by their weights alone.
 
-B sequences, T padded length, N response tokens, H hidden size, V vocabulary.
+N response tokens of a micro-batch, H hidden size, V vocabulary.
 """
 
 import inspect
@@ -33,6 +33,7 @@ from workers.training.batch import MicroBatch
 from workers.training.errors import RunError
 from workers.training.lora import Lora
 from workers.training.recomputation import Recomputation, When
+from workers.training.sharing import longest_shared
 
 CODE = {".py", ".pkl", ".pickle"}
 UNBOUNDED_CONTEXT = 1 << 20
@@ -59,6 +60,10 @@ class Policy:
         """The output layer, where logits are nothing but it applied to the hidden states."""
         self._accepted = set(inspect.signature(model.forward).parameters)
         self._recomputation = Recomputation(model, recompute)
+        self.longest_shared = longest_shared(
+            model.config, self.logits if self.output is None else self.hidden, self.device
+        )
+        """Up to this length samples may share rows; 0 where each needs its own."""
 
     @property
     def vocabulary_size(self) -> int:
@@ -67,8 +72,8 @@ class Policy:
     def hidden(self, batch: MicroBatch) -> Tensor:
         """Last hidden states ``[N, H]`` at the positions that predict the response tokens; needs ``output``."""
         with self._recomputation:
-            states = self.model.base_model(batch.input_ids, **self._arguments()).last_hidden_state
-        return states.flatten(0, 1)[batch.positions]
+            states = self.model.base_model(batch.input_ids, **self._arguments(batch)).last_hidden_state
+        return _at(states, batch.positions)
 
     def logits(self, batch: MicroBatch) -> Tensor:
         """Logits ``[N, V]`` of the response tokens, before any temperature."""
@@ -76,8 +81,8 @@ class Policy:
             if self.output is not None:
                 return self.output(self.hidden(batch))
             with self._recomputation:
-                whole = self.model(batch.input_ids, **self._arguments()).logits
-            return whole.flatten(0, 1)[batch.positions]
+                whole = self.model(batch.input_ids, **self._arguments(batch)).logits
+            return _at(whole, batch.positions)
 
     @torch.no_grad()
     def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
@@ -91,9 +96,13 @@ class Policy:
             scores.append(rows)
         return scores
 
-    def _arguments(self) -> dict[str, Any]:
-        # Padding stands behind the last token that counts, where causal attention never looks; no mask is needed.
-        return {"use_cache": False} if "use_cache" in self._accepted else {}
+    def _arguments(self, batch: MicroBatch | None = None) -> dict[str, Any]:
+        # Where a row is one sequence no mask is needed: padding stands behind it, where causal attention never looks.
+        arguments: dict[str, Any] = {"use_cache": False} if "use_cache" in self._accepted else {}
+        if batch is not None and batch.layout is not None:
+            layout = batch.layout
+            arguments |= {"position_ids": layout.position_ids, "attention_mask": layout.attention_mask()}
+        return arguments
 
 
 def load(folder: Path, device: torch.device, adapters: Lora | None = None, *, recompute: When = "never") -> Policy:
@@ -205,3 +214,8 @@ def _plain_output(model: PreTrainedModel) -> nn.Linear | None:
     if states is None or states.shape[-1] != output.in_features:
         return None
     return output if torch.equal(output(states), expected) else None
+
+
+def _at(states: Tensor, positions: Tensor) -> Tensor:
+    """Rows ``[N, ...]`` of ``[R, W, ...]`` at flat ``positions``; unlike indexing it adds up gradients in order."""
+    return states.flatten(0, 1).index_select(0, positions)

@@ -15,8 +15,9 @@ from torch.nn.utils import clip_grad_norm_
 from service.jobs.spec import ResolvedHyperparameters, ResolvedSupervisedHyperparameters
 from troll import SparseLogProbs
 from workers.training import mismatch, objective
-from workers.training.batch import MicroBatch, Trained, micro_batches, mini_batches, normalizer
+from workers.training.batch import MicroBatch, Trained, mini_batches, normalizer
 from workers.training.errors import non_finite
+from workers.training.packing import micro_batches
 from workers.training.policy import Policy
 
 MICRO_BATCH_TOKENS = 8192
@@ -52,7 +53,9 @@ def plan(
     if policy.output is None:
         budget = min(budget, MICRO_BATCH_LOGITS // policy.vocabulary_size)
     return [
-        MiniBatch(micro_batches(samples, budget, policy.device), normalizer(samples, hyperparameters))
+        MiniBatch(
+            micro_batches(samples, budget, policy.device, policy.longest_shared), normalizer(samples, hyperparameters)
+        )
         for samples in mini_batches(groups, hyperparameters.mini_batches)
         if samples
     ]

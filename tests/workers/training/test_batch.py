@@ -1,7 +1,6 @@
 """Graded groups, their advantages, and how they are cut into updates."""
 
 import pytest
-import torch
 
 from service.jobs.spec import Hyperparameters, resolve
 from workers.graders import Grade
@@ -10,8 +9,6 @@ from workers.training import batch
 from workers.training.answers import Answer
 from workers.training.batch import Sample, Trained
 from workers.training.data import Prompt
-
-CPU = torch.device("cpu")
 
 
 def rollout(length: int = 2) -> Rollout:
@@ -56,23 +53,6 @@ def test_mini_batches_keep_groups_together_and_lose_none() -> None:
     parts = batch.mini_batches(groups, 3)
     assert [len(part) for part in parts] == [6, 6, 9]
     assert [sample for part in parts for sample in part] == [sample for group in groups for sample in group]
-
-
-def test_micro_batches_keep_to_the_token_budget() -> None:
-    samples = [trained(prompt, answer) for prompt in (3, 9, 4) for answer in (1, 30, 6)]
-    parts = batch.micro_batches(samples, 24, CPU)
-    assert all(part.input_ids.numel() <= 24 or len(part.input_ids) == 1 for part in parts)
-    assert sum(len(part.tokens) for part in parts) == sum(len(sample.rollout.token_ids) for sample in samples)
-
-
-def test_positions_point_at_the_tokens_that_precede_the_answers() -> None:
-    (part,) = batch.micro_batches([trained(3, 2), trained(2, 4)], 100, CPU)
-    before = part.input_ids.flatten()[part.positions]
-    expected = {0: [102, 0], 1: [101, 0, 1, 2]}
-    assert part.input_ids.shape == (2, 5)
-    for row, ids in expected.items():
-        assert before[part.sequence_ids == row].tolist() == ids
-        assert part.tokens[part.sequence_ids == row].tolist() == list(range(len(ids)))
 
 
 @pytest.mark.parametrize(
