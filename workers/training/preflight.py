@@ -91,7 +91,7 @@ def worst_case_step(
     answer = Rollout([prompt[i % len(prompt)] for i in range(length)], [0.0] * length, "length")
     sample = Trained(prompt, answer, advantage=0.0)
     most = math.ceil(h.batch_size / hyperparameters.mini_batches) * h.group_size
-    number = min(most, update.MICRO_BATCH_TOKENS // sample.tokens + 1)
+    number = min(most, update.MICRO_BATCH_TOKENS // max(sample.own_tokens, 1) + 1)
     (batch,) = update.plan([[sample] * number], policy, h)
     part = max(batch.parts, key=lambda part: len(part.tokens))
     answers = len(part.rollouts)
