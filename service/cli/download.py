@@ -8,12 +8,13 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import time
 import urllib.parse
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import httpx2
@@ -40,7 +41,8 @@ class File:
     sha256: str
 
     def part(self, folder: Path) -> Path:
-        return folder / f"{self.sha256}.part"
+        # With its name, because two files may have the same content.
+        return folder / f"{self.sha256}-{self.name.replace('/', '-')}.part"
 
 
 class Interrupted(Exception):
@@ -57,6 +59,7 @@ def download(client: "OpenAI", model: str, target: Path) -> None:
         with _folder(partial), _session(client) as session:
             files = _persist(session, model, partial)
             for file in files:
+                (partial / file.name).parent.mkdir(exist_ok=True)
                 file.part(partial).rename(partial / file.name)
             partial.rename(target)
     except OSError as error:
@@ -113,18 +116,26 @@ def _list(session: httpx2.Client, address: str, model: str) -> list[File]:
     _check(answer)
     files = [File(str(each["name"]), int(each["bytes"]), str(each["sha256"])) for each in answer.json()["data"]]
     for file in files:
-        if PurePosixPath(file.name).name != file.name or file.name in ("", ".", "..") or len(file.sha256) != 64:
+        if not _is_plain(file.name) or len(file.sha256) != 64:
             raise CommandError(f"{model} has a file '{file.name}', which is not a plain file name.")
         if not file.sha256.isalnum():
             raise CommandError(f"{model} has a file with the checksum '{file.sha256}', which is none.")
     return files
 
 
+def _is_plain(name: str) -> bool:
+    """Whether a file of this name lies in a folder or in one beneath it, and nowhere else."""
+    parts = name.split("/")
+    return len(parts) <= 2 and all(part not in ("", ".", "..") for part in parts)
+
+
 def _forget_others(partial: Path, files: list[File]) -> None:
     """Remove what belongs to no file any more."""
     wanted = {file.part(partial) for file in files}
     for path in partial.iterdir():
-        if path not in wanted:
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path not in wanted:
             path.unlink()
 
 
@@ -165,4 +176,4 @@ def _check(answer: httpx2.Response) -> None:
 
 
 def _bytes_in(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.iterdir())
+    return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())

@@ -16,8 +16,9 @@ from service.core.storage import CHUNK
 
 @dataclass(frozen=True)
 class ModelFile:
-    """A file of a model folder. ``sha256`` is in hexadecimal."""
+    """A file of a model folder. ``name`` is its path within it, ``sha256`` in hexadecimal."""
 
+    name: str
     path: Path
     size: int
     sha256: str
@@ -27,16 +28,26 @@ class ModelFile:
         return f'"{self.sha256}"'
 
 
+ADAPTER = "adapter"
+"""The folder within a model's that holds the adapter its weights were made with."""
+
+
 def contents(folder: Path) -> list[ModelFile]:
-    """The files of ``folder``, by name."""
-    paths = sorted(path for path in folder.iterdir() if path.is_file() and not path.is_symlink())
+    """The files of ``folder`` and of its adapter, by name."""
+    names = [*_names(folder, ""), *_names(folder / ADAPTER, f"{ADAPTER}/")]
     with ThreadPoolExecutor() as pool:
-        return list(pool.map(_file, paths))
+        return list(pool.map(lambda name: _file(name, folder / name), names))
 
 
-def _file(path: Path) -> ModelFile:
+def _names(folder: Path, prefix: str) -> list[str]:
+    if folder.is_symlink() or not folder.is_dir():
+        return []
+    return sorted(prefix + path.name for path in folder.iterdir() if path.is_file() and not path.is_symlink())
+
+
+def _file(name: str, path: Path) -> ModelFile:
     stat = path.stat()
-    return ModelFile(path, stat.st_size, _sha256(path, stat.st_size, stat.st_mtime_ns, stat.st_ino))
+    return ModelFile(name, path, stat.st_size, _sha256(path, stat.st_size, stat.st_mtime_ns, stat.st_ino))
 
 
 @lru_cache(maxsize=10_000)
@@ -62,7 +73,7 @@ def size(files: list[ModelFile]) -> int:
 
 def etag(files: list[ModelFile]) -> str:
     """A tag of the tar: other files, another tag."""
-    lines = "".join(f"{file.sha256} {file.path.name}\n" for file in files)
+    lines = "".join(f"{file.sha256} {file.name}\n" for file in files)
     return f'"{hashlib.sha256(lines.encode()).hexdigest()}"'
 
 
@@ -80,6 +91,6 @@ def read(files: list[ModelFile], first: int, end: int) -> Iterator[bytes]:
 
 
 def _header(file: ModelFile) -> bytes:
-    header = tarfile.TarInfo(file.path.name)
+    header = tarfile.TarInfo(file.name)
     header.size, header.mode = file.size, 0o644
     return header.tobuf(tarfile.USTAR_FORMAT if header.size < 8 * 1024**3 else tarfile.GNU_FORMAT)

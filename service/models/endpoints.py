@@ -39,13 +39,13 @@ def list_files(caller: Caller, model: str) -> ModelFiles:
 
 
 @router.get(
-    "/{model:path}/files/{name}", response_class=StreamingResponse, responses=_binary("application/octet-stream")
+    "/{model:path}/files/{name:path}", response_class=StreamingResponse, responses=_binary("application/octet-stream")
 )
 def read_file(
     caller: Caller, model: str, name: str, range_: Range = None, if_range: IfRange = None
 ) -> StreamingResponse:
     """One file of a model. Its `ETag` is its SHA-256, which `Repr-Digest` gives too."""
-    file = next((file for file in _files(caller, model) if file.path.name == name), None)
+    file = next((file for file in _files(caller, model) if file.name == name), None)
     if file is None:
         raise not_found("model file", name, "name")
     digest = base64.b64encode(bytes.fromhex(file.sha256)).decode()

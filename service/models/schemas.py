@@ -36,7 +36,7 @@ class ModelFileObject(BaseModel):
 
     @classmethod
     def of(cls, file: ModelFile) -> "ModelFileObject":
-        return cls(name=file.path.name, bytes=file.size, sha256=file.sha256)
+        return cls(name=file.name, bytes=file.size, sha256=file.sha256)
 
 
 class ModelFiles(BaseModel):

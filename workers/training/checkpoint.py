@@ -1,7 +1,7 @@
 """Checkpoints that are whole or not there at all, and that a run goes on from as if it had never ended.
 
     step-000010/
-      model/          a model folder like the final one
+      model/          a whole model folder like the final one, with LoRA as well
       state/          what else training needs: optimizer, the trained weights in float32 where the model folder does
                       not hold them (a narrower dtype, or adapters), random number generators, and trainer.json
       manifest.json   size and SHA-256 of every file, written last

@@ -91,6 +91,9 @@ def client(proxy: Proxy, api_key: Key) -> OpenAI:
 def model(models_dir: Path) -> str:
     name = factories.offer_model(models_dir, "tiny/large")
     (models_dir / name / "model.safetensors").write_bytes(WEIGHTS)
+    (models_dir / name / "adapter").mkdir(exist_ok=True)
+    for twin in ("adapter_config.json", "adapter_model.safetensors"):
+        (models_dir / name / "adapter" / twin).write_text("the same")
     return name
 
 
@@ -104,9 +107,12 @@ def cut(proxy: Proxy, client: OpenAI, model: str, target: Path, after: int = 1_0
     return sum(path.stat().st_size for path in target.with_name(f".{target.name}.partial").iterdir())
 
 
+def files_of(folder: Path) -> dict[Path, bytes]:
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def assert_whole(folder: Path, models_dir: Path, model: str) -> None:
-    pulled = {path.name: path.read_bytes() for path in folder.iterdir()}
-    assert pulled == {path.name: path.read_bytes() for path in (models_dir / model).iterdir()}
+    assert files_of(folder) == files_of(models_dir / model)
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
@@ -172,7 +178,7 @@ def test_two_pulls_do_not_fill_one_folder(client: OpenAI, model: str, tmp_path: 
     os.close(descriptor)
 
 
-@pytest.mark.parametrize("name", ["../escape", "/tmp/absolute", "a/b", "..", ""])
+@pytest.mark.parametrize("name", ["../escape", "/tmp/absolute", "a/b/c", "a/..", "..", ""])
 def test_a_name_that_leads_elsewhere_is_refused(tmp_path: Path, name: str) -> None:
     listing = json.dumps({"data": [{"name": name, "bytes": 2, "sha256": "0" * 64}]}).encode()
 

@@ -23,12 +23,14 @@ from tests import factories
 
 @pytest.fixture
 def tuned(client: TestClient, models_dir: Path, data_dir: Path) -> str:
-    """A tuned model with two files of odd sizes."""
+    """A tuned model with files of odd sizes, one of them its adapter's."""
     job = factories.create_job(client, factories.offer_model(models_dir))
     folder = data_dir / "jobs" / job["id"] / "attempt-1" / "model"
     folder.mkdir(parents=True)
     (folder / "config.json").write_text('{"a": 1}')
     (folder / "model.safetensors").write_bytes(bytes(range(256)) * 41)
+    (folder / "adapter").mkdir()
+    (folder / "adapter" / "adapter_config.json").write_text("{}")
     id = "ft:tiny/base:acme:mine:AbCdEf12"
     with transaction("troll_worker") as session:
         row = jobs.get(session, job["id"])
@@ -75,7 +77,8 @@ def test_an_archive_holds_the_models_files(client: TestClient, tuned: str) -> No
     assert len(answer.content) == int(answer.headers["content-length"])
     with tarfile.open(fileobj=io.BytesIO(answer.content)) as tar:
         read = {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
-    assert read == {"config.json": b'{"a": 1}', "model.safetensors": bytes(range(256)) * 41}
+    weights = bytes(range(256)) * 41
+    assert read == {"config.json": b'{"a": 1}', "model.safetensors": weights, "adapter/adapter_config.json": b"{}"}
 
 
 def tar_of(client: TestClient, model: str, **headers: str) -> Any:
@@ -130,7 +133,8 @@ def test_a_part_of_other_content_is_never_sent(client: TestClient, tuned: str) -
 
 def test_files_are_listed_with_checksums_that_hold(client: TestClient, tuned: str) -> None:
     listed = client.get(f"/v1/models/{tuned}/files").json()["data"]
-    assert [(file["name"], file["bytes"]) for file in listed] == [("config.json", 8), ("model.safetensors", 10496)]
+    sizes = {"config.json": 8, "model.safetensors": 10496, "adapter/adapter_config.json": 2}
+    assert {file["name"]: file["bytes"] for file in listed} == sizes
     for file in listed:
         answer = client.get(f"/v1/models/{tuned}/files/{file['name']}")
         assert hashlib.sha256(answer.content).hexdigest() == file["sha256"]
