@@ -14,6 +14,7 @@ from service.core.db import transaction
 from service.core.errors import DomainError
 from service.files import endpoints as files
 from service.graders import endpoints as graders
+from service.inference import endpoints as inference
 from service.jobs import endpoints as jobs
 from service.models import endpoints as models
 from service.settings import settings
@@ -40,8 +41,8 @@ def create_app() -> FastAPI:
         lifespan=_lifespan,
     )
     http.install(app, upload_limit=upload_limit)
-    for router in (files.router, uploads.router, jobs.router, graders.router, models.router, webhooks.router):
-        app.include_router(router)
+    for room in (files, uploads, jobs, graders, models, inference, webhooks):
+        app.include_router(room.router)
     app.add_api_route("/healthz", healthz, methods=["GET"], tags=["health"])
     app.add_api_route("/readyz", readyz, methods=["GET"], tags=["health"])
     openapi.install(app)

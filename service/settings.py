@@ -36,7 +36,7 @@ class Settings(BaseSettings):
     requests_per_minute: int = Field(1200, ge=0)
     """Requests that an API key may send a minute, all of them at once if it likes; 0 does not limit."""
     max_streams_per_key: int = Field(50, ge=1)
-    """Event streams that an API key may follow at a time."""
+    """Event streams and chats that an API key may have open at a time."""
     max_training_rows: int = Field(50_000, ge=1)
     max_validation_rows: int = Field(1_000, ge=1)
     max_queued_jobs: int = 100
@@ -55,6 +55,17 @@ class Settings(BaseSettings):
     wandb_api_key: SecretStr | None = None
     wandb_base_url: str | None = None
     """A W&B server of one's own; unset, it is W&B's."""
+
+    serving_engine: Literal["transformers", "vllm"] = "transformers"
+    """What answers ``/v1/chat/completions``; vLLM must be installed where the serving workers run."""
+    serving_concurrency: int = Field(64, ge=1)
+    """Requests that a serving worker has at work at a time."""
+    serving_queue: int = Field(256, ge=1)
+    """Requests that may wait for a serving worker; more are refused."""
+    serving_memory_share: float = Field(0.5, gt=0, le=1)
+    """Share of the GPU's memory, or the machine's without one, that loaded models may take; one is always loaded."""
+    serving_idle_seconds: float = Field(600.0, gt=0)
+    """How long a model that nobody uses stays loaded."""
 
     lease_seconds: float = 60.0
     """How long a worker may be silent before its job is given to another."""

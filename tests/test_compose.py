@@ -14,7 +14,7 @@ from service.settings import Settings
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docker-compose.yml").read_text()
 COMPOSE: dict[str, Any] = yaml.safe_load(TEXT)
-OURS = ("migrate", "api", "beat", "control-worker", "gpu-worker")
+OURS = ("migrate", "api", "beat", "control-worker", "gpu-worker", "serving-worker")
 
 
 def seconds(duration: str) -> int:

@@ -41,7 +41,7 @@ class Child:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=_environment(),
+                env=scrubbed_environment(),
                 start_new_session=True,
             )
 
@@ -122,7 +122,7 @@ class Child:
             self._connection.sendall(line)
 
 
-def _environment() -> dict[str, str]:
+def scrubbed_environment() -> dict[str, str]:
     """The parent's environment without anything secret: the child gets no database, no Redis and no keys."""
     kept = {
         name: value

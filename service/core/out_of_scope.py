@@ -1,8 +1,9 @@
 """Parts of OpenAI's API that are not served, and what to use instead."""
 
+_CHAT = "Talk to a model with POST /v1/chat/completions."
 _WEIGHTS = (
-    "Download a tuned model with GET /v1/models/{model}/archive and serve it with any inference server "
-    "(vLLM speaks this API)."
+    "Talk to a model with POST /v1/chat/completions, or download it with GET /v1/models/{model}/archive and serve it "
+    "with any inference server."
 )
 _GRADERS = (
     "Score answers with POST /v1/fine_tuning/alpha/graders/run, or while training with the job's validation file."
@@ -11,13 +12,12 @@ _FILES = "Files for fine-tuning go to POST /v1/files."
 _ORGANIZATION = "Organisations and keys are the operator's: 'troll keys'. Files are under /v1/files."
 
 ALTERNATIVES = {
-    "responses": _WEIGHTS,
-    "chat/completions": _WEIGHTS,
-    "completions": _WEIGHTS,
-    "conversations": _WEIGHTS,
-    "assistants": _WEIGHTS,
-    "threads": _WEIGHTS,
-    "realtime": _WEIGHTS,
+    "responses": _CHAT,
+    "chat": _CHAT,
+    "conversations": _CHAT,
+    "assistants": _CHAT,
+    "threads": _CHAT,
+    "realtime": _CHAT,
     "batches": _WEIGHTS,
     "embeddings": _WEIGHTS,
     "evals": _GRADERS,

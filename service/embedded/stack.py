@@ -146,12 +146,14 @@ class Stack:
             Program("api", [*python, *api, "--timeout-graceful-shutdown", "3"], tier=2),
             Program("control-worker", [*celery, *control], tier=2, grace=30.0),
             Program("training-worker", [*celery, *training], tier=2, grace=stop_grace() + 30.0),
+            # It loads a model when somebody first talks to one, and is tiny until then.
+            Program("serving-worker", [*python, "workers.serving"], tier=2),
             Program("beat", [*celery, *beat], tier=2),
         ]
 
     def _wait_for(self, apps: list[Child], base: str, running: servers.Servers) -> None:
         """Wait until the API is ready and both workers answer; whichever process exits meanwhile is the error."""
-        api, control, training, _ = apps
+        api, control, training, *_ = apps
         celery = Celery(set_as_current=False, broker=broker_url(running.redis_url))
         celery.conf.broker_transport_options = {"global_keyprefix": KEY_PREFIX}
         self.children.wait(api, lambda: _answers(f"{base}/readyz"), READY_SECONDS)

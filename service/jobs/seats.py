@@ -1,4 +1,4 @@
-"""How many streams an API key follows at a time, over all API processes.
+"""How many streams and chats an API key has open at a time, over all API processes.
 
 A seat is a member of a sorted set in Redis, scored with the time until which it holds; a stream that lives renews its
 seat, one whose process died loses it. When Redis is away nobody is counted.
@@ -37,7 +37,7 @@ def enter(key_id: str) -> str:
         log.warning("Redis is away, streams are not counted: %s", error)
         return seat
     if not free:
-        message = f"Your API key already follows {limit} streams. Close some first."
+        message = f"Your API key already has {limit} streams and chats open. End some first."
         raise DomainError(429, "too_many_streams", message, headers={"Retry-After": "5"})
     return seat
 

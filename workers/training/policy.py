@@ -13,7 +13,7 @@ import inspect
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from peft import LoraConfig
@@ -55,7 +55,7 @@ class Policy:
         self.device = model.device
         self.saved_dtype = _saved_dtype(folder)
         self.context_length = context_length(model.config)
-        self.stop_ids = _stop_ids(folder, tokenizer)
+        self.stop_ids = stop_ids(folder, tokenizer)
         self.output: nn.Linear | None = _plain_output(model)
         """The output layer, where logits are nothing but it applied to the hidden states."""
         self._accepted = set(inspect.signature(model.forward).parameters)
@@ -111,12 +111,26 @@ def load(folder: Path, device: torch.device, adapters: Lora | None = None, *, re
     ``recompute`` says when layers are computed again for the backward pass. Raises ``RunError`` where the folder
     cannot be loaded safely, or its model takes no adapters or cannot be recomputed.
     """
+    model, tokenizer = read(folder, torch.bfloat16 if adapters and device.type == "cuda" else torch.float32)
+    model.to(device).eval()
+    try:
+        config = lora.attach(model, adapters) if adapters else None
+        return Policy(folder, model, tokenizer, config, recompute=recompute)
+    except ValueError as error:
+        raise _unusable(f"has a model that does not take what the job asks for: {error}") from error
+
+
+def read(folder: Path, dtype: torch.dtype | Literal["auto"]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model of a folder, its weights in ``dtype`` ("auto": as they are stored), and its tokenizer.
+
+    Raises ``RunError`` where the folder cannot be loaded safely.
+    """
     check_folder(folder)
     tokenizer = load_tokenizer(folder)
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             folder,
-            dtype=torch.bfloat16 if adapters and device.type == "cuda" else torch.float32,
+            dtype=dtype,
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
@@ -128,12 +142,7 @@ def load(folder: Path, device: torch.device, adapters: Lora | None = None, *, re
         if report.get(fault):
             # transformers would go on with random numbers in their place.
             raise _unusable(f"lacks weights of its architecture ({fault}): {sorted(map(str, report[fault]))[:5]}")
-    model.to(device).eval()
-    try:
-        config = lora.attach(model, adapters) if adapters else None
-        return Policy(folder, model, tokenizer, config, recompute=recompute)
-    except ValueError as error:
-        raise _unusable(f"has a model that does not take what the job asks for: {error}") from error
+    return model, tokenizer
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -190,7 +199,7 @@ def context_length(config: PreTrainedConfig) -> int:
     return int(length) if length and length > 0 else UNBOUNDED_CONTEXT
 
 
-def _stop_ids(folder: Path, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def stop_ids(folder: Path, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Every token that ends an answer, by the tokenizer and by the generation config."""
     found = {tokenizer.eos_token_id}
     if (folder / "generation_config.json").is_file():

@@ -21,7 +21,7 @@ from service.embedded.processes import find, leftovers
 
 pytestmark = pytest.mark.e2e
 
-APPS = ["api", "control-worker", "training-worker", "beat"]
+APPS = ["api", "control-worker", "training-worker", "serving-worker", "beat"]
 PROCESSES = ["redis", "postgres", *APPS]
 
 

@@ -1,0 +1,75 @@
+"""``/v1/chat/completions`` and ``/v1/completions``"""
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import StreamingResponse
+from starlette.concurrency import run_in_threadpool
+
+from service.accounts.caller import Known
+from service.accounts.service import Principal
+from service.core.db import tenant
+from service.core.errors import DomainError
+from service.core.ids import new_id
+from service.inference import questions, service, weights
+from service.inference.answers import FRAME, ChatCompletion, Completion
+from service.inference.requests import ChatRequest, CompletionRequest
+from service.inference.shapes import Answer
+from service.inference.wire import Question
+
+router = APIRouter(prefix="/v1", tags=["inference"])
+
+STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": FRAME}}}}
+STREAM_HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
+
+
+@router.post("/chat/completions", response_model=ChatCompletion, responses=STREAM)
+async def chat_completions(known: Known, request: Request, body: ChatRequest) -> Any:
+    """Continue a conversation with a base model, a tuned model or a checkpoint."""
+    served = await run_in_threadpool(_find, known, body.model)
+    question = questions.of_chat(new_id("chatcmpl-"), served, body)
+    answer = Answer(question)
+    if body.stream:
+        usage = _usage(answer, body, "chat.completion.chunk")
+        return await _stream(question, known, answer, answer.chat_chunks, usage)
+    await _whole(question, known, answer, request)
+    return answer.chat()
+
+
+@router.post("/completions", response_model=Completion, responses=STREAM)
+async def completions(known: Known, request: Request, body: CompletionRequest) -> Any:
+    """Continue texts as they are, without a chat template."""
+    served = await run_in_threadpool(_find, known, body.model)
+    question = questions.of_completion(new_id("cmpl-"), served, body)
+    answer = Answer(question, echo=bool(body.echo))
+    if body.stream:
+        usage = _usage(answer, body, "text_completion")
+        return await _stream(question, known, answer, answer.completion_chunks, usage)
+    await _whole(question, known, answer, request)
+    return answer.completion()
+
+
+def _find(known: Principal, model: str) -> weights.Served:
+    with tenant(known.organization_id) as session:
+        return weights.find(session, model)
+
+
+async def _whole(question: Question, known: Principal, answer: Answer, request: Request) -> None:
+    try:
+        await service.whole(question, known.key_id, answer, request.is_disconnected)
+    except service.HungUp as error:
+        # Nobody reads this; the log says what became of the request.
+        raise DomainError(499, "client_closed_request", "The client hung up.") from error
+
+
+async def _stream(
+    question: Question, known: Principal, answer: Answer, chunks: service.Chunks, usage: Any
+) -> StreamingResponse:
+    events, heard = await service.begin(question, known.key_id)
+    frames = service.frames(events, heard, answer, chunks, usage)
+    return StreamingResponse(frames, media_type="text/event-stream", headers=STREAM_HEADERS)
+
+
+def _usage(answer: Answer, body: ChatRequest | CompletionRequest, kind: Any) -> Any:
+    wanted = body.stream_options is not None and body.stream_options.include_usage
+    return (lambda: answer.usage_chunk(kind)) if wanted else None

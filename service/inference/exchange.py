@@ -1,0 +1,156 @@
+"""How questions reach the serving workers and events come back: Redis lists that live as long as somebody reads them.
+
+Questions wait in one list, which any worker with room takes from. Events of a question go to a list of its own, which
+the API empties as they come. A worker is told to forget a question on a list of its own. It is alive while its key is;
+a reader that stops reading is noticed by the length of its list. Nothing is kept: a request lives no longer than its
+connection.
+"""
+
+import time
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import anyio
+import redis.asyncio
+from redis.exceptions import RedisError
+from starlette.concurrency import run_in_threadpool
+
+from service.core import live, shutdown
+from service.core.errors import DomainError
+from service.inference import wire
+from service.inference.wire import Accepted, End, Failed, Question
+from service.jobs import seats
+from service.settings import settings
+
+QUEUE = "serving:queue"
+ANY_WORKER = "serving:worker"
+"""Exists while any worker is alive."""
+ALIVE_SECONDS = 5.0
+"""How long a worker counts as alive after it last said so."""
+EVENTS_TTL_SECONDS = 120
+CONTROL_TTL_SECONDS = 60
+SILENCE_SECONDS = 1.0
+NO_WORKER_SECONDS = 5.0
+"""How long a question waits for a worker when none is alive: one may be starting."""
+QUEUE_SECONDS = 60.0
+"""How long a question waits for a worker to have room."""
+SEAT_SECONDS = 20.0
+LEAVE_SECONDS = 5.0
+BATCH = 1000
+
+
+def alive_key(worker: str) -> str:
+    return f"serving:worker:{worker}"
+
+
+def control_key(worker: str) -> str:
+    """The list of ids of questions that the worker is to forget."""
+    return f"serving:control:{worker}"
+
+
+def events_key(id: str) -> str:
+    return f"serving:events:{id}"
+
+
+async def ask(question: Question, key_id: str) -> AsyncGenerator[wire.Event | None]:
+    """Events of ``question`` as they come, and None after each second of silence; ends behind the last choice's end.
+
+    Closing the iterator makes the worker forget the question. Raises ``DomainError``: a 429 when the API key has too
+    much at work, a 503 when no worker has room or is there, or the one at work is lost, and what the worker answers.
+    """
+    seat = await run_in_threadpool(seats.enter, key_id)
+    asked = _Asked(question, live.asynchronous())
+    try:
+        await asked.send()
+        renewed = time.monotonic()
+        while not asked.done:
+            if shutdown.stopping.is_set():
+                raise DomainError(503, "server_stopping", "The server is stopping.", headers={"Retry-After": "2"})
+            for event in await asked.next():
+                yield event
+            if time.monotonic() - renewed > SEAT_SECONDS:
+                renewed = time.monotonic()
+                await seats.stay(asked.client, key_id, seat)
+    except RedisError as error:
+        raise DomainError(503, "redis_unavailable", "Redis does not answer. Try again shortly.") from error
+    finally:
+        # A client that hangs up cancels this generator, and a cancelled task may not wait for anything unshielded.
+        with anyio.move_on_after(LEAVE_SECONDS, shield=True):
+            await asked.close()
+            await seats.leave(asked.client, key_id, seat)
+            await asked.client.aclose()
+
+
+class _Asked:
+    """A question that was sent, as its reader sees it."""
+
+    def __init__(self, question: Question, client: redis.asyncio.Redis) -> None:
+        self.client: Any = client
+        self.done = False
+        self._id = question.id
+        self._payload = question.model_dump_json().encode()
+        self._open = question.choices
+        self._worker: str | None = None
+        self._sent_at = time.monotonic()
+
+    async def send(self) -> None:
+        limit = settings().serving_queue
+        if await self.client.llen(QUEUE) >= limit:
+            message = f"{limit} requests already wait for the serving workers. Try again shortly."
+            raise DomainError(503, "overloaded", message, headers={"Retry-After": "5"})
+        await self.client.rpush(QUEUE, self._payload)
+
+    async def next(self) -> list[wire.Event | None]:
+        """The next events, or ``[None]`` after ``SILENCE_SECONDS`` without any."""
+        key = events_key(self._id)
+        found = await self.client.blpop([key], timeout=SILENCE_SECONDS)
+        if found is None:
+            await self._look_after()
+            return [None]
+        messages = [found[1], *(await self.client.lpop(key, BATCH) or [])]
+        return [event for message in messages for event in wire.events.validate_json(message) if self._concerns(event)]
+
+    def _concerns(self, event: wire.Event) -> bool:
+        """Take note of ``event``; whether it is for the reader. Raises what a failure amounts to."""
+        if isinstance(event, Failed):
+            self.done = True
+            headers = {"Retry-After": "5"} if event.status in (429, 503) else None
+            raise DomainError(event.status, event.code, event.message, event.param, headers)
+        if isinstance(event, Accepted):
+            self._worker = event.worker
+            return False
+        if isinstance(event, End):
+            self._open -= 1
+            self.done = self._open == 0
+        return True
+
+    async def _look_after(self) -> None:
+        """Raises a 503 when nobody is at work on the question or will soon be."""
+        if self._worker is not None:
+            if not await self.client.exists(alive_key(self._worker)):
+                self.done = True
+                raise DomainError(503, "worker_lost", "The serving worker stopped while it was at work on this.")
+            return
+        waited = time.monotonic() - self._sent_at
+        if waited > QUEUE_SECONDS:
+            message = f"No serving worker had room within {QUEUE_SECONDS:.0f} seconds. Try again shortly."
+            raise DomainError(503, "overloaded", message, headers={"Retry-After": "5"})
+        if waited > NO_WORKER_SECONDS and not await self.client.exists(ANY_WORKER):
+            message = "No serving worker answered. Is one running?"
+            raise DomainError(503, "no_serving_worker", message, headers={"Retry-After": "5"})
+
+    async def close(self) -> None:
+        """Make whoever has the question forget it, unless it is done."""
+        if self.done:
+            return
+        try:
+            if self._worker is None and not await self.client.lrem(QUEUE, 1, self._payload):
+                # It was taken a moment ago. Failing this, the worker will notice that nobody reads.
+                for message in await self.client.lrange(events_key(self._id), 0, 0):
+                    self._worker = next(e.worker for e in wire.events.validate_json(message) if isinstance(e, Accepted))
+            if self._worker is not None:
+                await self.client.rpush(control_key(self._worker), self._id)
+                await self.client.expire(control_key(self._worker), CONTROL_TTL_SECONDS)
+            await self.client.delete(events_key(self._id))
+        except RedisError:
+            return

@@ -1,0 +1,129 @@
+"""What the API and a serving worker say to each other about one request: a question, then events until it is answered.
+
+Text, not tokens, crosses over: the worker knows the model's template and tokenizer, the API knows OpenAI's shapes.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+
+class Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Sampling(Frozen):
+    """How to sample; ranges are those of the HTTP API, which has checked them."""
+
+    temperature: float = 1.0
+    """0 is greedy."""
+    top_p: float = 1.0
+    seed: int
+    n: int = 1
+    """Choices for each prompt."""
+    max_tokens: int | None = None
+    """Most tokens of a choice; what is left of the context when None."""
+    stop: list[str] = []
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: dict[int, float] = {}
+    logprobs: int | None = None
+    """How many most likely tokens to tell beside each token's own log-probability; None tells nothing."""
+    json_schema: dict[str, Any] | None = None
+    """The answer has to be JSON of this schema."""
+
+
+class Chat(Frozen):
+    """Messages for the model's chat template, as the HTTP API took them."""
+
+    messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]] = []
+    parallel_tool_calls: bool = True
+
+
+class Question(Frozen):
+    """One request. Exactly one of ``chat`` and ``prompts`` is given; choice ``c`` answers prompt ``c // n``."""
+
+    id: str
+    model: str
+    """The name it was asked for by, for messages."""
+    model_path: str
+    adapter_path: str | None = None
+    """A LoRA adapter in peft's format, to be put on ``model_path``."""
+    chat: Chat | None = None
+    prompts: list[str | list[int]] = []
+    """Texts or token ids that are continued as they are."""
+    sampling: Sampling
+    expires_at: float
+    """Seconds since the epoch after which nobody waits for a worker to take this."""
+
+    @property
+    def choices(self) -> int:
+        return self.sampling.n * (1 if self.chat is not None else len(self.prompts))
+
+
+class Accepted(Frozen):
+    """A worker has taken the question."""
+
+    kind: Literal["accepted"] = "accepted"
+    worker: str
+
+
+class Started(Frozen):
+    """The model is loaded and has taken the prompts: what can be wrong with the request is not."""
+
+    kind: Literal["started"] = "started"
+    prompt_tokens: int
+    prompts: list[str] = []
+    """The prompts' texts, where they were given as they are."""
+
+
+class TokenLogprob(Frozen):
+    token: str
+    logprob: float
+    top: list[tuple[str, float]] = []
+    offset: int
+    """Where the token's text begins in the choice's text, in characters."""
+
+
+class ToolCall(Frozen):
+    id: str
+    name: str
+    arguments: str
+    """A JSON object."""
+
+
+class Delta(Frozen):
+    """More of a choice. Empty parts are left out."""
+
+    kind: Literal["delta"] = "delta"
+    choice: int = 0
+    content: str = ""
+    reasoning: str = ""
+    tool_calls: list[ToolCall] = []
+    logprobs: list[TokenLogprob] = []
+
+
+class End(Frozen):
+    """A choice is complete."""
+
+    kind: Literal["end"] = "end"
+    choice: int = 0
+    finish_reason: Literal["stop", "length", "tool_calls"]
+    tokens: int
+    """Tokens that were sampled, the end-of-sequence token and what a stop string cut off included."""
+    reasoning_tokens: int = 0
+
+
+class Failed(Frozen):
+    """Nothing more will come."""
+
+    kind: Literal["failed"] = "failed"
+    status: int
+    code: str
+    message: str
+    param: str | None = None
+
+
+Event = Annotated[Accepted | Started | Delta | End | Failed, Field(discriminator="kind")]
+events = TypeAdapter(list[Event])

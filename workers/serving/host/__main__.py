@@ -1,0 +1,70 @@
+"""``python -m workers.serving.host SOCKET_FD OPTIONS``: load a model, then answer what comes through the socket.
+
+It ends when the socket closes. Lines are JSON, see ``workers.serving.lines``.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import queue
+import socket
+import sys
+import threading
+from typing import Any
+
+from workers.serving import lines
+from workers.serving.lines import Options
+
+log = logging.getLogger(__name__)
+
+
+def main(descriptor: int, options: Options) -> int:
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
+    connection = socket.socket(fileno=descriptor)
+    inbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+    threading.Thread(target=_receive, args=(connection, inbox), daemon=True).start()
+    from workers.serving.host import loading
+
+    try:
+        engine, ready = loading.load(options)
+    except loading.CannotLoad as error:
+        connection.sendall(lines.encode(lines.Unloadable(failed=error.failure)))
+        return 1
+    connection.sendall(lines.encode(ready))
+    from workers.serving.host.conversation import Conversations
+
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        _serve(Conversations(engine), inbox, connection)
+    return 0
+
+
+def _receive(connection: socket.socket, inbox: "queue.SimpleQueue[bytes | None]") -> None:
+    with connection.makefile("rb") as received:
+        for line in received:
+            inbox.put(line)
+    inbox.put(None)
+
+
+def _serve(conversations: Any, inbox: "queue.SimpleQueue[bytes | None]", connection: socket.socket) -> None:
+    """Take what comes between any two tokens; wait for it when there is nothing to do."""
+    while True:
+        said: list[lines.Said] = []
+        while not (conversations.busy and inbox.empty()):
+            line = inbox.get()
+            if line is None:
+                return
+            said += conversations.take(lines.to_host.validate_json(line))
+            if inbox.empty():
+                break
+        if conversations.busy:
+            said += conversations.step()
+        if said:
+            connection.sendall(b"".join(map(lines.encode, said)))
+
+
+if __name__ == "__main__":
+    code = main(int(sys.argv[1]), Options(**json.loads(sys.argv[2])))
+    # Nothing is left to save, and engines with threads of their own take seconds to end.
+    sys.stdout.flush()
+    os._exit(code)

@@ -1,0 +1,200 @@
+"""One choice, from tokens to what the API is told: reasoning, content, tool calls, log-probabilities, its end."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from service.inference.wire import Delta, End, Event, TokenLogprob, ToolCall
+from workers.serving.host.engine import Token
+from workers.serving.host.text import Detokenizer, Scanner
+from workers.serving.host.tools import CLOSES, OPENS, parse
+from workers.serving.host.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How the choices of one question are written."""
+
+    stop: list[str]
+    scored: bool
+    """Whether tokens' log-probabilities are told."""
+    reasoning: Literal["none", "possible", "open"] = "none"
+    """Whether ``<think>`` means anything, and whether the prompt has opened it already."""
+    tools: bool = False
+    parallel_tool_calls: bool = True
+    before: list[int] = field(default_factory=list)
+    """Tokens of a text that is continued."""
+
+
+class Writer:
+    """Feed it every token of choice ``number``; it is done once it has given its ``End``."""
+
+    def __init__(self, number: int, vocabulary: Vocabulary, manner: Manner) -> None:
+        self._number, self._vocabulary, self._manner = number, vocabulary, manner
+        self._detokenizer = Detokenizer(vocabulary.tokenizer, manner.before)
+        self._stops = Scanner(manner.stop)
+        self._tools = ToolCalls() if manner.tools else None
+        self._thinking = manner.reasoning == "open"
+        self._at_start = self._thinking
+        """Whether white space is dropped, which models put around their reasoning."""
+        self._scores: list[TokenLogprob] = []
+        self._tokens = self._reasoning_tokens = 0
+        self._decoded = self._released = 0
+        """Characters of content, and those of them that no stop string can cut off any more."""
+        self._said_something = False
+
+    def take(self, token: Token) -> list[Event]:
+        """What ``token`` makes certain; ends with an ``End`` when the choice is complete."""
+        self._tokens += 1
+        self._reasoning_tokens += self._thinking
+        if self._switches(token):
+            events = self._switch()
+            return events if token.end is None else [*events, self._end(token.end)]
+        if token.end == "stop":
+            return self._finish("stop")
+        if self._thinking:
+            return self._deltas(reasoning=self._detokenizer.push(token.id)) + (
+                self._finish(token.end) if token.end else []
+            )
+        if self._manner.scored:
+            self._scores.append(self._vocabulary.scored(token, self._decoded))
+        events, ended = self._say(self._detokenizer.push(token.id))
+        if ended:
+            return events
+        return events + (self._finish(token.end) if token.end else [])
+
+    def _switches(self, token: Token) -> bool:
+        """Whether ``token`` is one of the marks around reasoning."""
+        if self._manner.reasoning == "none":
+            return False
+        if self._thinking:
+            return token.id == self._vocabulary.think_closes
+        return token.id == self._vocabulary.think_opens and not self._said_something
+
+    def _switch(self) -> list[Event]:
+        events: list[Event] = []
+        if self._thinking:
+            events = self._deltas(reasoning=self._detokenizer.flush())
+        else:
+            self._reasoning_tokens += 1
+        self._thinking = not self._thinking
+        self._detokenizer, self._at_start = Detokenizer(self._vocabulary.tokenizer), True
+        return events
+
+    def _say(self, text: str) -> tuple[list[Event], bool]:
+        """Take more content; whether it completed the choice."""
+        if self._at_start and not self._thinking:
+            text = text.lstrip()
+            self._at_start = not text
+        self._said_something = self._said_something or bool(text.strip())
+        self._decoded += len(text)
+        content, stopped = self._stops.push(text)
+        self._released += len(content)
+        events, called = self._deliver(content)
+        if called and not self._manner.parallel_tool_calls:
+            return [*events, self._end("stop")], True
+        if stopped is None:
+            return events, False
+        return [*events, *self._rest(), self._end("stop")], True
+
+    def _deliver(self, content: str) -> tuple[list[Event], bool]:
+        calls: list[ToolCall] = []
+        if self._tools is not None:
+            content, calls = self._tools.push(content)
+            if calls and not self._manner.parallel_tool_calls:
+                calls = calls[:1]
+        return self._deltas(content=content, tool_calls=calls), bool(calls)
+
+    def _rest(self) -> list[Event]:
+        """What the search for tool calls still holds back."""
+        if self._tools is None:
+            return []
+        content, calls = self._tools.flush()
+        return self._deltas(content=content, tool_calls=calls)
+
+    def _finish(self, reason: Literal["stop", "length"]) -> list[Event]:
+        left = self._detokenizer.flush()
+        if self._thinking:
+            return [*self._deltas(reasoning=left), self._end(reason)]
+        events, ended = self._say(left)
+        if ended:
+            return events
+        content = self._stops.flush()
+        self._released += len(content) + 1  # Tokens without text of their own are told too.
+        delivered, _ = self._deliver(content)
+        return [*events, *delivered, *self._rest(), self._end(reason)]
+
+    def _deltas(self, content: str = "", reasoning: str = "", tool_calls: list[ToolCall] | None = None) -> list[Event]:
+        if self._thinking and self._at_start:
+            reasoning = reasoning.lstrip()
+            self._at_start = not reasoning
+        scores = [score for score in self._scores if score.offset < self._released]
+        self._scores = self._scores[len(scores) :]
+        if not (content or reasoning or tool_calls or scores):
+            return []
+        delta = Delta(
+            choice=self._number, content=content, reasoning=reasoning, tool_calls=tool_calls or [], logprobs=scores
+        )
+        return [delta]
+
+    def _end(self, reason: Literal["stop", "length"]) -> End:
+        called = self._tools is not None and self._tools.found > 0 and reason == "stop"
+        return End(
+            choice=self._number,
+            finish_reason="tool_calls" if called else reason,
+            tokens=self._tokens,
+            reasoning_tokens=self._reasoning_tokens,
+        )
+
+
+class ToolCalls:
+    """Finds tool calls in content, each whole: ``<tool_call>{"name": …, "arguments": {…}}</tool_call>``."""
+
+    def __init__(self) -> None:
+        self.found = 0
+        self._outside, self._inside = Scanner([OPENS]), Scanner([CLOSES])
+        self._is_inside = False
+        self._call = ""
+        self._space = ""
+
+    def push(self, text: str) -> tuple[str, list[ToolCall]]:
+        """Content and calls that are certain. What looks like a call and is none stays content."""
+        content = ""
+        calls: list[ToolCall] = []
+        while True:
+            before, mark = (self._inside if self._is_inside else self._outside).push(text)
+            text = ""
+            if self._is_inside:
+                self._call += before
+            else:
+                content += before
+            if mark is None:
+                return self._spaced(content, calls), calls
+            if self._is_inside:
+                call = parse(self._call)
+                if call is None:
+                    content += OPENS + self._call + CLOSES
+                else:
+                    self.found += 1
+                    calls.append(call)
+                text, self._call = self._inside.flush(), ""
+            else:
+                text = self._outside.flush()
+            self._is_inside = not self._is_inside
+
+    def flush(self) -> tuple[str, list[ToolCall]]:
+        """What is left when the text has ended. A last call may lack its closing mark."""
+        if not self._is_inside:
+            return self._spaced(self._outside.flush(), []), []
+        self._call += self._inside.flush()
+        call = parse(self._call)
+        if call is None:
+            return self._spaced(OPENS + self._call, []), []
+        self.found += 1
+        return "", [call]
+
+    def _spaced(self, content: str, calls: list[ToolCall]) -> str:
+        """``content`` without white space at its end, which is kept back in case a call follows."""
+        whole = ("" if calls or self.found else self._space) + content
+        bare = whole.rstrip()
+        self._space = whole[len(bare) :]
+        return bare.lstrip() if self.found else bare

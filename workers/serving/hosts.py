@@ -1,0 +1,112 @@
+"""Which models are loaded: on demand, within a share of the memory, the one used longest ago making room."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from workers.serving import memory
+from workers.serving.hosted import Host, Identity, Lost
+from workers.serving.lines import Options
+
+POLL_SECONDS = 0.05
+
+log = logging.getLogger(__name__)
+
+
+class Hosts:
+    """The hosts of one worker.
+
+    Args:
+        follow: is run beside each host from when its model is loaded, until it ends.
+    """
+
+    def __init__(self, memory_share: float, idle_seconds: float, follow: Callable[[Host], Awaitable[None]]) -> None:
+        self._memory_share, self._idle_seconds, self._follow = memory_share, idle_seconds, follow
+        self._hosts: dict[Identity, Host] = {}
+        self._loading: dict[Identity, asyncio.Task[None]] = {}
+        self._one_at_a_time = asyncio.Lock()
+        self._closing: set[asyncio.Task[None]] = set()
+
+    async def get(self, identity: Identity, options: Options, user: str) -> Host:
+        """The host of a model, loaded, with ``user`` among its users. Raises ``Lost``."""
+        host = self._hosts.get(identity)
+        if host is None:
+            host = self._hosts[identity] = Host(identity, options)
+            self._loading[identity] = asyncio.create_task(self._load(host))
+        host.users.add(user)
+        loading = self._loading.get(identity)
+        if loading is not None:
+            await asyncio.shield(loading)
+        return host
+
+    def any_of(self, model_path: str, changed_ns: int) -> Identity | None:
+        """A loaded host of this model, whatever adapters it takes."""
+        found = (each for each in self._hosts if (each.model_path, each.changed_ns) == (model_path, changed_ns))
+        return next(found, None)
+
+    def leave(self, host: Host, user: str) -> None:
+        host.users.discard(user)
+        host.used_at = time.monotonic()
+
+    def close_idle(self) -> None:
+        for identity, host in list(self._hosts.items()):
+            idle = not host.users and host.ready is not None and time.monotonic() - host.used_at > self._idle_seconds
+            if idle:
+                log.info("unloading %s, which nobody uses", identity.model_path)
+                self._close_later(self.remove(host))
+
+    def remove(self, host: Host) -> Host:
+        """Forget ``host``, so that nobody gets it any more."""
+        if self._hosts.get(host.identity) is host:
+            del self._hosts[host.identity]
+        return host
+
+    async def close(self) -> None:
+        for task in self._loading.values():
+            task.cancel()
+        await asyncio.gather(*(host.close() for host in self._hosts.values()))
+
+    def _close_later(self, host: Host) -> None:
+        task = asyncio.create_task(host.close())
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    async def _load(self, host: Host) -> None:
+        try:
+            async with self._one_at_a_time:
+                await self._make_room(host)
+                began = time.monotonic()
+                log.info("loading %s", host.identity.model_path)
+                await host.start()
+                log.info("loaded %s in %.1f s", host.identity.model_path, time.monotonic() - began)
+        except BaseException as error:
+            await self.remove(host).close()
+            if isinstance(error, Lost):
+                log.error("%s could not be loaded: %s", host.identity.model_path, error)
+            raise
+        finally:
+            del self._loading[host.identity]
+        task = asyncio.ensure_future(self._follow(host))
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    async def _make_room(self, host: Host) -> None:
+        """Unload others until ``host`` fits. One at work is waited for, and takes no more meanwhile."""
+        while not self._fits(host):
+            loaded = [other for other in self._hosts.values() if other is not host and other.ready is not None]
+            victim = min(loaded, key=lambda other: (bool(other.users), other.used_at))
+            log.info("unloading %s to make room for %s", victim.identity.model_path, host.identity.model_path)
+            self.remove(victim)
+            while victim.users:
+                await asyncio.sleep(POLL_SECONDS)
+            await victim.close()
+
+    def _fits(self, host: Host) -> bool:
+        """Whether it may be loaded beside what is; the first always may."""
+        ready = [other.ready for other in self._hosts.values() if other.ready is not None]
+        if not ready:
+            return True
+        needed = memory.weights(Path(host.identity.model_path)) + sum(each.used_bytes for each in ready)
+        return needed <= self._memory_share * ready[0].total_bytes

@@ -1,0 +1,60 @@
+"""What a serving worker and the host of one model say to each other: JSON, one message a line."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter
+
+from service.inference.wire import Event, Failed, Question
+
+
+class Line(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Options(Line):
+    """What a host is started with."""
+
+    model_path: str
+    engine: Literal["transformers", "vllm"]
+    lora_rank: int = 0
+    """Rank that adapters may have, for vLLM, which has to know before it starts."""
+    memory_share: float
+
+
+class Ask(Line):
+    ask: Question
+
+
+class Forget(Line):
+    forget: str
+    """Id of a question."""
+
+
+class Ready(Line):
+    """The first line of a host that has its model."""
+
+    used_bytes: int
+    """Memory that the model takes, without what it generates."""
+    total_bytes: int
+    """Memory of the device."""
+
+
+class Unloadable(Line):
+    """The only line of a host that cannot load its model."""
+
+    failed: Failed
+
+
+class Said(Line):
+    """Events of one question."""
+
+    id: str
+    events: list[Event]
+
+
+to_host: TypeAdapter[Ask | Forget] = TypeAdapter(Ask | Forget)
+from_host: TypeAdapter[Said | Ready | Unloadable] = TypeAdapter(Said | Ready | Unloadable)
+
+
+def encode(line: Line) -> bytes:
+    return line.model_dump_json().encode() + b"\n"
