@@ -268,6 +268,33 @@ def test_an_engine_that_dies_while_it_samples_leaves_the_checkpoints(
         checkpoint.verify(folder)
 
 
+def test_memory_that_runs_out_while_sampling_ahead_is_explained_as_such(
+    make_spec: MakeSpec, execute: Execute, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from workers.rollouts.transformers import TransformersEngine
+
+    stream = TransformersEngine.stream
+
+    def short_of_memory(engine: TransformersEngine, *asked: Any) -> Any:
+        if threading.current_thread() is not threading.main_thread():
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        yield from stream(engine, *asked)
+
+    monkeypatch.setattr(TransformersEngine, "stream", short_of_memory)
+    code, recorder = execute(make_spec(max_staleness=1))
+    assert (code, recorder.failure().code) == (ExitCode.USER_ERROR, "out_of_memory")
+    assert recorder.failure().message.startswith("Out of memory while sampling.")
+
+
+def test_a_tokenizer_without_a_pad_token_trains(make_spec: MakeSpec, execute: Execute, tmp_path: Path) -> None:
+    folder = tiny.save(tmp_path / "model")
+    settings = json.loads((folder / "tokenizer_config.json").read_text()) | {"pad_token": None}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    code, recorder = execute(make_spec(model_path=folder, n_steps=1))
+    assert code == ExitCode.DONE
+    assert AutoTokenizer.from_pretrained(result_of(recorder).model_path).pad_token is None
+
+
 def test_the_same_seed_gives_the_same_run_and_another_another(make_spec: MakeSpec, execute: Execute) -> None:
     runs = []
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
