@@ -11,6 +11,7 @@ with an engine that hands everything over at once.
 import argparse
 import contextlib
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -112,7 +113,10 @@ def run(folder: Path, way: str, url: str, steps: int, number: int) -> list[dict[
     path = folder / "run.json"
     path.write_text(spec.model_dump_json())
     child = ["benchmarks.overlap", "--serial"] if way == SERIAL else ["workers.training", "--run"]
-    done = subprocess.run([sys.executable, "-m", *child, str(path)], check=True, capture_output=True, text=True)
+    # A training child sets this before it imports torch, which the serial one has imported by then.
+    environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}
+    command = [sys.executable, "-m", *child, str(path)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
     events = [json.loads(line) for line in done.stdout.splitlines() if '"type":"metrics"' in line]
     # The last step evaluates as well.
     return [event["data"]["timing"]["step"] for event in events if WARM_UP < event["data"]["step"] < steps + WARM_UP]
