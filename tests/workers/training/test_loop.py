@@ -458,9 +458,10 @@ def test_a_prompt_without_room_for_an_answer_is_named(make_spec: MakeSpec, execu
     assert f"line {len(tiny.ROWS[::2]) + 1}" in recorder.failure().message
 
 
-def test_learning_works(make_spec: MakeSpec, execute: Execute) -> None:
+@pytest.mark.parametrize("max_staleness", [0, 1])
+def test_learning_works(make_spec: MakeSpec, execute: Execute, max_staleness: int) -> None:
     asked = {"n_steps": 20, "eval_interval": 20, "batch_size": 8, "group_size": 8, "max_completion_tokens": 2}
-    spec = make_spec(grader=tiny.EXACT, **asked)
+    spec = make_spec(grader=tiny.EXACT, max_staleness=max_staleness, **asked)
     # Every row asks for the same answer, so a model this small can learn it in a second.
     for path in (spec.training_path, spec.validation_path):
         rows = [json.loads(line) | {"answer": "7"} for line in path.read_text().splitlines()]
