@@ -14,6 +14,8 @@ from service.settings import Settings
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docker-compose.yml").read_text()
 COMPOSE: dict[str, Any] = yaml.safe_load(TEXT)
+JAILERS = ("control-worker", "gpu-worker")
+JAILER = ["seccomp=deploy/seccomp-jail.json", "apparmor=unconfined"]
 OURS = ("migrate", "api", "beat", "control-worker", "gpu-worker", "serving-worker")
 
 
@@ -52,7 +54,7 @@ def test_our_containers_are_locked_down(name: str) -> None:
     assert service["read_only"] is True
     assert service["init"] is True
     assert service["cap_drop"] == ["ALL"]
-    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert service["security_opt"] == ["no-new-privileges:true", *(JAILER if name in JAILERS else [])]
     assert "privileged" not in service
 
 
@@ -86,3 +88,40 @@ def test_build_targets_exist_and_run_as_an_ordinary_user() -> None:
     for name in OURS:
         target = COMPOSE["services"][name]["build"]["target"]
         assert re.search(r"^USER troll$", by_name[target], flags=re.MULTILINE), target
+
+
+PROFILE: dict[str, Any] = json.loads((ROOT / "deploy/seccomp-jail.json").read_text())
+ALLOWED = {name for rule in PROFILE["syscalls"] if not rule.get("args") for name in rule["names"]}
+NAMESPACES = {"clone", "clone3", "mount", "mount_setattr", "pivot_root", "setns", "umount2", "unshare"}
+
+
+def test_the_seccomp_profile_has_the_shape_that_docker_reads() -> None:
+    assert PROFILE.keys() == {"defaultAction", "defaultErrnoRet", "archMap", "syscalls"}
+    assert PROFILE["defaultAction"] == "SCMP_ACT_ERRNO"
+    assert {arch["architecture"] for arch in PROFILE["archMap"]} == {"SCMP_ARCH_X86_64", "SCMP_ARCH_AARCH64"}
+    for rule in PROFILE["syscalls"]:
+        assert rule.keys() <= {"names", "action", "args", "comment"}
+        assert rule["action"] == "SCMP_ACT_ALLOW"
+        assert rule["names"] == sorted(set(rule["names"]))
+        for argument in rule.get("args", []):
+            assert argument.keys() == {"index", "value", "op"}
+
+
+def test_the_seccomp_profile_allows_every_call_that_builds_a_jail() -> None:
+    text = (ROOT / "workers/sandbox/kernel.py").read_text()
+    called = set(re.findall(r"_libc\.(\w+)\(", text)) - {"syscall"}
+    assert {"unshare", "mount", "setns", "pivot_root"} <= called
+    assert "mount_setattr" in text
+    assert called | {"mount_setattr"} <= ALLOWED
+
+
+def test_the_seccomp_profile_adds_namespaces_and_nothing_else() -> None:
+    (added,) = (rule["names"] for rule in PROFILE["syscalls"] if "unshare" in rule["names"])
+    assert set(added) == NAMESPACES
+    for_operators_only = {
+        *("bpf", "perf_event_open", "userfaultfd", "io_uring_setup", "kexec_load", "init_module", "finit_module"),
+        *("add_key", "keyctl", "request_key", "open_by_handle_at", "fsopen", "fsmount", "move_mount", "open_tree"),
+        *("reboot", "swapon", "syslog", "settimeofday", "clock_settime", "acct", "quotactl", "iopl", "ioperm"),
+        *("chroot", "sethostname", "fanotify_init", "lookup_dcookie", "mbind", "move_pages", "kcmp", "pidfd_getfd"),
+    }
+    assert ALLOWED & for_operators_only == set()

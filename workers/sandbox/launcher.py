@@ -70,7 +70,10 @@ def _enter_user_namespace() -> int | None:
     ready, mapped = os.pipe()
     helper = os.fork() if user == 0 else None
     if helper == 0:
-        os.read(ready, 1)
+        os.close(mapped)
+        # Nothing comes where the parent was refused a namespace; its end is the end of the pipe.
+        if not os.read(ready, 1):
+            os._exit(1)
         os._exit(_map_users(os.getppid(), f"0 0 1\n{NOBODY} {NOBODY} 1\n"))
     kernel.unshare(kernel.NEW_USER)
     os.write(mapped, b"1")
