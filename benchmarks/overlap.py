@@ -146,9 +146,9 @@ def tell(runs: dict[str, list[list[dict[str, float]]]], steps: int) -> None:
         f"{report.machine(('torch', 'transformers'))}."
     )
     remark = (
-        "Within a step no more of the grading can be hidden than sampling takes, here a fifth of the step. Sampling and "
-        "training compute on the same two cores: sampling ahead hides the grader, not the computing. Where sampling has "
-        "a processor of its own, it is hidden too."
+        "Within a step no more of the grading can be hidden than sampling takes. Sampling and training compute on the "
+        "same two cores: sampling ahead hides the grader, not the computing. Where sampling has a processor of its own, "
+        "it is hidden too."
     )
     body = f"{setting}\n\n{report.table(columns, rows)}\n\n{remark}"
     report.write_section("overlap", "Grading while sampling, sampling ahead", body)
