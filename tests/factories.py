@@ -57,6 +57,23 @@ def method(grader: dict[str, Any] = GRADER, **hyperparameters: Any) -> dict[str,
     }
 
 
+def answered_rows(count: int, start: int = 10) -> list[dict[str, Any]]:
+    """Two-digit additions that the assistant has answered."""
+    return [
+        {"messages": [*row["messages"], {"role": "assistant", "content": row["answer"]}]} for row in rows(count, start)
+    ]
+
+
+def supervised_body(client: TestClient, model: str, **hyperparameters: Any) -> dict[str, Any]:
+    """A valid body of a supervised job with freshly uploaded files."""
+    return {
+        "model": model,
+        "training_file": upload(client, jsonl(answered_rows(8))),
+        "validation_file": upload(client, jsonl(answered_rows(4, start=50))),
+        "method": {"type": "supervised", "supervised": {"hyperparameters": hyperparameters}},
+    }
+
+
 def create_job(client: TestClient, model: str, **hyperparameters: Any) -> dict[str, Any]:
     answer = client.post("/v1/fine_tuning/jobs", json=job_body(client, model, **hyperparameters))
     assert answer.status_code == 200, answer.text

@@ -9,9 +9,11 @@ import annotated_types
 import pytest
 import typer
 import yaml
+from pydantic.fields import FieldInfo
 
 from service.cli import app
-from service.jobs.spec import AUTO, Hyperparameters
+from service.files.check import check
+from service.jobs.spec import AUTO, Hyperparameters, SupervisedHyperparameters
 from service.settings import Settings
 
 ROOT = Path(__file__).parents[1]
@@ -27,9 +29,11 @@ def table(text: str, first_column: str) -> dict[str, list[str]]:
 
 
 HYPERPARAMETERS = table(README, "hyperparameter")
+SUPERVISED = table(README, "supervised hyperparameter")
+AS_BELOW = re.findall(r"`(\w+)`", README.split("as in the table further below:")[1].split("\n\n")[0])
 
 
-def limits(name: str) -> tuple[list[Any], list[float]]:
+def limits(info: FieldInfo) -> tuple[list[Any], list[float]]:
     """The words a hyperparameter may be, and the bounds of its numbers."""
     words: list[Any] = []
     bounds: list[float] = []
@@ -47,26 +51,36 @@ def limits(name: str) -> tuple[list[Any], list[float]]:
                 )
             visit(part)
 
-    info = Hyperparameters.model_fields[name]
     visit(typing.Annotated[info.annotation, *info.metadata] if info.metadata else info.annotation)
     return [word for word in words if word != AUTO], bounds
 
 
 def test_the_readme_lists_every_hyperparameter() -> None:
     assert HYPERPARAMETERS.keys() == Hyperparameters.model_fields.keys()
+    assert SUPERVISED.keys() | set(AS_BELOW) == SupervisedHyperparameters.model_fields.keys()
 
 
-@pytest.mark.parametrize("name", Hyperparameters.model_fields)
-def test_defaults_and_ranges_in_the_readme_are_those_of_the_code(name: str) -> None:
-    default, allowed, _ = HYPERPARAMETERS[name]
-    real = Hyperparameters.model_fields[name].default
+@pytest.mark.parametrize("name", AS_BELOW)
+def test_what_supervised_jobs_share_is_the_same(name: str) -> None:
+    mine, theirs = SupervisedHyperparameters.model_fields[name], Hyperparameters.model_fields[name]
+    assert (mine.default, mine.annotation, mine.metadata) == (theirs.default, theirs.annotation, theirs.metadata)
+
+
+@pytest.mark.parametrize(
+    ("row", "info"),
+    [(HYPERPARAMETERS[name], info) for name, info in Hyperparameters.model_fields.items() if name in HYPERPARAMETERS]
+    + [(SUPERVISED[name], info) for name, info in SupervisedHyperparameters.model_fields.items() if name in SUPERVISED],
+)
+def test_defaults_and_ranges_in_the_readme_are_those_of_the_code(row: list[str], info: FieldInfo) -> None:
+    default, allowed, _ = row
+    real = info.default
     if real == AUTO:
         assert default.startswith("auto")
     elif isinstance(real, str):
         assert default == f"`{real}`"
     else:
         assert float(default) == real
-    words, bounds = limits(name)
+    words, bounds = limits(info)
     if words:
         assert re.findall(r"`([^`]+)`", allowed) == words
     else:
@@ -113,3 +127,10 @@ def test_the_example_is_a_valid_job() -> None:
     Hyperparameters.model_validate(body["method"]["reinforcement"]["hyperparameters"])
     for name in ("training_file", "validation_file"):
         assert (ROOT / "examples" / body[name]).exists()
+
+
+def test_the_supervised_example_is_a_valid_job() -> None:
+    body = yaml.safe_load((ROOT / "examples" / "additions-supervised.yaml").read_text())
+    SupervisedHyperparameters.model_validate(body["method"]["supervised"]["hyperparameters"])
+    paths = [ROOT / "examples" / body[name] for name in ("training_file", "validation_file")]
+    assert check(*paths, method="supervised").errors == []

@@ -17,6 +17,7 @@ from service.jobs import naming, repository
 from service.jobs import service as jobs
 from service.jobs.models import Job
 from service.jobs.repository import EventDraft
+from service.jobs.spec import JobSpec
 from service.jobs.states import Desired, Status, move
 from service.models import repository as models
 from service.models.models import TunedModel
@@ -27,6 +28,14 @@ from workers.flatten import flatten
 from workers.outcome import Action, Outcome
 
 MESSAGE_LENGTH = 2000
+SUPERVISED_COLUMNS = {
+    "step": "step",
+    "train_loss": "train_loss",
+    "train_accuracy": "train_mean_token_accuracy",
+    "valid_loss": "valid_loss",
+    "valid_mean_token_accuracy": "valid_mean_token_accuracy",
+}
+"""Columns of a supervised job's result file, as OpenAI names them, and the metrics in them."""
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +110,11 @@ def _end(session: Session, job: Job, status: Status) -> None:
 def _result_file(session: Session, job: Job) -> File:
     """The job's metrics as a CSV, one row for each step, as OpenAI's result files are."""
     rows = [row for event in repository.metric_events(session, job.id) if (row := flatten(event.data or {}))]
-    columns = list(dict.fromkeys(column for row in rows for column in row))
+    if JobSpec.model_validate(job.spec).method.type == "supervised":
+        columns = list(SUPERVISED_COLUMNS)
+        rows = [{ours: row[theirs] for ours, theirs in SUPERVISED_COLUMNS.items() if theirs in row} for row in rows]
+    else:
+        columns = list(dict.fromkeys(column for row in rows for column in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
     writer.writeheader()

@@ -18,6 +18,7 @@ from service.jobs import naming, repository
 from service.jobs import service as jobs
 from service.jobs.models import Checkpoint, Event, Job
 from service.jobs.repository import EventDraft
+from service.models import repository as models
 from service.settings import settings
 from workers import wire
 from workers.lease import LeaseLost
@@ -129,9 +130,9 @@ def _keep_best(session: Session, job: Job) -> None:
     """Keep the newest checkpoints, for resuming, and the best, for use; forget the others."""
     rows = repository.checkpoints(session, job.id)
     newest, older = rows[:RESUMABLE], rows[RESUMABLE:]
-    ranked = sorted(rows, key=_reward, reverse=True)
+    ranked = sorted(rows, key=_quality, reverse=True)
     best = {row.id for row in ranked[: settings().checkpoints_kept]}
-    dropped = [row for row in older if row.id not in best and not repository.unfinished_from(session, row.model)]
+    dropped = [row for row in older if row.id not in best and not _is_base(session, row.model)]
     if dropped:
         repository.remove_checkpoints(session, [row.id for row in dropped])
     folder = storage.job_dir(job.id)
@@ -141,9 +142,18 @@ def _keep_best(session: Session, job: Job) -> None:
     log.info("%s keeps checkpoints %s", job.id, [row.step for row in [*newest, *older] if row not in dropped])
 
 
-def _reward(row: Checkpoint) -> float:
-    reward = row.metrics.get("valid_reward_mean")
-    return float("-inf") if reward is None else float(reward)
+def _is_base(session: Session, model: str) -> bool:
+    """Whether a job that has not ended trains from ``model``; no other can begin to until the transaction ends."""
+    models.seize(session, model)
+    return bool(repository.unfinished_from(session, model))
+
+
+def _quality(row: Checkpoint) -> float:
+    """The reward or, of supervised jobs, the loss; the same of all where nothing was evaluated."""
+    reward, loss = row.metrics.get("valid_reward_mean"), row.metrics.get("valid_loss")
+    if reward is not None:
+        return float(reward)
+    return float("-inf") if loss is None else -float(loss)
 
 
 def _remove(folders: list[Path]) -> None:

@@ -1,4 +1,4 @@
-"""Following a job from the terminal: its event stream as a progress bar with the reward of the moment."""
+"""Following a job from the terminal: its event stream as a progress bar with the reward, or the loss, of the moment."""
 
 import time
 from collections.abc import Iterator
@@ -59,11 +59,15 @@ def _stream(client: "OpenAI", job_id: str, after: int) -> Iterator[dict[str, Any
 def show(client: "OpenAI", job_id: str, console: Console) -> "FineTuningJob":
     """Show the job's progress until it ends. Returns it as it ended. Metrics become the bar, messages go above it."""
     with _bar(console) as bar:
-        task = bar.add_task("waiting for a worker", total=None, reward="–", kl="–")
+        task = bar.add_task("waiting for a worker", total=None, numbers="")
+        known: dict[str, str] = {}
         for event in events(client, job_id):
             data = event["data"] or {}
             if event["type"] == "metrics":
-                bar.update(task, **_state(data))
+                known |= _numbers(data)
+                shown = "  ".join(f"{name} {number}" for name, number in known.items())
+                done = {"completed": data["step"], "total": data["total_steps"]}
+                bar.update(task, description="training", numbers=shown, **done)
                 if not console.is_terminal and _is_worth_a_line(data):
                     console.print(event["message"], soft_wrap=True, highlight=False, markup=False)
             else:
@@ -74,7 +78,8 @@ def show(client: "OpenAI", job_id: str, console: Console) -> "FineTuningJob":
 
 def _is_worth_a_line(data: dict[str, Any]) -> bool:
     """A log gets every tenth step and every evaluation; a terminal's bar gets them all."""
-    return data["step"] % 10 == 0 or data.get("full_valid_mean_reward") is not None
+    evaluated = ("full_valid_mean_reward", "full_valid_loss")
+    return data["step"] % 10 == 0 or any(data.get(name) is not None for name in evaluated)
 
 
 def _bar(console: Console) -> Progress:
@@ -82,19 +87,21 @@ def _bar(console: Console) -> Progress:
         TextColumn("{task.description}"),
         BarColumn(bar_width=28),
         MofNCompleteColumn(),
-        TextColumn("reward {task.fields[reward]}  KL {task.fields[kl]}"),
+        TextColumn("{task.fields[numbers]}"),
         TimeRemainingColumn(),
         console=console,
     )
 
 
-def _state(data: dict[str, Any]) -> dict[str, Any]:
+def _numbers(data: dict[str, Any]) -> dict[str, str]:
     """What the bar shows after a metrics event. Numbers that a step does not have keep their last value."""
-    state: dict[str, Any] = {"description": "training", "completed": data["step"], "total": data["total_steps"]}
-    rewards = [data.get("train_mean_reward"), data.get("full_valid_mean_reward")]
-    known = [reward for reward in rewards if reward is not None]
-    if known:
-        state["reward"] = f"{known[0]:.3f}"
+    candidates = {
+        "reward": ("train_mean_reward", "full_valid_mean_reward"),
+        "loss": ("train_loss", "full_valid_loss"),
+        "validation loss": ("full_valid_loss",),
+    }
+    known = {name: [data[each] for each in names if data.get(each) is not None] for name, names in candidates.items()}
+    numbers = {name: f"{values[0]:.3f}" for name, values in known.items() if values}
     if (kl := (data.get("troll") or {}).get("kl_after")) is not None:
-        state["kl"] = f"{kl:.4f}"
-    return state
+        numbers["KL"] = f"{kl:.4f}"
+    return numbers

@@ -92,7 +92,7 @@ def cancel(job_id: str, data_dir: StackFolder = None) -> None:
 
 def _facts(job: "FineTuningJob") -> dict[str, Any]:
     method: Any = job.to_dict()["method"]
-    reinforcement = method["reinforcement"]
+    parts = method[method["type"]]
     facts = {
         "job": job.id,
         "status": job.status,
@@ -100,11 +100,12 @@ def _facts(job: "FineTuningJob") -> dict[str, Any]:
         "model": job.model,
         "tuned model": job.fine_tuned_model or "–",
         "training file": job.training_file,
-        "validation file": job.validation_file,
+        "validation file": job.validation_file or "–",
         "created": _time(job.created_at),
         "finished": _time(job.finished_at) if job.finished_at else "–",
-        "grader": json.dumps(reinforcement["grader"]),
-        "hyperparameters": "  ".join(f"{k}={v}" for k, v in reinforcement["hyperparameters"].items()),
+        "method": method["type"],
+        **({"grader": json.dumps(parts["grader"])} if "grader" in parts else {}),
+        "hyperparameters": "  ".join(f"{k}={v}" for k, v in parts["hyperparameters"].items()),
     }
     return facts | ({"error": job.error.message} if job.error else {})
 

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from openai.types.fine_tuning import FineTuningJob
 
 FILES = ("training_file", "validation_file")
-REQUIRED = ("model", *FILES, "method")
-ALLOWED = (*REQUIRED, "suffix", "seed", "metadata")
+REQUIRED = ("model", "training_file")
+ALLOWED = ("model", *FILES, "method", "suffix", "seed", "metadata")
 
 
 class _Loader(yaml.SafeLoader):
@@ -76,7 +76,7 @@ def create(client: "OpenAI", document: Document) -> "FineTuningJob":
     import openai
 
     body, uploaded = dict(document.body), []
-    local = {name: _local_file(document, name) for name in FILES}
+    local = {name: _local_file(document, name) for name in FILES if body.get(name) is not None}
     try:
         for name, path in local.items():
             if path is not None:

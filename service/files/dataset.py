@@ -298,7 +298,10 @@ def _question_reasons(row: dict[str, Any]) -> Iterator[str]:
 def _answer_reasons(row: dict[str, Any]) -> Iterator[str]:
     role = _last_role(row)
     if role in ROLES and role != "assistant":
-        yield f"the last message has the role {role} and must have the role assistant: it is what the model learns"
+        yield (
+            f"the last message has the role {role} and must have the role assistant: it is what the model learns in "
+            "supervised fine-tuning, the method of a job that names none"
+        )
 
 
 def _weight_reasons(row: dict[str, Any]) -> Iterator[str]:

@@ -12,7 +12,7 @@ from service.graders.schemas import Grader
 from service.jobs.integrations import Integration
 from service.jobs.spec import Hyperparameters, SupervisedHyperparameters
 
-SERVED = ("reinforcement",)
+SERVED = ("supervised", "reinforcement")
 FIELDS = {"supervised": {"hyperparameters"}, "reinforcement": {"grader", "hyperparameters", "response_format"}}
 
 Asked = TypeVar("Asked", Hyperparameters, SupervisedHyperparameters)

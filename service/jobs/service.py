@@ -50,6 +50,8 @@ def submit(session: Session, principal: Principal, request: CreateJob) -> Job:
         raise invalid("Reinforcement fine-tuning needs a validation file.", "validation_file", "missing_parameter")
     _check_quota(session, principal)
     notes = _examine(model, training, validation, asked)
+    # Checking files takes its time; a base that was deleted meanwhile is missed here.
+    models.hold(session, model.id, param="model")
     spec = JobSpec(
         model=model.id,
         training_file=training.id,

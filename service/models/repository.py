@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from sqlalchemy import select
+from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
 from service.models.models import TunedModel
@@ -15,6 +15,20 @@ def add(session: Session, model: TunedModel) -> None:
 
 def get(session: Session, id: str) -> TunedModel | None:
     return session.scalar(select(TunedModel).where(TunedModel.id == id))
+
+
+def hold(session: Session, id: str) -> None:
+    """Keep the model ``id``, whatever kind it is, from being removed until the transaction ends."""
+    _lock(session, "pg_advisory_xact_lock_shared", id)
+
+
+def seize(session: Session, id: str) -> None:
+    """Wait until nobody holds ``id``, and let nobody hold it until the transaction ends."""
+    _lock(session, "pg_advisory_xact_lock", id)
+
+
+def _lock(session: Session, function: str, id: str) -> None:
+    session.execute(text(f"SELECT {function}(hashtextextended(:name, 0))"), {"name": f"model:{id}"})
 
 
 def remove(session: Session, model: TunedModel) -> None:

@@ -54,11 +54,18 @@ def find(session: Session, id: str, *, param: str | None, status: int = 404) -> 
     raise DomainError(status, "model_not_found", message, param)
 
 
+def hold(session: Session, id: str, *, param: str | None, status: int = 400) -> Model:
+    """``find``, and the model stays until the transaction ends, so that a job can be created from it."""
+    repository.hold(session, id)
+    return find(session, id, param=param, status=status)
+
+
 def delete(session: Session, id: str) -> None:
     """Delete a tuned model, or a checkpoint of a job that has ended, with its weights.
 
     Raises a 403 for a base model and a 400 for what a job still needs.
     """
+    repository.seize(session, id)
     model = find(session, id, param="model")
     users = jobs.unfinished_from(session, id)
     if users:

@@ -7,6 +7,8 @@ import openai
 import pytest
 from openai.types.fine_tuning.reinforcement_hyperparameters_param import ReinforcementHyperparametersParam
 from openai.types.fine_tuning.reinforcement_method import ReinforcementMethod
+from openai.types.fine_tuning.supervised_hyperparameters import SupervisedHyperparameters
+from openai.types.fine_tuning.supervised_method import SupervisedMethod
 from openai.types.graders import StringCheckGrader
 
 from service.core.db import transaction
@@ -64,6 +66,37 @@ def test_pydantic_models_as_arguments(create: Any) -> None:
     method = ReinforcementMethod(grader=StringCheckGrader(**factories.GRADER), hyperparameters=hyperparameters)
     job = create(method={"type": "reinforcement", "reinforcement": method})
     assert job.method.reinforcement.hyperparameters.batch_size == 4
+
+
+@pytest.fixture
+def answered(acme: openai.OpenAI) -> dict[str, str]:
+    """The file of a supervised job."""
+    return {
+        "training_file": acme.files.create(file=factories.jsonl(factories.answered_rows(8)), purpose="fine-tune").id
+    }
+
+
+def test_a_job_without_a_method_is_supervised(official: Official, model: str, answered: dict[str, str]) -> None:
+    job = official.ask(official.client.fine_tuning.jobs.create(model=model, **answered))
+    assert (job.method.type, job.validation_file, job.method.reinforcement) == ("supervised", None, None)
+    assert job.method.supervised.hyperparameters.n_epochs == job.hyperparameters.n_epochs == 3
+    assert official.ask(official.client.fine_tuning.jobs.retrieve(job.id)) == job
+
+
+def test_a_supervised_job_with_pydantic_models(official: Official, model: str, answered: dict[str, str]) -> None:
+    method = SupervisedMethod(hyperparameters=SupervisedHyperparameters(batch_size=4, n_epochs="auto"))
+    create = official.client.fine_tuning.jobs.create
+    job = official.ask(create(model=model, method={"type": "supervised", "supervised": method}, **answered))
+    assert job.method.supervised.hyperparameters.batch_size == 4
+
+
+def test_dpo_says_what_is_served(official: Official, model: str, answered: dict[str, str]) -> None:
+    with pytest.raises(openai.BadRequestError) as refusal:
+        official.ask(
+            official.client.fine_tuning.jobs.create(model=model, method={"type": "dpo", "dpo": {}}, **answered)
+        )
+    assert refusal.value.param == "method.type"
+    assert "'supervised' or 'reinforcement'" in refusal.value.message
 
 
 def test_explicit_nulls_count_as_absent(create: Any) -> None:
@@ -212,7 +245,8 @@ def test_supervised_jobs_are_refused_by_name(create: Any) -> None:
     assert refusal.value.param == "method.type"
 
 
-def test_a_job_without_method_is_refused_by_name(create: Any) -> None:
+def test_rows_without_answers_say_that_a_job_without_method_is_supervised(create: Any) -> None:
     with pytest.raises(openai.BadRequestError) as refusal:
         create(method=openai.NOT_GIVEN)
-    assert refusal.value.param == "method.type"
+    assert refusal.value.param == "training_file"
+    assert "the method of a job that names none" in refusal.value.message

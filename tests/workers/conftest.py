@@ -48,8 +48,9 @@ def submit(client: TestClient, models_dir: Path) -> Callable[..., str]:
     """``submit("crash-once")`` queues a job whose stub follows that plan. Returns the job's id."""
     model = factories.offer_model(models_dir)
 
-    def make(plan: str = "succeed", by: TestClient = client) -> str:
-        body = factories.job_body(by, model) | {"suffix": plan}
+    def make(plan: str = "succeed", by: TestClient = client, *, supervised: bool = False) -> str:
+        body = factories.supervised_body(by, model) if supervised else factories.job_body(by, model)
+        body |= {"suffix": plan}
         answer = by.post("/v1/fine_tuning/jobs", json=body)
         assert answer.status_code == 200, answer.text
         return answer.json()["id"]

@@ -15,6 +15,7 @@ from service.jobs.spec import RunSpec
 from workers import wire
 
 STEPS = 6
+SUPERVISED = {"train_loss": 0.5, "train_mean_token_accuracy": 0.75, "valid_loss": None, "troll": {"lr": 1e-5}}
 
 
 class Stub:
@@ -25,6 +26,7 @@ class Stub:
         start = wire.parse_command(self.commands.readline())
         assert isinstance(start, wire.Start)
         self.run = RunSpec.model_validate_json(start.run.read_bytes())
+        self.supervised = self.run.job.method.type == "supervised"
         self.plan = self.run.job.suffix or "succeed"
         self.socket.setblocking(False)
 
@@ -44,12 +46,15 @@ class Stub:
         (folder / "model").mkdir(parents=True)
         (folder / "state").mkdir()
         (folder / "model" / "config.json").write_text("{}")
-        self.send(wire.Checkpoint(step=step, path=folder, metrics={"valid_reward_mean": step / STEPS}))
+        # Steps of a reinforcement job get better and better, those of a supervised one worse and worse.
+        metrics = {"valid_loss": step / STEPS} if self.supervised else {"valid_reward_mean": step / STEPS}
+        self.send(wire.Checkpoint(step=step, path=folder, metrics=metrics))
 
     def train(self) -> int:
         first = int(self.run.checkpoints[0].name.removeprefix("step-")) if self.run.checkpoints else 0
         for step in range(first + 1, STEPS + 1):
-            data = {"step": step, "total_steps": STEPS, "train_mean_reward": step / STEPS, "attempt": self.run.attempt}
+            data = {"step": step, "total_steps": STEPS, "attempt": self.run.attempt}
+            data |= SUPERVISED if self.supervised else {"train_mean_reward": step / STEPS}
             self.send(wire.Event(type="metrics", message=f"Step {step}/{STEPS}", data=data, key=f"step-{step}"))
             self.send(wire.Progress(step=step, total_steps=STEPS, trained_tokens=100 * step, seconds_left=1.0))
             if step % 2 == 0:

@@ -58,6 +58,28 @@ def test_a_job_succeeds_with_a_model_a_result_file_and_checkpoints(submit: Submi
     assert checkpoints[0]["metrics"]["valid_reward_mean"] == 1.0
 
 
+def test_the_result_file_of_a_supervised_job_has_openais_columns(submit: Submit, client: TestClient) -> None:
+    id = submit(supervised=True)
+    supervisor.run("worker-1")
+    job = client.get(f"/v1/fine_tuning/jobs/{id}").json()
+    assert job["status"] == "succeeded"
+    table = client.get(f"/v1/files/{job['result_files'][0]}/content").text.splitlines()
+    assert table[:2] == ["step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy", "1,0.5,0.75,,"]
+    assert len(table) == 1 + 6
+
+
+def test_of_a_supervised_job_the_checkpoints_of_least_loss_are_kept(
+    submit: Submit, client: TestClient, faster: Callable[..., None]
+) -> None:
+    faster(checkpoints_kept=1)
+    id = submit(supervised=True)
+    supervisor.run("worker-1")
+    checkpoints = client.get(f"/v1/fine_tuning/jobs/{id}/checkpoints").json()["data"]
+    # The two newest are for resuming; the first was the best.
+    assert [checkpoint["step_number"] for checkpoint in checkpoints] == [6, 4, 2]
+    assert [checkpoint["metrics"]["valid_loss"] for checkpoint in checkpoints] == [1.0, 4 / 6, 2 / 6]
+
+
 def test_nothing_queued_is_nothing_done(database: object) -> None:
     supervisor.run("worker-1")
 

@@ -41,26 +41,27 @@ def train(channel: Channel) -> int:
     # Idle OpenMP threads that spin instead of sleeping slow a shared machine down by an order of magnitude. OpenMP
     # reads this when torch is imported, so nothing above this line may import it.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from service.jobs.spec import Reinforcement, RunSpec
-    from workers.training import loop
+    from service.jobs.spec import RunSpec, Supervised
+    from workers.training import loop, supervised
     from workers.training.clock import Clock
     from workers.training.errors import RunError, explain
 
     path = channel.starts.get()
     if path is None:
         return ExitCode.STOPPED
-    clock = Clock()
+    clock, kind = Clock(), "reinforcement"
     try:
         processes = int(os.environ.get("WORLD_SIZE", "1"))
         if processes != 1:
             raise RunError("unsupported_world_size", f"A job runs in one process, but {processes} were started.")
         spec = RunSpec.model_validate_json(path.read_bytes())
         method = spec.job.method
-        if not isinstance(method, Reinforcement):
-            raise RunError("unsupported_method", f"This worker does not run {method.type} jobs.")
+        kind = method.type
+        if isinstance(method, Supervised):
+            return supervised.run(spec, method, channel, clock)
         return loop.run(spec, method, channel, clock)
     except Exception as error:
-        known = explain(error, clock.phase)
+        known = explain(error, clock.phase, kind)
         if not isinstance(error, RunError):
             traceback.print_exc()
         message = f"The training process failed unexpectedly while {clock.phase}: {type(error).__name__}: {error}"

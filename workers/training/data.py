@@ -35,39 +35,49 @@ def load(path: Path, tokenizer: PreTrainedTokenizerBase, context_length: int, pa
     """The prompts of a file. Raises ``RunError`` on ``param`` that names all unusable rows by line."""
     items: list[dict[str, Any]] = []
     texts: list[str] = []
-    lines: list[int] = []
+    numbers: list[int] = []
     problems: list[str] = []
-    for number, raw in _lines(path):
+    for number, raw in lines(path):
         try:
-            item = _parse(raw)
+            item = parse(raw)
             texts.append(render(item, tokenizer))
         except UnusableRow as error:
             problems.append(f"line {number}: {error}")
             continue
         items.append(item)
-        lines.append(number)
+        numbers.append(number)
     encoded = tokenizer(texts, add_special_tokens=tokenizer.chat_template is None)["input_ids"] if texts else []
-    for number, ids in zip(lines, encoded, strict=True):
+    for number, ids in zip(numbers, encoded, strict=True):
         if not 0 < len(ids) < context_length:
             reason = "has no tokens" if not ids else f"has {len(ids)} tokens; the model's context is {context_length}"
             problems.append(f"line {number}: the prompt {reason} and an answer needs room too")
     if problems or not items:
-        raise _unusable(path, problems, param)
+        raise unusable(problems, param)
     return [Prompt(item, ids) for item, ids in zip(items, encoded, strict=True)]
 
 
 def render(item: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> str:
     """The text the model continues: the chat template's, or the messages' contents, one a line, without one."""
+    return render_messages(messages_of(item, tokenizer), item.get("tools"), tokenizer, answer_next=True)
+
+
+def messages_of(item: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
+    """A row's messages as chat templates of open models take them. Raises ``UnusableRow``."""
     messages = [_plain(message) for message in item["messages"]]
-    if tokenizer.chat_template is None:
-        return "\n".join(message.get("content") or "" for message in messages)
     if "developer" not in str(tokenizer.chat_template):
         # OpenAI's name for what open models' templates call the system message.
         messages = [message | {"role": message["role"].replace("developer", "system")} for message in messages]
+    return messages
+
+
+def render_messages(
+    messages: list[dict[str, Any]], tools: Any, tokenizer: PreTrainedTokenizerBase, *, answer_next: bool
+) -> str:
+    """The messages as one text, with what an answer of the assistant follows on if ``answer_next``."""
+    if tokenizer.chat_template is None:
+        return "\n".join(message.get("content") or "" for message in messages)
     try:
-        text = tokenizer.apply_chat_template(
-            messages, tools=item.get("tools"), add_generation_prompt=True, tokenize=False
-        )
+        text = tokenizer.apply_chat_template(messages, tools=tools, add_generation_prompt=answer_next, tokenize=False)
     except (TemplateError, TypeError, ValueError) as error:
         raise UnusableRow(f"the model's chat template refuses the messages: {error}") from error
     return str(text)
@@ -86,14 +96,16 @@ def _permutation(seed: int, epoch: int, rows: int) -> list[int]:
     return order
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+def lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Number and content of each line that is not blank."""
     with path.open("rb") as file:
         for number, raw in enumerate(file, start=1):
             if raw.strip():
                 yield number, raw
 
 
-def _parse(raw: bytes) -> dict[str, Any]:
+def parse(raw: bytes) -> dict[str, Any]:
+    """The row on a line. Raises ``UnusableRow``."""
     try:
         item = json.loads(raw)
     except json.JSONDecodeError as error:
@@ -108,7 +120,7 @@ def _parse(raw: bytes) -> dict[str, Any]:
 
 
 def _plain(message: dict[str, Any]) -> dict[str, Any]:
-    """The message with its content as one string."""
+    """The message with its content as one string, and the arguments of tool calls as values instead of JSON."""
     role, content = message.get("role"), message.get("content")
     if not isinstance(role, str):
         raise UnusableRow("a message has no role")
@@ -118,10 +130,27 @@ def _plain(message: dict[str, Any]) -> dict[str, Any]:
         content = "".join(block["text"] for block in content)
     if content is not None and not isinstance(content, str):
         raise UnusableRow("a message's content is neither text nor a list of text blocks")
+    calls = message.get("tool_calls")
+    if isinstance(calls, list):
+        message = message | {"tool_calls": [_with_values(call) for call in calls]}
     return message | {"content": content}
 
 
-def _unusable(path: Path, problems: list[str], param: str) -> RunError:
+def _with_values(call: Any) -> Any:
+    """OpenAI writes a call's arguments as JSON in a string; templates write JSON themselves."""
+    function = call.get("function") if isinstance(call, dict) else None
+    arguments = function.get("arguments") if isinstance(function, dict) else None
+    if not isinstance(function, dict) or not isinstance(arguments, str):
+        return call
+    try:
+        values = json.loads(arguments)
+    except json.JSONDecodeError:
+        return call
+    return call | {"function": function | {"arguments": values}} if isinstance(values, dict) else call
+
+
+def unusable(problems: list[str], param: str) -> RunError:
+    """What ends the run because of ``problems``, or because there is no row at all."""
     if not problems:
         return RunError("invalid_file", "The file has no rows.", param=param)
     more = f" (and {len(problems) - MAX_ROWS_NAMED} more)" if len(problems) > MAX_ROWS_NAMED else ""

@@ -24,10 +24,20 @@ OUT_OF_MEMORY = {
     "training": _IN_TRAINING,
     "eval": _IN_EVALUATION,
 }
+OUT_OF_MEMORY_SUPERVISED = {
+    "training": (
+        "Out of memory while training. Shorten the longest conversations, set gradient_checkpointing to always, set a "
+        "lora_rank, or choose a smaller model."
+    ),
+    "eval": "Out of memory while evaluating. Shorten the longest conversations of the validation file.",
+}
 
 
 class RunError(Exception):
-    """Ends the run with ``exit_code``; ``code``, ``message`` and ``param`` become those of the job's error."""
+    """Ends the run with ``exit_code``; ``code``, ``message`` and ``param`` become those of the job's error.
+
+    A ``param`` of the job's method is written from there on: ``hyperparameters.learning_rate``.
+    """
 
     def __init__(
         self, code: str, message: str, *, param: str | None = None, exit_code: int = ExitCode.USER_ERROR
@@ -44,12 +54,22 @@ def non_finite(what: str) -> RunError:
         f"non_finite_{what}",
         f"The {what} became NaN or infinite; the weights were not updated with it. Lower learning_rate, or raise "
         "warmup_steps.",
-        param="method.reinforcement.hyperparameters.learning_rate",
+        param="hyperparameters.learning_rate",
     )
 
 
-def explain(error: BaseException, phase: str) -> RunError | None:
-    """The ``RunError`` that ``error`` amounts to, or None when it is a bug. ``phase`` is what the run was at."""
+def explain(error: BaseException, phase: str, method: str = "reinforcement") -> RunError | None:
+    """The ``RunError`` that ``error`` amounts to, or None when it is a bug.
+
+    ``phase`` is what the run, of a job of ``method``, was at.
+    """
+    known = _explain(error, phase, method)
+    if known is not None and known.param is not None and known.param.startswith("hyperparameters."):
+        known.param = f"method.{method}.{known.param}"
+    return known
+
+
+def _explain(error: BaseException, phase: str, method: str) -> RunError | None:
     if isinstance(error, RunError):
         return error
     if isinstance(error, NonFiniteLogits):
@@ -68,7 +88,8 @@ def explain(error: BaseException, phase: str) -> RunError | None:
     if isinstance(error, JailError):
         return RunError("jail_unavailable", str(error), exit_code=ExitCode.UNAVAILABLE)
     if is_out_of_memory(error):
-        message = OUT_OF_MEMORY.get(phase, f"Out of memory while {phase}. Choose a smaller model.")
+        messages = OUT_OF_MEMORY | (OUT_OF_MEMORY_SUPERVISED if method == "supervised" else {})
+        message = messages.get(phase, f"Out of memory while {phase}. Choose a smaller model.")
         return RunError("out_of_memory", message)
     if _is_disk_full(error):
         message = "The disk is full. Free space in the data folder; the job goes on from its last checkpoint."

@@ -1,4 +1,4 @@
-"""The job's policy objective on one micro-batch: TROLL or clipping, from hidden states where the model allows it."""
+"""What is minimised on one micro-batch, from hidden states where the model allows it: TROLL, clipping, likelihood."""
 
 from typing import Any
 
@@ -11,8 +11,9 @@ from troll import LossOutput, SparseLogProbs
 from workers.rollouts.precision import autocast
 from workers.rollouts.top_log_probs import sparse_rows
 from workers.training.batch import MicroBatch
+from workers.training.conversations import TokenBatch
 from workers.training.errors import non_finite
-from workers.training.policy import Policy
+from workers.training.policy import Policy, Readable
 
 DUAL_CLIP = 10.0
 """As in the paper's comparison of TROLL with clipping."""
@@ -55,6 +56,14 @@ def loss(
     return from_hidden(hidden, weight, old, batch.tokens, batch.advantages, bias=bias, **options)
 
 
+def cross_entropy(policy: Policy, batch: TokenBatch, normalizer: float | None = None) -> LossOutput:
+    """The negative log-likelihood of a micro-batch's tokens, divided by ``normalizer`` or by their own number."""
+    if policy.output is None:
+        return troll.cross_entropy(_logits(policy, batch), batch.tokens, normalizer=normalizer)
+    hidden, weight, bias = _output(policy, batch)
+    return troll.fused_cross_entropy(hidden, weight, batch.tokens, bias=bias, normalizer=normalizer)
+
+
 def _options(hyperparameters: ResolvedHyperparameters) -> dict[str, Any]:
     """What the job's objective alone asks for."""
     h = hyperparameters
@@ -70,7 +79,7 @@ def _sparsity(hyperparameters: ResolvedHyperparameters) -> dict[str, Any]:
     return {"max_tokens": kept, "dropped_mass": h.dropped_mass, "temperature": h.temperature}
 
 
-def _output(policy: Policy, batch: MicroBatch) -> tuple[Tensor, Tensor, Tensor | None]:
+def _output(policy: Policy, batch: Readable) -> tuple[Tensor, Tensor, Tensor | None]:
     """Hidden states ``[N, H]``, output matrix ``[V, H]`` and bias, in the dtype the output layer computes in."""
     assert policy.output is not None
     with autocast(policy.device):
@@ -81,7 +90,7 @@ def _output(policy: Policy, batch: MicroBatch) -> tuple[Tensor, Tensor, Tensor |
     return hidden.to(dtype), policy.output.weight.to(dtype), policy.output.bias
 
 
-def _logits(policy: Policy, batch: MicroBatch) -> Tensor:
+def _logits(policy: Policy, batch: Readable) -> Tensor:
     logits = policy.logits(batch)
     if bool(logits.isnan().any()):
         raise non_finite("loss")

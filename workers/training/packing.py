@@ -9,6 +9,7 @@ R rows of width W, B answers, N response tokens.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import torch
 
@@ -16,6 +17,15 @@ from workers.training.batch import Layout, MicroBatch, Trained
 
 SHORT = 512
 """Rows up to this many tokens are filled: their attention costs little beside the rest of the model."""
+
+
+class HasTokens(Protocol):
+    @property
+    def tokens(self) -> int:
+        """How many tokens are read."""
+
+
+Part = TypeVar("Part", bound=HasTokens)
 
 
 @dataclass
@@ -48,9 +58,17 @@ def micro_batches(
         longest_shared: the longest sample that the model can read in one row with others; 0 gives each its own.
     """
     share = max((sample.tokens for sample in samples), default=0) <= longest_shared
-    blocks = sorted(_blocks(samples, budget if share else 0), key=lambda block: block.tokens, reverse=True)
-    parts: list[list[list[Block]]] = []
-    for block in blocks:
+    blocks = list(_blocks(samples, budget if share else 0))
+    return [_collate(rows, device) for rows in filled(blocks, budget, share=share)]
+
+
+def filled(blocks: Sequence[Part], budget: int, *, share: bool) -> list[list[list[Part]]]:
+    """Micro-batches of rows of blocks: at most ``budget`` tokens each, padding included, or a single block.
+
+    Where they ``share``, rows of short blocks are filled with what fits.
+    """
+    parts: list[list[list[Part]]] = []
+    for block in sorted(blocks, key=lambda block: block.tokens, reverse=True):
         # Sorted by length, so the first block of a part is as wide as the part.
         width = parts[-1][0][0].tokens if parts else 0
         row = _row_with_room(parts[-1], block, width) if parts and share and width <= SHORT else None
@@ -60,7 +78,7 @@ def micro_batches(
             parts[-1].append([block])
         else:
             parts.append([[block]])
-    return [_collate(rows, device) for rows in parts]
+    return parts
 
 
 def _blocks(samples: Sequence[Trained], budget: int) -> Iterator[Block]:
@@ -80,7 +98,7 @@ def _blocks(samples: Sequence[Trained], budget: int) -> Iterator[Block]:
             yield block
 
 
-def _row_with_room(rows: Sequence[list[Block]], block: Block, width: int) -> list[Block] | None:
+def _row_with_room(rows: Sequence[list[Part]], block: Part, width: int) -> list[Part] | None:
     """The first row that the block fits into."""
     return next((row for row in rows if sum(other.tokens for other in row) + block.tokens <= width), None)
 

@@ -13,7 +13,7 @@ import inspect
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from peft import LoraConfig
@@ -29,7 +29,7 @@ from transformers import (
 
 from workers.rollouts.precision import autocast
 from workers.training import lora
-from workers.training.batch import MicroBatch
+from workers.training.batch import Layout
 from workers.training.errors import RunError
 from workers.training.lora import Lora
 from workers.training.recomputation import Recomputation, When
@@ -37,6 +37,22 @@ from workers.training.sharing import longest_shared
 
 CODE = {".py", ".pkl", ".pickle"}
 UNBOUNDED_CONTEXT = 1 << 20
+
+
+class Readable(Protocol):
+    """What the model reads of a batch, whatever is learned from it."""
+
+    @property
+    def input_ids(self) -> Tensor:
+        """``[R, W]``, padded on the right."""
+
+    @property
+    def positions(self) -> Tensor:
+        """``[N]`` flat indices into ``[R, W]`` of the positions that predict the response tokens."""
+
+    @property
+    def layout(self) -> Layout | None:
+        """What belongs together in rows; None where each is one sequence."""
 
 
 class Policy:
@@ -69,13 +85,13 @@ class Policy:
     def vocabulary_size(self) -> int:
         return int(self.model.config.get_text_config().vocab_size)
 
-    def hidden(self, batch: MicroBatch) -> Tensor:
+    def hidden(self, batch: Readable) -> Tensor:
         """Last hidden states ``[N, H]`` at the positions that predict the response tokens; needs ``output``."""
         with self._recomputation:
             states = self.model.base_model(batch.input_ids, **self._arguments(batch)).last_hidden_state
         return _at(states, batch.positions)
 
-    def logits(self, batch: MicroBatch) -> Tensor:
+    def logits(self, batch: Readable) -> Tensor:
         """Logits ``[N, V]`` of the response tokens, before any temperature."""
         with autocast(self.device):
             if self.output is not None:
@@ -96,7 +112,7 @@ class Policy:
             scores.append(rows)
         return scores
 
-    def _arguments(self, batch: MicroBatch | None = None) -> dict[str, Any]:
+    def _arguments(self, batch: Readable | None = None) -> dict[str, Any]:
         # Where a row is one sequence no mask is needed: padding stands behind it, where causal attention never looks.
         arguments: dict[str, Any] = {"use_cache": False} if "use_cache" in self._accepted else {}
         if batch is not None and batch.layout is not None:

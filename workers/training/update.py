@@ -49,9 +49,7 @@ def plan(
     groups: Sequence[Sequence[Trained]], policy: Policy, hyperparameters: ResolvedHyperparameters
 ) -> list[MiniBatch]:
     """The step's mini-batches; those that no graded sample fell into are left out."""
-    budget = MICRO_BATCH_TOKENS
-    if policy.output is None:
-        budget = min(budget, MICRO_BATCH_LOGITS // policy.vocabulary_size)
+    budget = token_budget(policy)
     return [
         MiniBatch(
             micro_batches(samples, budget, policy.device, policy.longest_shared), normalizer(samples, hyperparameters)
@@ -59,6 +57,13 @@ def plan(
         for samples in mini_batches(groups, hyperparameters.mini_batches)
         if samples
     ]
+
+
+def token_budget(policy: Policy) -> int:
+    """Padded tokens that a micro-batch may have; fewer where the model makes logits of all of them."""
+    return (
+        MICRO_BATCH_TOKENS if policy.output else min(MICRO_BATCH_TOKENS, MICRO_BATCH_LOGITS // policy.vocabulary_size)
+    )
 
 
 def read_old_policy(
@@ -99,25 +104,30 @@ def train(
 ) -> Numbers:
     """One optimizer update for each mini-batch; the objective's numbers over all of them."""
     rate = learning_rate(hyperparameters, step)
-    for group in optimizer.param_groups:
-        group["lr"] = rate
     reports: list[dict[str, Tensor]] = []
     norms: list[float] = []
     for batch, rows in zip(batches, old, strict=True):
         optimizer.zero_grad(set_to_none=True)
         for part, part_rows in zip(batch.parts, rows, strict=True):
             output = objective.loss(policy, part, part_rows, hyperparameters, batch.normalizer)
-            _check_finite("loss", output.loss.item())
+            check_finite("loss", output.loss.item())
             output.loss.backward()
             reports.append(output.metrics)
-        norm = clip_grad_norm_(policy.model.parameters(), hyperparameters.max_grad_norm).item()
-        _check_finite("gradient", norm)
-        optimizer.step()
-        norms.append(norm)
+        norms.append(apply_gradients(policy, optimizer, rate, hyperparameters.max_grad_norm))
     numbers = combine(reports, updates=len(batches))
     if norms:
         numbers |= {"grad_norm": sum(norms) / len(norms), "grad_norm_max": max(norms)}
     return numbers | {"lr": rate}
+
+
+def apply_gradients(policy: Policy, optimizer: torch.optim.AdamW, rate: float, max_grad_norm: float) -> float:
+    """One optimizer update with the gradients, scaled down to ``max_grad_norm``; returns their norm before that."""
+    norm = clip_grad_norm_(policy.model.parameters(), max_grad_norm).item()
+    check_finite("gradient", norm)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.step()
+    return norm
 
 
 def learning_rate(hyperparameters: ResolvedHyperparameters, step: int) -> float:
@@ -149,6 +159,6 @@ def combine(reports: Sequence[dict[str, Tensor]], updates: int) -> Numbers:
     return numbers
 
 
-def _check_finite(what: str, value: float) -> None:
+def check_finite(what: str, value: float) -> None:
     if not math.isfinite(value):
         raise non_finite(what)

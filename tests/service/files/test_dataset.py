@@ -260,7 +260,7 @@ def test_rows_to_learn_from(tmp_path: Path, row: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        (ROW, "the last message has the role user and must have the role assistant: it is what the model learns"),
+        (ROW, "the last message has the role user and must have the role assistant: it is what"),
         (conversation(USER, {**ANSWER, "weight": 0}), "every assistant message has weight 0, so that"),
         (conversation(USER, {**ANSWER, "weight": 0.5}), "messages[1].weight must be 0 or 1"),
         (conversation(USER, {**ANSWER, "weight": True}), "messages[1].weight must be 0 or 1"),

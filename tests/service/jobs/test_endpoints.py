@@ -95,9 +95,91 @@ def test_null_hyperparameters_mean_their_defaults(client: TestClient, body: dict
     assert job["method"]["reinforcement"]["hyperparameters"]["kl_bound"] == 0.05
 
 
-@pytest.mark.parametrize("method", [None, {"type": "supervised"}, {"type": "dpo", "dpo": {}}])
+@pytest.mark.parametrize("method", [{}, {"type": "dpo", "dpo": {}}, {"type": 1}])
 def test_other_methods_are_refused(client: TestClient, body: dict[str, Any], method: Any) -> None:
-    refused(client, {**body, "method": method}, "method.type")
+    error = refused(client, {**body, "method": method}, "method.type")
+    assert "method.type is 'supervised' or 'reinforcement'" in error["message"]
+
+
+@pytest.fixture
+def supervised(client: TestClient, model: str) -> dict[str, Any]:
+    return factories.supervised_body(client, model, learning_rate=1e-4)
+
+
+def test_a_supervised_job_is_queued_with_every_auto_resolved(client: TestClient, supervised: dict[str, Any]) -> None:
+    job = client.post("/v1/fine_tuning/jobs", json=supervised).json()
+    hyperparameters = job["method"]["supervised"]["hyperparameters"]
+    assert (job["status"], job["method"]["type"], "reinforcement" in job["method"]) == ("queued", "supervised", False)
+    assert "auto" not in hyperparameters.values()
+    assert (hyperparameters["batch_size"], hyperparameters["n_epochs"], hyperparameters["n_steps"]) == (8, 3, 3)
+    assert job["hyperparameters"] == {"batch_size": 8, "n_epochs": 3, "learning_rate_multiplier": 1.0}
+    assert job["progress"]["total_steps"] == 3
+    assert client.get(f"/v1/fine_tuning/jobs/{job['id']}").json() == job
+
+
+@pytest.mark.parametrize("method", [None, {"type": "supervised"}, {"type": "supervised", "supervised": None}])
+def test_without_a_method_a_job_is_supervised_and_takes_the_older_hyperparameters(
+    client: TestClient, supervised: dict[str, Any], method: Any
+) -> None:
+    older = {"n_epochs": 2, "batch_size": "auto", "learning_rate_multiplier": None}
+    job = client.post("/v1/fine_tuning/jobs", json={**supervised, "method": method, "hyperparameters": older}).json()
+    hyperparameters = job["method"]["supervised"]["hyperparameters"]
+    assert (hyperparameters["n_epochs"], hyperparameters["n_steps"], hyperparameters["learning_rate"]) == (2, 2, 1e-5)
+
+
+def test_the_methods_hyperparameters_win_over_the_older_ones(client: TestClient, supervised: dict[str, Any]) -> None:
+    supervised["method"]["supervised"]["hyperparameters"] = {"n_epochs": 5, "batch_size": None}
+    older = {"n_epochs": 2, "batch_size": 4}
+    job = client.post("/v1/fine_tuning/jobs", json={**supervised, "hyperparameters": older}).json()
+    hyperparameters = job["method"]["supervised"]["hyperparameters"]
+    assert (hyperparameters["n_epochs"], hyperparameters["batch_size"]) == (5, 4)
+
+
+def test_a_bad_older_hyperparameter_is_named_where_it_is(client: TestClient, supervised: dict[str, Any]) -> None:
+    refused(client, {**supervised, "hyperparameters": {"n_epochs": 0}}, "hyperparameters.n_epochs")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("schedule", "cosine", "'linear' or 'constant'"),
+        ("n_epochs", 51, "less than or equal to 50"),
+        ("beta", 0.1, "Known ones: batch_size"),
+        ("group_size", 8, "Known ones: batch_size"),
+    ],
+)
+def test_bad_supervised_hyperparameters_are_named(
+    client: TestClient, supervised: dict[str, Any], name: str, value: Any, says: str
+) -> None:
+    supervised["method"]["supervised"]["hyperparameters"] = {name: value}
+    error = refused(client, supervised, f"method.supervised.hyperparameters.{name}")
+    assert says in error["message"]
+
+
+def test_a_supervised_job_needs_no_validation_file(client: TestClient, supervised: dict[str, Any]) -> None:
+    job = client.post("/v1/fine_tuning/jobs", json={**supervised, "validation_file": None}).json()
+    assert (job["status"], job["validation_file"]) == ("queued", None)
+    assert [path.name for path in storage.job_dir(job["id"]).iterdir()] == ["training.jsonl"]
+    events = client.get(f"/v1/fine_tuning/jobs/{job['id']}/events").json()["data"]
+    assert events[0]["message"] == "Files validated: 8 training rows; job queued"
+
+
+def test_rows_that_are_for_the_other_method_are_refused_with_their_lines(
+    client: TestClient, supervised: dict[str, Any], body: dict[str, Any]
+) -> None:
+    error = refused(client, {**supervised, "training_file": body["training_file"]}, "training_file")
+    assert "lines 1-8" in error["message"]
+    refused(client, {**body, "training_file": supervised["training_file"]}, "training_file")
+
+
+def test_a_grader_is_no_part_of_a_supervised_method(client: TestClient, supervised: dict[str, Any]) -> None:
+    supervised["method"]["supervised"]["grader"] = factories.GRADER
+    refused(client, supervised, "method.supervised.grader")
+
+
+def test_what_a_method_holds_for_other_types_is_ignored(client: TestClient, supervised: dict[str, Any]) -> None:
+    supervised["method"] |= {"reinforcement": None, "dpo": {"hyperparameters": {"beta": 1}}}
+    assert client.post("/v1/fine_tuning/jobs", json=supervised).status_code == 200
 
 
 def test_unsupported_graders_say_so(client: TestClient, body: dict[str, Any]) -> None:

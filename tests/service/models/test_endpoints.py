@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import tarfile
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,33 @@ def test_only_a_models_own_files_are_read(client: TestClient, tuned: str, name: 
 
 def test_a_tuned_model_can_be_trained_on(client: TestClient, tuned: str) -> None:
     assert factories.create_job(client, tuned)["model"] == tuned
+
+
+def test_a_job_cannot_begin_from_a_model_while_it_is_deleted(
+    client: TestClient, tuned: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body, answers = factories.job_body(client, tuned), []
+    creation = threading.Thread(target=lambda: answers.append(client.post("/v1/fine_tuning/jobs", json=body)))
+    users = jobs.unfinished_from
+
+    def slow(*arguments: Any) -> Any:
+        """Between the look at who uses the model and its end there is time for a job to be created."""
+        found = users(*arguments)
+        creation.start()
+        creation.join(0.5)
+        return found
+
+    monkeypatch.setattr(jobs, "unfinished_from", slow)
+    assert client.delete(f"/v1/models/{tuned}").status_code == 200
+    creation.join(10)
+    assert answers[0].status_code == 400, answers[0].text
+    assert answers[0].json()["error"]["code"] == "model_not_found"
+
+
+def test_another_organisations_model_is_no_base(client_for: Any, new_key: Any, tuned: str) -> None:
+    stranger = client_for(new_key(organization="globex"))
+    answer = stranger.post("/v1/fine_tuning/jobs", json=factories.job_body(stranger, tuned))
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "model")
 
 
 @pytest.mark.parametrize("path", ["", "/archive", "/files", "/files/config.json"])

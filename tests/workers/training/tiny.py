@@ -10,7 +10,16 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
-from service.jobs.spec import Hyperparameters, JobSpec, Reinforcement, RunSpec, resolve
+from service.jobs.spec import (
+    Hyperparameters,
+    JobSpec,
+    Reinforcement,
+    RunSpec,
+    Supervised,
+    SupervisedHyperparameters,
+    resolve,
+    resolve_supervised,
+)
 from workers import wire
 from workers.demo import CHARACTERS, make_tokenizer
 from workers.training.channel import Channel
@@ -130,6 +139,36 @@ def spec(folder: Path, model_path: Path, grader: dict[str, Any] = CLOSE, **asked
         validation_path=write_rows(folder / "valid.jsonl", ROWS[::2]),
         checkpoints=[],
         output_dir=folder / "out",
+    )
+
+
+def write_answered_rows(path: Path, rows: Sequence[tuple[int, int]] = ROWS) -> Path:
+    """Additions of two turns, the first of which is not to be learned."""
+    lines = []
+    for a, b in rows:
+        first = [{"role": "user", "content": "1+1="}, {"role": "assistant", "content": "3", "weight": 0}]
+        messages = [
+            *first,
+            {"role": "user", "content": f"{a}+{b}="},
+            {"role": "assistant", "content": str(a + b), "weight": 1},
+        ]
+        lines.append(json.dumps({"messages": messages}))
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def supervised_spec(folder: Path, model_path: Path, *, valid: bool = True, **asked: Any) -> RunSpec:
+    """A supervised run over ``ROWS``, evaluated on every other of them."""
+    made = spec(folder, model_path)
+    wanted = {"batch_size": 4, "learning_rate": 1e-2, "n_steps": 4, "eval_interval": 2}
+    hyperparameters = resolve_supervised(SupervisedHyperparameters(**(wanted | asked)), training_rows=len(ROWS))
+    job = made.job.model_copy(update={"method": Supervised(hyperparameters=hyperparameters)})
+    return made.model_copy(
+        update={
+            "job": job,
+            "training_path": write_answered_rows(folder / "answered.jsonl"),
+            "validation_path": write_answered_rows(folder / "held-out.jsonl", ROWS[::2]) if valid else None,
+        }
     )
 
 

@@ -1,0 +1,223 @@
+"""From rows of a JSONL file to conversations of token ids, and which of the tokens are to be learned.
+
+The loss is on what the assistant says where its ``weight`` is not 0: from behind the prompt that the model would see
+there, up to and including the token that ends the answer. Chat templates seldom mark this, so it is found by rendering
+each prompt and each answer that ends a conversation, and comparing tokens. Where all of these are beginnings of the
+conversation, it is one example. Templates that change earlier turns (and drop their reasoning, say) make one example of
+each answer instead, behind the prompt that the model would see. Either way the model learns from the very tokens that
+it is asked with later.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from workers.training import data, packing
+from workers.training.batch import Layout
+from workers.training.data import UnusableRow
+
+ROWS_AT_ONCE = 1000
+"""Rows whose texts are in memory, and encoded, together."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """Tokens that go through the model together; the loss is on those at ``learned``, places from 1 on, rising."""
+
+    token_ids: list[int]
+    learned: list[int]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens the model reads: the last one is only predicted."""
+        return len(self.token_ids) - 1
+
+
+@dataclass(frozen=True)
+class _Turn:
+    """One answer to learn as texts: the prompt before it, and the prompt with it, which begins with the former."""
+
+    prompt: str
+    whole: str
+
+
+@dataclass(frozen=True)
+class _Encoding:
+    """How one model's texts become tokens."""
+
+    tokenizer: PreTrainedTokenizerBase
+    stop_ids: Sequence[int]
+
+    def encode(self, texts: list[str]) -> dict[str, list[int]]:
+        # A chat template writes the special tokens itself.
+        ids = self.tokenizer(texts, add_special_tokens=self.tokenizer.chat_template is None)["input_ids"]
+        return dict(zip(texts, ids, strict=True))
+
+    def continuation(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def text(self, ids: list[int]) -> str:
+        return str(self.tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+
+    @property
+    def end(self) -> int:
+        """What ends an answer where the template writes nothing that does."""
+        end = self.tokenizer.eos_token_id
+        return self.stop_ids[0] if end is None else int(end)
+
+
+def load(
+    path: Path, tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int], context_length: int, param: str
+) -> list[list[Example]]:
+    """The examples of each row of a file. Raises ``RunError`` on ``param`` that names all unusable rows by line."""
+    encoding = _Encoding(tokenizer, stop_ids)
+    rows: list[list[Example]] = []
+    problems: list[str] = []
+    lines = data.lines(path)
+    while part := list(islice(lines, ROWS_AT_ONCE)):
+        for number, examples in _read(part, encoding, problems):
+            longest = max(len(example.token_ids) for example in examples)
+            if longest > context_length:
+                reason = f"has {longest} tokens; the model's context is {context_length}"
+                problems.append(f"line {number}: the conversation {reason}")
+            rows.append(examples)
+    if problems or not rows:
+        raise data.unusable(problems, param)
+    return rows
+
+
+def _read(
+    lines: list[tuple[int, bytes]], encoding: _Encoding, problems: list[str]
+) -> Iterator[tuple[int, list[Example]]]:
+    """Number and examples of each usable line; why the others are not is added to ``problems``."""
+    turns: dict[int, list[_Turn]] = {}
+    for number, raw in lines:
+        try:
+            turns[number] = _turns(data.parse(raw), encoding.tokenizer)
+        except UnusableRow as error:
+            problems.append(f"line {number}: {error}")
+    texts = {text for row in turns.values() for turn in row for text in (turn.prompt, turn.whole)}
+    encoded = encoding.encode(sorted(texts)) if texts else {}
+    for number, row in turns.items():
+        try:
+            together = _together(row, encoded, encoding)
+            yield number, [together] if together else [_alone(turn, encoded, encoding) for turn in row]
+        except UnusableRow as error:
+            problems.append(f"line {number}: {error}")
+
+
+def _turns(item: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[_Turn]:
+    messages, tools = data.messages_of(item, tokenizer), item.get("tools")
+    learned = [n for n, each in enumerate(messages) if each["role"] == "assistant" and each.get("weight") != 0]
+    if not learned:
+        raise UnusableRow("no message of the assistant is to be learned")
+    turns = []
+    for number in learned:
+        prompt = data.render_messages(messages[:number], tools, tokenizer, answer_next=True)
+        if tokenizer.chat_template is None:
+            whole = prompt + (messages[number]["content"] or "")
+        else:
+            whole = data.render_messages(messages[: number + 1], tools, tokenizer, answer_next=False)
+        if not whole.startswith(prompt):
+            start = next(n for n in range(len(prompt)) if not whole.startswith(prompt[: n + 1]))
+            raise UnusableRow(
+                f"the model's chat template asks for an answer with {prompt[start:]!r}, but does not write "
+                f"messages[{number}] behind it, so that the model could not be asked for what it learned"
+            )
+        turns.append(_Turn(prompt, whole))
+    return turns
+
+
+def _together(turns: list[_Turn], encoded: dict[str, list[int]], encoding: _Encoding) -> Example | None:
+    """The whole conversation as one example; None where it does not begin with each of its prompts and answers."""
+    if encoding.tokenizer.chat_template is None:
+        return None
+    ids = encoded[turns[-1].whole]
+    learned: list[int] = []
+    for turn in turns:
+        prompt, whole = encoded[turn.prompt], encoded[turn.whole]
+        if ids[: len(prompt)] != prompt or ids[: len(whole)] != whole:
+            return None
+        stop = _end_of_answer(ids, len(prompt), len(whole), encoding.stop_ids)
+        if stop is None:
+            return None
+        learned += range(max(len(prompt), 1), stop)
+    return Example(ids[: learned[-1] + 1], learned) if learned else None
+
+
+def _alone(turn: _Turn, encoded: dict[str, list[int]], encoding: _Encoding) -> Example:
+    """One answer behind its prompt."""
+    prompt, ids = encoded[turn.prompt], encoded[turn.whole]
+    if ids[: len(prompt)] != prompt:
+        # The prompt's last characters and the answer's first would be one token. The model is asked with the prompt's
+        # own tokens and goes on from there.
+        ids = prompt + encoding.continuation(turn.whole[len(turn.prompt) :])
+        if encoding.text(ids) != encoding.text(encoded[turn.whole]):
+            raise UnusableRow("the model's tokenizer cannot encode an answer apart from its prompt")
+    stop = _end_of_answer(ids, len(prompt), len(ids), encoding.stop_ids)
+    ids = [*ids, encoding.end] if stop is None else ids[:stop]
+    learned = list(range(max(len(prompt), 1), len(ids)))
+    if not learned:
+        raise UnusableRow("the model's chat template writes nothing for the assistant's message")
+    return Example(ids, learned)
+
+
+def _end_of_answer(ids: list[int], start: int, stop: int, stop_ids: Sequence[int]) -> int | None:
+    """Where the answer ``ids[start:stop]`` ends: behind its last stop token. What follows there is not learned."""
+    return next((place + 1 for place in range(stop - 1, start - 1, -1) if ids[place] in stop_ids), None)
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Examples that go through the model together, in rows padded on the right, and their N learned tokens."""
+
+    input_ids: Tensor
+    """``[R, W]``"""
+    positions: Tensor
+    """``[N]`` flat indices into ``[R, W]`` of the positions that predict the learned tokens."""
+    tokens: Tensor
+    """``[N]`` the learned tokens."""
+    layout: Layout | None
+    """None where every row is one example."""
+
+
+def micro_batches(
+    examples: Sequence[Example], budget: int, device: torch.device, longest_shared: int = 0
+) -> list[TokenBatch]:
+    """The examples in micro-batches of at most ``budget`` tokens, padding included (at least one example each).
+
+    Up to ``longest_shared`` tokens they may share rows; 0 gives each its own.
+    """
+    share = max(example.tokens for example in examples) <= longest_shared
+    return [_collate(rows, device) for rows in packing.filled(examples, budget, share=share)]
+
+
+def _collate(rows: Sequence[Sequence[Example]], device: torch.device) -> TokenBatch:
+    width = max(sum(example.tokens for example in row) for row in rows)
+    ids, places, blocks, answers = (torch.full((len(rows), width), fill) for fill in (0, 0, -1, -1))
+    positions: list[int] = []
+    tokens: list[int] = []
+    for number, row in enumerate(rows):
+        start = 0
+        for block, example in enumerate(row):
+            cut = slice(start, start + example.tokens)
+            ids[number, cut] = torch.tensor(example.token_ids[:-1])
+            places[number, cut] = torch.arange(example.tokens)
+            blocks[number, cut] = block
+            positions += [number * width + start + place - 1 for place in example.learned]
+            tokens += [example.token_ids[place] for place in example.learned]
+            start += example.tokens
+    alone = all(len(row) == 1 for row in rows)
+    return TokenBatch(
+        ids.to(device),
+        torch.tensor(positions, device=device),
+        torch.tensor(tokens, device=device),
+        None if alone else Layout(places.to(device), blocks.to(device), answers.to(device)),
+    )
