@@ -1,5 +1,6 @@
 """What is minimised on one micro-batch, from hidden states where the model allows it: TROLL, clipping, likelihood."""
 
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ def old_policy(policy: Policy, batch: MicroBatch, hyperparameters: ResolvedHyper
     if policy.output is None:
         return troll.sparsify(_logits(policy, batch), batch.tokens, **options)
     hidden, weight, bias = _output(policy, batch)
-    return troll.fused_sparsify(hidden, weight, batch.tokens, bias=bias, **options)
+    return troll.fused_sparsify(hidden, weight, batch.tokens, bias=bias, **asdict(policy.transform), **options)
 
 
 def loss(
@@ -53,6 +54,7 @@ def loss(
         return from_logits(_logits(policy, batch), old, batch.tokens, batch.advantages, **options)
     from_hidden = troll.fused_clip_loss if clip else troll.fused_troll_loss
     hidden, weight, bias = _output(policy, batch)
+    options |= asdict(policy.transform)
     return from_hidden(hidden, weight, old, batch.tokens, batch.advantages, bias=bias, **options)
 
 

@@ -17,6 +17,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 from peft import LoraConfig
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
@@ -32,6 +33,7 @@ from workers.training import lora
 from workers.training.batch import Layout
 from workers.training.errors import RunError
 from workers.training.lora import Lora
+from workers.training.output_layer import LogitTransform, recognise
 from workers.training.recomputation import Recomputation, When
 from workers.training.sharing import longest_shared
 
@@ -72,8 +74,9 @@ class Policy:
         self.saved_dtype = _saved_dtype(folder)
         self.context_length = context_length(model.config)
         self.stop_ids = stop_ids(folder, tokenizer)
-        self.output: nn.Linear | None = _plain_output(model)
-        """The output layer, where logits are nothing but it applied to the hidden states."""
+        self.output: nn.Linear | None
+        """The output layer, where logits are known to be ``transform`` of it applied to the hidden states."""
+        self.output, self.transform = recognise(model) or (None, LogitTransform())
         self._accepted = set(inspect.signature(model.forward).parameters)
         self._recomputation = Recomputation(model, recompute)
         self.longest_shared = longest_shared(
@@ -95,7 +98,7 @@ class Policy:
         """Logits ``[N, V]`` of the response tokens, before any temperature."""
         with autocast(self.device):
             if self.output is not None:
-                return self.output(self.hidden(batch))
+                return self.transform(self.output(self.hidden(batch)))
             with self._recomputation:
                 whole = self.model(batch.input_ids, **self._arguments(batch)).logits
             return _at(whole, batch.positions)
@@ -152,7 +155,7 @@ def read(folder: Path, dtype: torch.dtype | Literal["auto"]) -> tuple[PreTrained
             use_safetensors=True,
             output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         raise _unusable(f"cannot be loaded: {error}") from error
     for fault in ("missing_keys", "mismatched_keys"):
         if report.get(fault):
@@ -183,16 +186,26 @@ def check_folder(folder: Path) -> None:
     if code:
         raise _unusable(f"contains code ({', '.join(code)}), which is never run here")
     for name in ("config.json", "tokenizer_config.json"):
-        settings = json.loads((folder / name).read_bytes()) if (folder / name).is_file() else {}
+        settings = _settings(folder / name) if (folder / name).is_file() else {}
         if "auto_map" in settings:
             raise _unusable(f"asks for code of its own (auto_map in {name}), which is never run here")
         if "quantization_config" in settings:
             raise _unusable("has quantized weights, which cannot be trained; use the original ones")
     index = folder / "model.safetensors.index.json"
-    weights = set(json.loads(index.read_bytes())["weight_map"].values()) if index.is_file() else {"model.safetensors"}
+    weights = set(_settings(index).get("weight_map", {}).values()) if index.is_file() else {"model.safetensors"}
     missing = sorted(name for name in weights if not (folder / name).is_file())
     if missing:
         raise _unusable(f"lacks {', '.join(missing)}; weights are read from safetensors files only")
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    try:
+        settings = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise _unusable(f"has a {path.name} that is not JSON ({error})") from error
+    if not isinstance(settings, dict):
+        raise _unusable(f"has a {path.name} that is not a JSON object")
+    return settings
 
 
 def _unusable(reason: str) -> RunError:
@@ -201,7 +214,7 @@ def _unusable(reason: str) -> RunError:
 
 def _saved_dtype(folder: Path) -> torch.dtype:
     """The dtype the folder's weights are stored in."""
-    config = json.loads((folder / "config.json").read_bytes())
+    config = _settings(folder / "config.json")
     name = config.get("dtype") or config.get("torch_dtype") or "float32"
     dtype = getattr(torch, str(name), None)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
@@ -219,26 +232,15 @@ def stop_ids(folder: Path, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Every token that ends an answer, by the tokenizer and by the generation config."""
     found = {tokenizer.eos_token_id}
     if (folder / "generation_config.json").is_file():
-        configured = GenerationConfig.from_pretrained(folder, local_files_only=True).eos_token_id
+        try:
+            configured = GenerationConfig.from_pretrained(folder, local_files_only=True).eos_token_id
+        except (OSError, ValueError) as error:
+            raise _unusable(f"has a generation_config.json that cannot be read: {error}") from error
         found |= set(configured) if isinstance(configured, list) else {configured}
     found -= {None}
     if not found:
         raise _unusable("names no end-of-sequence token, in the tokenizer or in generation_config.json")
     return sorted(found)
-
-
-@torch.no_grad()
-def _plain_output(model: PreTrainedModel) -> nn.Linear | None:
-    """The output layer, if logits are exactly what it makes of the hidden states: some models scale or cap them."""
-    output = model.get_output_embeddings()
-    if not isinstance(output, nn.Linear) or model.base_model is model:
-        return None
-    probe = torch.arange(4, device=model.device).unsqueeze(0)
-    expected = model(probe).logits
-    states = getattr(model.base_model(probe), "last_hidden_state", None)
-    if states is None or states.shape[-1] != output.in_features:
-        return None
-    return output if torch.equal(output(states), expected) else None
 
 
 def _at(states: Tensor, positions: Tensor) -> Tensor:

@@ -14,11 +14,12 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from service.jobs.spec import Hyperparameters, RunSpec, SupervisedHyperparameters, resolve, resolve_supervised
 from tests.workers.training import tiny
 from tests.workers.training.test_loop import Killed, attempt, killed_at, result_of
+from tests.workers.training.test_update import hyperparameters, sampled, train
 from tests.workers.training.tiny import Recorder
 from workers.rollouts.engine import Sampling
 from workers.rollouts.transformers import TransformersEngine
-from workers.training import export, policy
-from workers.training.lora import Lora
+from workers.training import export, objective, policy
+from workers.training.lora import Lora, attach
 from workers.training.policy import Policy
 from workers.wire import ExitCode
 
@@ -180,3 +181,22 @@ def test_supervised_fine_tuning_has_a_default_of_its_own() -> None:
         resolve_supervised(SupervisedHyperparameters(lora_rank=rank), training_rows=8).learning_rate for rank in (0, 8)
     ]
     assert rates == pytest.approx([1e-5, 1e-4])
+
+
+def test_adapters_stay_float32_on_a_bfloat16_base_under_autocast(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU: the frozen base in bfloat16, matrix products in bfloat16, gradients and steps in float32."""
+    h = hyperparameters(lora_rank=4)
+    exact = load(base)
+    groups = sampled(exact)
+    _, expected = train(exact, groups, h)
+
+    for module in (policy, objective):
+        monkeypatch.setattr(module, "autocast", lambda device: torch.autocast("cpu", torch.bfloat16))
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16).eval()
+    halved = Policy(base, model, exact.tokenizer, attach(model, Lora(4, 32, 3, "base")), recompute="always")
+    numbers, gradients = train(halved, groups, h)
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+    assert {p.dtype for p in model.parameters() if not p.requires_grad} == {torch.bfloat16}
+    assert (numbers["ratio"], numbers["kl_before_max"]) == (1.0, 0.0)
+    ours, theirs = (torch.cat([gradient.flatten() for gradient in each]) for each in (gradients, expected))
+    assert float(torch.cosine_similarity(ours, theirs, dim=0)) > 0.98

@@ -62,6 +62,22 @@ def test_a_folder_that_lacks_a_file_is_refused(folder: Path, name: str) -> None:
     assert name in refused(folder)
 
 
+@pytest.mark.parametrize(
+    "name", ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "generation_config.json"]
+)
+def test_a_file_that_was_cut_short_is_named_or_said_to_be_unreadable(folder: Path, name: str) -> None:
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes(content[: len(content) // 2])
+    assert refused(folder)
+
+
+def test_a_shard_that_is_missing_is_named(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert "model-00002-of-00002.safetensors" in refused(folder)
+
+
 def test_a_folder_without_a_tokenizer_is_refused(folder: Path) -> None:
     for path in folder.glob("tokenizer*"):
         path.unlink()
@@ -87,11 +103,3 @@ def test_every_end_token_of_the_generation_config_stops(folder: Path) -> None:
 def test_a_tokenizer_without_a_pad_token_will_do(folder: Path) -> None:
     edit(folder / "tokenizer_config.json", pad_token=None)
     assert load(folder).tokenizer.pad_token is None
-
-
-@pytest.mark.parametrize(("family", "plain"), [("qwen3", True), ("gpt2", True), ("gemma2", False)])
-def test_logits_that_are_more_than_the_output_layer_are_left_to_the_model(
-    tmp_path: Path, family: str, plain: bool
-) -> None:
-    loaded = load(tiny.save(tmp_path / "model", family))
-    assert (loaded.output is not None) == plain

@@ -81,11 +81,28 @@ CONFIGS: dict[str, Callable[[int], transformers.PreTrainedConfig]] = {
 }
 
 
+SCALED: dict[str, Callable[[int], transformers.PreTrainedConfig]] = {
+    "granite": lambda v: transformers.GraniteConfig(**_plain(v), logits_scaling=4.0),
+    "cohere": lambda v: transformers.CohereConfig(**_plain(v), logit_scale=0.25),
+    "recurrent_gemma": lambda v: transformers.RecurrentGemmaConfig(
+        vocab_size=v,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        lru_width=32,
+        logits_soft_cap=2.0,
+        attention_window_size=CONTEXT,
+    ),
+}
+"""More that scale or cap their logits."""
+
+
 def model(family: str, seed: int = 0) -> PreTrainedModel:
     """A random model whose next-token distributions are far from uniform."""
     torch.manual_seed(seed)
     tokenizer = make_tokenizer()
-    config = CONFIGS[family](len(tokenizer))
+    config = (CONFIGS | SCALED)[family](len(tokenizer))
     config.eos_token_id, config.pad_token_id, config.bos_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id, None
     made: PreTrainedModel = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     with torch.no_grad():
