@@ -84,8 +84,10 @@ def test_several_processes_are_refused(make_spec: MakeSpec, execute: Execute, mo
 
 
 def test_a_killed_run_is_resumed_exactly(make_spec: MakeSpec, execute: Execute) -> None:
-    _, whole = execute(make_spec("whole", n_steps=6, eval_interval=2))
-    spec = make_spec("killed", n_steps=6, eval_interval=2)
+    # One step ahead, so that it is killed in the middle of sampling, grading and training.
+    asked = {"n_steps": 6, "eval_interval": 2, "max_staleness": 1}
+    _, whole = execute(make_spec("whole", **asked))
+    spec = make_spec("killed", **asked)
     told = Recorder()
     with child("--run", str(stored(spec))) as process:
         assert process.stdout
