@@ -1,4 +1,4 @@
-"""Looking at a job before it is accepted: are the prompts short enough in tokens, and does the grader work at all?
+"""Looking at a job before it is accepted: are the rows short enough in tokens, and does the grader work at all?
 
 Tokens are counted by what the training process counts them with. The grader grades the first rows of the training file
 with stand-ins for the model's answers; a grader that fails on every one of them, whatever is answered, is refused.
@@ -41,33 +41,37 @@ log = logging.getLogger(__name__)
 def examine(question: Question) -> Answer:
     answer = Answer()
     if question.model is not None:
-        _count_tokens(question.model, question.files, answer)
+        _count_tokens(question, question.model, answer)
     if question.grader is not None and not answer.problems:
         _try_grader(question.grader, question.files["training_file"], answer)
     return answer
 
 
-def _count_tokens(model: Path, files: dict[str, Path], answer: Answer) -> None:
+def _count_tokens(question: Question, model: Path, answer: Answer) -> None:
     try:
         from transformers import AutoConfig
 
-        from workers.training import data
+        from workers.training import conversations, data
         from workers.training.errors import RunError
-        from workers.training.policy import check_folder, context_length, load_tokenizer
+        from workers.training.policy import check_folder, context_length, load_tokenizer, stop_ids
     except ImportError as error:
-        log.warning("prompts are not counted in tokens: %s", error)
-        answer.notes.append("Prompts were not counted in tokens: the control worker lacks the extra 'worker'")
+        log.warning("rows are not counted in tokens: %s", error)
+        answer.notes.append("Rows were not counted in tokens: the control worker lacks the extra 'worker'")
         return
     try:
         check_folder(model)
         tokenizer = load_tokenizer(model)
         config = AutoConfig.from_pretrained(model, local_files_only=True, trust_remote_code=False)
+        ends, length = stop_ids(model, tokenizer), context_length(config)
     except (RunError, OSError, ValueError, KeyError, ImportError) as error:
         answer.problems["model"] = f"The model cannot be trained: {error}"
         return
-    for param, path in files.items():
+    for param, path in question.files.items():
         try:
-            data.load(path, tokenizer, context_length(config), param)
+            if question.method == "supervised":
+                conversations.load(path, tokenizer, ends, length, param)
+            else:
+                data.load(path, tokenizer, length, param)
         except RunError as error:
             answer.problems[param] = str(error)
 

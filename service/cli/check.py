@@ -41,16 +41,16 @@ def check(
     """Check the files of a job as the service would: all bad lines at once, and fields that the grader misses.
 
     Where the extra 'worker' is installed, the grader is tried on the first rows, as TROLL_GRADERS allows, and with
-    --model prompts are counted in tokens.
+    --model rows are counted in tokens.
     """
     if grader and method is Method.SUPERVISED:
         raise CommandError("Supervised jobs have no grader: leave out --grader, or choose --method reinforcement.")
     kind = method.value if method else "reinforcement" if grader else checking.method_of(training)
     definition = read_grader(grader) if grader else None
     findings = checking.check(training, validation, definition, method=kind)
-    if findings.usable and kind == "reinforcement" and (definition or model):
+    if findings.usable and (definition or model):
         files = {"training_file": training} | ({"validation_file": validation} if validation else {})
-        examined = _examine(Question(model=model, files=files, grader=definition))
+        examined = _examine(Question(method=kind, model=model, files=files, grader=definition))
         findings.errors += [f"{param}: {message}" for param, message in examined.problems.items()]
         findings.warnings += examined.notes
     for warning in findings.warnings:
@@ -66,7 +66,7 @@ def _examine(question: Question) -> Answer:
     done = subprocess.run(command, input=question.model_dump_json(), capture_output=True, text=True, check=False)
     if done.returncode != 0:
         reason = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        return Answer(notes=[f"The grader was not tried and tokens were not counted: {reason}"])
+        return Answer(notes=[f"Tokens were not counted, and a grader was not tried: {reason}"])
     return Answer.model_validate_json(done.stdout)
 
 

@@ -7,6 +7,7 @@ training process counts tokens again and tells what graders do.
 import logging
 import time
 from pathlib import Path
+from typing import Literal
 
 import anyio
 import anyio.from_thread
@@ -25,9 +26,11 @@ log = logging.getLogger(__name__)
 
 
 class Question(BaseModel):
-    """``files`` are paths by the field of the request that named them."""
+    """``files`` are paths by the field of the request that named them; ``method`` is what they are for."""
 
     model_config = ConfigDict(frozen=True)
+
+    method: Literal["supervised", "reinforcement"] = "reinforcement"
 
     model: Path | None
     files: dict[str, Path]
@@ -51,7 +54,8 @@ def examine(question: Question) -> list[str]:
     except DomainError as error:
         log.warning("a job was not examined: %s", error.message)
         reason = error.message.rstrip(".")
-        return [f"Prompts were not counted in tokens and the grader was not tried: {reason}"]
+        untried = " and the grader was not tried" if question.grader else ""
+        return [f"Rows were not counted in tokens{untried}: {reason}"]
     for param, message in found.problems.items():
         raise invalid(message, param, "invalid_grader" if param == GRADER else f"invalid_{param}")
     return found.notes

@@ -214,11 +214,13 @@ def _examine(
     model: Model, training: File, validation: File | None, asked: AskedReinforcement | AskedSupervised
 ) -> list[str]:
     # The lock on this request is held meanwhile: whoever repeats it must not have it carried out twice.
-    if isinstance(asked, AskedSupervised):
-        return []
     files = {"training_file": training, "validation_file": validation}
     paths = {param: storage.file_path(file.id) for param, file in files.items() if file is not None}
-    return examination.examine(examination.Question(model=model.path, files=paths, grader=asked.grader))
+    if isinstance(asked, AskedSupervised):
+        question = examination.Question(method="supervised", model=model.path, files=paths, grader=None)
+    else:
+        question = examination.Question(model=model.path, files=paths, grader=asked.grader)
+    return examination.examine(question)
 
 
 def _warnings(training: File, validation: File | None) -> list[EventDraft]:

@@ -75,11 +75,11 @@ def datasets(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> tuple[st
 def create(stack: Stack, datasets: tuple[str, str]) -> Callable[..., Any]:
     """``create(n_steps=4)`` submits the demo's job with these hyperparameters changed."""
 
-    def make(**hyperparameters: Any) -> Any:
+    def make(model: str = stack.model, **hyperparameters: Any) -> Any:
         training, held_out = datasets
         settings = demo.HYPERPARAMETERS | hyperparameters
         return stack.client.fine_tuning.jobs.create(
-            model=stack.model,
+            model=model,
             training_file=training,
             validation_file=held_out,
             seed=3,

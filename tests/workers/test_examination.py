@@ -69,6 +69,18 @@ def test_prompts_that_leave_no_room_are_named_by_line_in_both_files(model: Path,
     assert "line 2: the prompt has 502 tokens" in problems["validation_file"]
 
 
+def test_conversations_of_a_supervised_job_are_counted_with_their_answers(model: Path, write: Any) -> None:
+    def answered(prompt: str) -> dict[str, Any]:
+        return {"messages": [*row(prompt)["messages"], {"role": "assistant", "content": "46"}]}
+
+    # Two tokens of the template, the answer's two and its end.
+    path = write("train", answered("1" * (tiny.CONTEXT - 5)), answered("1" * (tiny.CONTEXT - 4)))
+    found = examine(Question(method="supervised", model=model, files={"training_file": path}, grader=None))
+    (problem,) = found.problems.values()
+    assert "line 2: the conversation has 49 tokens; the model's context is 48" in problem
+    assert "line 1" not in problem
+
+
 def test_counts_are_those_of_the_training_process(model: Path, write: Any) -> None:
     path = write("train", row("1" * 100), {"messages": [{"role": "system", "content": "1"}]})
     with pytest.raises(RunError) as refusal:
