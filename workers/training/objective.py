@@ -63,7 +63,9 @@ def cross_entropy(policy: Policy, batch: TokenBatch, normalizer: float | None = 
     if policy.output is None:
         return troll.cross_entropy(_logits(policy, batch), batch.tokens, normalizer=normalizer)
     hidden, weight, bias = _output(policy, batch)
-    return troll.fused_cross_entropy(hidden, weight, batch.tokens, bias=bias, normalizer=normalizer)
+    return troll.fused_cross_entropy(
+        hidden, weight, batch.tokens, bias=bias, normalizer=normalizer, **asdict(policy.transform)
+    )
 
 
 def _options(hyperparameters: ResolvedHyperparameters) -> dict[str, Any]:

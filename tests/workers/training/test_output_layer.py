@@ -7,7 +7,7 @@ import torch
 
 from tests.workers.training import tiny
 from tests.workers.training.test_update import hyperparameters, sampled, train
-from workers.training import policy
+from workers.training import objective, policy, update
 from workers.training.output_layer import LogitTransform, recognise
 from workers.training.policy import Policy
 
@@ -56,6 +56,15 @@ def test_the_loss_from_hidden_states_is_the_loss_from_the_models_logits(
     assert numbers["policy_loss"] == pytest.approx(expected["policy_loss"], rel=1e-5, abs=1e-6)
     for ours, theirs in zip(gradients, wanted, strict=True):
         assert float((ours - theirs).norm()) <= 1e-4 * float(theirs.norm()) + 1e-6
+
+
+@pytest.mark.parametrize("family", SHAPED)
+def test_so_is_the_cross_entropy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str) -> None:
+    fused = load(tmp_path, family)
+    batch = update.plan(sampled(fused), fused, hyperparameters())[0].parts[0]
+    monkeypatch.setattr(policy, "recognise", lambda model: None)
+    losses = [objective.cross_entropy(each, batch).loss.item() for each in (fused, load(tmp_path, family))]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 def test_no_logits_of_a_whole_batch_are_made(tmp_path: Path) -> None:
