@@ -50,6 +50,8 @@ def examine(question: Question) -> list[str]:
     Called from a thread of the server's event loop.
     """
     try:
+        if not ask.attended():
+            raise DomainError(503, "no_worker", "No control worker is running.")
         found = anyio.from_thread.run(_asked, question)
     except DomainError as error:
         log.warning("a job was not examined: %s", error.message)
@@ -62,8 +64,6 @@ def examine(question: Question) -> list[str]:
 
 
 async def _asked(question: Question) -> Answer:
-    if not ask.attended():
-        raise DomainError(503, "no_worker", "No control worker is running.")
     content, give_up_at = question.model_dump(mode="json"), time.monotonic() + BUSY_SECONDS
     while True:
         try:

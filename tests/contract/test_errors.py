@@ -7,6 +7,8 @@ import pytest
 
 from tests.contract.conftest import Official, Server
 
+CHECKPOINT = "ft:a/b:c::12345678:ckpt-step-2"
+
 
 def failure(official: Official, call: Any, kind: type[openai.APIStatusError]) -> openai.APIStatusError:
     with pytest.raises(kind) as caught:
@@ -62,6 +64,17 @@ def test_a_page_behind_an_unknown_item(official: Official) -> None:
     assert failure(official, call, openai.BadRequestError).param == "after"
 
 
+def test_what_may_not_be_deleted(official: Official, model: str) -> None:
+    error = failure(official, lambda: official.client.models.delete(model), openai.PermissionDeniedError)
+    assert (error.code, error.type) == ("model_not_deletable", "permission_error")
+
+
+def test_a_body_that_is_too_large(official: Official, body: dict[str, Any]) -> None:
+    large = {**body, "method": {"type": "reinforcement", "padding": "x" * 2**20}}
+    error = failure(official, lambda: official.client.fine_tuning.jobs.create(**large), openai.APIStatusError)
+    assert (error.status_code, error.code) == (413, "request_too_large")
+
+
 def test_success_has_a_request_id(official: Official, model: str) -> None:
     assert official.ask(official.client.models.retrieve(model))._request_id.startswith("req_")
 
@@ -72,9 +85,13 @@ def test_success_has_a_request_id(official: Official, model: str) -> None:
         lambda client: client.responses.create(model="m", input="Hi"),
         lambda client: client.embeddings.create(model="m", input="Hi"),
         lambda client: client.batches.list(),
-        lambda client: client.fine_tuning.checkpoints.permissions.create("ft:a/b:c::d", project_ids=["p"]),
+        lambda client: client.fine_tuning.checkpoints.permissions.create(CHECKPOINT, project_ids=["p"]),
+        lambda client: client.fine_tuning.checkpoints.permissions.list(CHECKPOINT, project_id="p", limit=2),
+        lambda client: client.fine_tuning.checkpoints.permissions.delete(
+            "cp_1", fine_tuned_model_checkpoint=CHECKPOINT
+        ),
     ],
-    ids=["responses", "embeddings", "batches", "permissions"],
+    ids=["responses", "embeddings", "batches", "share", "shares", "unshare"],
 )
 def test_what_is_out_of_scope_names_an_alternative(server: Server, acme: openai.OpenAI, call: Any) -> None:
     with pytest.raises(openai.NotFoundError) as refusal:

@@ -1,5 +1,6 @@
 """Fine-tuning jobs through the official client."""
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +13,10 @@ from openai.types.fine_tuning.supervised_method import SupervisedMethod
 from openai.types.graders import StringCheckGrader
 
 from service.core.db import transaction
+from service.core.ids import new_id
+from service.graders.configured import grader_settings
 from service.jobs import repository, service
+from service.jobs.models import Checkpoint
 from service.jobs.repository import EventDraft
 from service.settings import settings
 from tests import factories
@@ -37,6 +41,57 @@ def test_a_job_of_each_grader(create: Any, grader: dict[str, Any]) -> None:
     job = create(method=factories.method(grader))
     assert (job.object, job.status, job.error, job.result_files) == ("fine_tuning.job", "queued", None, [])
     assert job.method.reinforcement.grader.to_dict() | grader == job.method.reinforcement.grader.to_dict()
+
+
+CODE = "def grade(sample, item):\n    return 1.0\n"
+JUDGED = [{"role": "user", "content": "{{sample.output_text}}"}]
+LABEL = {
+    "type": "label_model",
+    "name": "l",
+    "model": "judge",
+    "input": JUDGED,
+    "labels": ["a", "b"],
+    "passing_labels": ["a"],
+}
+ALLOWED = {
+    "jail": "unshare",
+    "model_endpoints": [{"base_url": "http://127.0.0.1:9/v1", "models": ["judge"]}],
+    "scoring_services": [{"origin": "https://scores.example.com", "secret_file": "/nowhere"}],
+}
+
+
+@pytest.fixture
+def every_grader_allowed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("TROLL_GRADERS", json.dumps(ALLOWED))
+    grader_settings.cache_clear()
+    yield
+    monkeypatch.undo()
+    grader_settings.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("grader", "typed"),
+    [
+        ({"type": "python", "name": "p", "source": CODE}, True),
+        ({"type": "score_model", "name": "s", "model": "judge", "input": JUDGED, "range": [0, 1]}, True),
+        (LABEL, False),
+        ({"type": "math_verify", "name": "m", "reference": "{{item.answer}}"}, False),
+        ({"type": "code_tests", "name": "c", "tests": "{{item.answer}}"}, False),
+        ({"type": "http", "name": "h", "url": "https://scores.example.com/v1"}, False),
+        (multi({"exact": EXACT, "judged": LABEL}, "exact + judged"), False),
+    ],
+    ids=lambda value: value["type"] if isinstance(value, dict) else "",
+)
+def test_a_job_of_each_grader_that_an_operator_allows(
+    connect: Any, api_key: Any, body: dict[str, Any], every_grader_allowed: None, grader: dict[str, Any], typed: bool
+) -> None:
+    # The strict client has no type for those of this service, for a label model by itself, and for several in a multi.
+    client = connect(api_key, strict=typed)
+    job = client.fine_tuning.jobs.create(**{**body, "method": factories.method(grader)})
+    kept = job.to_dict()["method"]["reinforcement"]["grader"]
+    assert {name: kept[name] for name in grader if name != "graders"} == {
+        name: value for name, value in grader.items() if name != "graders"
+    }
 
 
 @pytest.mark.parametrize(
@@ -209,6 +264,35 @@ def tell(job_id: str, count: int) -> None:
         assert job is not None
         drafts = [EventDraft(f"Step {n}", type="metrics", data={"step": n}) for n in range(count)]
         service.tell(session, job, drafts)
+
+
+def save(job_id: str, step: int) -> None:
+    with transaction("troll_worker") as session:
+        job = repository.get(session, job_id)
+        assert job is not None
+        checkpoint = Checkpoint(
+            id=new_id("ftckpt_"),
+            job_id=job_id,
+            organization_id=job.organization_id,
+            step=step,
+            attempt=1,
+            path=f"step-{step}",
+            model=f"ft:tiny/base:acme::{job_id[-8:]}:ckpt-step-{step}",
+            metrics={"valid_reward_mean": 0.5},
+        )
+        repository.record_checkpoint(session, checkpoint)
+
+
+def test_checkpoints_are_paged_newest_first_while_more_are_saved(official: Official, create: Any) -> None:
+    id = create().id
+    for step in (1, 2, 3, 4):
+        save(id, step)
+    checkpoints = official.client.fine_tuning.jobs.checkpoints
+    first = official.ask(checkpoints.list(id, limit=2))
+    save(id, 5)
+    rest = official.everything(checkpoints.list(id, limit=2, after=first.data[-1].id))
+    assert [each.step_number for each in [*first.data, *rest]] == [4, 3, 2, 1]
+    assert (first.first_id, first.last_id) == (first.data[0].id, first.data[-1].id)
 
 
 def test_cancel_needs_no_body(official: Official, create: Any) -> None:

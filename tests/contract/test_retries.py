@@ -1,12 +1,18 @@
 """A request that is sent again, by the client on its own or by its owner, is carried out once."""
 
+import re
 import threading
+import time
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 
+import service
 from service.core import live
+from service.core.errors import DomainError
+from service.files import service as files
 from service.settings import settings
 from tests import factories
 from tests.conftest import Key
@@ -124,6 +130,52 @@ def test_simultaneous_requests_of_one_key_make_one_job(acme: openai.OpenAI, body
     assert len(ids) == 4
     assert jobs(acme) == [ids[0]]
     assert len(set(ids)) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "times", "at_least"),
+    [
+        (409, {}, 2, 0.0),
+        (409, {"x-should-retry": "false"}, 1, 0.0),
+        (429, {"retry-after-ms": "20"}, 2, 0.0),
+        (429, {"Retry-After": "1"}, 2, 1.0),
+        (429, {"Retry-After": "300"}, 1, 0.0),
+        (429, {"x-should-retry": "false"}, 1, 0.0),
+        (500, {"retry-after-ms": "20"}, 2, 0.0),
+        (503, {"Retry-After": "300"}, 1, 0.0),
+        (400, {}, 1, 0.0),
+        (400, {"x-should-retry": "true", "retry-after-ms": "20"}, 2, 0.0),
+    ],
+)
+def test_the_headers_of_an_error_decide_over_its_retry(
+    connect: Any,
+    api_key: Key,
+    attempts: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    status: int,
+    headers: dict[str, str],
+    times: int,
+    at_least: float,
+) -> None:
+    """What the service relies on when it chooses statuses and headers. ``DomainError`` carries them to the client."""
+
+    def refuse(*_: Any) -> Any:
+        raise DomainError(status, "refused", "Refused.", headers=headers)
+
+    monkeypatch.setattr(files, "retrieve", refuse)
+    began = time.monotonic()
+    with pytest.raises(openai.APIStatusError):
+        connect(api_key, max_retries=1).files.retrieve("file-1")
+    assert len(attempts) == times
+    assert time.monotonic() - began >= at_least
+
+
+def test_no_answer_is_a_409() -> None:
+    sources = [path.read_text() for path in Path(service.__path__[0]).rglob("*.py")]
+    assert len(sources) > 50
+    assert not [
+        text for text in sources if re.search(r"(DomainError|HTTPException|error_answer|status_code=)\(?409", text)
+    ]
 
 
 def test_a_full_quota_is_not_retried(

@@ -11,7 +11,7 @@ import pytest
 from openai.types.fine_tuning import FineTuningJobEvent
 
 from service.accounts.service import revoke_key
-from service.core import live
+from service.core import live, shutdown
 from service.core.db import transaction
 from service.jobs import stream as streams
 from service.settings import settings
@@ -114,6 +114,38 @@ def test_redis_forgetting_everything_costs_no_event(acme: openai.OpenAI, job: st
         seen += [seq(event) for event in stream]
     worker.join()
     assert seen == list(range(1, 2 + 10 + 1 + 1))
+
+
+def test_restarts_of_api_and_redis_cost_no_event(acme: openai.OpenAI, api_key: Key, job: str) -> None:
+    def happen() -> None:
+        for count in range(20):
+            tell(job, 1)
+            if count % 5 == 0:
+                # As after a restart of Redis: nobody is connected and what was in memory is gone.
+                live.client().flushall()
+                live.client().client_kill_filter(_type="normal", skipme=True)
+            time.sleep(0.05)
+        acme.fine_tuning.jobs.cancel(job)
+
+    def one_life(after: int, until: int) -> list[int]:
+        """Follow on an API of its own, which is told to stop when ``until`` is seen."""
+        server, seen = Server(), []
+        with openai.OpenAI(api_key=api_key.plain, base_url=server.base_url, timeout=30) as client:
+            for event in follow(client, job, after):
+                seen.append(seq(event))
+                if seen[-1] >= until:
+                    shutdown.stopping.set()
+        server.stop()
+        shutdown.stopping.clear()
+        return seen
+
+    worker = threading.Thread(target=happen)
+    worker.start()
+    seen = one_life(0, 6)
+    seen += one_life(seen[-1], 14)
+    seen += one_life(seen[-1], 1000)
+    worker.join()
+    assert seen == list(range(1, 2 + 20 + 1 + 1))
 
 
 @pytest.fixture

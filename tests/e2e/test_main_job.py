@@ -1,5 +1,9 @@
 """The main job through every real part: client, API, PostgreSQL, Redis, Celery, training child, weights."""
 
+import os
+import re
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +16,7 @@ from service.cli.download import download
 from tests.e2e.conftest import Stack
 
 pytestmark = pytest.mark.e2e
+GUIDE = Path(__file__).parents[2] / "examples" / "hosted_guide.py"
 ENDED = ("succeeded", "failed", "cancelled")
 
 
@@ -97,3 +102,27 @@ def test_a_paused_job_goes_on_from_its_checkpoint(stack: Stack, create: Callable
         time.sleep(0.1)
     assert job["status"] == "succeeded"
     assert_told_once_and_in_order(events(stack, id), steps=12)
+
+
+def test_the_hosted_guides_workflow_needs_nothing_but_its_client(stack: Stack, tmp_path: Path) -> None:
+    environment = {
+        "PATH": os.environ["PATH"],
+        "OPENAI_BASE_URL": str(stack.client.base_url),
+        "OPENAI_API_KEY": stack.client.api_key,
+    }
+    command = [sys.executable, str(GUIDE), "--model", stack.model, "--steps", "8"]
+    # Away from the project, whose modules it must not need.
+    run = subprocess.run(
+        command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=180, check=False
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    told = run.stdout
+    assert re.findall(r"The grader gives (\S+) to", told) == ["1.0", "0.0"]
+    assert [int(step) for step in re.findall(r"Step (\d+)/8,", told)] == sorted(range(9))
+    steps = [int(step) for step in re.findall(r"[* ] step (\d+): validation reward", told)]
+    assert steps == sorted(steps, reverse=True)
+    assert steps[0] == 8
+    assert len(re.findall(r"\* step", told)) == 1
+    question, _, answer = told.strip().splitlines()[-1].partition(" ")
+    assert re.fullmatch(r"\d+\+\d+=", question)
+    assert answer.strip()
