@@ -66,6 +66,14 @@ def test_every_required_setting_is_given(name: str) -> None:
             assert given.keys() & {field.upper(), f"TROLL_{field.upper()}"}, f"{name} lacks {field}"
 
 
+@pytest.mark.parametrize("name", ["api", *JAILERS])
+def test_what_graders_and_integrations_may_do_is_passed_on_where_it_is_given(name: str) -> None:
+    given = COMPOSE["services"][name]["environment"]
+    # Without a value here, compose passes a variable on that is set, and leaves out one that is not.
+    assert [given[each] for each in ("TROLL_GRADERS", "TROLL_WANDB_MODE")] == [None, None]
+    assert ("TROLL_WANDB_API_KEY" in given) == (name == "gpu-worker")
+
+
 def test_only_the_migration_knows_the_owner_of_the_tables() -> None:
     knowing = [name for name in OURS if "DATABASE_OWNER_URL" in COMPOSE["services"][name]["environment"]]
     assert knowing == ["migrate"]
