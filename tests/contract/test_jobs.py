@@ -44,7 +44,7 @@ def test_a_job_of_each_grader(create: Any, grader: dict[str, Any]) -> None:
 
 
 CODE = "def grade(sample, item):\n    return 1.0\n"
-JUDGED = [{"role": "user", "content": "{{sample.output_text}}"}]
+JUDGED = [{"role": "user", "content": "{{sample.output_text}}", "type": "message"}]
 LABEL = {
     "type": "label_model",
     "name": "l",
