@@ -102,6 +102,16 @@ def test_jobs_are_listed_and_shown(troll: Troll, job_id: str, model: str) -> Non
     assert json.loads(troll("jobs", "show", job_id, "--json").stdout)["id"] == job_id
 
 
+def test_a_supervised_job_is_shown_without_a_grader(troll: Troll, tmp_path: Path, model: str) -> None:
+    (tmp_path / "answered.jsonl").write_bytes(factories.jsonl(factories.answered_rows(8)))
+    file = tmp_path / "supervised.yaml"
+    file.write_text(f"model: {model}\ntraining_file: answered.jsonl\n")
+    shown = troll("jobs", "show", troll("submit", str(file)).stdout.strip()).stdout
+    assert "schedule=linear" in shown
+    assert "supervised" in shown
+    assert "grader" not in shown
+
+
 def test_an_unknown_job_is_one_clear_line(troll: Troll) -> None:
     result = troll("jobs", "show", "ftjob-none")
     assert result.exit_code == 1

@@ -109,6 +109,22 @@ def test_a_resumed_run_is_the_one_that_was_never_interrupted(make: Callable[...,
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
+def test_adapters_learn_too_and_resume(make: Callable[..., RunSpec], execute: Execute) -> None:
+    spec = make(lora_rank=4, n_steps=20, eval_interval=10, batch_size=9)
+    _, straight = execute(spec)
+    metrics = straight.metrics()
+    assert metrics[20]["full_valid_loss"] < 0.8 * metrics[0]["full_valid_loss"]
+    again = spec.model_copy(
+        update={
+            "attempt": 2,
+            "checkpoints": straight.checkpoints()[1:],
+            "output_dir": spec.output_dir.with_name("second"),
+        }
+    )
+    _, second = execute(again)
+    assert without_times(second.metrics()) == {step: without_times(metrics)[step] for step in range(11, 21)}
+
+
 def test_without_a_validation_file_nothing_is_evaluated(make: Callable[..., RunSpec], execute: Execute) -> None:
     code, told = execute(make(valid=False))
     assert code == ExitCode.DONE
