@@ -66,6 +66,8 @@ class Settings(BaseSettings):
     """Share of the GPU's memory, or the machine's without one, that loaded models may take; one is always loaded."""
     serving_idle_seconds: float = Field(600.0, gt=0)
     """How long a model that nobody uses stays loaded."""
+    processes_per_job: int = Field(1, ge=1, le=64)
+    """Processes that train a job's model together, each on a GPU of its own where there are GPUs."""
 
     lease_seconds: float = 60.0
     """How long a worker may be silent before its job is given to another."""

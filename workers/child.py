@@ -22,9 +22,12 @@ LOG_TAIL = 4096
 
 
 class Child:
-    """One training process. It is spawned warm, with everything imported, and waits until ``start``."""
+    """One training process, or several of one job in one process group: the first of them starts and ends the others.
 
-    def __init__(self) -> None:
+    It is spawned warm, with everything imported, and waits until ``start``.
+    """
+
+    def __init__(self, processes: int = 1) -> None:
         self.scratch = Path(tempfile.mkdtemp(prefix="troll-"))
         self.log_path = self.scratch / "training.log"
         self._listener = socket.socket(socket.AF_UNIX)
@@ -35,9 +38,10 @@ class Child:
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._buffer = b""
         self._pending_command = b""
+        several = ["--processes", str(processes)] if processes > 1 else []
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(
-                [*COMMAND, "--socket", str(self.scratch / "wire.sock")],
+                [*COMMAND, "--socket", str(self.scratch / "wire.sock"), *several],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -61,7 +61,7 @@ class Nursery:
     def warm_up(self) -> None:
         with self._lock:
             if self._warm is None and not shutting_down.is_set():
-                self._warm = Child()
+                self._warm = Child(settings().processes_per_job)
 
     def take(self) -> Child:
         with self._lock:
@@ -71,7 +71,7 @@ class Nursery:
         if child is not None:
             log.warning("the waiting training process had ended: %s", child.log_tail())
             child.close()
-        return Child()
+        return Child(settings().processes_per_job)
 
     def close(self) -> None:
         with self._lock:

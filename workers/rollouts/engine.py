@@ -22,6 +22,14 @@ class Sampling:
     max_tokens: int
     """Most tokens of one answer, the end-of-sequence token included."""
     seed: int
+    first: int = 0
+    """Number of the first prompt among all that are sampled with this seed, by several processes perhaps."""
+    stride: int = 1
+    """How far apart the numbers of two prompts in sequence are."""
+
+    def number(self, prompt: int) -> int:
+        """The number of the prompt at index ``prompt``, which its random numbers follow from."""
+        return self.first + self.stride * prompt
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,13 @@ import inspect
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
 from workers.rollouts.engine import NonFiniteLogits, Rollout, RolloutEngine, Sampling
+from workers.rollouts.gathered import gathered
 from workers.rollouts.precision import autocast
 
 CACHE_BYTES = 4 << 30
@@ -58,13 +60,13 @@ class TransformersEngine(RolloutEngine):
     def stream(
         self, prompts: Sequence[Sequence[int]], samples: int, sampling: Sampling
     ) -> Generator[tuple[int, list[Rollout]]]:
-        generator = torch.Generator().manual_seed(sampling.seed)
         self._sampling = True
         try:
-            for chunk in self._chunks(prompts, samples, sampling.max_tokens):
-                draws = torch.rand(len(chunk) * samples, sampling.max_tokens, generator=generator, dtype=torch.float64)
-                for position, group in self._stream([prompts[i] for i in chunk], samples, sampling, draws):
-                    yield chunk[position], group
+            with gathered(self._model):
+                for chunk in self._chunks(prompts, samples, sampling.max_tokens):
+                    draws = torch.cat([_draws(samples, sampling, i) for i in chunk])
+                    for position, group in self._stream([prompts[i] for i in chunk], samples, sampling, draws):
+                        yield chunk[position], group
         finally:
             self._sampling = False
 
@@ -209,6 +211,12 @@ class _Answers:
             Rollout(ids[:n], log_probs[:n], "stop" if stopped else "length", version=self._version)
             for ids, log_probs, n, stopped in zip(*columns, strict=True)
         ]
+
+
+def _draws(samples: int, sampling: Sampling, prompt: int) -> Tensor:
+    """Uniform numbers ``[samples, max_tokens]`` for the answers to a prompt, the same in whatever company it is."""
+    generator = np.random.default_rng((sampling.seed, sampling.number(prompt)))
+    return torch.from_numpy(generator.random((samples, sampling.max_tokens)))
 
 
 def _choose(logits: Tensor, temperature: float, draws: Tensor) -> tuple[Tensor, Tensor]:

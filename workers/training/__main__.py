@@ -1,23 +1,29 @@
-"""``python -m workers.training``: one training process.
+"""``python -m workers.training``: one training process, or the first of several.
 
 With ``--socket PATH`` it connects to the supervisor that listens there, imports everything, waits for ``Start`` and
-runs that job. With ``--run FILE`` it runs the ``RunSpec`` in ``FILE`` and prints the wire's lines on standard output.
+runs that job, in ``--processes N`` if it is more than this one. With ``--run FILE`` it runs the ``RunSpec`` in ``FILE``
+and prints the wire's lines on standard output; torchrun may start several of these.
 """
 
 import argparse
 import ctypes
 import os
 import signal
+import socket
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from workers.training.channel import Channel, connect
+from workers.training import ranks
+from workers.training.channel import Channel, connect, over
+from workers.training.ranks import Followers
 from workers.wire import ExitCode, Failure
 
 PR_SET_PDEATHSIG = 1
+SECONDS_FOR_THE_CAUSE = 3.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,19 +31,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--socket", type=Path, help="the supervisor's Unix socket")
     source.add_argument("--run", type=Path, help="a RunSpec as JSON, to run without a supervisor")
+    source.add_argument("--follow", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--processes", type=int, default=1, help="how many processes train the model, with --socket")
     given = parser.parse_args(arguments)
-    if given.socket:
-        _die_with_the_supervisor()
-        channel = connect(given.socket)
-    else:
-        channel = Channel(_print)
+    followers = None
+    if given.run:
+        channel = Channel(_print, leads=ranks.own() == 0)
         channel.starts.put(given.run)
+    else:
+        _die_with_the_parent()
+        if given.processes > 1:
+            followers = Followers(given.processes, given.socket.parent)
+        channel = connect(given.socket) if given.socket else over(socket.socket(fileno=given.follow), leads=False)
     _stop_on_signals(channel)
-    return train(channel)
+    return train(channel, followers)
 
 
-def train(channel: Channel) -> int:
+def train(channel: Channel, followers: Followers | None = None) -> int:
     """Wait for a job with everything imported, and run it; the exit code."""
+    if followers:
+        followers.watch(channel)
     # Idle OpenMP threads that spin instead of sleeping slow a shared machine down by an order of magnitude. OpenMP
     # reads this when torch is imported, so nothing above this line may import it.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -49,11 +62,10 @@ def train(channel: Channel) -> int:
     path = channel.starts.get()
     if path is None:
         return ExitCode.STOPPED
+    if followers:
+        followers.start(path)
     clock, kind = Clock(), "reinforcement"
     try:
-        processes = int(os.environ.get("WORLD_SIZE", "1"))
-        if processes != 1:
-            raise RunError("unsupported_world_size", f"A job runs in one process, but {processes} were started.")
         spec = RunSpec.model_validate_json(path.read_bytes())
         method = spec.job.method
         kind = method.type
@@ -64,12 +76,15 @@ def train(channel: Channel) -> int:
         known = explain(error, clock.phase, kind)
         if not isinstance(error, RunError):
             traceback.print_exc()
+        if known is None and ranks.number() > 1:
+            # It may be no more than another rank's end, which has a cause of its own that is about to be told.
+            time.sleep(SECONDS_FOR_THE_CAUSE)
         message = f"The training process failed unexpectedly while {clock.phase}: {type(error).__name__}: {error}"
         channel.send(known.failure() if known else Failure(code="internal_error", message=message))
         return known.exit_code if known else ExitCode.BUG
 
 
-def _die_with_the_supervisor() -> None:
+def _die_with_the_parent() -> None:
     """On Linux the kernel ends this process when its parent ends, even if no thread here gets to notice."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -8,7 +8,7 @@ import torch
 
 from service.jobs.spec import ResolvedHyperparameters, ResolvedSupervisedHyperparameters, RunSpec
 from workers import wire
-from workers.training import checkpoint, policy, preflight, update
+from workers.training import checkpoint, distributed, policy, preflight, sharding, update
 from workers.training.channel import Channel
 from workers.training.checkpoint import TrainerState
 from workers.training.clock import Clock
@@ -38,10 +38,13 @@ def begin(
 ) -> Attempt:
     """Load the newest intact checkpoint, or the base model where there is none."""
     torch.manual_seed(spec.job.seed)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    resumed = find_checkpoint(spec, channel)
+    device = distributed.join()
+    # Only one of several ranks has to read and hash everything.
+    resumed = distributed.from_first(find_checkpoint(spec, channel) if distributed.rank() == 0 else None)
     with clock("loading"):
         loaded = load_policy(spec, hyperparameters, device, resumed)
+        if distributed.size() > 1:
+            sharding.shard(loaded)
         optimizer = update.make_optimizer(loaded, hyperparameters)
         trainer = checkpoint.restore(resumed, loaded, optimizer) if resumed else TrainerState()
     preflight.check_disk_room(spec, loaded, hyperparameters.n_steps - trainer.step, hyperparameters.eval_interval)

@@ -118,6 +118,14 @@ def mini_batches(groups: Sequence[Sequence[Trained]], number: int) -> list[list[
     return [[sample for group in groups[start:end] for sample in group] for start, end in pairwise(bounds)]
 
 
+def idle(device: torch.device) -> MicroBatch:
+    """A token that nothing is learned from, for a rank that has nothing left to do while others have."""
+    nothing = torch.zeros(0, device=device)
+    indices = nothing.long()
+    token = torch.zeros(1, 1, dtype=torch.long, device=device)
+    return MicroBatch(token, indices, indices, nothing, indices, nothing, [])
+
+
 def normalizer(samples: Sequence[Trained], hyperparameters: ResolvedHyperparameters) -> float:
     """What the summed loss of a mini-batch is divided by, whatever micro-batches or processes it is split into."""
     match hyperparameters.aggregation:

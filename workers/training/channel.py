@@ -16,16 +16,20 @@ from workers import wire
 
 
 class Channel:
-    """Sends lines through ``write`` and remembers whether the run was asked to stop."""
+    """Sends lines through ``write`` and remembers whether the run was asked to stop.
 
-    def __init__(self, write: Callable[[bytes], None]) -> None:
-        self._write = write
+    A job's ranks would all say the same. Those that do not lead say nothing but why they failed.
+    """
+
+    def __init__(self, write: Callable[[bytes], None], *, leads: bool = True) -> None:
+        self._write, self._leads = write, leads
         self._stopping = threading.Event()
         self.starts: queue.SimpleQueue[Path | None] = queue.SimpleQueue()
         """Where the ``RunSpec`` to run is stored; None to run nothing and leave."""
 
     def send(self, line: wire.Line) -> None:
-        self._write(line.model_dump_json().encode() + b"\n")
+        if self._leads or isinstance(line, wire.Failure):
+            self._write(line.model_dump_json().encode() + b"\n")
 
     def say(
         self,
@@ -52,7 +56,12 @@ def connect(path: Path) -> Channel:
     """A channel on the supervisor's Unix socket, with a thread that takes its commands."""
     connection = socket.socket(socket.AF_UNIX)
     connection.connect(str(path))
-    channel = Channel(lambda line: _send(connection, line))
+    return over(connection)
+
+
+def over(connection: socket.socket, *, leads: bool = True) -> Channel:
+    """A channel on a socket, with a thread that takes the commands that come in."""
+    channel = Channel(lambda line: _send(connection, line), leads=leads)
     threading.Thread(target=_listen, args=(connection, channel), daemon=True).start()
     return channel
 

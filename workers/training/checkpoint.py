@@ -2,31 +2,42 @@
 
     step-000010/
       model/          a whole model folder like the final one, with LoRA as well
-      state/          what else training needs: optimizer, the trained weights in float32 where the model folder does
-                      not hold them (a narrower dtype, or adapters), random number generators, and trainer.json
+      state/          what else training needs: in tensors/ the optimizer's state, and the trained weights in float32
+                      where the model folder does not hold them (a narrower dtype, or adapters), each rank's part in a
+                      file of its own; every rank's random number generators; trainer.json
       manifest.json   size and SHA-256 of every file, written last
 
-The folder is written under another name and renamed when everything is on disk. Nothing in it can run code.
+The folder is written under another name and renamed when everything is on disk. Nothing in it can run code. The parts
+in tensors/ say where they belong, so that any number of ranks can go on from what any other number wrote.
 """
 
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
+from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 
-from workers.training import export
+from workers.training import distributed, export, sharding
 from workers.training.policy import Policy
 
 MANIFEST = "manifest.json"
 MODEL, STATE = "model", "state"
+TENSORS = "tensors"
 TRAINER = "trainer.json"
+WEIGHT = "weight"
 
 
 @dataclass
@@ -64,12 +75,15 @@ def save(
     try:
         export.write_model(policy, partial / MODEL)
         _write_state(partial / STATE, policy, optimizer, trainer)
-        if write_more is not None:
+        if distributed.rank() == 0 and write_more is not None:
             write_more(partial / STATE)
-        _write_manifest(partial, trainer.step)
+        distributed.barrier()
+        if distributed.rank() == 0:
+            _write_manifest(partial, trainer.step)
         export.finish(partial, folder)
     except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
+        if distributed.rank() == 0:
+            shutil.rmtree(partial, ignore_errors=True)
         raise
 
 
@@ -79,17 +93,9 @@ def restore(folder: Path, policy: Policy, optimizer: torch.optim.Optimizer) -> T
     The policy is loaded from the checkpoint's model folder, or, where adapters are trained, from their base model's.
     """
     state = folder / STATE
-    parameters = dict(policy.model.named_parameters())
-    if (state / "weights.safetensors").is_file():
-        weights = load_file(state / "weights.safetensors")
-        with torch.no_grad():
-            for name, tensor in weights.items():
-                parameters[name].copy_(tensor)
-    for key, tensor in load_file(state / "optimizer.safetensors").items():
-        kind, _, name = key.partition("/")
-        parameter = parameters[name]
-        optimizer.state[parameter][kind] = tensor.to(parameter.device)
-    generators = load_file(state / "generators.safetensors")
+    _read_tensors(state / TENSORS, policy, optimizer)
+    own = state / _generators(distributed.rank())
+    generators = load_file(own if own.is_file() else state / _generators(0))
     torch.set_rng_state(generators["cpu"])
     if "cuda" in generators and policy.device.type == "cuda":
         torch.cuda.set_rng_state(generators["cuda"])
@@ -128,22 +134,65 @@ def verify(folder: Path) -> None:
 
 
 def _write_state(folder: Path, policy: Policy, optimizer: torch.optim.Optimizer, trainer: TrainerState) -> None:
-    folder.mkdir()
-    parameters = dict(policy.model.named_parameters())
-    if policy.adapter is not None or policy.saved_dtype != torch.float32:
-        weights = {name: tensor.detach().contiguous() for name, tensor in parameters.items() if tensor.requires_grad}
-        save_file(weights, folder / "weights.safetensors")
-    moments: dict[str, Tensor] = {
-        f"{kind}/{name}": value.contiguous()
-        for name, parameter in parameters.items()
-        for kind, value in optimizer.state.get(parameter, {}).items()
-    }
-    save_file(moments, folder / "optimizer.safetensors")
+    tensors = _tensors(policy, optimizer)
+    writer = HuggingFaceStorageWriter(str(folder / TENSORS), save_distributed=True)
+    with _plain_errors():
+        save_tensors(tensors, storage_writer=writer, no_dist=distributed.size() == 1)
     generators = {"cpu": torch.get_rng_state()}
     if policy.device.type == "cuda":
         generators["cuda"] = torch.cuda.get_rng_state()
-    save_file(generators, folder / "generators.safetensors")
-    (folder / TRAINER).write_text(json.dumps(asdict(trainer), indent=2) + "\n")
+    save_file(generators, folder / _generators(distributed.rank()))
+    if distributed.rank() == 0:
+        (folder / TRAINER).write_text(json.dumps(asdict(trainer), indent=2) + "\n")
+
+
+def _tensors(policy: Policy, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """What training needs beside the model's folder, as ``kind/parameter``."""
+    sharding.let_go(policy.model)
+    parameters = dict(policy.model.named_parameters())
+    tensors: dict[str, Tensor] = {}
+    if policy.adapter is not None or policy.saved_dtype != torch.float32:
+        trained = {name: tensor for name, tensor in parameters.items() if tensor.requires_grad}
+        tensors |= {f"{WEIGHT}/{name}": tensor.detach() for name, tensor in trained.items()}
+    for name, parameter in parameters.items():
+        tensors |= {f"{kind}/{name}": value for kind, value in optimizer.state.get(parameter, {}).items()}
+    return tensors
+
+
+def _read_tensors(folder: Path, policy: Policy, optimizer: torch.optim.Optimizer) -> None:
+    """Fill the policy's parameters and the optimizer's state, each rank its own part."""
+    reader = HuggingFaceStorageReader(str(folder))
+    sharding.let_go(policy.model)
+    parameters = dict(policy.model.named_parameters())
+    tensors: dict[str, Tensor] = {}
+    for key, stored in reader.read_metadata().state_dict_metadata.items():
+        kind, _, name = key.partition("/")
+        assert isinstance(stored, TensorStorageMetadata)
+        parameter = parameters[name].detach()
+        if kind == WEIGHT:
+            tensors[key] = parameter
+            continue
+        if stored.size == parameter.shape:
+            tensors[key] = torch.empty_like(parameter, dtype=stored.properties.dtype)
+        else:
+            tensors[key] = torch.empty(stored.size, dtype=stored.properties.dtype, device=policy.device)
+        optimizer.state[parameters[name]][kind] = tensors[key]
+    with _plain_errors():
+        load_tensors(tensors, storage_reader=reader, no_dist=distributed.size() == 1)
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """The error that a rank had in place of torch's collection of them, and no warning of being alone."""
+    try:
+        with warnings.catch_warnings(action="ignore", category=UserWarning):
+            yield
+    except CheckpointException as errors:
+        raise next(iter(errors.failures.values()))[0] from errors
+
+
+def _generators(rank: int) -> str:
+    return f"generators-{rank:05d}.safetensors"
 
 
 def _write_manifest(folder: Path, step: int) -> None:

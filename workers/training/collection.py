@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from queue import Empty, SimpleQueue
 from statistics import fmean
 from typing import Literal
@@ -19,6 +19,7 @@ import torch
 from workers.graders import Grader
 from workers.graders import Sample as GraderSample
 from workers.rollouts.engine import Rollout, RolloutEngine, Sampling
+from workers.training import distributed
 from workers.training.answers import AnswerReader
 from workers.training.batch import Sample
 from workers.training.data import Prompt
@@ -47,11 +48,12 @@ class Collection:
     """The graded answers to some prompts, while they come in.
 
     ``sample`` runs the engine in the thread that calls it, ``sample_in`` in another. Of what is collected nothing
-    depends on which was faster, engine or grader.
+    depends on which was faster, engine or grader. Each of a job's ranks samples and grades its own share.
     """
 
     def __init__(self, prompts: Sequence[Prompt], grading: Grading) -> None:
-        self._prompts, self._grading = prompts, grading
+        self._prompts, self._grading = distributed.dealt(prompts), grading
+        self._result: list[list[Sample]] | None = None
         self._waiting: SimpleQueue[tuple[int, list[Rollout]] | None] = SimpleQueue()
         self._complete = self._given_up = False
         self._seconds = {"sampling": 0.0, "grading": 0.0}
@@ -66,6 +68,7 @@ class Collection:
     def sample(self, engine: RolloutEngine, samples: int, sampling: Sampling) -> None:
         """``samples`` answers to each prompt. Raises as the engine does; ``result`` says when the grader failed."""
         start = time.perf_counter()
+        sampling = replace(sampling, first=distributed.rank(), stride=distributed.size())
         try:
             prompts = [prompt.token_ids for prompt in self._prompts]
             with closing(engine.stream(prompts, samples, sampling)) as groups:
@@ -107,13 +110,31 @@ class Collection:
                 self._sampled.result()
 
     def result(self) -> list[list[Sample]]:
-        """The answers with their grades, in the order of the prompts; waits for them.
+        """The answers of all ranks with their grades, in the order of the prompts; waits for them.
 
         Raises ``RunError`` where the grader fails on too many, and whatever ended the grading.
         """
-        self.wait_until_sampled()
-        with self._waiting_for("grading"):
-            return self._graded.result()
+        if self._result is None:
+            groups = distributed.undealt(self._own_result())
+            refuse_a_failing_grader(sample for group in groups for sample in group)
+            self._result = groups
+        return self._result
+
+    def _own_result(self) -> list[list[Sample]]:
+        """This rank's share. Raises on every rank when one fails, so that all go on from the same place."""
+        own, failure = None, None
+        try:
+            self.wait_until_sampled()
+            with self._waiting_for("grading"):
+                own = self._graded.result()
+        except Exception as error:
+            failure = error
+        failed = distributed.anywhere(failure is not None)
+        if failure is not None:
+            raise failure
+        if own is None or failed:
+            raise RuntimeError("Another process failed to sample or to grade its share.")
+        return own
 
     @contextmanager
     def _waiting_for(self, work: str) -> Iterator[None]:
@@ -131,9 +152,7 @@ class Collection:
             self._seconds["grading"] += time.perf_counter() - start
         if self._given_up:
             return []
-        ordered = [groups[i] for i in range(len(self._prompts))]
-        refuse_a_failing_grader(sample for group in ordered for sample in group)
-        return ordered
+        return [groups[i] for i in range(len(self._prompts))]
 
     def _next_batch(self) -> list[tuple[int, list[Rollout]]]:
         """The groups that have come in, ``batch_size`` samples at least if there are so many; none at the end."""

@@ -195,8 +195,14 @@ def micro_batches(
 
     Up to ``longest_shared`` tokens they may share rows; 0 gives each its own.
     """
-    share = max(example.tokens for example in examples) <= longest_shared
+    share = max((example.tokens for example in examples), default=0) <= longest_shared
     return [_collate(rows, device) for rows in packing.filled(examples, budget, share=share)]
+
+
+def idle(device: torch.device) -> TokenBatch:
+    """A token that nothing is learned from, for a rank that has nothing left to do while others have."""
+    nothing = torch.zeros(0, dtype=torch.long, device=device)
+    return TokenBatch(nothing.new_zeros(1, 1), nothing, nothing, None)
 
 
 def _collate(rows: Sequence[Sequence[Example]], device: torch.device) -> TokenBatch:

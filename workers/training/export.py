@@ -14,7 +14,7 @@ import torch
 from transformers import GenerationConfig
 from transformers.utils import logging
 
-from workers.training import lora
+from workers.training import distributed, lora, sharding
 from workers.training.policy import Policy
 
 ADAPTER = "adapter"
@@ -32,7 +32,13 @@ def write_model(policy: Policy, folder: Path) -> None:
     """Write weights in the base model's dtype, configuration and tokenizer, and the adapter beside them."""
     logging.disable_progress_bar()
     model, dtype = policy.model, policy.saved_dtype
-    weights = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in lora.merged(model)}
+    weights = {
+        name: tensor.to(dtype) if tensor.is_floating_point() else tensor
+        for name, tensor in sharding.whole(lora.merged(model))
+    }
+    adapter = dict(sharding.whole(lora.tensors(model).items())) if policy.adapter is not None else {}
+    if distributed.rank() > 0:
+        return
     # transformers refuses to save some generation configs that it loads, so the base model's is copied as it is.
     model.generation_config = GenerationConfig.from_model_config(model.config)
     model.save_pretrained(folder, state_dict=weights)
@@ -42,7 +48,7 @@ def write_model(policy: Policy, folder: Path) -> None:
     _set_dtype(folder / "config.json", dtype)
     policy.tokenizer.save_pretrained(folder)
     if policy.adapter is not None:
-        lora.save(model, policy.adapter, folder / ADAPTER)
+        lora.save(adapter, policy.adapter, folder / ADAPTER)
 
 
 def _set_dtype(path: Path, dtype: torch.dtype) -> None:
@@ -53,15 +59,24 @@ def _set_dtype(path: Path, dtype: torch.dtype) -> None:
 
 
 def start(folder: Path) -> Path:
-    """An empty folder beside ``folder`` to write into."""
+    """An empty folder beside ``folder`` for all ranks to write into."""
     partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    if distributed.rank() == 0:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    distributed.barrier()
     return partial
 
 
 def finish(partial: Path, folder: Path) -> None:
-    """Put ``partial`` in the place of ``folder`` once all of it is on disk."""
+    """Put ``partial`` in the place of ``folder`` once all ranks have written and all of it is on disk."""
+    distributed.barrier()
+    if distributed.rank() == 0:
+        _put(partial, folder)
+    distributed.barrier()
+
+
+def _put(partial: Path, folder: Path) -> None:
     for path in [*partial.rglob("*"), partial]:
         if path.is_file():
             path.chmod(0o644)  # safetensors writes files that only their owner can read.

@@ -13,7 +13,7 @@ from pathlib import Path
 from service.jobs.spec import Reinforcement, ResolvedHyperparameters, RunSpec
 from workers import graders, wire
 from workers.rollouts.engine import Sampling
-from workers.training import ahead, batch, checkpoint, data, metrics, preflight, seeds, update
+from workers.training import ahead, batch, checkpoint, data, distributed, metrics, preflight, seeds, update
 from workers.training import evaluate as evaluation
 from workers.training import sampler as samplers
 from workers.training.answers import AnswerReader
@@ -59,10 +59,10 @@ def run(spec: RunSpec, method: Reinforcement, channel: Channel, clock: Clock) ->
 def train(job: Run) -> int:
     """Every step from where the run is to the last one."""
     channel, total = job.channel, job.hyperparameters.n_steps
-    if job.trainer.step < total and not channel.stopping:
+    if not distributed.anywhere(channel.stopping) and job.trainer.step < total:
         before_the_first_step(job)
     while job.trainer.step < total:
-        if channel.stopping:
+        if distributed.anywhere(channel.stopping):
             save_where_it_stopped(job, keep_ahead(job))
             return wire.ExitCode.STOPPED
         step = job.trainer.step + 1

@@ -7,7 +7,7 @@ runs the adapted model, and its output layer stays an ordinary one whose gradien
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,10 +80,10 @@ def tensors(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def save(model: nn.Module, config: LoraConfig, folder: Path) -> None:
-    """Write the adapter into ``folder`` in peft's format."""
+def save(weights: Mapping[str, Tensor], config: LoraConfig, folder: Path) -> None:
+    """Write an adapter's weights, named as in ``tensors``, into ``folder`` in peft's format."""
     folder.mkdir(exist_ok=True)
-    weights = {name: tensor.cpu().contiguous() for name, tensor in tensors(model).items()}
+    weights = {name: tensor.cpu().contiguous() for name, tensor in weights.items()}
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
     settings: dict[str, Any] = config.to_dict() | {"inference_mode": True}
     plain = {name: sorted(value) if isinstance(value, set) else value for name, value in settings.items()}

@@ -11,7 +11,7 @@ N response tokens of a micro-batch, H hidden size, V vocabulary.
 
 import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -29,7 +29,7 @@ from transformers import (
 )
 
 from workers.rollouts.precision import autocast
-from workers.training import lora
+from workers.training import distributed, lora
 from workers.training.batch import Layout
 from workers.training.errors import RunError
 from workers.training.lora import Lora
@@ -67,20 +67,26 @@ class Policy:
         tokenizer: PreTrainedTokenizerBase,
         adapter: LoraConfig | None = None,
         *,
+        device: torch.device | None = None,
         recompute: When = "never",
     ) -> None:
         self.folder, self.model, self.tokenizer, self.adapter = folder, model, tokenizer, adapter
-        self.device = model.device
+        self.device = device or model.device
+        """Where it is trained. Until it is spread over several of them, the model may lie elsewhere."""
         self.saved_dtype = _saved_dtype(folder)
         self.context_length = context_length(model.config)
         self.stop_ids = stop_ids(folder, tokenizer)
         self.output: nn.Linear | None
         """The output layer, where logits are known to be ``transform`` of it applied to the hidden states."""
         self.output, self.transform = recognise(model) or (None, LogitTransform())
+        self.trunk: Callable[..., Tensor] = lambda *given, **options: (
+            model.base_model(*given, **options).last_hidden_state
+        )
+        """Everything before the output layer: input ids to hidden states ``[B, T, H]``; needs ``output``."""
         self._accepted = set(inspect.signature(model.forward).parameters)
-        self._recomputation = Recomputation(model, recompute)
+        self._recomputation = Recomputation(model, recompute, self.device)
         self.longest_shared = longest_shared(
-            model.config, self.logits if self.output is None else self.hidden, self.device
+            model.config, self.logits if self.output is None else self.hidden, model.device
         )
         """Up to this length samples may share rows; 0 where each needs its own."""
 
@@ -91,7 +97,7 @@ class Policy:
     def hidden(self, batch: Readable) -> Tensor:
         """Last hidden states ``[N, H]`` at the positions that predict the response tokens; needs ``output``."""
         with self._recomputation:
-            states = self.model.base_model(batch.input_ids, **self._arguments(batch)).last_hidden_state
+            states = self.trunk(batch.input_ids, **self._arguments(batch))
         return _at(states, batch.positions)
 
     def logits(self, batch: Readable) -> Tensor:
@@ -131,10 +137,11 @@ def load(folder: Path, device: torch.device, adapters: Lora | None = None, *, re
     cannot be loaded safely, or its model takes no adapters or cannot be recomputed.
     """
     model, tokenizer = read(folder, torch.bfloat16 if adapters and device.type == "cuda" else torch.float32)
-    model.to(device).eval()
+    # A rank's device takes its part alone.
+    model.to(device if distributed.size() == 1 else "cpu").eval()
     try:
         config = lora.attach(model, adapters) if adapters else None
-        return Policy(folder, model, tokenizer, config, recompute=recompute)
+        return Policy(folder, model, tokenizer, config, device=device, recompute=recompute)
     except ValueError as error:
         raise _unusable(f"has a model that does not take what the job asks for: {error}") from error
 

@@ -18,7 +18,7 @@ from service.graders import schemas
 from service.jobs.spec import ResolvedHyperparameters, RunSpec
 from workers import wire
 from workers.rollouts.engine import Rollout
-from workers.training import objective, update
+from workers.training import distributed, objective, update
 from workers.training.batch import Sample, Trained
 from workers.training.channel import Channel
 from workers.training.data import Prompt
@@ -91,7 +91,7 @@ def worst_case_step(
     answer = Rollout([prompt[i % len(prompt)] for i in range(length)], [0.0] * length, "length")
     sample = Trained(prompt, answer, advantage=0.0)
     most = math.ceil(h.batch_size / hyperparameters.mini_batches) * h.group_size
-    number = min(most, update.MICRO_BATCH_TOKENS // max(sample.own_tokens, 1) + 1)
+    number = min(most, (update.MICRO_BATCH_TOKENS // max(sample.own_tokens, 1) + 1) * distributed.size())
     (batch,) = update.plan([[sample] * number], policy, h)
     part = max(batch.parts, key=lambda part: len(part.tokens))
     answers = len(part.rollouts)
@@ -193,8 +193,8 @@ def tell(channel: Channel, worst: WorstCase, room: DiskRoom, seconds: float) -> 
 
 
 def _model_bytes(policy: Policy) -> int:
-    tensors = {tensor.data_ptr(): tensor for tensor in policy.model.state_dict().values()}  # tied ones are stored once
-    return sum(tensor.numel() for tensor in tensors.values()) * policy.saved_dtype.itemsize
+    count = sum(parameter.numel() for parameter in policy.model.parameters())  # tied ones are one
+    return count * policy.saved_dtype.itemsize
 
 
 def _state_bytes(policy: Policy) -> int:

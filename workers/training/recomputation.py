@@ -19,16 +19,16 @@ When = Literal["gpu", "always", "never"]
 class Recomputation:
     """``with recomputation: model(...)`` recomputes in the backward pass, where gradients are recorded.
 
-    ``when`` ``"gpu"`` means: if the model is on one and has layers that can be recomputed. Raises ``ValueError`` when
-    it should ``"always"`` and the model has no such layers.
+    ``when`` ``"gpu"`` means: if ``device`` is one and the model has layers that can be recomputed. Raises
+    ``ValueError`` when it should ``"always"`` and the model has no such layers.
     """
 
-    def __init__(self, model: PreTrainedModel, when: When) -> None:
+    def __init__(self, model: PreTrainedModel, when: When, device: torch.device) -> None:
         layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
         if when == "always" and not layers:
             name = type(model).__name__
             raise ValueError(f"{name} has no gradient checkpointing; set gradient_checkpointing to never")
-        wanted = when == "always" or (when == "gpu" and model.device.type == "cuda")
+        wanted = when == "always" or (when == "gpu" and device.type == "cuda")
         self._layers = layers if wanted else []
         for layer in self._layers:
             layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)

@@ -17,8 +17,9 @@ from workers.rollouts import probe
 from workers.rollouts.transformers import TransformersEngine
 from workers.rollouts.vllm.engine import VLLMEngine
 from workers.rollouts.vllm.start import EngineSettings
-from workers.training import lora
+from workers.training import distributed, lora, sharding
 from workers.training.data import Prompt
+from workers.training.errors import RunError
 from workers.training.policy import Policy
 
 PROBES, PROBE_TOKENS = 4, 128
@@ -42,15 +43,16 @@ class Sampler:
             return
         model, adapter = self.policy.model, self.policy.adapter
         if adapter is None:
-            version = self.engine.sync(model.state_dict().items())
+            version = self.engine.sync(sharding.whole(model.state_dict().items()))
         else:
-            version = self.engine.sync_adapter(adapter.to_dict(), lora.tensors(model))
+            tensors = dict(sharding.whole(lora.tensors(model).items()))
+            version = self.engine.sync_adapter(adapter.to_dict(), tensors)
         tolerance = probe.tolerance_for(_dtype(self.policy), self.policy.model.config.model_type)
         probe.compare(self.engine.score(self.probes), self.policy.score(self.probes), tolerance, version)
 
 
 def make(policy: Policy, hyperparameters: ResolvedHyperparameters, prompts: Sequence[Prompt]) -> Sampler:
-    """The engine that the job asks for, with the policy's weights. Raises ``EngineUnavailable``."""
+    """The engine that the job asks for, with the policy's weights. Raises ``EngineUnavailable`` and ``RunError``."""
     longest = max(len(prompt.token_ids) for prompt in prompts)
     probes = [prompt.token_ids[:PROBE_TOKENS] for prompt in prompts if len(prompt.token_ids) > 1][:PROBES]
     engine: VLLMEngine | TransformersEngine
@@ -65,6 +67,13 @@ def make(policy: Policy, hyperparameters: ResolvedHyperparameters, prompts: Sequ
         )
         engine = VLLMEngine(policy.folder, policy.stop_ids, settings)
     else:
+        if hyperparameters.max_staleness and distributed.size() > 1:
+            raise RunError(
+                "invalid_hyperparameters",
+                "A model that is trained in several processes cannot sample ahead by itself. Set max_staleness to 0, "
+                'or rollout_engine to "vllm".',
+                param="method.reinforcement.hyperparameters.max_staleness",
+            )
         model = copy_of(policy.model) if hyperparameters.max_staleness else policy.model
         engine = TransformersEngine(model, policy.stop_ids, policy.context_length)
     sampler = Sampler(engine, policy, probes)

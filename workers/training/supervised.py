@@ -13,7 +13,7 @@ import torch
 
 from service.jobs.spec import ResolvedSupervisedHyperparameters, RunSpec, Supervised
 from workers import wire
-from workers.training import conversations, data, objective, update
+from workers.training import conversations, data, distributed, objective, update
 from workers.training.attempt import Attempt, begin, finish, save, save_where_it_stopped, tell_progress, tell_start
 from workers.training.channel import Channel
 from workers.training.clock import Clock
@@ -50,10 +50,10 @@ def run(spec: RunSpec, method: Supervised, channel: Channel, clock: Clock) -> in
     """Train; the exit code is ``DONE``, or ``STOPPED`` when ``channel`` asked for it. Raises ``RunError``."""
     job = prepare(spec, method, channel, clock)
     total = job.hyperparameters.n_steps
-    if job.trainer.step == 0 and job.valid_rows and not channel.stopping:
+    if not distributed.anywhere(channel.stopping) and job.trainer.step == 0 and job.valid_rows:
         evaluate_before(job)
     while job.trainer.step < total:
-        if channel.stopping:
+        if distributed.anywhere(channel.stopping):
             save_where_it_stopped(job)
             return wire.ExitCode.STOPPED
         step = job.trainer.step + 1
@@ -105,20 +105,26 @@ def evaluate(job: Run) -> Score:
 
 
 def read(policy: Policy, examples: Sequence[Example], *, backward: bool) -> Score:
-    """Predict the examples' learned tokens; with ``backward``, leave the gradients of their mean loss behind."""
+    """Predict the examples' learned tokens; with ``backward``, leave the gradients of their mean loss behind.
+
+    Each rank reads its part of them, in as many micro-batches as every other.
+    """
     tokens = sum(len(example.learned) for example in examples)
+    own = distributed.own_part(examples, lambda example: example.tokens)
+    parts = conversations.micro_batches(own, update.token_budget(policy), policy.device, policy.longest_shared)
+    parts += [conversations.idle(policy.device)] * (distributed.largest(len(parts)) - len(parts))
     loss = right = 0.0
-    for part in conversations.micro_batches(
-        examples, update.token_budget(policy), policy.device, policy.longest_shared
-    ):
+    for part in parts:
         output = objective.cross_entropy(policy, part, normalizer=tokens)
         value = output.loss.item()
         update.check_finite("loss", value)
         if backward:
             output.loss.backward()
         loss += value
-        right += output.metrics["accuracy"].item() * len(part.tokens)
-    return Score(loss, right / tokens, tokens)
+        if len(part.tokens):
+            right += output.metrics["accuracy"].item() * len(part.tokens)
+    losses, rights = zip(*distributed.gather((loss, right)), strict=True)
+    return Score(sum(losses), sum(rights) / tokens, tokens)
 
 
 def learning_rate(hyperparameters: ResolvedSupervisedHyperparameters, step: int) -> float:

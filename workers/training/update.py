@@ -14,11 +14,12 @@ from torch.nn.utils import clip_grad_norm_
 
 from service.jobs.spec import ResolvedHyperparameters, ResolvedSupervisedHyperparameters
 from troll import SparseLogProbs
-from workers.training import mismatch, objective
-from workers.training.batch import MicroBatch, Trained, mini_batches, normalizer
+from workers.training import distributed, mismatch, objective
+from workers.training.batch import MicroBatch, Trained, idle, mini_batches, normalizer
 from workers.training.errors import non_finite
 from workers.training.packing import micro_batches
 from workers.training.policy import Policy
+from workers.training.sharding import full
 
 MICRO_BATCH_TOKENS = 8192
 MICRO_BATCH_LOGITS = 1 << 28
@@ -51,9 +52,7 @@ def plan(
     """The step's mini-batches; those that no graded sample fell into are left out."""
     budget = token_budget(policy)
     return [
-        MiniBatch(
-            micro_batches(samples, budget, policy.device, policy.longest_shared), normalizer(samples, hyperparameters)
-        )
+        MiniBatch(own_micro_batches(samples, budget, policy), normalizer(samples, hyperparameters))
         for samples in mini_batches(groups, hyperparameters.mini_batches)
         if samples
     ]
@@ -64,6 +63,21 @@ def token_budget(policy: Policy) -> int:
     return (
         MICRO_BATCH_TOKENS if policy.output else min(MICRO_BATCH_TOKENS, MICRO_BATCH_LOGITS // policy.vocabulary_size)
     )
+
+
+def own_micro_batches(samples: Sequence[Trained], budget: int, policy: Policy) -> list[MicroBatch]:
+    """This rank's share of a mini-batch. All ranks get as many micro-batches, since they gather parameters together."""
+    own = distributed.own_part(_inseparable(samples), lambda piece: sum(sample.tokens for sample in piece))
+    parts = micro_batches([sample for piece in own for sample in piece], budget, policy.device, policy.longest_shared)
+    return parts + [idle(policy.device)] * (distributed.largest(len(parts)) - len(parts))
+
+
+def _inseparable(samples: Sequence[Trained]) -> list[list[Trained]]:
+    """What goes to one rank: all answers to a prompt, which is then read once, unless some rank would get none."""
+    groups: dict[tuple[int, ...], list[Trained]] = {}
+    for sample in samples:
+        groups.setdefault(tuple(sample.prompt_ids), []).append(sample)
+    return list(groups.values()) if len(groups) >= distributed.size() else [[sample] for sample in samples]
 
 
 def read_old_policy(
@@ -90,7 +104,8 @@ def correct_mismatch(
             weighted.append(replace(part, advantages=part.advantages * weights))
             every.append((ours, theirs, weights))
         corrected.append(replace(batch, parts=weighted))
-    ours, theirs, weights = (torch.cat(column) for column in zip(*every, strict=True))
+    own = [torch.cat(column).cpu() for column in zip(*every, strict=True)]
+    ours, theirs, weights = (torch.cat(column) for column in zip(*distributed.gather(own), strict=True))
     return corrected, mismatch.metrics(ours, theirs, weights)
 
 
@@ -122,7 +137,7 @@ def train(
 
 def apply_gradients(policy: Policy, optimizer: torch.optim.AdamW, rate: float, max_grad_norm: float) -> float:
     """One optimizer update with the gradients, scaled down to ``max_grad_norm``; returns their norm before that."""
-    norm = clip_grad_norm_(policy.model.parameters(), max_grad_norm).item()
+    norm = full(clip_grad_norm_(policy.model.parameters(), max_grad_norm)).item()
     check_finite("gradient", norm)
     for group in optimizer.param_groups:
         group["lr"] = rate
@@ -137,13 +152,15 @@ def learning_rate(hyperparameters: ResolvedHyperparameters, step: int) -> float:
 
 
 def combine(reports: Sequence[dict[str, Tensor]], updates: int) -> Numbers:
-    """Metrics of micro-batches as those of all their tokens: largest of maxima, sums of losses per update, means.
+    """Metrics of all ranks' micro-batches as those of all their tokens.
 
-    ``beta`` is a mean over projected tokens only and is weighted by their number.
+    They are the largest of maxima, sums of losses per update, and means otherwise. ``beta`` is a mean over projected
+    tokens only and is weighted by their number.
     """
     if not reports:
         return {}
-    rows = [{name: value.item() for name, value in report.items()} for report in reports]
+    own = [{name: value.item() for name, value in report.items()} for report in reports]
+    rows = [row for rank in distributed.gather(own) for row in rank]
     numbers: Numbers = {}
     for name in rows[0]:
         values = [row[name] for row in rows]

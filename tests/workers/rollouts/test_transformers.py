@@ -50,7 +50,7 @@ def test_another_seed_gives_other_rollouts() -> None:
 
 def test_rows_do_not_depend_on_which_others_are_in_the_batch() -> None:
     sampling = Sampling(1.0, 12, seed=2)
-    alone = engine().generate(PROMPTS[2:3], 6, sampling)[0]
+    alone = engine().generate(PROMPTS[2:3], 6, replace(sampling, first=2))[0]
     together = engine().generate(PROMPTS, 6, sampling)[2]
     assert [rollout.token_ids for rollout in alone] == [rollout.token_ids for rollout in together]
 
@@ -85,7 +85,7 @@ def test_a_group_is_handed_over_as_soon_as_its_last_answer_ends(monkeypatch: pyt
 def test_an_answer_ends_with_its_stop_token_and_nowhere_else() -> None:
     stops = (1, 6, 9, 12)
     ended = set()
-    for group in engine(stop_ids=stops).generate(PROMPTS, 16, Sampling(1.0, 20, seed=3)):
+    for group in engine(stop_ids=stops).generate(PROMPTS, 64, Sampling(1.0, 20, seed=3)):
         for rollout in group:
             assert not set(rollout.token_ids[:-1]) & set(stops)
             assert (rollout.token_ids[-1] in stops) == (rollout.finish_reason == "stop")

@@ -139,7 +139,10 @@ def cut_short(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
 
 
-@pytest.mark.parametrize("name", ["model/model.safetensors", "state/optimizer.safetensors", "state/trainer.json"])
+@pytest.mark.parametrize(
+    "name",
+    ["model/model.safetensors", "state/tensors/shard-00001-model-00001-of-00001.safetensors", "state/trainer.json"],
+)
 @pytest.mark.parametrize("harm", [flip_a_bit, cut_short, Path.unlink])
 def test_damage_to_any_file_is_noticed(saved: Path, name: str, harm: object) -> None:
     assert callable(harm)

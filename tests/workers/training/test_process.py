@@ -77,12 +77,6 @@ def test_under_torchrun_it_prints_its_lines_without_a_supervisor(make_spec: Make
     assert isinstance(lines[-1], wire.Result)
 
 
-def test_several_processes_are_refused(make_spec: MakeSpec, execute: Execute, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    code, recorder = execute(make_spec())
-    assert (code, recorder.failure().code) == (ExitCode.USER_ERROR, "unsupported_world_size")
-
-
 def test_a_killed_run_is_resumed_exactly(make_spec: MakeSpec, execute: Execute) -> None:
     # One step ahead, so that it is killed in the middle of sampling, grading and training.
     asked = {"n_steps": 6, "eval_interval": 2, "max_staleness": 1}

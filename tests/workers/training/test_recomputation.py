@@ -84,7 +84,7 @@ def test_dropout_within_a_layer_stays_off(base: Path) -> None:
     loaded = policy.load(base, CPU)
     for layer in loaded.model.base_model.layers:
         layer.hidden_dropout = 0.5
-    Recomputation(loaded.model, "always")
+    Recomputation(loaded.model, "always", loaded.device)
     assert [layer.hidden_dropout for layer in loaded.model.base_model.layers] == [0.0, 0.0]
     assert not any(module.training for module in loaded.model.modules() if isinstance(module, nn.Linear))
 

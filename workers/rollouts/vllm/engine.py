@@ -4,7 +4,7 @@ Requests go straight to vLLM's engine core and its arrays are read as they come:
 candidate and position. K most likely tokens, n tokens of an answer.
 """
 
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,7 @@ class VLLMEngine(RolloutEngine):
     ) -> Generator[tuple[int, list[Rollout]]]:
         """``samples`` rollouts of each prompt with the prompt's index, each group as soon as it is complete.
 
-        Every sample has its own random numbers, drawn from ``sampling.seed``, the prompt's index and the sample's. A
+        Every sample has its own random numbers, drawn from ``sampling.seed``, the prompt's number and the sample's. A
         token may still turn out differently in another batch where two are equally likely to the last bit.
 
         Raises:
@@ -73,7 +73,7 @@ class VLLMEngine(RolloutEngine):
             raise ValueError(f"temperature: {sampling.temperature} is neither 0 nor at least {LOWEST_TEMPERATURE}")
         self._check(prompts)
         requests = [
-            (prompt, self._parameters(sampling, len(prompt), i, j))
+            (prompt, self._parameters(sampling, len(prompt), sampling.number(i), j))
             for i, prompt in enumerate(prompts)
             for j in range(samples)
         ]
@@ -111,8 +111,9 @@ class VLLMEngine(RolloutEngine):
         if self._settings.lora_rank:
             raise ValueError("named_weights: this engine was started for adapters; use sync_adapter")
         self._unusable = "the last push of weights did not complete"
-        weights = [(name, tensor.detach()) for name, tensor in named_weights]
-        missing = self._call("receive_weights", weights=_with_tied_output(weights) if self._tied else weights)
+        missing = self._call(
+            "receive_weights", weights=_with_tied_output(named_weights) if self._tied else named_weights
+        )
         if missing:
             raise StaleWeights(f"These parameters of the engine's model got no weights: {', '.join(missing[:8])}.")
         return self._pushed()
@@ -256,7 +257,7 @@ class VLLMEngine(RolloutEngine):
 
 
 class _Dying:
-    """Any failure inside leaves vLLM in an unknown state: the engine is dead from then on."""
+    """Any failure inside leaves vLLM in an unknown state: the engine is dead from then on, or until better weights."""
 
     def __init__(self, engine: VLLMEngine) -> None:
         self._engine = engine
@@ -265,7 +266,7 @@ class _Dying:
         return None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: Any) -> None:
-        if error is None:
+        if error is None or isinstance(error, StaleWeights):
             return
         reason = " ".join(str(error).split()) or type(error).__name__
         self._engine._dead = reason[:600]
@@ -282,14 +283,19 @@ def seed_of(seed: int, prompt: int, sample: int) -> int:
     return int(np.random.SeedSequence((seed, prompt, sample)).generate_state(1, np.uint64)[0] >> 1)
 
 
-def _with_tied_output(weights: list[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]:
+def _with_tied_output(weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
     """The weights with the output layer named beside the embeddings it is tied to.
 
     vLLM may keep a packed copy of the output layer, and would leave that copy as it was.
     """
-    if any(name.endswith("lm_head.weight") for name, _ in weights):
-        return weights
-    tied = [tensor for name, tensor in weights if name.endswith(_EMBEDDINGS)]
-    if len(tied) != 1:
-        raise StaleWeights("named_weights: the output layer is tied to the embeddings, and neither is among them.")
-    return [*weights, ("lm_head.weight", tied[0])]
+    tied: list[Tensor] = []
+    named = False
+    for name, tensor in weights:
+        named = named or name.endswith("lm_head.weight")
+        if name.endswith(_EMBEDDINGS):
+            tied.append(tensor)
+        yield name, tensor
+    if not named:
+        if len(tied) != 1:
+            raise StaleWeights("named_weights: the output layer is tied to the embeddings, and neither is among them.")
+        yield "lm_head.weight", tied[0]

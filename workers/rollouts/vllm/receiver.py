@@ -3,7 +3,7 @@
 vLLM mixes ``WeightReceiver`` into its worker class, so ``self`` has the worker's ``model_runner`` and configurations.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,8 +15,11 @@ class WeightReceiver:
     model_runner: Any
     model_config: Any
 
-    def receive_weights(self, weights: Sequence[tuple[str, Tensor]]) -> list[str]:
-        """Load whole weights, named as in the model's checkpoints. Returns the parameters that got none."""
+    def receive_weights(self, weights: Iterable[tuple[str, Tensor]]) -> list[str]:
+        """Load whole weights, named as in the model's checkpoints. Returns the parameters that got none.
+
+        The weights are taken one at a time and to the last, so that they can be put together on the way.
+        """
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
         model = self.model_runner.get_model()
@@ -24,7 +27,7 @@ class WeightReceiver:
         buffers = {name: buffer.clone() for name, buffer in _persistent_buffers(model)}
         initialize_layerwise_reload(model)
         try:
-            loaded = model.load_weights(iter(weights))
+            loaded = model.load_weights((name, tensor.detach()) for name, tensor in weights)
         finally:
             finalize_layerwise_reload(model, self.model_config)
         # Reloading leaves buffers that were not pushed uninitialised where their module's parameters were.

@@ -1,0 +1,182 @@
+"""What one process and two do alike: trained by whoever imports this, and by torchrun in two ranks.
+
+``torchrun --nproc-per-node 2 -m tests.workers.training.in_ranks FOLDER`` trains every case of ``CASES``, whose model
+folders lie in ``FOLDER``, saves a checkpoint of the first, goes on from the one that a single process left there, and
+writes down what came out.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from service.jobs.spec import Hyperparameters, ResolvedHyperparameters, resolve
+from workers.rollouts.engine import Rollout
+from workers.training import checkpoint, distributed, lora, policy, sharding, supervised, update
+from workers.training.batch import Trained
+from workers.training.checkpoint import TrainerState
+from workers.training.conversations import Example
+from workers.training.lora import Lora
+from workers.training.policy import Policy
+
+STEPS = 5
+EXAMPLES = [Example([5, 6, 7, 8, 9, 10], [3, 4, 5]), Example([7, 8, 9], [1, 2]), Example([3, 4, 5, 6, 7], [4])]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model to train and how."""
+
+    family: str
+    lora_rank: int = 0
+    dtype: torch.dtype = torch.float32
+    asked: tuple[tuple[str, Any], ...] = ()
+
+
+CASES = {
+    "tied": Case("qwen3", dtype=torch.bfloat16),
+    "lora": Case("llama", lora_rank=4),
+    "recomputed": Case("llama", asked=(("gradient_checkpointing", "always"), ("aggregation", "seq-mean-token-mean"))),
+    "capped": Case("gemma2", asked=(("objective", "clip"), ("aggregation", "seq-mean-token-sum-norm"))),
+}
+"""The first shares its output layer with its embeddings; the last caps its logits."""
+
+
+def folder_of(root: Path, name: str) -> Path:
+    return root / f"model-{name}"
+
+
+def hyperparameters(name: str) -> ResolvedHyperparameters:
+    wanted = {"mini_batches": 2, "learning_rate": 1e-3, "max_completion_tokens": 6, "max_grad_norm": 100.0}
+    return resolve(Hyperparameters(**(wanted | dict(CASES[name].asked))), training_rows=8)
+
+
+def load(root: Path, name: str, folder: Path | None = None) -> tuple[Policy, torch.optim.AdamW]:
+    """The case's policy, spread over the ranks if there are several, and its optimizer."""
+    h, rank = hyperparameters(name), CASES[name].lora_rank
+    adapters = Lora(rank, 2 * rank, seed=3, base="tiny") if rank else None
+    device = torch.device("cpu")
+    loaded = policy.load(folder or folder_of(root, name), device, adapters, recompute=h.gradient_checkpointing)
+    if distributed.size() > 1:
+        sharding.shard(loaded)
+    return loaded, update.make_optimizer(loaded, h)
+
+
+def groups() -> list[list[Trained]]:
+    """Answers of many lengths to three prompts; the second mini-batch is a single answer, too little for two ranks."""
+    generator = torch.Generator().manual_seed(1)
+
+    def ids(least: int, most: int) -> list[int]:
+        length = int(torch.randint(least, most + 1, (), generator=generator))
+        return torch.randint(3, 20, (length,), generator=generator).tolist()
+
+    def answer(prompt: list[int]) -> Trained:
+        tokens = ids(1, 6)
+        return Trained(
+            prompt, Rollout(tokens, [-2.0] * len(tokens), "stop"), float(torch.randn((), generator=generator))
+        )
+
+    return [
+        [answer(prompt) for _ in range(count)] for prompt, count in ((ids(2, 9), 5), (ids(2, 9), 4), (ids(2, 9), 1))
+    ]
+
+
+def step(loaded: Policy, optimizer: torch.optim.AdamW, name: str, number: int) -> update.Numbers:
+    h = hyperparameters(name)
+    batches = update.plan(_in_two(groups()), loaded, h)
+    old = update.read_old_policy(loaded, batches, h)
+    batches, numbers = update.correct_mismatch(batches, old, h)
+    return numbers | update.train(loaded, optimizer, batches, old, h, number)
+
+
+def _in_two(made: Sequence[list[Trained]]) -> list[list[Trained]]:
+    """Groups that fall into two mini-batches: all but the last, and the last."""
+    return [[sample for group in made[:-1] for sample in group], made[-1]]
+
+
+def gradients(loaded: Policy) -> dict[str, Tensor]:
+    """Of the last mini-batch."""
+    found = {name: p.grad for name, p in loaded.model.named_parameters() if p.grad is not None}
+    return _plain(found)
+
+
+def weights(loaded: Policy) -> dict[str, Tensor]:
+    sharding.let_go(loaded.model)
+    return _plain({name: p.detach() for name, p in loaded.model.named_parameters() if p.requires_grad})
+
+
+def state(loaded: Policy, optimizer: torch.optim.AdamW) -> dict[str, Tensor]:
+    """The weights and all that the optimizer remembers."""
+    sharding.let_go(loaded.model)
+    named = dict(loaded.model.named_parameters())
+    moments = {f"{kind}/{name}": v for name, p in named.items() for kind, v in optimizer.state.get(p, {}).items()}
+    return weights(loaded) | _plain(moments)
+
+
+def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.contiguous().clone() for name, tensor in sharding.whole(tensors.items())}
+
+
+def train(root: Path, name: str) -> tuple[list[update.Numbers], dict[str, Tensor], dict[str, Tensor]]:
+    """The numbers of every step, the first step's last gradients, and the weights at the end."""
+    loaded, optimizer = load(root, name)
+    numbers = [step(loaded, optimizer, name, 1)]
+    first = gradients(loaded)
+    numbers += [step(loaded, optimizer, name, number) for number in range(2, STEPS + 1)]
+    return numbers, first, weights(loaded)
+
+
+def save_and_go_on(root: Path, name: str, folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """A checkpoint of two steps in ``folder``, the state that it holds, and the weights after another step."""
+    loaded, optimizer = load(root, name)
+    step(loaded, optimizer, name, 1)
+    step(loaded, optimizer, name, 2)
+    checkpoint.save(folder, loaded, optimizer, TrainerState(2, 17))
+    saved = state(loaded, optimizer)
+    step(loaded, optimizer, name, 3)
+    return saved, weights(loaded)
+
+
+def resume(root: Path, name: str, folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The state that the checkpoint in ``folder`` brings back, and the weights after another step."""
+    model = None if CASES[name].lora_rank else folder / checkpoint.MODEL
+    loaded, optimizer = load(root, name, model)
+    assert checkpoint.restore(folder, loaded, optimizer) == TrainerState(2, 17)
+    found = state(loaded, optimizer)
+    step(loaded, optimizer, name, 3)
+    return found, weights(loaded)
+
+
+def supervise(root: Path) -> tuple[list[float], dict[str, Tensor]]:
+    """Loss and accuracy of three examples and of one, too few for two ranks, and the gradients of both."""
+    loaded, _ = load(root, "recomputed")
+    scores = [supervised.read(loaded, examples, backward=True) for examples in (EXAMPLES, EXAMPLES[:1])]
+    return [number for score in scores for number in (score.loss, score.accuracy)], gradients(loaded)
+
+
+def main(root: Path) -> None:
+    torch.set_num_threads(1)
+    distributed.join()
+    results: dict[str, dict[str, Tensor]] = {}
+    numbers: dict[str, Any] = {}
+    for name in CASES:
+        numbers[name], results[f"gradients-{name}"], results[f"weights-{name}"] = train(root, name)
+    for name in ("tied", "lora"):
+        results[f"saved-{name}"], results[f"after-{name}"] = save_and_go_on(root, name, root / f"by-two-{name}")
+        results[f"found-{name}"], results[f"resumed-{name}"] = resume(root, name, root / f"by-one-{name}")
+    numbers["supervised"], results["gradients-supervised"] = supervise(root)
+    assert all("lora_" in name for name in lora.tensors(load(root, "lora")[0].model))
+    if distributed.rank() == 0:
+        for name, tensors in results.items():
+            save_file(tensors, root / f"{name}.safetensors")
+        (root / "numbers.json").write_text(json.dumps(numbers))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
