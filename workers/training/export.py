@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from transformers import GenerationConfig
 from transformers.utils import logging
 
@@ -32,10 +33,11 @@ def write_model(policy: Policy, folder: Path) -> None:
     """Write weights in the base model's dtype, configuration and tokenizer, and the adapter beside them."""
     logging.disable_progress_bar()
     model, dtype = policy.model, policy.saved_dtype
-    weights = {
-        name: tensor.to(dtype) if tensor.is_floating_point() else tensor
-        for name, tensor in sharding.whole(lora.merged(model))
-    }
+    weights: dict[str, Tensor] = {}
+    for name, tensor in sharding.whole(lora.merged(model)):
+        if distributed.rank() == 0 and name not in model.all_tied_weights_keys:
+            # In the computer's memory: beside the model a GPU may have no room for it once more.
+            weights[name] = tensor.to("cpu", dtype if tensor.is_floating_point() else tensor.dtype)
     adapter = dict(sharding.whole(lora.tensors(model).items())) if policy.adapter is not None else {}
     if distributed.rank() > 0:
         return

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.workers.training import tiny
@@ -73,6 +74,13 @@ def test_an_exported_model_is_the_one_in_memory(tmp_path: Path, family: str) -> 
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     ids = torch.arange(8).unsqueeze(0)
     assert torch.equal(again(ids).logits, loaded.model(ids).logits)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_exported_model_holds_what_its_base_holds(tmp_path: Path, dtype: torch.dtype) -> None:
+    export.export(load(tiny.save(tmp_path / "model", dtype=dtype)), tmp_path / "out")
+    ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("out", "model"))
+    assert ours.keys() == theirs.keys()  # The output layer, tied to the embeddings, is stored once.
 
 
 def test_an_exported_model_has_the_dtype_and_settings_of_its_base(tmp_path: Path) -> None:

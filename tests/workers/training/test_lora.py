@@ -202,3 +202,27 @@ def test_adapters_stay_float32_on_a_bfloat16_base_under_autocast(base: Path, mon
     assert (numbers["ratio"], numbers["kl_before_max"]) == (1.0, 0.0)
     ours, theirs = (torch.cat([gradient.flatten() for gradient in each]) for each in (gradients, expected))
     assert float(torch.cosine_similarity(ours, theirs, dim=0)) > 0.98
+
+
+def test_a_job_goes_on_from_anothers_result(make_spec: MakeSpec, execute: Execute) -> None:
+    asked = {"n_steps": 1, **ADAPTED}
+    first = result_of(execute(make_spec("first", **asked))[1]).model_path
+    _, recorder = execute(make_spec("second", model_path=first, **asked))
+    second = result_of(recorder).model_path
+    began = AutoModelForCausalLM.from_pretrained(first)
+    by_peft = PeftModel.from_pretrained(began, second / "adapter").eval()
+    merged = AutoModelForCausalLM.from_pretrained(second)
+    torch.testing.assert_close(logits(by_peft), logits(merged), rtol=0, atol=1e-4)
+
+
+def test_answers_sampled_ahead_are_the_adapted_models(make_spec: MakeSpec, execute: Execute) -> None:
+    asked = {"n_steps": 3, "mismatch_correction": "none", **ADAPTED}
+    _, recorder = execute(make_spec(max_staleness=1, **asked))
+    _, at_once = execute(make_spec("now", **asked))
+    numbers, without = (
+        [step["troll"]["mismatch_abs_max"] for number, step in each.metrics().items() if number]
+        for each in (recorder, at_once)
+    )
+    # The first step's answers are the base's; the others are one update behind, which shows.
+    assert numbers[0] < 1e-4 < 1e-2 < min(numbers[1:])
+    assert max(without) < 1e-4
