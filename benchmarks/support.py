@@ -163,52 +163,42 @@ def layer_memory(shape: tuple[int, ...], name: str) -> float:
     return report.in_fresh_process(MODULE, ["--memory", name, "--shape", *map(str, shape)])["bytes"]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    gpu = torch.cuda.is_available()
-    parser.add_argument("--shape", type=int, nargs=3, default=(8192, 4096, 151_936) if gpu else (512, 1024, 151_936))
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--rollouts", type=int, default=60)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--rate", type=float, default=0.02)
-    parser.add_argument("--memory", choices=CHOICES, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    shape = tuple(arguments.shape)
-    if arguments.memory:
-        layer, loss = loss_layer.make_layer(*shape, flat=False), layer_loss(CHOICES[arguments.memory])
-        peak = report.peak_bytes(lambda: loss_layer.step(loss, layer))
-        print(json.dumps({"bytes": peak - layer.gradient_bytes}))
-        return
+def write_cost(shape: tuple[int, ...], rounds: int) -> None:
+    """Time and memory of the loss layer with each choice."""
     layer = loss_layer.make_layer(*shape, flat=False)
     losses = {name: layer_loss(choice) for name, choice in CHOICES.items()}
-    runs = {name: lambda f=f: loss_layer.step(f, layer) for name, f in losses.items()}
-    times = report.best_times(runs, arguments.rounds)
+    times = report.best_times({name: lambda f=f: loss_layer.step(f, layer) for name, f in losses.items()}, rounds)
+    lines = [[name, f"{times[name]:.3f}", f"{layer_memory(shape, name) / 1e6:.0f}"] for name in CHOICES]
+    setting = (
+        f"`python -m {MODULE} --parts cost`: layer of {shape[0]:,} tokens, hidden size {shape[1]:,}, vocabulary {shape[2]:,}, "
+        f"peaked rows, forward and backward, best of {rounds} alternating runs. {report.machine()}. `dW` is the output "
+        f"matrix's gradient, which every method writes."
+    )
+    table = report.table(["support and tail", "seconds", "MB beyond dW"], lines)
+    report.write_section("support-cost", "Support and tail of the sparse rows: cost", f"{setting}\n\n{table}")
+
+
+def write_training(rollouts: int, seeds: int, rate: float) -> None:
+    """What each choice learns, and how far it is from dropping nothing."""
     lines = []
     for name in (*CHOICES, NOTHING_DROPPED):
-        results = [train(name, seed, arguments.rollouts, arguments.rate) for seed in range(arguments.seeds)]
+        results = [train(name, seed, rollouts, rate) for seed in range(seeds)]
         mean = {key: sum(result[key] for result in results) / len(results) for key in results[0]}
-        layer_columns = ["", ""]
-        if name in times:
-            layer_columns = [f"{times[name]:.2f}", f"{layer_memory(shape, name) / 1e6:.0f}"]
         rewards = [result["last_reward"] for result in results]
-        half = (max(rewards) - min(rewards)) / 2
         lines.append(
             [
                 name,
-                *layer_columns,
                 f"{mean['gradient']:.1e}",
                 f"{mean['kl']:+.1e}",
                 f"{mean['projected']:+.1%}",
                 f"{mean['leak']:.1e}",
                 f"{mean['last_leak']:.1e}",
-                f"{mean['last_reward']:.3f} ± {half:.3f}",
+                f"{mean['last_reward']:.3f} ± {(max(rewards) - min(rewards)) / 2:.3f}",
                 f"{mean['last_entropy']:.2f}",
             ]
         )
     header = [
         "support and tail",
-        "layer, s",
-        "MB beyond dW",
         "gradient error",
         "KL error, nats",
         "projected too often",
@@ -218,15 +208,36 @@ def main() -> None:
         "entropy",
     ]
     setting = (
-        f"`python -m {MODULE}`: layer of {shape[0]:,} tokens, hidden size {shape[1]:,}, vocabulary {shape[2]:,}; training "
-        f"of {arguments.rollouts} rollouts of {UPDATES} updates, means over {arguments.seeds} seeds (± half the range). "
-        f"{report.machine()}. Errors are against the same loss with nothing dropped, in the middle of each rollout's "
-        f"updates: the gradient's distance over its length (root mean squares), the mean excess of the sparse KL before the projection, and of the "
-        f"fraction projected. Mass outside is what the new policy puts on tokens that neither row keeps."
+        f"`python -m {MODULE} --parts training`: {rollouts} rollouts of {UPDATES} updates, means over {seeds} seeds (± half the "
+        f"range). Errors are against the same loss with nothing dropped, in the middle of each rollout's updates: the "
+        f"gradient's distance over its length (root mean squares), the mean excess of the sparse KL before the projection, "
+        f"and of the fraction projected. Mass outside is what the new policy puts on tokens that neither row keeps."
     )
-    report.write_section(
-        "support", "Support and tail of the sparse rows", f"{setting}\n\n{report.table(header, lines)}"
-    )
+    title = "Support and tail of the sparse rows: learning"
+    report.write_section("support-training", title, f"{setting}\n\n{report.table(header, lines)}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    gpu = torch.cuda.is_available()
+    parser.add_argument("--shape", type=int, nargs=3, default=(8192, 4096, 151_936) if gpu else (512, 1024, 151_936))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rollouts", type=int, default=60)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--rate", type=float, default=0.02)
+    parser.add_argument("--parts", choices=("cost", "training"), nargs="+", default=("cost", "training"))
+    parser.add_argument("--memory", choices=CHOICES, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    shape = tuple(arguments.shape)
+    if arguments.memory:
+        layer, loss = loss_layer.make_layer(*shape, flat=False), layer_loss(CHOICES[arguments.memory])
+        peak = report.peak_bytes(lambda: loss_layer.step(loss, layer))
+        print(json.dumps({"bytes": peak - layer.gradient_bytes}))
+        return
+    if "cost" in arguments.parts:
+        write_cost(shape, arguments.rounds)
+    if "training" in arguments.parts:
+        write_training(arguments.rollouts, arguments.seeds, arguments.rate)
 
 
 if __name__ == "__main__":

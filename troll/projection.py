@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from troll import checks
-from troll.solver import solve
+from troll.solver import exp_, solve
 
 # Float32 rows whose error could be seen in a bound of a few hundredths of a nat are solved again in float64.
 _VISIBLE_NOISE = 1e-6
-# Elements of the rows a CPU works on at a time, so that they stay in its cache.
-_CPU_ELEMENTS = 1 << 19
+# Elements of the rows a CPU works on at a time, so that they stay in its last cache.
+_CPU_ELEMENTS = 1 << 21
 
 
 class Projection(NamedTuple):
@@ -53,15 +53,16 @@ def project(log_old: Tensor, log_new: Tensor, kl_bound: float) -> Projection:
     checks.floating("log_old", log_old)
     checks.floating("log_new", log_new)
     checks.same_shape("log_new", log_new, "log_old", log_old.shape)
-    if log_old.dim() < 1:
-        raise ValueError("log_old: needs a last dimension over the vocabulary, got a scalar")
+    if log_old.dim() < 1 or not log_old.shape[-1]:
+        raise ValueError(f"log_old: needs a last dimension over the vocabulary, got shape {list(log_old.shape)}")
     size = log_old.shape[-1]
     leading = log_old.shape[:-1]
-    everything = torch.arange(leading.numel(), device=log_old.device)
-    for name, tensor in (("log_old", log_old), ("log_new", log_new)):
-        peaks = tensor.detach().reshape(-1, size).amax(-1) if size else tensor.new_full(leading, torch.nan)
-        checks.finite_rows(name, peaks, everything)
     flat = project_rows(log_old.reshape(-1, size), log_new.reshape(-1, size), None, kl_bound)
+    # NaN, infinity and rows without a single token all show in this divergence.
+    if not flat.kl_before.isfinite().all():
+        everything = torch.arange(leading.numel(), device=log_old.device)
+        for name, tensor in (("log_old", log_old), ("log_new", log_new)):
+            checks.finite_rows(name, tensor.detach().reshape(-1, size).amax(-1), everything)
     return Projection(flat.log_probs.reshape(log_old.shape), *(value.reshape(leading) for value in flat[1:]))
 
 
@@ -150,73 +151,80 @@ class _Scene(NamedTuple):
     """What the projection of rows `[M, U]` starts from."""
 
     log_old: Tensor
+    log_new: Tensor
     log_weight: Tensor
     """Log of the old mass per slot, -inf for slots that take no part."""
-    mass: Tensor
-    """The new mass per slot."""
     score: Tensor
     """`log new - log old`, finite."""
+    pull: Tensor
+    """The new mass per slot, times the score."""
     kl_new: Tensor
     """`[M]` `KL(new || old)`"""
+    partitions: Tensor
+    """`[2, M]` log of the old and of the new mass that takes part: 0 unless slots were taken out."""
 
     def select(self, rows: Tensor) -> "_Scene":
         log_old = self.log_old[rows]
         log_weight = log_old if self.log_weight is self.log_old else self.log_weight[rows]
-        return _Scene(log_old, log_weight, self.mass[rows], self.score[rows], self.kl_new[rows])
+        columns = (self.log_new[rows], log_weight, self.score[rows], self.pull[rows], self.kl_new[rows])
+        return _Scene(log_old, *columns, self.partitions[:, rows])
 
 
 def _move(log_new: Tensor, log_old: Tensor, log_count: Tensor | None, kl_bound: float, out: Tensor) -> _Moved:
     """Projects rows `[M, U]` into `out`; solves those that lie outside the trust region."""
     score = log_new - log_old
     log_weight = log_old if log_count is None else log_old + log_count
-    mass = log_new.exp() if log_count is None else (log_new + log_count).exp_()
-    scene = _Scene(log_old, log_weight, mass, score, (mass * score).sum(-1))
+    pull = exp_(log_new.clone() if log_count is None else log_new + log_count).mul_(score)
+    kl_new = pull.sum(-1)
+    scene = _Scene(log_old, log_new, log_weight, score, pull, kl_new, torch.zeros_like(kl_new).expand(2, -1))
     # A probability of zero on either side shows in the sum, as infinity or as not a number.
-    regular = bool(scene.kl_new.isfinite().all())
+    regular = bool(kl_new.isfinite().all())
     if not regular:
-        scene = _share(scene, log_new)
+        scene = _share(scene, log_count)
     active = scene.kl_new > kl_bound
     rows = active.nonzero().squeeze(-1)
     if 2 * len(rows) > len(active):
         # Sorting out most rows costs more than taking the others along.
-        found = _solve(scene, kl_bound, regular)
-        torch.where(active.unsqueeze(-1), found.log_pi, log_new, out=out)
-        beta, kl = torch.where(active, found.beta, 1.0), torch.where(active, found.kl_after, scene.kl_new)
-        noise = torch.where(active, found.noise, 0.0)
-        return _Moved(out, beta, active, scene.kl_new, kl, active & found.tight, noise)
-    zero = torch.zeros_like(scene.kl_new)
-    moved = _Moved(out.copy_(log_new), zero + 1, active, scene.kl_new, scene.kl_new.clone(), active.clone(), zero)
+        return _solve(scene, active, kl_bound, regular, out)
+    out.copy_(log_new)
+    zero = torch.zeros_like(kl_new)
+    moved = _Moved(out, zero + 1, active, scene.kl_new, scene.kl_new.clone(), active.clone(), zero)
     if len(rows):
-        found = _solve(scene.select(rows), kl_bound, regular)
+        found = _solve(scene.select(rows), active[rows], kl_bound, regular, torch.empty_like(out[rows]))
         for target, values in zip(moved, found, strict=True):
             target[rows] = values
     return moved
 
 
-def _solve(scene: _Scene, kl_bound: float, regular: bool) -> _Moved:
-    """Moves every row along its geodesic to where it leaves the trust region."""
-    found = solve(scene.log_weight, scene.mass, scene.score, kl_bound)
-    log_pi = torch.addcmul(scene.log_old, scene.score, found.beta.unsqueeze(-1))
-    log_pi.sub_(found.log_partition.unsqueeze(-1))
+def _solve(scene: _Scene, active: Tensor, kl_bound: float, regular: bool, out: Tensor) -> _Moved:
+    """Moves the active rows along their geodesics to where they leave the trust region; the others stay."""
+    partition_old, partition_new = scene.partitions
+    found = solve(scene.log_weight, scene.score, scene.pull, partition_old, partition_new, kl_bound)
+    beta = torch.where(active, found.beta, 1.0)
+    # At a weight of 1 this is the new policy, to the bit.
+    torch.lerp(scene.log_old, scene.log_new, beta.unsqueeze(-1), out=out)
+    out.sub_(torch.where(active, found.log_partition, 0.0).unsqueeze(-1))
     if not regular:
-        log_pi.masked_fill_(scene.log_weight == -torch.inf, -torch.inf)
-        log_pi = torch.where(found.feasible.unsqueeze(-1), log_pi, scene.log_old)
-    active = torch.ones_like(found.tight)
-    return _Moved(log_pi, found.beta, active, scene.kl_new, found.kl, found.tight, found.noise)
+        out.masked_fill_(scene.log_weight == -torch.inf, -torch.inf)
+        out.copy_(torch.where(found.feasible.unsqueeze(-1), out, scene.log_old))
+        out.copy_(torch.where(active.unsqueeze(-1), out, scene.log_new))
+    kl = torch.where(active, found.kl, scene.kl_new)
+    return _Moved(out, beta, active, scene.kl_new, kl, active & found.tight, torch.where(active, found.noise, 0.0))
 
 
-def _share(scene: _Scene, log_new: Tensor) -> _Scene:
+def _share(scene: _Scene, log_count: Tensor | None) -> _Scene:
     """Takes slots where either side has a probability of zero out of the rows.
 
     Mass of the new policy where the old one has none is infinitely far away.
     """
-    shared = (log_new > -torch.inf) & (scene.log_old > -torch.inf)
-    outside = (~shared & (scene.mass > 0)).any(-1)
-    score = torch.where(shared, log_new - scene.log_old, 0.0)
-    mass = scene.mass.masked_fill(~shared, 0.0)
-    return scene._replace(
-        log_weight=scene.log_weight.masked_fill(~shared, -torch.inf),
-        mass=mass,
-        score=score,
-        kl_new=torch.where(outside, torch.inf, (mass * score).sum(-1)),
-    )
+    shared = (scene.log_new > -torch.inf) & (scene.log_old > -torch.inf)
+    log_mass = scene.log_new if log_count is None else scene.log_new + log_count
+    # NaN counts as outside, so that it is seen whatever stands opposite.
+    outside = ((~shared & (log_mass != -torch.inf)) | scene.log_old.isnan()).any(-1) | ~shared.any(-1)
+    score = torch.where(shared, scene.log_new - scene.log_old, 0.0)
+    log_weight = scene.log_weight.masked_fill(~shared, -torch.inf)
+    mass = log_mass.exp().masked_fill_(~shared, 0.0)
+    partitions = torch.stack([log_weight.exp().sum(-1), mass.sum(-1)]).log_()
+    pull = mass.mul_(score)
+    kl_new = torch.where(outside, torch.inf, pull.sum(-1))
+    return scene._replace(log_weight=log_weight, score=score, pull=pull, kl_new=kl_new, partitions=partitions)

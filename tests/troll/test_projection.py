@@ -42,6 +42,27 @@ def test_no_row_of_a_million_leaves_the_region() -> None:
     assert checked == 1_000_000
 
 
+@pytest.mark.parametrize("size", [2, 5, 64])
+def test_steep_rows_stay_inside_the_region(size: int) -> None:
+    """Near-certain rows that move far: the KL rises so steeply that a small step in beta is a large one in it."""
+    log_old, log_new = random_rows(20_000, size, 14.0, 10.0, size, torch.float32)
+    result = troll.project(log_old, log_new, BOUND)
+    kl = exact_kl(result.log_probs, log_old)
+    assert kl.max().item() <= BOUND + 1e-6
+    assert kl[result.active].min().item() >= BOUND - 5e-6
+
+
+def test_a_path_on_which_every_mass_vanishes() -> None:
+    """Between policies that are nearly disjoint the geodesic's masses underflow before they are normalised."""
+    log_old = torch.tensor([[0.0, -300.0, -300.0]], dtype=torch.float64).log_softmax(-1)
+    log_new = torch.tensor([[-3000.0, 0.0, -1.0]], dtype=torch.float64).log_softmax(-1)
+    for dtype in (torch.float32, torch.float64):
+        result = troll.project(log_old.to(dtype), log_new.to(dtype), BOUND)
+        log_pi, eta = oracle.project(log_old[0].numpy(), log_new[0].numpy(), BOUND)
+        np.testing.assert_allclose(result.log_probs[0].double().exp().numpy(), np.exp(log_pi), atol=1e-5)
+        assert result.beta.item() == pytest.approx(1 / (1 + eta), rel=1e-4)
+
+
 @given(
     size=st.integers(2, 40),
     sharp=st.floats(0.01, 40),
@@ -202,6 +223,11 @@ def test_shapes_follow_the_input() -> None:
         (torch.zeros(2, 3), torch.zeros(2, 3), float("nan"), "kl_bound"),
         (torch.zeros(2, 3), torch.tensor([[0.0, 0, 0], [0, torch.nan, 0]]), BOUND, "log_new: row 1 holds NaN"),
         (torch.full((1, 3), -torch.inf), torch.zeros(1, 3), BOUND, "log_old: row 0"),
+        (torch.full((1, 3), -torch.inf), torch.full((1, 3), -torch.inf), BOUND, "log_old: row 0"),
+        (torch.tensor([[0.0, torch.nan]]), torch.tensor([[0.0, -torch.inf]]), BOUND, "log_old: row 0"),
+        (torch.zeros(1, 2), torch.tensor([[0.0, torch.inf]]), BOUND, "log_new: row 0"),
+        (torch.tensor([[0.0, torch.inf]]), torch.zeros(1, 2), BOUND, "log_old: row 0"),
+        (torch.zeros(2, 0), torch.zeros(2, 0), BOUND, "log_old: needs a last dimension"),
         (torch.tensor(0.0), torch.tensor(0.0), BOUND, "log_old: needs a last dimension"),
     ],
 )
