@@ -3,6 +3,7 @@
 import typer
 
 from service.cli import keys, models, stack
+from service.cli.chat import chat
 from service.cli.check import check
 from service.cli.failure import Commands
 from service.cli.jobs import commands as job_commands
@@ -21,6 +22,7 @@ app.command("check")(check)
 app.command("submit")(submit)
 app.command("follow")(follow)
 app.command("pull")(models.pull)
+app.command("chat")(chat)
 app.add_typer(job_commands, name="jobs")
 app.add_typer(models.commands, name="models")
 app.add_typer(keys.commands, name="keys")

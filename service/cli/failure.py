@@ -42,4 +42,7 @@ def _explain_api_error(error: Exception) -> str | None:
     if isinstance(error, openai.APIStatusError):
         body = error.body if isinstance(error.body, dict) else {}
         return f"{body.get('message') or error.message} (HTTP {error.status_code})"
+    if isinstance(error, openai.APIError):
+        # What a stream says when it cannot go on.
+        return error.message
     return None

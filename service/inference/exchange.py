@@ -108,7 +108,8 @@ class _Asked:
             await self._look_after()
             return [None]
         messages = [found[1], *(await self.client.lpop(key, BATCH) or [])]
-        return [event for message in messages for event in wire.events.validate_json(message) if self._concerns(event)]
+        events = wire.merged([event for message in messages for event in wire.events.validate_json(message)])
+        return [event for event in events if self._concerns(event)]
 
     def _concerns(self, event: wire.Event) -> bool:
         """Take note of ``event``; whether it is for the reader. Raises what a failure amounts to."""

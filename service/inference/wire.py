@@ -3,6 +3,7 @@
 Text, not tokens, crosses over: the worker knows the model's template and tokenizer, the API knows OpenAI's shapes.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
@@ -103,6 +104,15 @@ class Delta(Frozen):
     tool_calls: list[ToolCall] = []
     logprobs: list[TokenLogprob] = []
 
+    def joined(self, other: "Delta") -> "Delta":
+        """This and what follows it, in one."""
+        return Delta(
+            choice=self.choice,
+            content=self.content + other.content,
+            reasoning=self.reasoning + other.reasoning,
+            logprobs=[*self.logprobs, *other.logprobs],
+        )
+
 
 class End(Frozen):
     """A choice is complete."""
@@ -127,3 +137,21 @@ class Failed(Frozen):
 
 Event = Annotated[Accepted | Started | Delta | End | Failed, Field(discriminator="kind")]
 events = TypeAdapter(list[Event])
+
+
+def merged(some: Sequence[Event]) -> list[Event]:
+    """The same events with the deltas of a choice that follow each other as one: who is behind has less to read."""
+    result: list[Event] = []
+    last: dict[int, int] = {}
+    for event in some:
+        if isinstance(event, Delta) and not event.tool_calls:
+            position = last.get(event.choice)
+            before = None if position is None else result[position]
+            if position is not None and isinstance(before, Delta) and not (before.content and event.reasoning):
+                result[position] = before.joined(event)
+                continue
+            last[event.choice] = len(result)
+        elif isinstance(event, Delta | End):
+            last.pop(event.choice, None)
+        result.append(event)
+    return result

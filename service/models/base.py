@@ -31,7 +31,13 @@ def available() -> list[BaseModel]:
 
 
 def find(id: str) -> BaseModel | None:
-    return next((model for model in available() if model.id == id), None)
+    """The base model ``id``, found by its path alone: every chat asks, and there may be many models."""
+    parts, root = id.split("/"), settings().models_dir
+    if len(parts) > DEPTH or any(part in ("", ".", "..") for part in parts):
+        return None
+    folder = root.joinpath(*parts)
+    offered = (folder / "config.json").is_file() and refusal(folder) is None
+    return _base_model(root, folder) if offered else None
 
 
 def refusal(folder: Path) -> str | None:

@@ -13,7 +13,9 @@ import peft
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
 
+from service.cli import app
 from service.core import live
 from service.core.db import tenant
 from service.inference import exchange
@@ -104,7 +106,7 @@ def test_a_seed_gives_the_same_choices_again_and_another_does_not(acme: openai.O
 
 
 def test_choices_count_in_the_usage(acme: openai.OpenAI) -> None:
-    answer = say(acme, n=3, temperature=1)
+    answer = say(acme, n=3, temperature=1, logit_bias={str(tiny.tokenizer().eos_token_id): -100})
     assert [choice.index for choice in answer.choices] == [0, 1, 2]
     assert answer.usage.completion_tokens == 36
 
@@ -308,7 +310,7 @@ def tuned(stub: None, acme: openai.OpenAI, body: dict[str, Any], api_key: Key) -
     config.base_model_name_or_path = MODEL
     adapted = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(settings().models_dir / MODEL), config)
     adapted.peft_config["default"].base_model_name_or_path = MODEL
-    adapted.save_pretrained(tuned / "adapter")
+    adapted.save_pretrained(tuned / "adapter", save_embedding_layers=False)
     shutil.rmtree(checkpoint)
     tiny.save(checkpoint, seed=1)
     return model
@@ -330,6 +332,19 @@ def test_tuned_models_and_checkpoints_answer_their_owner_alone(
     assert content(say(acme)) == base
     with pytest.raises(openai.NotFoundError):
         say(connect(new_key(organization="globex")), model=tuned)
+
+
+def test_chat_on_the_command_line(
+    acme: openai.OpenAI, server: Server, api_key: Key, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
+    monkeypatch.setenv("OPENAI_API_KEY", api_key.plain)
+    asked = ["chat", MODEL, HELLO[0]["content"], "--temperature", "0", "--max-tokens", "12"]
+    said = CliRunner().invoke(app, asked)
+    assert (said.exit_code, said.stdout) == (0, content(say(acme)) + "\n"), said.output
+    refused = CliRunner().invoke(app, ["chat", "tiny/none", "Hello"])
+    assert refused.exit_code == 1
+    assert "does not exist" in refused.stderr
 
 
 def events_of(answer: str) -> bool:

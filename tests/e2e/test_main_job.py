@@ -41,6 +41,19 @@ def assert_told_once_and_in_order(told: list[FineTuningJobEvent], steps: int) ->
     assert [event.data["step"] for event in told if event.type == "metrics"] == list(range(steps + 1))  # type: ignore[index]
 
 
+def right_of_ten(stack: Stack, model: str) -> int:
+    """How many of ten additions a model gets right when it is asked."""
+    asked = [(a, a + 7) for a in range(12, 92, 8)]
+    answers = [
+        stack.client.chat.completions.create(
+            model=model, messages=[{"role": "user", "content": f"{a}+{b}="}], temperature=0
+        )
+        for a, b in asked
+    ]
+    texts = [answer.choices[0].message.content for answer in answers]
+    return sum(text == str(a + b) for text, (a, b) in zip(texts, asked, strict=True))
+
+
 def test_a_job_improves_the_model_and_leaves_weights(stack: Stack, create: Callable[..., Any], tmp_path: Path) -> None:
     job = wait(stack, create(n_steps=40, eval_interval=20).id)
     assert (job.status, job.error) == ("succeeded", None)
@@ -54,6 +67,8 @@ def test_a_job_improves_the_model_and_leaves_weights(stack: Stack, create: Calla
     assert len(table.splitlines()) == 1 + 41
     checkpoints = list(stack.client.fine_tuning.jobs.checkpoints.list(job.id))
     assert checkpoints[0].step_number == 40
+    assert right_of_ten(stack, job.fine_tuned_model) > right_of_ten(stack, stack.model)
+    assert right_of_ten(stack, checkpoints[0].fine_tuned_model_checkpoint) == right_of_ten(stack, job.fine_tuned_model)
     download(stack.client, job.fine_tuned_model, tmp_path / "weights")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -192,7 +192,7 @@ class Worker:
         try:
             async with self._redis.pipeline(transaction=False) as pipe:
                 for id, some in events.items():
-                    pipe.rpush(exchange.events_key(id), wire.events.dump_json(some))
+                    pipe.rpush(exchange.events_key(id), wire.events.dump_json(wire.merged(some)))
                     pipe.expire(exchange.events_key(id), exchange.EVENTS_TTL_SECONDS)
                 lengths = (await pipe.execute())[::2]
         except RedisError as error:
