@@ -24,11 +24,13 @@ OUT_OF_MEMORY = {
     "training": _IN_TRAINING,
     "eval": _IN_EVALUATION,
 }
+_OF_CONVERSATIONS = (
+    "Out of memory while training. Shorten the longest conversations, set gradient_checkpointing to always, set a "
+    "lora_rank, or choose a smaller model."
+)
 OUT_OF_MEMORY_SUPERVISED = {
-    "training": (
-        "Out of memory while training. Shorten the longest conversations, set gradient_checkpointing to always, set a "
-        "lora_rank, or choose a smaller model."
-    ),
+    "preflight": _OF_CONVERSATIONS,
+    "training": _OF_CONVERSATIONS,
     "eval": "Out of memory while evaluating. Shorten the longest conversations of the validation file.",
 }
 

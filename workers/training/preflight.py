@@ -13,6 +13,7 @@ from datetime import timedelta
 from statistics import fmean
 
 import torch
+from torch import Tensor
 
 from service.graders import schemas
 from service.jobs.spec import ResolvedHyperparameters, RunSpec
@@ -97,13 +98,7 @@ def worst_case_step(
     answers = len(part.rollouts)
     start = time.perf_counter()
     try:
-        moments = [
-            torch.zeros_like(parameter)
-            for group in optimizer.param_groups
-            for parameter in group["params"]
-            if parameter not in optimizer.state
-            for _ in range(MOMENTS)
-        ]
+        moments = unmade_moments(optimizer)
         old = objective.old_policy(policy, part, h)
         loss = objective.loss(policy, part, old, h, batch.normalizer).loss
         loss.backward()
@@ -116,6 +111,17 @@ def worst_case_step(
         optimizer.zero_grad(set_to_none=True)
     del moments
     return WorstCase(answers, answers * sample.tokens, time.perf_counter() - start)
+
+
+def unmade_moments(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """As much memory as the optimizer will take at its first step; nothing where it has made it."""
+    return [
+        torch.zeros_like(parameter)
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+        if parameter not in optimizer.state
+        for _ in range(MOMENTS)
+    ]
 
 
 def seconds_of_run(

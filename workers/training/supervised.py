@@ -13,7 +13,7 @@ import torch
 
 from service.jobs.spec import ResolvedSupervisedHyperparameters, RunSpec, Supervised
 from workers import wire
-from workers.training import conversations, data, distributed, objective, update
+from workers.training import conversations, data, distributed, objective, preflight, update
 from workers.training.attempt import Attempt, begin, finish, save, save_where_it_stopped, tell_progress, tell_start
 from workers.training.channel import Channel
 from workers.training.clock import Clock
@@ -75,11 +75,26 @@ def prepare(spec: RunSpec, method: Supervised, channel: Channel, clock: Clock) -
         train = load(attempt.policy, spec.training_path, "training_file")
         valid = load(attempt.policy, spec.validation_path, "validation_file") if spec.validation_path else []
     tell_start(attempt)
-    return Run(**vars(attempt), method=method, train_rows=train, valid_rows=valid)
+    job = Run(**vars(attempt), method=method, train_rows=train, valid_rows=valid)
+    if job.trainer.step < method.hyperparameters.n_steps:
+        try_largest_step(job)
+    return job
 
 
 def load(policy: Policy, path: Path, param: str) -> list[list[Example]]:
     return conversations.load(path, policy.tokenizer, policy.stop_ids, policy.context_length, param)
+
+
+def try_largest_step(job: Run) -> None:
+    """Compute the step of the longest rows and change nothing, so that memory that does not suffice is told at once."""
+    rows = sorted(job.train_rows, key=lambda row: max(example.tokens for example in row))
+    examples = [example for row in rows[-job.hyperparameters.batch_size :] for example in row]
+    with job.clock("preflight"):
+        moments = preflight.unmade_moments(job.optimizer)
+        read(job.policy, examples, backward=True)
+        job.optimizer.zero_grad(set_to_none=True)
+        del moments
+    job.clock.lap()
 
 
 def learn(job: Run, step: int) -> tuple[Score, dict[str, float]]:

@@ -146,6 +146,26 @@ def test_rows_that_are_too_long_are_all_named(make: Callable[..., RunSpec], exec
     assert "line 1:" not in failure.message
 
 
+def test_memory_that_does_not_suffice_is_told_before_the_first_step(
+    make: Callable[..., RunSpec], execute: Execute, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = make(batch_size=2)
+    tiny.write_answered_rows(spec.training_path, [(1, 1), (2, 2), (10**9, 10**9), (3, 3)])
+    asked: list[int] = []
+
+    def read(loaded: policy.Policy, examples: list[conversations.Example], *, backward: bool) -> supervised.Score:
+        asked.append(max(example.tokens for example in examples))
+        raise MemoryError
+
+    monkeypatch.setattr(supervised, "read", read)
+    code, told = execute(spec)
+    assert (code, told.failure().code) == (ExitCode.USER_ERROR, "out_of_memory")
+    assert "Shorten the longest conversations" in told.failure().message
+    # The template, the first turn, both numbers, their sum and its end.
+    assert asked == [len("u1+1=a3e") + len(f"u{10**9}+{10**9}=a{2 * 10**9}")]
+    assert told.metrics() == {}
+
+
 def test_a_loss_that_is_not_finite_names_the_methods_field(
     make: Callable[..., RunSpec], execute: Execute, tmp_path: Path
 ) -> None:
