@@ -187,6 +187,7 @@ def select_old(old: SparseLogProbs, tokens: Tensor, batch: Batch, vocabulary_siz
     checks.same_shape("old", old.kept_mass, "tokens", tokens.shape)
     chosen = old.select(batch.rows)
     checks.equal_rows("old", "tokens", chosen.ids[:, 0], batch.tokens, batch.rows)
+    checks.finite_rows("old", chosen.log_probs.exp().sum(-1) + chosen.tail_log_prob.exp(), batch.rows)
     return chosen
 
 

@@ -1,5 +1,6 @@
 """The loss and its gradient against the oracle, and the properties the objective promises."""
 
+import dataclasses
 from collections.abc import Callable
 
 import numpy as np
@@ -372,6 +373,8 @@ def test_metrics_are_detached_scalars() -> None:
 
 LOGITS, TOKENS, ADVANTAGES = torch.randn(2, 3, 10), torch.zeros(2, 3, dtype=torch.long), torch.ones(2)
 OLD = troll.sparsify(LOGITS, TOKENS)
+BROKEN_OLD = dataclasses.replace(OLD, log_probs=OLD.log_probs.clone())
+BROKEN_OLD.log_probs[1, 1, 0] = torch.nan
 BROKEN = LOGITS.clone()
 BROKEN[1, 0, 3] = torch.nan
 
@@ -390,6 +393,7 @@ BROKEN[1, 0, 3] = torch.nan
         (lambda: troll.troll_loss(LOGITS, OLD, TOKENS, ADVANTAGES.int()), "advantages: needs a floating"),
         (lambda: troll.troll_loss(LOGITS, OLD, TOKENS, ADVANTAGES * torch.nan), "advantages: row 0 holds NaN"),
         (lambda: troll.troll_loss(LOGITS, OLD, TOKENS, ADVANTAGES, torch.ones(2)), "mask: shape"),
+        (lambda: troll.troll_loss(LOGITS, BROKEN_OLD, TOKENS, ADVANTAGES), "old: row 4 holds NaN"),
         (lambda: troll.troll_loss(BROKEN, OLD, TOKENS, ADVANTAGES), "logits: row 3 holds NaN"),
         (lambda: troll.troll_loss(LOGITS, OLD, TOKENS, ADVANTAGES, kl_bound=0.0), "kl_bound: needs a positive"),
         (lambda: troll.troll_loss(LOGITS, OLD, TOKENS, ADVANTAGES, alpha=-1.0), "alpha: needs a number of at least 0"),
