@@ -7,7 +7,7 @@ more. A lost question or answer is an error for the caller, who asks again.
 
 import asyncio
 import json
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any
 
 from kombu.exceptions import OperationalError
@@ -17,12 +17,12 @@ from starlette.concurrency import run_in_threadpool
 from service.core import broker, live
 from service.core.errors import DomainError
 from service.core.ids import new_id
+from service.settings import settings
 
 ACCEPT_SECONDS = 15.0
 """How long a worker may take to say that it has the question."""
 ANSWER_TTL_SECONDS = 60
 ATTENDED = "control:attended"
-ATTENDED_SECONDS = 60
 ACCEPTED, ANSWER, BUSY, FAILED = "accepted", "answer", "busy", "failed"
 
 
@@ -73,8 +73,9 @@ def reply(id: str, kind: str, answer: dict[str, Any] | None = None) -> None:
 
 
 def attend() -> None:
-    """Say that a control worker is there; whoever has something to ask that can be left out relies on it."""
-    live.client().set(ATTENDED, "1", ex=ATTENDED_SECONDS)
+    """Say that a control worker is there, as every sweep does. What can be left out is not asked where none is."""
+    with suppress(RedisError):
+        live.client().set(ATTENDED, "1", ex=int(max(60, 4 * settings().sweep_seconds)))
 
 
 def attended() -> bool:

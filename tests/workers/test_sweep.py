@@ -5,10 +5,10 @@ from collections.abc import Callable
 import pytest
 from sqlalchemy import text
 
-from service.core import broker
+from service.core import ask, broker
 from service.core.db import transaction
 from tests.workers.conftest import events, row
-from workers.sweep import reap, ring
+from workers.sweep import reap, ring, sweep
 
 pytestmark = pytest.mark.usefixtures("stub")
 
@@ -86,3 +86,9 @@ def test_a_job_created_while_redis_is_away_is_not_lost(
     assert row(id).status == "queued"
     ring()
     assert broker.waiting() == 1
+
+
+def test_a_sweep_shows_that_a_control_worker_is_there(database: object) -> None:
+    assert not ask.attended()
+    sweep()
+    assert ask.attended()
