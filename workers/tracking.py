@@ -47,6 +47,9 @@ class Tracking:
         self._count = len(spec.integrations)
         if not spec.integrations:
             return
+        if settings().wandb_mode == "off":
+            log.warning("%s: Weights & Biases was turned off since the job was taken", job.id)
+            return
         try:
             self._start(job, spec, folder)
         except (OSError, SQLAlchemyError) as error:
