@@ -141,6 +141,15 @@ def test_offline_runs_are_kept_with_the_job(submit: Submit, faster: Callable[...
     assert kept.stat().st_size > 0
 
 
+def test_what_was_turned_off_since_is_left_out(
+    submit: Submit, wandb_server: WandbServer, faster: Callable[..., None]
+) -> None:
+    id = submit()
+    faster(wandb_mode="off")
+    supervisor.run("worker-1")
+    assert (row(id).status, wandb_server.runs) == ("succeeded", {})
+
+
 def test_its_process_knows_no_secret_but_the_key(submit: Submit, tmp_path: Any) -> None:
     given = tracking._environment(tmp_path)
     assert given["WANDB_API_KEY"] == KEY
