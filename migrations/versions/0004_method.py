@@ -16,7 +16,9 @@ def upgrade() -> None:
         UPDATE fine_tuning_jobs
         SET spec = spec - 'grader' - 'hyperparameters' || jsonb_build_object(
             'method', jsonb_build_object(
-                'type', 'reinforcement', 'grader', spec -> 'grader', 'hyperparameters', spec -> 'hyperparameters'
+                'type', 'reinforcement',
+                'grader', spec -> 'grader',
+                'hyperparameters', jsonb_build_object('lora_alpha', 32) || (spec -> 'hyperparameters')
             )
         )
         WHERE NOT spec ? 'method'

@@ -242,4 +242,8 @@ def _cache_bytes_per_token(model: PreTrainedModel) -> int:
 
 
 def _cache_room(device: torch.device) -> int:
-    return torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else CACHE_BYTES
+    if device.type != "cuda":
+        return CACHE_BYTES
+    # What torch holds in reserve is as good as free.
+    spare = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return (torch.cuda.mem_get_info(device)[0] + spare) // 2

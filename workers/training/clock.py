@@ -20,11 +20,13 @@ class Clock:
         outer = self.phase if self._depth else phase
         self.phase, start = phase, time.perf_counter()
         self._depth += 1
-        # Without a finally: what fails leaves behind the phase that it failed in.
-        yield
-        self._depth -= 1
-        self.phase = outer
-        self.seconds[phase] += time.perf_counter() - start
+        try:
+            yield
+            # Not reached by what fails, which leaves behind the phase that it failed in.
+            self.phase = outer
+        finally:
+            self._depth -= 1
+            self.seconds[phase] += time.perf_counter() - start
 
     def lap(self) -> dict[str, float]:
         """The seconds since the last lap by phase, all of them together as ``full_iteration``; starts a new lap."""

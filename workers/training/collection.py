@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cache
 from queue import Empty, SimpleQueue
 from statistics import fmean
 from typing import Literal
@@ -95,7 +96,7 @@ class Collection:
         def begin() -> None:
             if pushed is None:
                 return self.sample(engine, samples, sampling)
-            with torch.cuda.device(device), torch.cuda.stream(torch.cuda.Stream(device)):
+            with torch.cuda.device(device), torch.cuda.stream(_sampling_stream(device)):
                 torch.cuda.current_stream().wait_event(pushed)
                 self.sample(engine, samples, sampling)
                 torch.cuda.current_stream().synchronize()
@@ -168,6 +169,12 @@ class Collection:
             else:
                 batch.append(group)
         return [] if self._given_up else batch
+
+
+@cache
+def _sampling_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all steps: memory that torch keeps for a stream serves no other."""
+    return torch.cuda.Stream(device)
 
 
 def grade(grading: Grading, prompts: Sequence[Prompt], groups: Sequence[Sequence[Rollout]]) -> list[list[Sample]]:

@@ -170,8 +170,8 @@ def _alone(turn: _Turn, encoded: dict[str, list[int]], encoding: _Encoding) -> E
 
 
 def _end_of_answer(ids: list[int], start: int, stop: int, stop_ids: Sequence[int]) -> int | None:
-    """Where the answer ``ids[start:stop]`` ends: behind its last stop token. What follows there is not learned."""
-    return next((place + 1 for place in range(stop - 1, start - 1, -1) if ids[place] in stop_ids), None)
+    """Where the answer ``ids[start:stop]`` ends: behind its first stop token, where sampling would end as well."""
+    return next((place + 1 for place in range(start, stop) if ids[place] in stop_ids), None)
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,13 @@ def test_a_conversation_is_one_example_that_learns_each_answer_and_its_end(tmp_p
     assert text == "<|user|>12+34= <|assistant|>46<|eos|> <|user|>46+34= <|assistant|>80<|eos|>"
 
 
+def test_what_a_template_writes_behind_the_end_of_an_answer_is_not_learned(tmp_path: Path) -> None:
+    # As templates do that close a conversation with a second token that ends answers.
+    tokenizer = with_template(PLAIN + "{% if not add_generation_prompt %}<|eos|>{% endif %}")
+    ((example,),) = load(tmp_path, tokenizer, [message("user", USER), message("assistant", FIRST)])
+    assert shown(tokenizer, example)[1] == ["46<|eos|>"]
+
+
 def test_an_answer_of_weight_0_is_read_and_not_learned(tmp_path: Path) -> None:
     tokenizer = with_template(PLAIN)
     talk = [message(*each) for each in TALK]
