@@ -1,7 +1,7 @@
 """The loss layer, forward and backward, side by side: time and memory of TROLL, of clipping, and of Liger's GRPO loss.
 
     python -m benchmarks.loss_layer            # the CPU shape, or the GPU's where there is one
-    python -m benchmarks.loss_layer --rows flat
+    python -m benchmarks.loss_layer --parts memory --rows flat
 
 The layer is the output matrix and the loss on it. Every hidden state leans towards a dozen tokens, whose logits fall off
 from well above the rest, so that a row keeps about as many tokens as a language model's does; the new policy has moved a
@@ -10,7 +10,7 @@ little from the old one. The other extreme is flat rows, where the cap of 64 tok
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -136,19 +136,16 @@ def compare(shape: tuple[int, int, int], flat: bool, rounds: int) -> str:
     """The table of one kind of rows, and what they are like."""
     layer = make_layer(*shape, flat)
     times = report.best_times({name: lambda m=m: step(m, layer) for name, m in METHODS.items()}, rounds)
-    peaks = {name: memory(shape, flat, name) for name in METHODS}
     rows = [
         [
             name,
             f"{times[name]:.3f}",
             f"{times[name] / times[BASE]:.2f}",
             f"{times[name] / times[LIGER]:.2f}",
-            f"{peaks[name] / 1e6:.0f}",
-            f"{peaks[name] / peaks[BASE]:.2f}",
         ]
         for name in METHODS
     ]
-    header = ["loss layer", "seconds", "x dense clip", "x Liger", "MB beyond dW", "x dense clip"]
+    header = ["loss layer", "seconds", "x dense clip", "x Liger"]
     metrics = troll.fused_troll_loss(layer.hidden, layer.weight, layer.old, layer.tokens, layer.advantages).metrics
     words = (
         f"{'Flat' if flat else 'Peaked'} rows: {metrics['kept_tokens']:.1f} tokens kept of {shape[2]:,} "
@@ -156,6 +153,17 @@ def compare(shape: tuple[int, int, int], flat: bool, rounds: int) -> str:
         f"entropy {metrics['entropy']:.2f} nats."
     )
     return f"{words}\n\n{report.table(header, rows)}"
+
+
+def compare_memory(shape: tuple[int, int, int], rows: Sequence[str]) -> str:
+    """Peak memory of every method beyond the weight's gradient, one process each."""
+    header, lines = ["loss layer"], {name: [name] for name in METHODS}
+    for kind in rows:
+        peaks = {name: memory(shape, kind == "flat", name) for name in METHODS}
+        header += [f"{kind} rows, MB beyond dW", "x dense clip"]
+        for name, line in lines.items():
+            line += [f"{peaks[name] / 1e6:.0f}", f"{peaks[name] / peaks[BASE]:.2f}"]
+    return report.table(header, list(lines.values()))
 
 
 def old_pass(shape: tuple[int, int, int], rounds: int) -> str:
@@ -182,6 +190,7 @@ def main() -> None:
     gpu = torch.cuda.is_available()
     parser.add_argument("--shape", type=int, nargs=3, default=(8192, 4096, 151_936) if gpu else (512, 1024, 151_936))
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--parts", choices=("time", "memory"), nargs="+", default=("time", "memory"))
     parser.add_argument("--rows", choices=("peaked", "flat"), nargs="+", default=("peaked", "flat"))
     parser.add_argument("--flat", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--memory", choices=METHODS, help=argparse.SUPPRESS)
@@ -194,16 +203,22 @@ def main() -> None:
         return
     tokens, hidden_size, vocabulary = shape
     setting = (
-        f"`python -m {MODULE}`: {tokens:,} tokens in {SEQUENCES} sequences, hidden size {hidden_size:,}, vocabulary "
-        f"{vocabulary:,}, {'bfloat16' if gpu else 'float32'}, best of {arguments.rounds} alternating runs. "
-        f"{report.machine(('torch', 'liger-kernel'))}. `dW` is the output matrix's gradient "
-        f"({vocabulary * hidden_size * (2 if gpu else 4) / 1e6:.0f} MB), which every method writes."
+        f"{tokens:,} tokens in {SEQUENCES} sequences, hidden size {hidden_size:,}, vocabulary "
+        f"{vocabulary:,}, {'bfloat16' if gpu else 'float32'}. {report.machine(('torch', 'liger-kernel'))}."
     )
-    for rows in arguments.rows:
-        parts = [setting, compare(shape, rows == "flat", arguments.rounds)]
-        if rows == "peaked":
-            parts.append(old_pass(shape, arguments.rounds))
-        report.write_section(f"loss-layer-{rows}", f"The loss layer, {rows} rows", "\n\n".join(parts))
+    if "time" in arguments.parts:
+        tables = [compare(shape, rows == "flat", arguments.rounds) for rows in arguments.rows]
+        start = f"`python -m {MODULE} --parts time`: {setting} Best of {arguments.rounds} alternating runs."
+        body = "\n\n".join([start, *tables, old_pass(shape, arguments.rounds)])
+        report.write_section("loss-layer", "The loss layer", body)
+    if "memory" in arguments.parts:
+        start = (
+            f"`python -m {MODULE} --parts memory --rows {' '.join(arguments.rows)}`: {setting} Peak memory of a step beyond "
+            f"`dW`, the output matrix's gradient ({vocabulary * hidden_size * (2 if gpu else 4) / 1e6:.0f} MB), which every "
+            f"method writes."
+        )
+        table = compare_memory(shape, arguments.rows)
+        report.write_section("loss-layer-memory", "The loss layer's memory", f"{start}\n\n{table}")
 
 
 if __name__ == "__main__":
