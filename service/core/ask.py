@@ -10,9 +10,10 @@ import json
 from contextlib import aclosing, suppress
 from typing import Any
 
+import anyio
+import anyio.to_thread
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
-from starlette.concurrency import run_in_threadpool
 
 from service.core import broker, live
 from service.core.errors import DomainError
@@ -25,6 +26,10 @@ ANSWER_TTL_SECONDS = 60
 ATTENDED = "control:attended"
 ACCEPTED, ANSWER, BUSY, FAILED = "accepted", "answer", "busy", "failed"
 
+# Apart from the threads that handle requests: some of those wait for an answer, and if all did, a question that needed
+# one of them would never be sent.
+_senders = anyio.CapacityLimiter(8)
+
 
 async def ask(task: str, question: dict[str, Any], seconds: float) -> dict[str, Any]:
     """What the control worker's ``task`` answers within ``seconds``.
@@ -34,7 +39,7 @@ async def ask(task: str, question: dict[str, Any], seconds: float) -> dict[str, 
     """
     id = new_id("ask_")
     try:
-        await run_in_threadpool(broker.ask, task, id, question, ACCEPT_SECONDS)
+        await anyio.to_thread.run_sync(broker.ask, task, id, question, ACCEPT_SECONDS, limiter=_senders)
         async with aclosing(live.asynchronous()) as client:
             kind, answer = await _next(client, id, ACCEPT_SECONDS)
             if kind == ACCEPTED:

@@ -1,10 +1,11 @@
 """What is looked at before a job is accepted and needs a worker's libraries: prompts in tokens, and the grader at work.
 
-The control worker answers within ``SECONDS``. Where it does not, the job is accepted all the same, with a note: the
-training process counts tokens again and tells what graders do.
+The control worker answers within ``SECONDS``. Where it does not, or ``AT_ONCE`` others are being looked at, the job is
+accepted all the same, with a note: the training process counts tokens again and tells what graders do.
 """
 
 import logging
+import threading
 import time
 from pathlib import Path
 from typing import Literal
@@ -20,9 +21,14 @@ from service.graders.schemas import Grader
 SECONDS = 45.0
 BUSY_SECONDS = 5.0
 """How long another question to the worker is waited for."""
+AT_ONCE = 8
+"""Jobs that a process of the API has looked at together: each holds a thread and a connection to the database, of which
+others' requests need some."""
 GRADER = "method.reinforcement.grader"
 
 log = logging.getLogger(__name__)
+
+_places = threading.BoundedSemaphore(AT_ONCE)
 
 
 class Question(BaseModel):
@@ -52,7 +58,12 @@ def examine(question: Question) -> list[str]:
     try:
         if not ask.attended():
             raise DomainError(503, "no_worker", "No control worker is running.")
-        found = anyio.from_thread.run(_asked, question)
+        if not _places.acquire(blocking=False):
+            raise DomainError(429, "worker_busy", f"{AT_ONCE} other jobs are being looked at.")
+        try:
+            found = anyio.from_thread.run(_asked, question)
+        finally:
+            _places.release()
     except DomainError as error:
         log.warning("a job was not examined: %s", error.message)
         reason = error.message.rstrip(".")
