@@ -62,6 +62,7 @@ def make(policy: Policy, hyperparameters: ResolvedHyperparameters, prompts: Sequ
             context_length=min(policy.context_length, longest + hyperparameters.max_completion_tokens),
             dtype=_dtype(policy),
             top_log_probs=min(hyperparameters.max_tokens_kept, policy.vocabulary_size) if from_sampler else 0,
+            ranks=distributed.size(),
             lora_rank=hyperparameters.lora_rank,
             lora_modules=lora.module_names(policy.adapter) if policy.adapter else (),
         )

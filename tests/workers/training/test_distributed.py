@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,14 +14,17 @@ from typing import Any
 
 import pytest
 import torch
+from fastapi.testclient import TestClient
 from safetensors.torch import load_file
 from torch import Tensor
 
 from service.jobs.spec import RunSpec
+from tests import factories
+from tests.workers.conftest import events, row
 from tests.workers.training import in_ranks, tiny
 from tests.workers.training.in_ranks import CASES
 from tests.workers.training.tiny import Recorder
-from workers import wire
+from workers import supervisor, wire
 from workers.child import Child
 from workers.training import checkpoint, distributed
 from workers.wire import ExitCode
@@ -266,3 +270,40 @@ def test_what_is_dealt_comes_back_in_order(monkeypatch: pytest.MonkeyPatch, coun
         shares.append(distributed.dealt(range(count)))
     monkeypatch.setattr(distributed, "gather", lambda own: shares)
     assert distributed.undealt(shares[0]) == list(range(count))
+
+
+def test_a_job_whose_rank_was_killed_goes_on_from_its_checkpoint(
+    client: TestClient, models_dir: Path, faster: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[Child] = []
+
+    def remember(processes: int) -> Child:
+        started.append(Child(processes))
+        return started[-1]
+
+    monkeypatch.setattr(supervisor, "Child", remember)
+    monkeypatch.setattr(supervisor.nursery, "warm_up", lambda: None)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    supervisor.shutting_down.clear()
+    faster(processes_per_job=2, retry_delay_seconds=0)
+    tiny.save(models_dir / "tiny" / "ranks")
+    asked = {"n_steps": 12, "eval_interval": 2, "batch_size": 4, "group_size": 2, "max_completion_tokens": 4}
+    id = factories.create_job(client, "tiny/ranks", **asked)["id"]
+
+    attempt = threading.Thread(target=supervisor.run, args=["worker-1"])
+    attempt.start()
+    deadline = time.monotonic() + PATIENCE
+    while row(id).step < 3:
+        assert time.monotonic() < deadline, started[0].log_tail()
+        time.sleep(0.02)
+    (other,) = followers_of(started[0].process.pid)
+    os.kill(other, signal.SIGKILL)
+    attempt.join(PATIENCE)
+    assert row(id).status == "queued"
+    assert "SIGKILL" in events(id)[-1].message
+
+    supervisor.run("worker-1")
+    assert (row(id).status, row(id).attempt) == ("succeeded", 2)
+    steps = [event.data["step"] for event in events(id) if event.type == "metrics"]
+    assert steps == list(range(13))
+    assert any("resumed from" in event.message for event in events(id))

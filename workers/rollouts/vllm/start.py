@@ -40,6 +40,8 @@ class EngineSettings:
     """Share of the GPU's memory for weights and cache; the trainer needs the rest."""
     cpu_cache_bytes: int = 1 << 30
     """Size of the key-value cache on a machine without GPU."""
+    ranks: int = 1
+    """How many processes start an engine at the same time, as ranks of one ``torch.distributed`` group."""
     shared_gpu: bool = False
     """Whether the engine gives its GPU memory back while the trainer trains. Ignored without a GPU."""
 
@@ -90,6 +92,9 @@ def _arguments(model_path: Path, settings: EngineSettings, cpu: bool) -> dict[st
         "worker_extension_cls": _RECEIVER,
         "enforce_eager": cpu,
     }
+    if settings.ranks > 1:
+        # In a group that others started, each engine is the whole of one replica.
+        arguments["distributed_executor_backend"] = "external_launcher"
     if cpu:
         arguments["kv_cache_memory_bytes"] = settings.cpu_cache_bytes
     else:
