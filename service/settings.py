@@ -2,9 +2,9 @@
 
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import AliasChoices, Field, SecretStr
+from pydantic import AliasChoices, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -68,6 +68,8 @@ class Settings(BaseSettings):
     """How long a model that nobody uses stays loaded."""
     processes_per_job: int = Field(1, ge=1, le=64)
     """Processes that train a job's model together, each on a GPU of its own where there are GPUs."""
+    rollout_tensor_parallel: int = Field(1, ge=1, le=64)
+    """How many of these processes share one vLLM engine, whose weights are split over them."""
 
     lease_seconds: float = 60.0
     """How long a worker may be silent before its job is given to another."""
@@ -82,6 +84,15 @@ class Settings(BaseSettings):
     """Attempts without a new checkpoint after which a job fails instead of being tried again."""
     checkpoints_kept: int = 3
     """Best checkpoints kept of each job, beside the newest two."""
+
+    @model_validator(mode="after")
+    def _whole_engines(self) -> Self:
+        if self.processes_per_job % self.rollout_tensor_parallel:
+            raise ValueError(
+                f"TROLL_ROLLOUT_TENSOR_PARALLEL={self.rollout_tensor_parallel} does not divide "
+                f"TROLL_PROCESSES_PER_JOB={self.processes_per_job}"
+            )
+        return self
 
     @property
     def owner_url(self) -> str:

@@ -135,6 +135,7 @@ def _prepare(job: Job) -> Path:
         checkpoints=[folder / checkpoint.path for checkpoint in checkpoints[: wire.RESUMABLE]],
         output_dir=output,
         checkpoints_kept=settings().checkpoints_kept,
+        rollout_tensor_parallel=settings().rollout_tensor_parallel,
         graders=grader_settings(),
     )
     path = output / "run.json"

@@ -254,5 +254,7 @@ class RunSpec(_Frozen):
     """Folder of this attempt; checkpoints and the final model are written beneath it."""
     checkpoints_kept: int = 3
     """How many of the best checkpoints are kept beside the newest."""
+    rollout_tensor_parallel: int = 1
+    """How many of the job's processes share one vLLM engine."""
     graders: GraderSettings = GraderSettings()
     """What the operator allows of graders: the jail, the judges, the scoring services."""

@@ -54,6 +54,9 @@ class NonFiniteLogits(Exception):
 class RolloutEngine(ABC):
     """Samples answers from the weights that were pushed to it last. One thread at a time may use it."""
 
+    together: int = 1
+    """How many processes in sequence share the engine: each has to ask the same of it and gets the same answers."""
+
     version: int
     """How often weights were pushed to it."""
 

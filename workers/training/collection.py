@@ -49,11 +49,13 @@ class Collection:
     """The graded answers to some prompts, while they come in.
 
     ``sample`` runs the engine in the thread that calls it, ``sample_in`` in another. Of what is collected nothing
-    depends on which was faster, engine or grader. Each of a job's ranks samples and grades its own share.
+    depends on which was faster, engine or grader. Each of a job's ranks samples and grades its own share, ``together``
+    with those that share its engine.
     """
 
-    def __init__(self, prompts: Sequence[Prompt], grading: Grading) -> None:
-        self._prompts, self._grading = distributed.dealt(prompts), grading
+    def __init__(self, prompts: Sequence[Prompt], grading: Grading, together: int = 1) -> None:
+        self._together = together
+        self._prompts, self._grading = distributed.dealt(prompts, together), grading
         self._result: list[list[Sample]] | None = None
         self._waiting: SimpleQueue[tuple[int, list[Rollout]] | None] = SimpleQueue()
         self._complete = self._given_up = False
@@ -69,14 +71,17 @@ class Collection:
     def sample(self, engine: RolloutEngine, samples: int, sampling: Sampling) -> None:
         """``samples`` answers to each prompt. Raises as the engine does; ``result`` says when the grader failed."""
         start = time.perf_counter()
-        sampling = replace(sampling, first=distributed.rank(), stride=distributed.size())
+        together = self._together
+        sampling = replace(sampling, first=distributed.rank() // together, stride=distributed.size() // together)
+        grades = distributed.rank() % together == 0
         try:
             prompts = [prompt.token_ids for prompt in self._prompts]
             with closing(engine.stream(prompts, samples, sampling)) as groups:
                 for group in groups:
-                    if self._graded.done():
+                    if grades and self._graded.done():
                         break
-                    self._waiting.put(group)
+                    if grades:
+                        self._waiting.put(group)
         except BaseException:
             self._given_up = True
             raise
@@ -116,7 +121,7 @@ class Collection:
         Raises ``RunError`` where the grader fails on too many, and whatever ended the grading.
         """
         if self._result is None:
-            groups = distributed.undealt(self._own_result())
+            groups = distributed.undealt(self._own_result(), self._together)
             refuse_a_failing_grader(sample for group in groups for sample in group)
             self._result = groups
         return self._result
@@ -153,7 +158,8 @@ class Collection:
             self._seconds["grading"] += time.perf_counter() - start
         if self._given_up:
             return []
-        return [groups[i] for i in range(len(self._prompts))]
+        # Of ranks that sample together only the first grades.
+        return [groups[i] for i in range(len(self._prompts))] if groups else []
 
     def _next_batch(self) -> list[tuple[int, list[Rollout]]]:
         """The groups that have come in, ``batch_size`` samples at least if there are so many; none at the end."""

@@ -96,15 +96,15 @@ def barrier() -> None:
     largest(0)
 
 
-def dealt(items: Sequence[T]) -> list[T]:
-    """This rank's share of items that every rank has: every ``size()``-th, from number ``rank()`` on."""
-    return list(items[rank() :: size()])
+def dealt(items: Sequence[T], together: int = 1) -> list[T]:
+    """This rank's share of items that every rank has: in turn one for each ``together`` ranks in sequence."""
+    return list(items[rank() // together :: size() // together])
 
 
-def undealt(own: list[T]) -> list[T]:
+def undealt(own: list[T], together: int = 1) -> list[T]:
     """What all ranks made of their shares, in the order of the items that were dealt."""
-    shares = gather(own)
-    return [shares[i % size()][i // size()] for i in range(sum(map(len, shares)))]
+    shares = gather(own)[::together]
+    return [shares[i % len(shares)][i // len(shares)] for i in range(sum(map(len, shares)))]
 
 
 def own_part(items: Sequence[T], size_of: Callable[[T], int]) -> list[T]:

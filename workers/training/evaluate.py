@@ -26,7 +26,7 @@ def evaluate(
         hyperparameters.eval_temperature, hyperparameters.max_completion_tokens, seeds.derive(seed, "evaluation", step)
     )
     with clock("eval"):
-        collection = Collection(prompts, grading)
+        collection = Collection(prompts, grading, engine.together)
         collection.sample(engine, hyperparameters.eval_samples, sampling)
         with clock("eval_grading"):
             groups = collection.result()

@@ -92,7 +92,7 @@ def prepare(spec: RunSpec, method: Reinforcement, channel: Channel, clock: Clock
             data.load(path, loaded.tokenizer, loaded.context_length, param)
             for param, path in (("training_file", spec.training_path), ("validation_file", spec.validation_path))
         )
-        sampler = samplers.make(loaded, method.hyperparameters, [*train, *valid])
+        sampler = samplers.make(loaded, method.hyperparameters, [*train, *valid], spec.rollout_tensor_parallel)
     tell_start(attempt)
     job = Run(
         **vars(attempt),
@@ -132,7 +132,7 @@ def collect(job: Run, step: int, thread: Executor | None = None) -> Collection:
     """Sample the answers of a step, in ``thread`` where there is one, and grade them as they come."""
     h = job.hyperparameters
     sampling = Sampling(h.temperature, h.max_completion_tokens, seeds.derive(job.spec.job.seed, "rollout", step))
-    collection = Collection(prompts_of(job, step), job.grading)
+    collection = Collection(prompts_of(job, step), job.grading, job.sampler.engine.together)
     if thread is not None:
         collection.sample_in(thread, job.sampler.engine, h.group_size, sampling, job.policy.device)
     else:

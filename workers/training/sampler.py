@@ -21,6 +21,7 @@ from workers.training import distributed, lora, sharding
 from workers.training.data import Prompt
 from workers.training.errors import RunError
 from workers.training.policy import Policy
+from workers.wire import ExitCode
 
 PROBES, PROBE_TOKENS = 4, 128
 
@@ -51,18 +52,25 @@ class Sampler:
         probe.compare(self.engine.score(self.probes), self.policy.score(self.probes), tolerance, version)
 
 
-def make(policy: Policy, hyperparameters: ResolvedHyperparameters, prompts: Sequence[Prompt]) -> Sampler:
-    """The engine that the job asks for, with the policy's weights. Raises ``EngineUnavailable`` and ``RunError``."""
+def make(
+    policy: Policy, hyperparameters: ResolvedHyperparameters, prompts: Sequence[Prompt], tensor_parallel: int = 1
+) -> Sampler:
+    """The engine that the job asks for, with the policy's weights; vLLM's is split over ``tensor_parallel`` ranks.
+
+    Raises ``EngineUnavailable`` and ``RunError``.
+    """
     longest = max(len(prompt.token_ids) for prompt in prompts)
     probes = [prompt.token_ids[:PROBE_TOKENS] for prompt in prompts if len(prompt.token_ids) > 1][:PROBES]
     engine: VLLMEngine | TransformersEngine
     if hyperparameters.rollout_engine == "vllm":
+        _check_split(policy, tensor_parallel, hyperparameters.max_staleness)
         from_sampler = hyperparameters.old_policy == "sampler"
         settings = EngineSettings(
             context_length=min(policy.context_length, longest + hyperparameters.max_completion_tokens),
             dtype=_dtype(policy),
             top_log_probs=min(hyperparameters.max_tokens_kept, policy.vocabulary_size) if from_sampler else 0,
             ranks=distributed.size(),
+            tensor_parallel=tensor_parallel,
             lora_rank=hyperparameters.lora_rank,
             lora_modules=lora.module_names(policy.adapter) if policy.adapter else (),
         )
@@ -80,6 +88,24 @@ def make(policy: Policy, hyperparameters: ResolvedHyperparameters, prompts: Sequ
     sampler = Sampler(engine, policy, probes)
     sampler.push()
     return sampler
+
+
+def _check_split(policy: Policy, tensor_parallel: int, max_staleness: int) -> None:
+    """Refuse what cannot be split, in the words of who set it."""
+    if tensor_parallel > 1 and policy.device.type != "cuda":
+        # vLLM's shared memory on a CPU has the same name for all jobs of a machine, and outlives a killed one.
+        message = "TROLL_ROLLOUT_TENSOR_PARALLEL splits vLLM's weights over GPUs, and this machine has none."
+        raise RunError("engine_unavailable", message, exit_code=ExitCode.UNAVAILABLE)
+    heads = getattr(policy.model.config.get_text_config(), "num_attention_heads", tensor_parallel)
+    if heads % tensor_parallel:
+        message = f"The model has {heads} attention heads, which TROLL_ROLLOUT_TENSOR_PARALLEL={tensor_parallel} "
+        raise RunError("engine_unavailable", message + "does not divide.", exit_code=ExitCode.UNAVAILABLE)
+    if tensor_parallel > 1 and max_staleness:
+        raise RunError(
+            "invalid_hyperparameters",
+            "An engine that several processes share cannot sample while they train. Set max_staleness to 0.",
+            param="method.reinforcement.hyperparameters.max_staleness",
+        )
 
 
 def copy_of(model: PreTrainedModel) -> PreTrainedModel:

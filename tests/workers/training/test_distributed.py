@@ -15,10 +15,12 @@ from typing import Any
 import pytest
 import torch
 from fastapi.testclient import TestClient
+from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from service.jobs.spec import RunSpec
+from service.jobs.spec import Hyperparameters, RunSpec, resolve
+from service.settings import Settings
 from tests import factories
 from tests.workers.conftest import events, row
 from tests.workers.training import in_ranks, tiny
@@ -26,7 +28,9 @@ from tests.workers.training.in_ranks import CASES
 from tests.workers.training.tiny import Recorder
 from workers import supervisor, wire
 from workers.child import Child
-from workers.training import checkpoint, distributed
+from workers.training import checkpoint, distributed, policy, sampler
+from workers.training.data import Prompt
+from workers.training.errors import RunError
 from workers.wire import ExitCode
 
 ROOT = Path(__file__).parents[3]
@@ -261,15 +265,47 @@ def test_parts_are_balanced_and_nothing_is_lost(monkeypatch: pytest.MonkeyPatch)
     assert [sum(part) for part in parts] == [10, 10, 10]
 
 
+@pytest.mark.parametrize("together", [1, 2, 6])
 @pytest.mark.parametrize("count", [0, 1, 3, 7])
-def test_what_is_dealt_comes_back_in_order(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
-    monkeypatch.setattr(distributed, "size", lambda: 3)
+def test_what_is_dealt_comes_back_in_order(monkeypatch: pytest.MonkeyPatch, count: int, together: int) -> None:
+    monkeypatch.setattr(distributed, "size", lambda: 6)
     shares = []
-    for rank in range(3):
+    for rank in range(6):
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-        shares.append(distributed.dealt(range(count)))
+        shares.append(distributed.dealt(range(count), together))
+    assert sum(map(len, shares)) == together * count
     monkeypatch.setattr(distributed, "gather", lambda own: shares)
-    assert distributed.undealt(shares[0]) == list(range(count))
+    assert distributed.undealt(shares[0], together) == list(range(count))
+
+
+def test_engines_that_leave_a_process_out_are_refused_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("DATABASE_URL", "REDIS_URL", "TROLL_DATA_DIR", "TROLL_MODELS_DIR"):
+        monkeypatch.setenv(name, "x")
+    monkeypatch.setenv("TROLL_KEY_PEPPER", "x" * 32)
+    monkeypatch.setenv("TROLL_PROCESSES_PER_JOB", "4")
+    monkeypatch.setenv("TROLL_ROLLOUT_TENSOR_PARALLEL", "2")
+    assert Settings().rollout_tensor_parallel == 2
+    monkeypatch.setenv("TROLL_ROLLOUT_TENSOR_PARALLEL", "3")
+    with pytest.raises(ValidationError, match="TROLL_ROLLOUT_TENSOR_PARALLEL=3 does not divide"):
+        Settings()
+
+
+@pytest.mark.parametrize(
+    ("device", "heads", "max_staleness", "reason"),
+    [
+        ("cpu", 4, 0, "this machine has none"),
+        ("cuda", 3, 0, "3 attention heads"),
+        ("cuda", 4, 1, "Set max_staleness to 0"),
+    ],
+)
+def test_what_no_shared_engine_takes_is_refused(
+    base: Path, device: str, heads: int, max_staleness: int, reason: str
+) -> None:
+    loaded = policy.load(base, torch.device("cpu"))
+    loaded.device, loaded.model.config.num_attention_heads = torch.device(device), heads
+    asked = Hyperparameters(rollout_engine="vllm", max_staleness=max_staleness)
+    with pytest.raises(RunError, match=reason):
+        sampler.make(loaded, resolve(asked, training_rows=8), [Prompt({}, [5, 6])], tensor_parallel=2)
 
 
 def test_a_job_whose_rank_was_killed_goes_on_from_its_checkpoint(

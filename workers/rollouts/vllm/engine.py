@@ -52,6 +52,7 @@ class VLLMEngine(RolloutEngine):
         self._requests = 0
         self._sampling = False
         self.version = 0
+        self.together = settings.tensor_parallel
         self.top_log_probs = settings.top_log_probs
 
     def stream(

@@ -42,10 +42,14 @@ class EngineSettings:
     """Size of the key-value cache on a machine without GPU."""
     ranks: int = 1
     """How many processes start an engine at the same time, as ranks of one ``torch.distributed`` group."""
+    tensor_parallel: int = 1
+    """How many ranks in sequence share one engine: its weights are split over them, and all are asked the same."""
     shared_gpu: bool = False
     """Whether the engine gives its GPU memory back while the trainer trains. Ignored without a GPU."""
 
     def __post_init__(self) -> None:
+        if self.ranks % self.tensor_parallel:
+            raise ValueError(f"tensor_parallel {self.tensor_parallel} does not divide the {self.ranks} ranks")
         if bool(self.lora_rank) != bool(self.lora_modules):
             raise ValueError(f"lora_rank {self.lora_rank} and lora_modules {self.lora_modules}: give both or neither")
 
@@ -93,8 +97,11 @@ def _arguments(model_path: Path, settings: EngineSettings, cpu: bool) -> dict[st
         "enforce_eager": cpu,
     }
     if settings.ranks > 1:
-        # In a group that others started, each engine is the whole of one replica.
-        arguments["distributed_executor_backend"] = "external_launcher"
+        # The group was started by others; in it, engines are replicas of one or more ranks.
+        arguments |= {
+            "distributed_executor_backend": "external_launcher",
+            "tensor_parallel_size": settings.tensor_parallel,
+        }
     if cpu:
         arguments["kv_cache_memory_bytes"] = settings.cpu_cache_bytes
     else:
