@@ -7,7 +7,9 @@ with stand-ins for the model's answers; a grader that fails on every one of them
 
 import json
 import logging
+import math
 import sys
+import time
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -26,6 +28,8 @@ ROWS = 3
 STAND_INS = 6
 """Most answers that are tried for a row; judges and scoring services, which cost, are asked once."""
 BATCH_SECONDS = 30.0
+GRADER_SECONDS = 10.0
+"""What counting leaves of the time for the grader."""
 OWN = {
     "invalid_variable_error",
     "formula_parse_error",
@@ -38,16 +42,17 @@ OWN = {
 log = logging.getLogger(__name__)
 
 
-def examine(question: Question) -> Answer:
-    answer = Answer()
+def examine(question: Question, seconds: float = math.inf) -> Answer:
+    """What is found within ``seconds``; what there was no time for is a note."""
+    answer, give_up_at = Answer(), time.monotonic() + seconds
     if question.model is not None:
-        _count_tokens(question, question.model, answer)
+        _count_tokens(question, question.model, answer, give_up_at - (GRADER_SECONDS if question.grader else 0.0))
     if question.grader is not None and not answer.problems:
-        _try_grader(question.grader, question.files["training_file"], answer)
+        _try_grader(question.grader, question.files["training_file"], answer, give_up_at)
     return answer
 
 
-def _count_tokens(question: Question, model: Path, answer: Answer) -> None:
+def _count_tokens(question: Question, model: Path, answer: Answer, give_up_at: float) -> None:
     try:
         from transformers import AutoConfig
 
@@ -67,24 +72,37 @@ def _count_tokens(question: Question, model: Path, answer: Answer) -> None:
         answer.problems["model"] = f"The model cannot be trained: {error}"
         return
     for param, path in question.files.items():
-        try:
+        problems, usable = data.Problems(), 0
+        for part in data.batches(path):
+            if time.monotonic() > give_up_at:
+                answer.notes.append(
+                    f"Not all rows were counted in tokens: those of {param} from line {part[0][0]} on are counted when "
+                    "training starts"
+                )
+                usable += len(part)
+                break
+            # Prompts and examples are forgotten at once: the tokens of a whole file take many times its size.
             if question.method == "supervised":
-                conversations.load(path, tokenizer, ends, length, param)
+                usable += len(conversations.read(part, tokenizer, ends, length, problems))
             else:
-                data.load(path, tokenizer, length, param)
-        except RunError as error:
-            answer.problems[param] = str(error)
+                usable += len(data.read(part, tokenizer, length, problems))
+        if problems.count or not usable:
+            answer.problems[param] = str(problems.refusal(param))
 
 
-def _try_grader(definition: schemas.Grader, training: Path, answer: Answer) -> None:
+def _try_grader(definition: schemas.Grader, training: Path, answer: Answer, give_up_at: float) -> None:
     rows = list(islice(dataset.rows(training), ROWS))
+    batch_seconds = min(BATCH_SECONDS, max(give_up_at - time.monotonic(), 1.0))
     try:
-        grader = build(definition, replace(grader_settings(), batch_seconds=BATCH_SECONDS))
+        grader = build(definition, replace(grader_settings(), batch_seconds=batch_seconds))
     except (JailError, GraderError, OSError) as error:
         log.warning("a grader cannot be tried here: %s", error)
         answer.notes.append(f"The grader was not tried: {error}")
         return
-    failed = try_on(grader, [item for _, item in rows], 1 if asks_others(definition) else STAND_INS)
+    most = 1 if asks_others(definition) else STAND_INS
+    failed, untried = try_on(grader, [item for _, item in rows], most, give_up_at)
+    if untried:
+        answer.notes.append("The grader is slow: it was not tried with all stand-ins for answers")
     told = [f"line {rows[index][0]}: {grade.error}, {grade.detail}" for index, grade in failed.items()]
     mendable = [grade.error in OWN for grade in failed.values()]
     if len(failed) == len(rows) and all(mendable):
@@ -96,8 +114,13 @@ def _try_grader(definition: schemas.Grader, training: Path, answer: Answer) -> N
         answer.notes.append(f"The grader failed on some of the first rows: {'; '.join(told)}")
 
 
-def try_on(grader: Grader, items: list[dict[str, Any]], most: int) -> dict[int, Grade]:
-    """The rows, by index, on which ``grader`` fails whatever is answered, and how it failed last."""
+def try_on(
+    grader: Grader, items: list[dict[str, Any]], most: int, give_up_at: float
+) -> tuple[dict[int, Grade], list[int]]:
+    """The rows, by index, on which ``grader`` fails whatever is answered, and how it failed last.
+
+    Beside them those that it failed on until there was no time left for another answer.
+    """
     answers = [stand_ins(item)[:most] for item in items]
     failed: dict[int, Grade] = {}
     left = list(range(len(items)))
@@ -105,6 +128,8 @@ def try_on(grader: Grader, items: list[dict[str, Any]], most: int) -> dict[int, 
         left = [index for index in left if attempt < len(answers[index])]
         if not left:
             break
+        if time.monotonic() > give_up_at:
+            return {index: grade for index, grade in failed.items() if index not in left}, left
         grades = grader.grade([Sample(items[index], answers[index][attempt]) for index in left])
         for index, grade in zip(list(left), grades, strict=True):
             if grade.error is None or grade.sample_at_fault:
@@ -112,7 +137,7 @@ def try_on(grader: Grader, items: list[dict[str, Any]], most: int) -> dict[int, 
                 left.remove(index)
             else:
                 failed[index] = grade
-    return failed
+    return failed, []
 
 
 def stand_ins(item: dict[str, Any]) -> list[str]:

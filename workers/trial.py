@@ -13,13 +13,16 @@ from service.graders import schemas
 from service.graders.configured import grader_settings
 from service.graders.schemas import GraderError
 from service.graders.trial import RanGrader, RunErrors, RunMetadata
-from service.jobs.examination import Question
+from service.jobs.examination import SECONDS, Question
 from workers.examination import examine
 from workers.graders import Grade, JailError, Sample, build
 
 _definition: TypeAdapter[schemas.Grader] = TypeAdapter(schemas.Grader)
 # One at a time: a slow grader must never hold up the sweep, which shares this worker's threads.
 _lane = threading.Lock()
+
+EXAMINE_SECONDS = SECONDS - 5.0
+"""A little less than the API waits: an answer that nobody waits for any more would be work for nothing."""
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +34,7 @@ def answer(id: str, question: dict[str, Any]) -> None:
 
 def answer_about_job(id: str, question: dict[str, Any]) -> None:
     """Look at the job that question ``id`` is about and tell whoever waits."""
-    in_lane(id, lambda: examine(Question.model_validate(question)))
+    in_lane(id, lambda: examine(Question.model_validate(question), EXAMINE_SECONDS))
 
 
 def in_lane(id: str, work: Callable[[], BaseModel]) -> None:

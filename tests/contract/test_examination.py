@@ -66,6 +66,15 @@ def test_a_grader_that_fails_on_every_first_row_is_refused(
     assert "line 1: formula_parse_error" in refusal.value.message
 
 
+def test_rows_that_a_worker_has_no_time_for_hold_no_job_up(
+    acme: openai.OpenAI, body: dict[str, Any], attended: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trial, "EXAMINE_SECONDS", 0.0)
+    event = queued(acme, acme.fine_tuning.jobs.create(**body))
+    assert event.level == "warn"
+    assert "those of training_file from line 1 on are counted when training starts" in event.message
+
+
 def test_without_a_worker_the_job_is_taken_and_that_is_said(acme: openai.OpenAI, body: dict[str, Any]) -> None:
     event = queued(acme, acme.fine_tuning.jobs.create(**body))
     assert event.level == "warn"

@@ -1,7 +1,10 @@
 """What is looked at before a job is accepted: prompts in tokens, graders at work on the first rows."""
 
+import itertools
 import json
+import weakref
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +16,7 @@ from service.jobs.examination import GRADER, Answer, Question
 from tests.factories import GRADER as EXACT
 from tests.workers.graders.jails import first_tier
 from tests.workers.training import tiny
+from workers import examination
 from workers.demo import make_tokenizer
 from workers.examination import examine, stand_ins
 from workers.training import data
@@ -89,6 +93,39 @@ def test_counts_are_those_of_the_training_process(model: Path, write: Any) -> No
     assert found.problems == {"training_file": str(refusal.value)}
 
 
+def test_counting_forgets_what_it_read(model: Path, write: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, seen, kept = data.read, [], []
+
+    def watched(*args: Any) -> list[data.Prompt]:
+        kept.extend(each for each in seen if each() is not None)
+        prompts = read(*args)
+        seen.extend(map(weakref.ref, prompts))
+        return prompts
+
+    monkeypatch.setattr(data, "BATCH_ROWS", 2)
+    monkeypatch.setattr(data, "read", watched)
+    path = write("train", *[row()] * 7)
+    assert examine(Question(model=model, files={"training_file": path}, grader=None)) == Answer()
+    assert (len(seen), kept) == (7, [])
+
+
+@pytest.mark.parametrize("method", ["reinforcement", "supervised"])
+def test_rows_that_there_is_no_time_for_are_told_and_the_others_count(
+    model: Path, write: Any, monkeypatch: pytest.MonkeyPatch, method: Any
+) -> None:
+    monkeypatch.setattr(data, "BATCH_ROWS", 2)
+    clock = itertools.count()
+    monkeypatch.setattr(examination, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
+    answered = {"messages": [*row()["messages"], {"role": "assistant", "content": "46"}]}
+    each = row() if method == "reinforcement" else answered
+    files = {"training_file": write("train", *[each] * 3, row("1" * 500), *[row("1" * 600)] * 3)}
+    found = examine(Question(method=method, model=model, files=files, grader=None), seconds=2.5)
+    assert found.problems["training_file"].startswith("1 rows cannot be trained on: line 4")
+    assert found.notes == [
+        "Not all rows were counted in tokens: those of training_file from line 5 on are counted when training starts"
+    ]
+
+
 def test_a_model_without_a_tokenizer_is_the_models_problem(write: Any, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen3"}))
     (tmp_path / "model.safetensors").write_bytes(b"")
@@ -109,6 +146,14 @@ def test_a_formula_that_never_has_a_value_is_refused_with_its_lines(write: Any) 
     assert "formula_parse_error" in problem
     assert all(f"line {line}" in problem for line in (1, 2, 3))
     assert "line 4" not in problem
+
+
+def test_a_grader_that_there_was_no_time_to_try_is_not_refused(write: Any) -> None:
+    broken = {"type": "multi", "name": "m", "graders": {"exact": EXACT}, "calculate_output": "exact / 0"}
+    definition = TypeAdapter(Grader).validate_python(broken)
+    files = {"training_file": write("train", row(answer="46"))}
+    found = examine(Question(model=None, files=files, grader=definition), seconds=0)
+    assert found == Answer(notes=["The grader is slow: it was not tried with all stand-ins for answers"])
 
 
 def test_what_fails_on_some_rows_only_is_a_note(write: Any) -> None:

@@ -8,9 +8,8 @@ each answer instead, behind the prompt that the model would see. Either way the 
 it is asked with later.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,8 @@ from workers.training import data, packing
 from workers.training.batch import Layout
 from workers.training.data import UnusableRow
 
-ROWS_AT_ONCE = 1000
-"""Rows whose texts are in memory, and encoded, together."""
+MAX_QUOTED = 100
+"""Characters of a prompt that a refusal shows."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +44,23 @@ class _Turn:
 
     prompt: str
     whole: str
+
+
+class _Unaskable(UnusableRow):
+    """The answer at ``messages[number]`` is not written behind its prompt. The prompt is compared when it is told."""
+
+    def __init__(self, prompt: str, whole: str, number: int) -> None:
+        super().__init__(prompt, whole, number)
+        self._prompt, self._whole, self._number = prompt, whole, number
+
+    def __str__(self) -> str:
+        pairs = enumerate(zip(self._prompt, self._whole, strict=False))
+        start = next((place for place, (ours, theirs) in pairs if ours != theirs), len(self._whole))
+        asks = self._prompt[start : start + MAX_QUOTED]
+        return (
+            f"the model's chat template asks for an answer with {asks!r}, but does not write "
+            f"messages[{self._number}] behind it, so that the model could not be asked for what it learned"
+        )
 
 
 @dataclass(frozen=True)
@@ -76,41 +92,46 @@ class _Encoding:
 def load(
     path: Path, tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int], context_length: int, param: str
 ) -> list[list[Example]]:
-    """The examples of each row of a file. Raises ``RunError`` on ``param`` that names all unusable rows by line."""
-    encoding = _Encoding(tokenizer, stop_ids)
-    rows: list[list[Example]] = []
-    problems: list[str] = []
-    lines = data.lines(path)
-    while part := list(islice(lines, ROWS_AT_ONCE)):
-        for number, examples in _read(part, encoding, problems):
-            longest = max(len(example.token_ids) for example in examples)
-            if longest > context_length:
-                reason = f"has {longest} tokens; the model's context is {context_length}"
-                problems.append(f"line {number}: the conversation {reason}")
-            rows.append(examples)
-    if problems or not rows:
-        raise data.unusable(problems, param)
+    """The examples of each row. Raises ``RunError`` on ``param`` that counts the unusable rows and names the first."""
+    problems = data.Problems()
+    rows = [row for part in data.batches(path) for row in read(part, tokenizer, stop_ids, context_length, problems)]
+    if problems.count or not rows:
+        raise problems.refusal(param)
     return rows
 
 
-def _read(
-    lines: list[tuple[int, bytes]], encoding: _Encoding, problems: list[str]
-) -> Iterator[tuple[int, list[Example]]]:
-    """Number and examples of each usable line; why the others are not is added to ``problems``."""
+def read(
+    part: Sequence[tuple[int, bytes]],
+    tokenizer: PreTrainedTokenizerBase,
+    stop_ids: Sequence[int],
+    context_length: int,
+    problems: data.Problems,
+) -> list[list[Example]]:
+    """The examples of each of these numbered lines; why the others have none is added to ``problems``."""
+    encoding = _Encoding(tokenizer, stop_ids)
     turns: dict[int, list[_Turn]] = {}
-    for number, raw in lines:
+    for number, raw in part:
         try:
-            turns[number] = _turns(data.parse(raw), encoding.tokenizer)
+            turns[number] = _turns(data.parse(raw), tokenizer)
         except UnusableRow as error:
-            problems.append(f"line {number}: {error}")
+            problems.add(number, error)
     texts = {text for row in turns.values() for turn in row for text in (turn.prompt, turn.whole)}
     encoded = encoding.encode(sorted(texts)) if texts else {}
+    rows = []
     for number, row in turns.items():
         try:
             together = _together(row, encoded, encoding)
-            yield number, [together] if together else [_alone(turn, encoded, encoding) for turn in row]
+            examples = [together] if together else [_alone(turn, encoded, encoding) for turn in row]
         except UnusableRow as error:
-            problems.append(f"line {number}: {error}")
+            problems.add(number, error)
+            continue
+        longest = max(len(example.token_ids) for example in examples)
+        if longest <= context_length:
+            rows.append(examples)
+        else:
+            reason = f"has {longest} tokens; the model's context is {context_length}"
+            problems.add(number, f"the conversation {reason}")
+    return rows
 
 
 def _turns(item: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[_Turn]:
@@ -126,11 +147,7 @@ def _turns(item: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[_Tu
         else:
             whole = data.render_messages(messages[: number + 1], tools, tokenizer, answer_next=False)
         if not whole.startswith(prompt):
-            start = next(n for n in range(len(prompt)) if not whole.startswith(prompt[: n + 1]))
-            raise UnusableRow(
-                f"the model's chat template asks for an answer with {prompt[start:]!r}, but does not write "
-                f"messages[{number}] behind it, so that the model could not be asked for what it learned"
-            )
+            raise _Unaskable(prompt, whole, number)
         turns.append(_Turn(prompt, whole))
     return turns
 

@@ -4,7 +4,7 @@ The order is a permutation for each epoch that follows from the seed alone, so t
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,9 @@ from workers.training import seeds
 from workers.training.errors import RunError
 
 MAX_ROWS_NAMED = 20
+BATCH_ROWS = 256
+BATCH_BYTES = 1 << 20
+"""Rows that are rendered and encoded together end with the one that reaches either number."""
 
 
 @dataclass(frozen=True)
@@ -31,29 +34,58 @@ class UnusableRow(Exception):
     """A row that no prompt can be made of; the message says why."""
 
 
+class Problems:
+    """Why rows of a file cannot be used: the first ``MAX_ROWS_NAMED`` by line, and how many there are."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._named: list[str] = []
+
+    def add(self, line: int, reason: object) -> None:
+        """``reason`` is put into words only where it is among those that are named."""
+        self.count += 1
+        if self.count <= MAX_ROWS_NAMED:
+            self._named.append(f"line {line}: {reason}")
+
+    def refusal(self, param: str) -> RunError:
+        """What ends the run because of them or, where there are none, because the file has no row at all."""
+        if not self.count:
+            return RunError("invalid_file", "The file has no rows.", param=param)
+        more = f" (and {self.count - MAX_ROWS_NAMED} more)" if self.count > MAX_ROWS_NAMED else ""
+        listed = "; ".join(self._named)
+        return RunError("invalid_file", f"{self.count} rows cannot be trained on: {listed}{more}.", param=param)
+
+
 def load(path: Path, tokenizer: PreTrainedTokenizerBase, context_length: int, param: str) -> list[Prompt]:
-    """The prompts of a file. Raises ``RunError`` on ``param`` that names all unusable rows by line."""
-    items: list[dict[str, Any]] = []
-    texts: list[str] = []
-    numbers: list[int] = []
-    problems: list[str] = []
-    for number, raw in lines(path):
+    """The prompts of a file. Raises ``RunError`` on ``param`` that counts the unusable rows and names the first."""
+    problems = Problems()
+    prompts = [prompt for part in batches(path) for prompt in read(part, tokenizer, context_length, problems)]
+    if problems.count or not prompts:
+        raise problems.refusal(param)
+    return prompts
+
+
+def read(
+    part: Sequence[tuple[int, bytes]], tokenizer: PreTrainedTokenizerBase, context_length: int, problems: Problems
+) -> list[Prompt]:
+    """The prompts of numbered lines; why the others have none is added to ``problems``."""
+    rows: list[tuple[int, dict[str, Any], str]] = []
+    for number, raw in part:
         try:
             item = parse(raw)
-            texts.append(render(item, tokenizer))
+            rows.append((number, item, render(item, tokenizer)))
         except UnusableRow as error:
-            problems.append(f"line {number}: {error}")
-            continue
-        items.append(item)
-        numbers.append(number)
+            problems.add(number, error)
+    texts = [text for _, _, text in rows]
     encoded = tokenizer(texts, add_special_tokens=tokenizer.chat_template is None)["input_ids"] if texts else []
-    for number, ids in zip(numbers, encoded, strict=True):
-        if not 0 < len(ids) < context_length:
-            reason = "has no tokens" if not ids else f"has {len(ids)} tokens; the model's context is {context_length}"
-            problems.append(f"line {number}: the prompt {reason} and an answer needs room too")
-    if problems or not items:
-        raise unusable(problems, param)
-    return [Prompt(item, ids) for item, ids in zip(items, encoded, strict=True)]
+    prompts = []
+    for (number, item, _), ids in zip(rows, encoded, strict=True):
+        if 0 < len(ids) < context_length:
+            prompts.append(Prompt(item, ids))
+            continue
+        reason = "has no tokens" if not ids else f"has {len(ids)} tokens; the model's context is {context_length}"
+        problems.add(number, f"the prompt {reason} and an answer needs room too")
+    return prompts
 
 
 def render(item: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> str:
@@ -96,12 +128,21 @@ def _permutation(seed: int, epoch: int, rows: int) -> list[int]:
     return order
 
 
-def lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Number and content of each line that is not blank."""
+def batches(path: Path) -> Iterator[list[tuple[int, bytes]]]:
+    """Numbers and contents of the lines that are not blank, as many together as are rendered and encoded at once."""
+    part: list[tuple[int, bytes]] = []
+    size = 0
     with path.open("rb") as file:
         for number, raw in enumerate(file, start=1):
-            if raw.strip():
-                yield number, raw
+            if not raw.strip():
+                continue
+            part.append((number, raw))
+            size += len(raw)
+            if len(part) >= BATCH_ROWS or size >= BATCH_BYTES:
+                yield part
+                part, size = [], 0
+    if part:
+        yield part
 
 
 def parse(raw: bytes) -> dict[str, Any]:
@@ -147,12 +188,3 @@ def _with_values(call: Any) -> Any:
     except json.JSONDecodeError:
         return call
     return call | {"function": function | {"arguments": values}} if isinstance(values, dict) else call
-
-
-def unusable(problems: list[str], param: str) -> RunError:
-    """What ends the run because of ``problems``, or because there is no row at all."""
-    if not problems:
-        return RunError("invalid_file", "The file has no rows.", param=param)
-    more = f" (and {len(problems) - MAX_ROWS_NAMED} more)" if len(problems) > MAX_ROWS_NAMED else ""
-    listed = "; ".join(problems[:MAX_ROWS_NAMED])
-    return RunError("invalid_file", f"{len(problems)} rows cannot be trained on: {listed}{more}.", param=param)

@@ -127,6 +127,16 @@ def test_a_template_that_cannot_ask_for_what_it_writes_is_refused(tmp_path: Path
         load(tmp_path, with_template(OPENING), [message("user", USER), message("assistant", FIRST)])
 
 
+def test_a_refused_prompt_is_quoted_from_where_it_parts_and_not_at_length(tmp_path: Path) -> None:
+    asks = "?" * 2 * conversations.MAX_QUOTED
+    template = OPENING.replace("<|assistant|>?", f"<|assistant|>{asks}")
+    # Comparing each beginning of a prompt this long with the conversation would take minutes.
+    row = [message("user", "1" * 1_000_000), message("assistant", FIRST)]
+    with pytest.raises(RunError) as refused:
+        load(tmp_path, with_template(template), row)
+    assert f"asks for an answer with '{asks[: conversations.MAX_QUOTED]}', but" in refused.value.message
+
+
 def test_a_token_across_prompt_and_answer_is_split_as_the_model_will_be_asked(tmp_path: Path) -> None:
     vocabulary = {token: number for number, token in enumerate([*"0123456789+=", "=4", "<|eos|>"])}
     merging = Tokenizer(models.BPE(vocabulary, [("=", "4")]))

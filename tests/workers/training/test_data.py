@@ -74,6 +74,40 @@ def test_all_unusable_rows_are_named_at_once(tmp_path: Path) -> None:
     assert f"the model's context is {tiny.CONTEXT}" in caught.value.message
 
 
+def test_long_files_are_encoded_a_batch_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [ask(f"{number}+1=") for number in range(10, 17)]
+    path = write(tmp_path / "rows", *rows, "", "{broken", ask("1" * tiny.CONTEXT))
+    whole = data.Problems()
+    (batch,) = data.batches(path)
+    prompts = data.read(batch, make_tokenizer(), tiny.CONTEXT, whole)
+    assert [prompt.item for prompt in prompts] == rows
+    monkeypatch.setattr(data, "BATCH_ROWS", 3)
+    assert [[number for number, _ in part] for part in data.batches(path)] == [[1, 2, 3], [4, 5, 6], [7, 9, 10]]
+    with pytest.raises(RunError) as caught:
+        data.load(path, make_tokenizer(), tiny.CONTEXT, "training_file")
+    assert caught.value.message == whole.refusal("training_file").message
+    assert data.load(write(path, *rows), make_tokenizer(), tiny.CONTEXT, "training_file") == prompts
+    monkeypatch.setattr(data, "BATCH_BYTES", len(json.dumps(rows[0])) + 2)
+    assert [len(part) for part in data.batches(path)] == [2, 2, 2, 1]
+
+
+def test_only_problems_that_are_named_are_put_into_words() -> None:
+    worded: list[int] = []
+
+    class Reason:
+        def __str__(self) -> str:
+            worded.append(1)
+            return "why"
+
+    problems = data.Problems()
+    for line in range(1, data.MAX_ROWS_NAMED + 4):
+        problems.add(line, Reason())
+    message = problems.refusal("training_file").message
+    assert len(worded) == data.MAX_ROWS_NAMED
+    assert message.startswith(f"{data.MAX_ROWS_NAMED + 3} rows cannot be trained on: line 1: why; line 2: why")
+    assert message.endswith(f"line {data.MAX_ROWS_NAMED}: why (and 3 more).")
+
+
 def test_a_file_without_rows_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no rows"):
         data.load(write(tmp_path / "rows", ""), make_tokenizer(), tiny.CONTEXT, "training_file")
