@@ -43,7 +43,7 @@ def recognise(model: PreTrainedModel) -> tuple[nn.Linear, LogitTransform] | None
     probe = torch.arange(PROBE_TOKENS, device=model.device).unsqueeze(0) % output.out_features
     expected = model(probe).logits
     states = getattr(model.base_model(probe), "last_hidden_state", None)
-    if states is None or states.shape[-1] != output.in_features:
+    if states is None or states.shape[-1] != output.in_features or states.dtype != output.weight.dtype:
         return None
     plain = output(states)
     if torch.equal(plain, expected):

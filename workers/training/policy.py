@@ -85,9 +85,7 @@ class Policy:
         """Everything before the output layer: input ids to hidden states ``[B, T, H]``; needs ``output``."""
         self._accepted = set(inspect.signature(model.forward).parameters)
         self._recomputation = Recomputation(model, recompute, self.device)
-        self.longest_shared = longest_shared(
-            model.config, self.logits if self.output is None else self.hidden, model.device
-        )
+        self.longest_shared = longest_shared(model, self.logits if self.output is None else self.hidden)
         """Up to this length samples may share rows; 0 where each needs its own."""
 
     @property

@@ -88,14 +88,6 @@ def test_an_answer_sees_its_prompt_and_itself() -> None:
     assert part.layout.attention_mask()[0, 0].int().tolist() == expected
 
 
-@pytest.mark.parametrize(
-    ("family", "longest"),
-    [("llama", ANY_LENGTH), ("qwen3", ANY_LENGTH), ("gpt2", ANY_LENGTH), ("gemma2", 6), ("mamba", 0)],
-)
-def test_what_a_model_can_read_in_shared_rows_is_found_out(family: str, longest: int, loaded: policy.Policy) -> None:
-    assert loaded.longest_shared == longest
-
-
 @pytest.fixture
 def loaded(tmp_path_factory: pytest.TempPathFactory, family: str) -> policy.Policy:
     return policy.load(tiny.save(tmp_path_factory.mktemp(family), family), CPU)

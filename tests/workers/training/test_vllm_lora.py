@@ -42,7 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("vllm-lora") / "base"
     torch.manual_seed(0)
     config = transformers.Qwen3Config(
-        **tiny._plain(len(make_tokenizer())), head_dim=32, tie_word_embeddings=True, initializer_range=0.25
+        **tiny.plain(len(make_tokenizer())), head_dim=32, tie_word_embeddings=True, initializer_range=0.25
     )
     config.eos_token_id = make_tokenizer().eos_token_id
     transformers.Qwen3ForCausalLM(config).save_pretrained(folder)

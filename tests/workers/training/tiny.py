@@ -42,7 +42,8 @@ ROWS = [(a, b) for a in (7, 12, 140) for b in (3, 25, 308)]
 CONTEXT = 48
 
 
-def _plain(vocabulary: int) -> dict[str, Any]:
+def plain(vocabulary: int) -> dict[str, Any]:
+    """What configurations of most families have in common."""
     return {
         "vocab_size": vocabulary,
         "hidden_size": 32,
@@ -63,18 +64,18 @@ def _mamba(v: int) -> transformers.PreTrainedConfig:
 
 
 CONFIGS: dict[str, Callable[[int], transformers.PreTrainedConfig]] = {
-    "llama": lambda v: transformers.LlamaConfig(**_plain(v)),
-    "qwen2": lambda v: transformers.Qwen2Config(**_plain(v), tie_word_embeddings=True),
-    "qwen3": lambda v: transformers.Qwen3Config(**_plain(v), head_dim=8, tie_word_embeddings=True),
+    "llama": lambda v: transformers.LlamaConfig(**plain(v)),
+    "qwen2": lambda v: transformers.Qwen2Config(**plain(v), tie_word_embeddings=True),
+    "qwen3": lambda v: transformers.Qwen3Config(**plain(v), head_dim=8, tie_word_embeddings=True),
     # Every other layer without rotary positions.
-    "smollm3": lambda v: transformers.SmolLM3Config(**_plain(v), no_rope_layers=[1, 0], tie_word_embeddings=True),
+    "smollm3": lambda v: transformers.SmolLM3Config(**plain(v), no_rope_layers=[1, 0], tie_word_embeddings=True),
     "apertus": lambda v: transformers.ApertusConfig(
-        **_plain(v), rope_parameters={"rope_type": "default", "rope_theta": 10000.0}
+        **plain(v), rope_parameters={"rope_type": "default", "rope_theta": 10000.0}
     ),
     "gpt2": _gpt2,
     # Caps its logits, attends through a sliding window in every other layer.
     "gemma2": lambda v: transformers.Gemma2Config(
-        **_plain(v), head_dim=8, sliding_window=6, final_logit_softcapping=2.0, query_pre_attn_scalar=8
+        **plain(v), head_dim=8, sliding_window=6, final_logit_softcapping=2.0, query_pre_attn_scalar=8
     ),
     # Keeps a recurrent state instead of a cache of keys and values.
     "mamba": _mamba,
@@ -82,8 +83,8 @@ CONFIGS: dict[str, Callable[[int], transformers.PreTrainedConfig]] = {
 
 
 SCALED: dict[str, Callable[[int], transformers.PreTrainedConfig]] = {
-    "granite": lambda v: transformers.GraniteConfig(**_plain(v), logits_scaling=4.0),
-    "cohere": lambda v: transformers.CohereConfig(**_plain(v), logit_scale=0.25),
+    "granite": lambda v: transformers.GraniteConfig(**plain(v), logits_scaling=4.0),
+    "cohere": lambda v: transformers.CohereConfig(**plain(v), logit_scale=0.25),
     "recurrent_gemma": lambda v: transformers.RecurrentGemmaConfig(
         vocab_size=v,
         hidden_size=32,
