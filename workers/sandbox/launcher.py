@@ -102,14 +102,16 @@ def _map_users(process: int, text: str) -> int:
 
 def _build_root(config: dict[str, Any]) -> None:
     kernel.mount("none", "/", None, kernel.RECURSIVE | kernel.PRIVATE)
+    # A folder on the way may be a link, which leads elsewhere once the root has moved.
+    sources = {path: os.path.realpath(path) for path in [*config["files"], *DEVICES]}
     kernel.mount("tmpfs", "/tmp", "tmpfs", kernel.NO_SETUID | kernel.NO_DEVICES, "size=1m,mode=755")
     Path("/tmp/old").mkdir()
     kernel.pivot_root("/tmp", "/tmp/old")
     os.chdir("/")
     for path in config["files"]:
-        _bind(path, devices=False)
+        _bind(sources[path], path, devices=False)
     for device in DEVICES:
-        _bind(device, devices=True)
+        _bind(sources[device], device, devices=True)
     for link, target in config["links"]:
         Path(link).parent.mkdir(parents=True, exist_ok=True)
         Path(link).symlink_to(target)
@@ -119,8 +121,8 @@ def _build_root(config: dict[str, Any]) -> None:
     kernel.make_read_only("/", devices=True)
 
 
-def _bind(path: str, *, devices: bool) -> None:
-    source = Path(_OLD + path)
+def _bind(origin: str, path: str, *, devices: bool) -> None:
+    source = Path(_OLD + origin)
     if source.is_dir():
         Path(path).mkdir(parents=True, exist_ok=True)
     else:

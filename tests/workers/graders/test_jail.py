@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,17 @@ def reward(outcome: Outcome | JailError) -> Any:
 
 def test_a_jail_that_holds_passes(tier: JailTier) -> None:
     confinement.ensure_confined(jails.settings(tier))
+
+
+def test_it_holds_where_the_environment_lies_behind_a_link(tier: JailTier, tmp_path: Path) -> None:
+    (tmp_path / "linked").symlink_to(sys.prefix)
+    code = (
+        "from tests.workers.graders import jails; from workers.graders import confinement; "
+        f"confinement.ensure_confined(jails.settings({tier!r}))"
+    )
+    python = tmp_path / "linked" / "bin" / "python"
+    done = subprocess.run([python, "-c", code], cwd=Path(__file__).parents[3], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def loosened(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
