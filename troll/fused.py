@@ -55,6 +55,7 @@ def kept_from_hidden(
     dropped_mass: float,
     chunk_size: int | None,
     backward: Backward,
+    sparse_weight_grad: bool = False,
 ) -> Kept:
     """`select_from_hidden`, with `log_probs` and `entropy` differentiable in `hidden` and the head's parameters."""
     frozen = head.detach()
@@ -68,7 +69,7 @@ def kept_from_hidden(
         dropped_mass=dropped_mass,
         chunk_size=chunk_size,
     )
-    log_probs, entropy = Attach.apply(hidden, head.weight, head.bias, kept, frozen, backward)
+    log_probs, entropy = Attach.apply(hidden, head.weight, head.bias, kept, frozen, backward, sparse_weight_grad)
     return kept._replace(log_probs=log_probs, entropy=entropy)
 
 

@@ -2,8 +2,9 @@
 
 Under the sparse definition the gradient with respect to the logits is `scatter(G) - (sum G) softmax`, and `sum G` is
 next to nothing: what a row's gradient says outside its support is a remainder that is bounded before it is left out.
-So `d hidden` is a short weighted sum of output rows and `d weight` is written on those rows alone. Rows whose remainder
-does not vanish (a cap that cuts off real mass) get the dense part as well, computed again tile by tile.
+So `d hidden` is a short weighted sum of output rows and `d weight` is written on those rows alone, or is nothing but
+those rows where a sparse tensor is wanted. Rows whose remainder does not vanish (a cap that cuts off real mass) get the
+dense part as well, computed again tile by tile.
 
 M rows, H hidden size, V vocabulary, K slots, E entries (kept slots of all rows), D rows with a dense part.
 """
@@ -34,31 +35,41 @@ class Attach(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, kept: Kept, head: Head, backward: Backward
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        kept: Kept,
+        head: Head,
+        backward: Backward,
+        sparse_weight_grad: bool,
     ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(hidden, weight, bias, *kept)
-        ctx.options = (head.temperature, head.logit_scale, head.softcap, backward)
+        ctx.options = (head.temperature, head.logit_scale, head.softcap, backward, sparse_weight_grad)
         return kept.log_probs.clone(), kept.entropy.clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, grad_entropy: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, *columns = ctx.saved_tensors
-        *options, mode = ctx.options
+        *options, mode, sparse_weight_grad = ctx.options
         head, kept = Head(weight, bias, *options), Kept(*columns)
         pull = _pull(head, kept, grad, grad_entropy, mode)
         want_hidden, want_weight, want_bias = ctx.needs_input_grad[:3]
         d_hidden = torch.zeros_like(hidden, dtype=head.dtype) if want_hidden else None
-        d_weight = torch.zeros_like(weight) if want_weight else None
+        rows_only = sparse_weight_grad and not len(pull.dense_rows)
+        d_weight = torch.zeros_like(weight) if want_weight and not rows_only else None
         d_bias = torch.zeros_like(bias, dtype=head.dtype) if want_bias and bias is not None else None
         if len(pull.dense_rows):
             _add_dense(hidden, head, kept, pull, d_hidden, d_weight, d_bias)
         _add_sparse(hidden, head, pull, d_hidden, d_weight, d_bias)
+        if want_weight and rows_only:
+            d_weight = _touched_rows(hidden, weight, pull)
         if d_hidden is not None:
             d_hidden = d_hidden.to(hidden.dtype)
         if d_bias is not None and bias is not None:
             d_bias = d_bias.to(bias.dtype)
-        return d_hidden, d_weight, d_bias, None, None, None
+        return d_hidden, d_weight, d_bias, None, None, None, None
 
 
 class _Pull(NamedTuple):
@@ -163,14 +174,30 @@ def _add_sparse(
         for first, part in sums:
             d_hidden[rows[first : first + len(part)]] += part
     if d_weight is not None:
-        ids, order = pull.entry_ids.sort()
-        targets, counts = torch.unique_consecutive(ids, return_counts=True)
-        sums = _weighted_sums(hidden, pull.entry_rows[order], pull.entry_grads[order], counts)
+        targets, sums = _sums_by_token(hidden, pull)
         for first, part in sums:
             chosen = targets[first : first + len(part)]
             if len(pull.dense_rows):
                 part += d_weight[chosen]
             d_weight.index_copy_(0, chosen, part.to(d_weight.dtype))
+
+
+def _touched_rows(hidden: Tensor, weight: Tensor, pull: _Pull) -> Tensor:
+    """The weight's gradient as a sparse tensor that holds the entries' rows."""
+    targets, sums = _sums_by_token(hidden, pull)
+    values = weight.new_empty(len(targets), weight.shape[1])
+    for first, part in sums:
+        values[first : first + len(part)] = part
+    return torch.sparse_coo_tensor(
+        targets.unsqueeze(0), values, weight.shape, is_coalesced=True, check_invariants=False
+    )
+
+
+def _sums_by_token(hidden: Tensor, pull: _Pull) -> tuple[Tensor, Iterator[tuple[int, Tensor]]]:
+    """The rising token ids of the entries, each once, and parts of the sums that the weight's rows of them get."""
+    ids, order = pull.entry_ids.sort()
+    targets, counts = torch.unique_consecutive(ids, return_counts=True)
+    return targets, _weighted_sums(hidden, pull.entry_rows[order], pull.entry_grads[order], counts)
 
 
 def _weighted_sums(table: Tensor, index: Tensor, weights: Tensor, counts: Tensor) -> Iterator[tuple[int, Tensor]]:

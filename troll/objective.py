@@ -129,6 +129,7 @@ def fused_troll_loss(
     softcap: float | None = None,
     chunk_size: int | None = None,
     backward: Backward = "auto",
+    sparse_weight_grad: bool = False,
     kl_bound: float = 0.05,
     alpha: float = 1.0,
     max_tokens: int = 64,
@@ -156,6 +157,9 @@ def fused_troll_loss(
         chunk_size: how many tokens to read against the vocabulary at a time; 1,024 without it.
         backward: `"sparse"` writes the gradient on kept rows only, which is exact but for the remainder the module
             `troll.gradient` describes; `"dense"` adds the remainder everywhere; `"auto"` where it could be seen.
+        sparse_weight_grad: give the weight's gradient as a sparse tensor of the rows it touches, unless a row needed
+            the dense part. Autograd adds it in place to the dense one of an embedding that is tied to the weight, and
+            a tensor `[V, H]` is saved; most optimizers take no sparse gradient of a weight that is not tied.
     """
     checks.logits_and_tokens("hidden", hidden, tokens)
     head = make_head(hidden, weight, bias, temperature, logit_scale, softcap)
@@ -176,6 +180,7 @@ def fused_troll_loss(
         dropped_mass=dropped_mass,
         chunk_size=chunk_size,
         backward=backward,
+        sparse_weight_grad=sparse_weight_grad,
     )
     return loss_from_kept(kept, chosen, batch, region, reduction)
 

@@ -187,6 +187,49 @@ def test_a_tied_matrix_collects_both_gradients() -> None:
     assert distance(got, want) <= 1e-9
 
 
+def test_a_sparse_gradient_of_a_tied_matrix_adds_up_to_the_same_bits() -> None:
+    _, old_hidden, weight, tokens, advantages = make_layer(20, 16, 1300, sharp=2.0, dtype=torch.float32)
+    read = torch.arange(20)
+    found = []
+    for sparse in (False, True):
+        tied = weight.detach().clone().requires_grad_()
+        hidden = torch.nn.functional.embedding(read, tied) + old_hidden
+        old = troll.fused_sparsify(old_hidden, tied, tokens)
+        output = troll.fused_troll_loss(
+            hidden, tied, old, tokens, advantages, backward="sparse", sparse_weight_grad=sparse
+        )
+        output.loss.backward()
+        assert tied.grad is not None
+        assert not tied.grad.is_sparse
+        found.append(tied.grad)
+    assert found[0].abs().sum() > 0
+    assert torch.equal(*found)
+
+
+def test_a_sparse_gradient_holds_the_rows_it_touches() -> None:
+    new, old_hidden, weight, tokens, advantages = make_layer(5, 16, 3000, sharp=2.0)
+    old = troll.fused_sparsify(old_hidden, weight, tokens)
+    given = [
+        gradients(
+            troll.fused_troll_loss(
+                new, weight, old, tokens, advantages, backward="sparse", sparse_weight_grad=sparse
+            ).loss,
+            [weight],
+        )[0]
+        for sparse in (False, True)
+    ]
+    assert given[1].is_sparse
+    assert given[1]._nnz() <= 5 * 65
+    assert torch.equal(given[0], given[1].to_dense())
+
+
+def test_rows_that_need_the_dense_part_get_a_dense_gradient() -> None:
+    new, old_hidden, weight, tokens, advantages = make_layer(20, 16, 1300)
+    old = troll.fused_sparsify(old_hidden, weight, tokens)
+    loss = troll.fused_troll_loss(new, weight, old, tokens, advantages, backward="dense", sparse_weight_grad=True).loss
+    assert not gradients(loss, [weight])[0].is_sparse
+
+
 def test_an_unmoved_policy_has_ratio_one() -> None:
     _, old_hidden, weight, tokens, advantages = make_layer(50, 16, 5000, dtype=torch.float32)
     old = troll.fused_sparsify(old_hidden, weight, tokens)

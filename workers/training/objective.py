@@ -11,6 +11,7 @@ from service.jobs.spec import ResolvedHyperparameters
 from troll import LossOutput, SparseLogProbs
 from workers.rollouts.precision import autocast
 from workers.rollouts.top_log_probs import sparse_rows
+from workers.training import distributed
 from workers.training.batch import MicroBatch
 from workers.training.conversations import TokenBatch
 from workers.training.errors import non_finite
@@ -55,6 +56,9 @@ def loss(
     from_hidden = troll.fused_clip_loss if clip else troll.fused_troll_loss
     hidden, weight, bias = _output(policy, batch)
     options |= asdict(policy.transform)
+    if not clip:
+        # Autograd casts no sparse gradient, and ranks sum up dense ones.
+        options["sparse_weight_grad"] = policy.tied and weight is policy.output.weight and distributed.size() == 1
     return from_hidden(hidden, weight, old, batch.tokens, batch.advantages, bias=bias, **options)
 
 

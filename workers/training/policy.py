@@ -92,6 +92,11 @@ class Policy:
     def vocabulary_size(self) -> int:
         return int(self.model.config.get_text_config().vocab_size)
 
+    @property
+    def tied(self) -> bool:
+        """Whether the output layer's matrix is that of the embeddings."""
+        return self.output is not None and self.output.weight is self.model.get_input_embeddings().weight
+
     def hidden(self, batch: Readable) -> Tensor:
         """Last hidden states ``[N, H]`` at the positions that predict the response tokens; needs ``output``."""
         with self._recomputation:
