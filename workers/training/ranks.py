@@ -90,6 +90,6 @@ def _watch(process: subprocess.Popen[bytes], connection: socket.socket, channel:
         return
     if code < 0:
         # Whoever follows this process learns of a signal as of its own.
-        os.kill(os.getpid(), -code)
+        signal.pthread_kill(threading.get_ident(), -code)  # This thread goes no further than here if it is deadly.
         code = wire.ExitCode.UNAVAILABLE if code == -signal.SIGTERM else wire.ExitCode.BUG
     os._exit(code)
