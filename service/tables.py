@@ -4,7 +4,7 @@ from service.accounts.models import APIKey, Organization
 from service.core.db import Base
 from service.files.models import File
 from service.idempotency.models import KeptAnswer
-from service.jobs.models import Checkpoint, Event, Job
+from service.jobs.models import Checkpoint, Event, Examination, Job
 from service.models.models import TunedModel
 from service.uploads.models import Upload, UploadPart
 from service.webhooks.models import WebhookDelivery, WebhookEndpoint
@@ -14,6 +14,7 @@ __all__ = [
     "Base",
     "Checkpoint",
     "Event",
+    "Examination",
     "File",
     "Job",
     "KeptAnswer",

@@ -21,7 +21,7 @@ from service.files import dataset
 from service.graders import schemas
 from service.graders.configured import grader_settings
 from service.graders.schemas import GraderError
-from service.jobs.examination import GRADER, Answer, Question
+from service.jobs.examination import GRADER, Answer, Question, check_files
 from workers.graders import Grade, Grader, JailError, Sample, build
 
 ROWS = 3
@@ -44,8 +44,9 @@ log = logging.getLogger(__name__)
 
 def examine(question: Question, seconds: float = math.inf) -> Answer:
     """What is found within ``seconds``; what there was no time for is a note."""
-    answer, give_up_at = Answer(), time.monotonic() + seconds
-    if question.model is not None:
+    give_up_at = time.monotonic() + seconds
+    answer = Answer(warnings=question.warnings) if question.files_checked else check_files(question)
+    if question.model is not None and not answer.problems:
         _count_tokens(question, question.model, answer, give_up_at - (GRADER_SECONDS if question.grader else 0.0))
     if question.grader is not None and not answer.problems:
         _try_grader(question.grader, question.files["training_file"], answer, give_up_at)

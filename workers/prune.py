@@ -22,6 +22,7 @@ ORPHAN_SECONDS = 24 * 3600.0
 """Bytes younger than this may belong to a transaction that is still open."""
 
 ENDED_UPLOADS_KEPT = timedelta(hours=24)
+EXAMINATIONS_KEPT = timedelta(hours=1)
 DELIVERIES_KEPT = timedelta(days=30)
 
 log = logging.getLogger(__name__)
@@ -52,6 +53,7 @@ def prune_uploads() -> None:
     with transaction("troll_worker") as session:
         uploads.remove_stale(session, ENDED_UPLOADS_KEPT, BATCH)
         kept_answers.remove_old(session, KEPT_FOR, BATCH)
+        jobs.remove_old_examinations(session, EXAMINATIONS_KEPT, BATCH)
         webhooks.remove_old(session, DELIVERIES_KEPT, BATCH)
     root = settings().data_dir / "uploads"
     folders = {path.name: path for path in root.iterdir()} if root.is_dir() else {}

@@ -18,11 +18,10 @@ from service.jobs import service as jobs
 from service.jobs.models import Job
 from service.jobs.repository import EventDraft
 from service.jobs.spec import JobSpec
-from service.jobs.states import Desired, Status, move
+from service.jobs.states import Status, move
 from service.models import repository as models
 from service.models.models import TunedModel
 from service.settings import settings
-from service.webhooks import service as webhooks
 from workers import wire
 from workers.flatten import flatten
 from workers.outcome import Action, Outcome
@@ -49,7 +48,7 @@ def settle(session: Session, job: Job, outcome: Outcome, result: wire.Result | N
     elif outcome.action is Action.FAIL:
         _fail(session, job, outcome)
     elif outcome.action is Action.CANCEL:
-        _end(session, job, Status.CANCELLED)
+        jobs.end(session, job, Status.CANCELLED)
         jobs.tell(session, job, [EventDraft("Job cancelled")])
     elif outcome.action is Action.PAUSE:
         job.strikes, job.estimated_finish = 0, None
@@ -71,7 +70,7 @@ def _succeed(session: Session, job: Job, result: wire.Result) -> None:
     job.fine_tuned_model = model.id
     job.step, job.trained_tokens = result.step, result.trained_tokens
     job.result_files = [_result_file(session, job).id]
-    _end(session, job, Status.SUCCEEDED)
+    jobs.end(session, job, Status.SUCCEEDED)
     made = EventDraft(f"New fine-tuned model created: {model.id}")
     jobs.tell(session, job, [made, EventDraft("The job has successfully completed")])
 
@@ -79,7 +78,7 @@ def _succeed(session: Session, job: Job, result: wire.Result) -> None:
 def _fail(session: Session, job: Job, outcome: Outcome) -> None:
     message = outcome.message[:MESSAGE_LENGTH]
     job.error = {"code": outcome.code, "message": message, "param": outcome.param}
-    _end(session, job, Status.FAILED)
+    jobs.end(session, job, Status.FAILED)
     jobs.tell(session, job, [EventDraft(f"The job failed: {message}", level="error", data={"code": outcome.code})])
 
 
@@ -97,14 +96,6 @@ def _queue_again(session: Session, job: Job, outcome: Outcome) -> None:
     jobs.tell(session, job, [draft])
     job_id = job.id
     after_commit(session, lambda: broker.ring(job_id))
-
-
-def _end(session: Session, job: Job, status: Status) -> None:
-    move(job, status)
-    job.finished_at, job.estimated_finish = files.now(session), None
-    if status is Status.CANCELLED:
-        job.desired = Desired.CANCEL
-    webhooks.announce_job(session, job.organization_id, job.id, status)
 
 
 def _result_file(session: Session, job: Job) -> File:

@@ -10,6 +10,7 @@ from service.core.db import transaction
 from service.jobs import repository
 from service.jobs.states import Desired
 from service.settings import settings
+from workers import examiner
 from workers.outcome import decide
 from workers.settle import settle
 
@@ -22,6 +23,7 @@ def sweep() -> None:
     ask.attend()
     reap()
     ring()
+    examine()
 
 
 def reap() -> None:
@@ -49,3 +51,11 @@ def ring() -> None:
         waiting = repository.waiting(session, BATCH)
     for job_id in waiting[: max(0, len(waiting) - broker.waiting())]:
         broker.ring(job_id)
+
+
+def examine() -> None:
+    """Have examined what a lost message or a lost worker left."""
+    with transaction("troll_worker") as session:
+        waits = repository.examinations_wait(session)
+    if waits:
+        examiner.start()

@@ -4,9 +4,9 @@ from typing import Any
 
 from celery import Task
 
-from service.core.broker import DELIVER_WEBHOOKS, EXAMINE_JOB, RUN_GRADER, RUN_JOB, TEST_WEBHOOK
+from service.core.broker import DELIVER_WEBHOOKS, EXAMINE_JOBS, RUN_GRADER, RUN_JOB, TEST_WEBHOOK
+from workers import examiner, supervisor, trial, webhooks
 from workers import prune as pruning
-from workers import supervisor, trial, webhooks
 from workers import sweep as sweeping
 from workers.app import PRUNE, SWEEP, app
 
@@ -32,9 +32,9 @@ def run_grader(id: str, question: dict[str, Any]) -> None:
     trial.answer(id, question)
 
 
-@app.task(name=EXAMINE_JOB)
-def examine_job(id: str, question: dict[str, Any]) -> None:
-    trial.answer_about_job(id, question)
+@app.task(name=EXAMINE_JOBS)
+def examine_jobs() -> None:
+    examiner.start()
 
 
 @app.task(name=DELIVER_WEBHOOKS)

@@ -1,55 +1,44 @@
-"""Running a grader on one answer for somebody who waits, beside the control worker's own duties."""
+"""Running a grader on one answer for somebody who waits, on threads shared fairly between organisations."""
 
 import logging
-import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
-from pydantic import BaseModel, TypeAdapter
+from pydantic import TypeAdapter
 
 from service.core import ask
+from service.core.threads import FairThreads, Overloaded
 from service.graders import schemas
 from service.graders.configured import grader_settings
 from service.graders.schemas import GraderError
 from service.graders.trial import RanGrader, RunErrors, RunMetadata
-from service.jobs.examination import SECONDS, Question
-from workers.examination import examine
 from workers.graders import Grade, JailError, Sample, build
 
 _definition: TypeAdapter[schemas.Grader] = TypeAdapter(schemas.Grader)
-# One at a time: a slow grader must never hold up the sweep, which shares this worker's threads.
-_lane = threading.Lock()
-
-EXAMINE_SECONDS = SECONDS - 5.0
-"""A little less than the API waits: an answer that nobody waits for any more would be work for nothing."""
+# Apart from the worker's other threads: a slow grader must never hold up the sweep, nor another organisation's.
+_threads = FairThreads("grader", threads=6, each=2, waiting=64, waiting_each=8)
 
 log = logging.getLogger(__name__)
 
 
 def answer(id: str, question: dict[str, Any]) -> None:
-    """Grade what question ``id`` asks and tell whoever waits."""
-    in_lane(id, lambda: run(question["grader"], question["model_sample"], question["item"]))
-
-
-def answer_about_job(id: str, question: dict[str, Any]) -> None:
-    """Look at the job that question ``id`` is about and tell whoever waits."""
-    in_lane(id, lambda: examine(Question.model_validate(question), EXAMINE_SECONDS))
-
-
-def in_lane(id: str, work: Callable[[], BaseModel]) -> None:
-    """Answer question ``id`` with what ``work`` returns, unless another one is being worked on."""
-    if not _lane.acquire(blocking=False):
-        ask.reply(id, ask.BUSY)
-        return
+    """Have graded what question ``id`` asks, and whoever waits be told. Returns at once."""
     try:
+        _threads.submit(question["organization_id"], _answer, id, question)
+    except Overloaded:
+        ask.reply(id, ask.BUSY)
+    else:
         ask.reply(id, ask.ACCEPTED)
-        ask.reply(id, ask.ANSWER, work().model_dump(mode="json"))
+
+
+def _answer(id: str, question: dict[str, Any]) -> None:
+    try:
+        found = run(question["grader"], question["model_sample"], question["item"])
     except Exception:
+        log.exception("a grader's run failed")
         ask.reply(id, ask.FAILED)
-        raise
-    finally:
-        _lane.release()
+    else:
+        ask.reply(id, ask.ANSWER, found.model_dump(mode="json"))
 
 
 def run(definition: dict[str, Any], model_sample: str, item: dict[str, Any]) -> RanGrader:

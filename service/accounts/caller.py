@@ -1,15 +1,30 @@
-"""The dependencies that routes under ``/v1`` take: an authenticated caller, with a transaction or without."""
+"""Who calls, and how a route's function runs: on a thread of the caller's share, in one transaction of its own.
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Annotated
+A request first learns who calls, in a short transaction; then its function runs with another, whose connection is taken
+when the function begins and given back when it has committed. So no request holds a connection while it waits for a
+thread, a body, a worker or its reader, and the answer goes out after the commit: a 200 is never given for a row that is
+lost.
+"""
 
-from fastapi import Depends, Header
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import wraps
+from typing import Annotated, Any, TypeVar
+
+from fastapi import Depends, Header, Request
+from fastapi.responses import Response
+from fastapi.routing import APIRoute
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from pydantic import BaseModel
 from sqlalchemy.orm import Session
 
-from service.accounts.service import Principal, authenticate
+from service.accounts import keys
+from service.accounts.service import Principal, authenticate, presented_key
 from service.core.db import tenant, transaction
+from service.core.threads import Overloaded, request_threads
+
+Result = TypeVar("Result")
 
 Token = Annotated[
     HTTPAuthorizationCredentials | None,
@@ -17,28 +32,108 @@ Token = Annotated[
 ]
 OrganizationHeader = Annotated[str | None, Header(include_in_schema=False)]
 
+KEYS_REMEMBERED = 10_000
+_organizations: dict[str, str] = {}
+"""The organisation of each key's hash, as it was last seen: whose turn it is while the key is looked up again."""
 
-@dataclass(frozen=True)
+
+@dataclass
 class CallContext:
     principal: Principal
-    session: Session
-    """One transaction for the whole request; it sees the principal's organisation only."""
+    _session: Session | None = field(default=None, repr=False)
+
+    @property
+    def session(self) -> Session:
+        """The transaction of the route's function; it sees the principal's organisation only."""
+        assert self._session is not None, "only a synchronous route's function has a transaction"
+        return self._session
 
 
-def _known(token: Token, openai_organization: OrganizationHeader = None) -> Principal:
-    authorization = None if token is None else f"{token.scheme} {token.credentials}"
+async def _known(request: Request, token: Token, openai_organization: OrganizationHeader = None) -> Principal:
+    key = presented_key(f"{token.scheme} {token.credentials}" if token else None)
+    hash = keys.hashed(key)
+    # An unknown key is looked up on its sender's turn.
+    turn = _organizations.get(hash) or f"address {request.client.host if request.client else ''}"
+    principal = await request_threads.run(turn, _authenticated, key, openai_organization)
+    if len(_organizations) >= KEYS_REMEMBERED:
+        _organizations.clear()
+    _organizations[hash] = principal.organization_id
+    return principal
+
+
+def _authenticated(key: str, organization_header: str | None) -> Principal:
     with transaction("troll_api") as session:
-        return authenticate(session, authorization, openai_organization)
+        return authenticate(session, key, organization_header)
 
 
-# For routes that take long (reading an upload, waiting for a worker): no transaction stays open meanwhile.
 Known = Annotated[Principal, Depends(_known)]
 
 
-def _caller(known: Known) -> Iterator[CallContext]:
-    with tenant(known.organization_id) as session:
-        yield CallContext(known, session)
+async def _caller(known: Known) -> CallContext:
+    return CallContext(known)
 
 
-# With function scope the transaction commits before the answer is sent: a 200 is never given for a row that is lost.
-Caller = Annotated[CallContext, Depends(_caller, scope="function")]
+Caller = Annotated[CallContext, Depends(_caller)]
+
+
+async def in_transaction(
+    known: Principal,
+    function: Callable[..., Result],
+    *arguments: Any,
+    undo: Callable[[], object] = lambda: None,
+) -> Result:
+    """What ``function(session, …)`` returns, in a transaction on a thread of the caller's share.
+
+    ``undo`` is called when the transaction does not commit.
+    """
+
+    def work() -> Result:
+        try:
+            with tenant(known.organization_id) as session:
+                return function(session, *arguments)
+        except BaseException:
+            undo()
+            raise
+
+    try:
+        return await request_threads.run(known.organization_id, work)
+    except Overloaded:
+        undo()
+        raise
+
+
+class Route(APIRoute):
+    """A route whose function, unless it is asynchronous, runs on a thread of the caller's share.
+
+    One that takes ``Caller`` runs in a transaction, which has committed when the answer is sent; one that takes
+    ``Known`` has none.
+    """
+
+    def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+        super().__init__(path, endpoint if inspect.iscoroutinefunction(endpoint) else _threaded(endpoint), **options)
+
+
+def _threaded(endpoint: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(endpoint)
+    async def run(**arguments: Any) -> Any:
+        caller = next((each for each in arguments.values() if isinstance(each, CallContext)), None)
+        known = caller.principal if caller else next(p for p in arguments.values() if isinstance(p, Principal))
+        return await request_threads.run(known.organization_id, _call, endpoint, caller, arguments)
+
+    return run
+
+
+def _call(endpoint: Callable[..., Any], caller: CallContext | None, arguments: dict[str, Any]) -> Any:
+    if caller is None:
+        return _written(endpoint(**arguments))
+    with tenant(caller.principal.organization_id) as session:
+        caller._session = session
+        answer = endpoint(**arguments)
+    return _written(answer)
+
+
+def _written(answer: Any) -> Any:
+    """Long lists are turned into JSON on this thread too, and not where all requests are taken in."""
+    return (
+        Response(answer.model_dump_json(), media_type="application/json") if isinstance(answer, BaseModel) else answer
+    )

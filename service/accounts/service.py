@@ -23,24 +23,31 @@ class Principal:
     key_id: str
 
 
-def authenticate(session: Session, authorization: str | None, organization_header: str | None = None) -> Principal:
-    """The principal of a bearer token; the rest of the transaction sees only its organisation's rows.
-
-    Raises a 401 that never says which part of a key was wrong.
-    """
+def presented_key(authorization: str | None) -> str:
+    """The API key of an ``Authorization`` header, which may still be a wrong one. Raises a 401 for what is none."""
     scheme, _, token = (authorization or "").partition(" ")
     if scheme.lower() != "bearer" or not token.strip():
         raise _unauthorized("You did not provide an API key. Send it as 'Authorization: Bearer sk-troll-…'.")
-    key = repository.live_key(session, keys.hashed(token.strip())) if keys.is_well_formed(token.strip()) else None
-    if key is None:
-        raise _unauthorized("Incorrect API key provided. An operator creates keys with 'troll keys create'.")
-    if organization_header and organization_header != key.organization_id:
+    if not keys.is_well_formed(token.strip()):
+        raise _wrong_key()
+    return token.strip()
+
+
+def authenticate(session: Session, key: str, organization_header: str | None = None) -> Principal:
+    """The principal of an API key; the rest of the transaction sees only its organisation's rows.
+
+    Raises a 401 that never says which part of a key was wrong.
+    """
+    row = repository.live_key(session, keys.hashed(key))
+    if row is None:
+        raise _wrong_key()
+    if organization_header and organization_header != row.organization_id:
         raise _unauthorized(f"This API key does not belong to organization '{organization_header}'.")
-    act_for(session, key.organization_id)
-    repository.touch(session, key, TOUCH_EVERY)
-    organization = repository.organization(session, key.organization_id)
+    act_for(session, row.organization_id)
+    repository.touch(session, row, TOUCH_EVERY)
+    organization = repository.organization(session, row.organization_id)
     assert organization is not None, "a foreign key holds this"
-    return Principal(organization.id, organization.name, key.id)
+    return Principal(organization.id, organization.name, row.id)
 
 
 def create_key(
@@ -69,6 +76,10 @@ def revoke_key(session: Session, id: str) -> datetime:
     if revoked_at is None:
         raise not_found("API key", id)
     return revoked_at
+
+
+def _wrong_key() -> DomainError:
+    return _unauthorized("Incorrect API key provided. An operator creates keys with 'troll keys create'.")
 
 
 def _unauthorized(message: str) -> DomainError:

@@ -17,7 +17,7 @@ CONTROL_QUEUE = "control"
 KEY_PREFIX = "celery:"
 RUN_JOB = "workers.run_job"
 RUN_GRADER = "workers.run_grader"
-EXAMINE_JOB = "workers.examine_job"
+EXAMINE_JOBS = "workers.examine_jobs"
 TEST_WEBHOOK = "workers.test_webhook"
 DELIVER_WEBHOOKS = "workers.deliver_webhooks"
 
@@ -60,6 +60,16 @@ def ring(job_id: str) -> bool:
         _sender().send_task(RUN_JOB, args=[job_id], queue=TRAINING_QUEUE)
     except OperationalError as error:
         log.warning("could not ring for %s, the sweep will: %s", job_id, error)
+        return False
+    return True
+
+
+def ring_examinations() -> bool:
+    """Tell the control worker that a job waits to be examined. The sweep finds out anyway."""
+    try:
+        _sender().send_task(EXAMINE_JOBS, queue=CONTROL_QUEUE)
+    except OperationalError as error:
+        log.warning("could not ring for an examination, the sweep will: %s", error)
         return False
     return True
 

@@ -19,6 +19,9 @@ from service.settings import settings
 
 Role = Literal["troll_api", "troll_worker", "troll_operator"]
 
+CONNECTIONS = 16
+"""Connections of one process and role at most."""
+
 _SESSION_OPTIONS = "-c statement_timeout=30s -c lock_timeout=10s -c idle_in_transaction_session_timeout=120s"
 
 # Without these a connection whose packets are dropped blocks its thread for as long as TCP waits: for hours.
@@ -56,8 +59,10 @@ def engine(role: Role) -> Engine:
     return create_engine(
         driver_url(settings().database_url),
         connect_args={"options": f"-c role={role} {_SESSION_OPTIONS}", "connect_timeout": 5, **_NOTICE_SILENCE},
-        pool_size=10,
-        max_overflow=40,
+        # More than there are threads for requests, so that none of them waits for a connection.
+        pool_size=CONNECTIONS,
+        max_overflow=0,
+        pool_timeout=5,
         pool_pre_ping=True,
     )
 

@@ -65,11 +65,11 @@ def method_of(training: Path) -> Method:
     return "supervised" if dataset.ends_with_assistant(training) else "reinforcement"
 
 
-def report_on(path: Path, method: Method, grader: Grader | None) -> DatasetReport:
-    """What is wrong with a file of a job of ``method``."""
-    return (
-        dataset.check_for_supervised(path) if method == "supervised" else dataset.check_for_reinforcement(path, grader)
-    )
+def report_on(path: Path, method: Method, grader: Grader | None, give_up_at: float | None = None) -> DatasetReport:
+    """What is wrong with a file of a job of ``method``. Raises ``TimeoutError`` at ``give_up_at``."""
+    if method == "supervised":
+        return dataset.check_for_supervised(path, give_up_at)
+    return dataset.check_for_reinforcement(path, grader, give_up_at)
 
 
 def too_many_rows(rows: int, limit: int) -> str:
@@ -77,13 +77,19 @@ def too_many_rows(rows: int, limit: int) -> str:
 
 
 def warnings(
-    training: Path, validation: Path | None, names: tuple[str, str] = ("the training file", "the validation file")
+    training: Path,
+    validation: Path | None,
+    names: tuple[str, str] = ("the training file", "the validation file"),
+    give_up_at: float | None = None,
 ) -> list[str]:
-    """Rows that repeat others, and validation rows that the model is trained on. Both files must be valid."""
-    asked, found = _repetitions(training, names[0])
+    """Rows that repeat others, and validation rows that the model is trained on. Both files must be valid.
+
+    Raises ``TimeoutError`` at ``give_up_at``, a monotonic time.
+    """
+    asked, found = _repetitions(training, names[0], give_up_at)
     if validation is None:
         return found
-    asked_in_validation, repeated = _repetitions(validation, names[1])
+    asked_in_validation, repeated = _repetitions(validation, names[1], give_up_at)
     shared = [line for question, line in asked_in_validation.items() if question in asked]
     if shared:
         count = f"{len(shared)} of the {len(asked_in_validation)} conversations in {names[1]}"
@@ -91,12 +97,13 @@ def warnings(
     return found + repeated
 
 
-def _repetitions(path: Path, name: str) -> tuple[dict[bytes, int], list[str]]:
+def _repetitions(path: Path, name: str, give_up_at: float | None) -> tuple[dict[bytes, int], list[str]]:
     """The first line of each conversation of a file, by its digest, and a warning if whole rows are repeated."""
     seen: set[bytes] = set()
     asked: dict[bytes, int] = {}
     again: list[int] = []
     for line, row in dataset.rows(path):
+        dataset.check_time(give_up_at)
         digest = _digest(row)
         if digest in seen:
             again.append(line)

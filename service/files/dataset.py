@@ -7,6 +7,7 @@ streamed, so memory does not grow with their size. Nothing here needs a database
 offline.
 """
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain, islice
@@ -67,17 +68,29 @@ def check(path: Path) -> DatasetReport:
     return _check(path, lambda row: [])
 
 
-def check_for_reinforcement(path: Path, grader: Grader | None = None) -> DatasetReport:
-    """``check``, and: each conversation ends with the user, and each row has every field that ``grader`` reads."""
+def check_for_reinforcement(path: Path, grader: Grader | None = None, give_up_at: float | None = None) -> DatasetReport:
+    """``check``, and: each conversation ends with the user, and each row has every field that ``grader`` reads.
+
+    Raises ``TimeoutError`` at ``give_up_at``, a monotonic time.
+    """
     templates = grader.templates() if grader else ()
     references = {each for text in templates for each in Template.parse(text).paths}
     needed = sorted((each for each in references if each.namespace == "item"), key=str)
-    return _check(path, lambda row: [*_question_reasons(row), *_missing_field_reasons(row, needed)])
+    return _check(path, lambda row: [*_question_reasons(row), *_missing_field_reasons(row, needed)], give_up_at)
 
 
-def check_for_supervised(path: Path) -> DatasetReport:
-    """``check``, and: each conversation ends with the assistant, and has a message that is to be learned."""
-    return _check(path, lambda row: [*_answer_reasons(row), *_weight_reasons(row)])
+def check_for_supervised(path: Path, give_up_at: float | None = None) -> DatasetReport:
+    """``check``, and: each conversation ends with the assistant, and has a message that is to be learned.
+
+    Raises ``TimeoutError`` at ``give_up_at``, a monotonic time.
+    """
+    return _check(path, lambda row: [*_answer_reasons(row), *_weight_reasons(row)], give_up_at)
+
+
+def check_time(give_up_at: float | None) -> None:
+    """Raises ``TimeoutError`` when it is past ``give_up_at``, a monotonic time."""
+    if give_up_at is not None and time.monotonic() > give_up_at:
+        raise TimeoutError
 
 
 def ends_with_assistant(path: Path) -> bool:
@@ -124,7 +137,9 @@ class _BadLine(ValueError):
     """A line that is no JSON object, and why."""
 
 
-def _check(path: Path, further: Callable[[dict[str, Any]], Iterable[str]]) -> DatasetReport:
+def _check(
+    path: Path, further: Callable[[dict[str, Any]], Iterable[str]], give_up_at: float | None = None
+) -> DatasetReport:
     report = DatasetReport()
     with path.open("rb") as file:
         start = file.read(2)
@@ -132,14 +147,20 @@ def _check(path: Path, further: Callable[[dict[str, Any]], Iterable[str]]) -> Da
             report.add(None, [_NOT_JSON_LINES[start]])
             return report
         file.seek(0)
-        _check_lines(file, report, further)
+        _check_lines(file, report, further, give_up_at)
     if report.rows == 0:
         report.add(None, ["the file has no rows"])
     return report
 
 
-def _check_lines(file: BinaryIO, report: DatasetReport, further: Callable[[dict[str, Any]], Iterable[str]]) -> None:
+def _check_lines(
+    file: BinaryIO,
+    report: DatasetReport,
+    further: Callable[[dict[str, Any]], Iterable[str]],
+    give_up_at: float | None,
+) -> None:
     for number, line in _lines(file):
+        check_time(give_up_at)
         # Blank lines matter only when a row follows them: editors leave some at the end.
         if _is_blank(line) and number - report.rows <= MAX_INVALID_LINES:
             continue

@@ -4,17 +4,20 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import FileResponse
+from sqlalchemy.orm import Session
 from starlette.datastructures import FormData, UploadFile
 
-from service.accounts.caller import Caller, Known
+from service.accounts.caller import Caller, Known, Route
 from service.core import storage
 from service.core.errors import invalid
 from service.core.pagination import Page, page
+from service.core.threads import bulk_threads
 from service.files import repository, service
 from service.files.schemas import DeletedFile, FileObject
 from service.idempotency.once import Once
+from service.settings import settings
 
-router = APIRouter(prefix="/v1/files", tags=["files"])
+router = APIRouter(prefix="/v1/files", tags=["files"], route_class=Route)
 
 UPLOAD_BODY = {
     "requestBody": {
@@ -47,7 +50,7 @@ async def _form(request: Request, known: Known) -> FormData:
 
 
 @router.post("", openapi_extra=UPLOAD_BODY)
-def create(form: Annotated[FormData, Depends(_form)], caller: Caller, once: Once) -> FileObject:
+async def create(form: Annotated[FormData, Depends(_form)], known: Known, once: Once) -> FileObject:
     """Upload a JSONL file of training or validation rows. It is checked line by line before it is accepted."""
     upload = form.get("file")
     if not isinstance(upload, UploadFile):
@@ -55,21 +58,24 @@ def create(form: Annotated[FormData, Depends(_form)], caller: Caller, once: Once
     purpose = form.get("purpose")
     if not isinstance(purpose, str):
         raise invalid("Missing required parameter: 'purpose'.", "purpose")
+    service.check_purpose(purpose)
     filename, expiry = upload.filename or "upload", _expiry(form)
-    return once.run(
-        caller.session,
-        [filename, purpose, expiry, storage.digest(upload.file)],
+    service.check_expiry(expiry)
+    tenant, source = known.organization_id, upload.file
+
+    def register(session: Session, stored: service.Stored) -> FileObject:
+        file = service.register(
+            session, known, stored, filename=filename, purpose=purpose, expires_after_seconds=expiry
+        )
+        return FileObject.of(file)
+
+    return await once.run_long(
+        [filename, purpose, expiry, await bulk_threads.run_to_end(tenant, storage.digest, source)],
         FileObject,
-        lambda: FileObject.of(
-            service.upload(
-                caller.session,
-                caller.principal,
-                source=upload.file,
-                filename=filename,
-                purpose=purpose,
-                expires_after_seconds=expiry,
-            )
-        ),
+        lambda: bulk_threads.run_to_end(tenant, service.store, source, settings().max_file_bytes),
+        register,
+        service.discard,
+        held_for=service.HELD_FOR,
     )
 
 

@@ -14,12 +14,13 @@ from service.core.errors import DomainError, invalid, not_found
 from service.core.ids import new_id
 from service.files import dataset, repository
 from service.files.models import File
-from service.settings import settings
 
 FINE_TUNE = "fine-tune"
 RESULTS = "fine-tune-results"
 EXPIRY_RANGE = (3600, 2_592_000)
 FILENAME_LENGTH = 255
+HELD_FOR = timedelta(minutes=10)
+"""How long storing and checking a file may take before a repeated request is carried out in its place."""
 
 
 @dataclass(frozen=True)
@@ -32,42 +33,22 @@ class Stored:
     rows: int
 
 
-def upload(
-    session: Session,
-    principal: Principal,
-    *,
-    source: BinaryIO,
-    filename: str,
-    purpose: str,
-    expires_after_seconds: int | None = None,
-) -> File:
-    """Store and check a fine-tuning file. A file that is not valid JSONL is refused whole, every bad line named."""
-    check_purpose(purpose)
-    low, high = EXPIRY_RANGE
-    if expires_after_seconds is not None and not low <= expires_after_seconds <= high:
-        raise invalid(f"Must be from {low} to {high} seconds.", "expires_after.seconds")
-    stored = store(source, max_bytes=settings().max_file_bytes)
-    try:
-        return register(
-            session,
-            principal,
-            stored,
-            filename=filename,
-            purpose=purpose,
-            expires_after_seconds=expires_after_seconds,
-        )
-    except BaseException:
-        discard(stored)
-        raise
-
-
 def check_purpose(purpose: str) -> None:
     if purpose != FINE_TUNE:
         raise invalid(f"Files are taken for the purpose '{FINE_TUNE}' only, not '{purpose}'.", "purpose")
 
 
-def store(source: BinaryIO, *, max_bytes: int) -> Stored:
-    """Copy and check the bytes of a file. Whoever asks must ``register`` or ``discard`` them."""
+def check_expiry(seconds: int | None) -> None:
+    low, high = EXPIRY_RANGE
+    if seconds is not None and not low <= seconds <= high:
+        raise invalid(f"Must be from {low} to {high} seconds.", "expires_after.seconds")
+
+
+def store(source: BinaryIO, max_bytes: int) -> Stored:
+    """Copy and check the bytes of a fine-tuning file; one that is not valid JSONL is refused whole, with its bad lines.
+
+    Whoever asks must ``register`` or ``discard`` them.
+    """
     id = new_id("file-")
     path = storage.file_path(id)
     try:

@@ -2,12 +2,12 @@
 
 from fastapi import APIRouter
 
-from service.accounts.caller import Known
+from service.accounts.caller import Known, Route
 from service.graders import trial
 from service.graders.configured import admit
 from service.graders.trial import RanGrader, RunGrader, ValidatedGrader, ValidateGrader
 
-router = APIRouter(prefix="/v1/fine_tuning/alpha/graders", tags=["graders"])
+router = APIRouter(prefix="/v1/fine_tuning/alpha/graders", tags=["graders"], route_class=Route)
 
 
 @router.post("/validate")

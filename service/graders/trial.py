@@ -80,6 +80,7 @@ async def run(request: RunGrader, organization_id: str) -> RanGrader:
     """Grade one answer in the control worker."""
     grader = admit(request.grader, "grader", organization_id)
     question = {
+        "organization_id": organization_id,
         "grader": grader.model_dump(mode="json"),
         "model_sample": request.model_sample,
         "item": request.item or {},

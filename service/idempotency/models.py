@@ -10,12 +10,17 @@ from service.core.db import Base
 
 
 class KeptAnswer(Base):
-    """``key`` is the caller's ``Idempotency-Key`` behind ``key:``, or the request's fingerprint behind ``body:``."""
+    """``key`` is the caller's ``Idempotency-Key`` behind ``key:``, or the request's fingerprint behind ``body:``.
+
+    Without an ``answer`` the request is still carried out, by ``holder``, who has until ``held_until``.
+    """
 
     __tablename__ = "kept_answers"
 
     organization_id: Mapped[str] = mapped_column(ForeignKey("organizations.id"), primary_key=True)
     key: Mapped[str] = mapped_column(primary_key=True)
     fingerprint: Mapped[str]
-    answer: Mapped[dict[str, Any]]
+    answer: Mapped[dict[str, Any] | None]
+    holder: Mapped[str | None]
+    held_until: Mapped[datetime | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())

@@ -4,97 +4,139 @@ The official client sends a POST again when an answer was lost, and marks it wit
 ``x-stainless-retry-count``. So the answer to each covered request is kept in the transaction that carried it out: a
 marked request with the same content as a recent one of the same API key gets that answer. Callers who want the promise
 without the guess send an ``Idempotency-Key``, which holds for a day and for one content only.
+
+A request that takes longer than a transaction is held meanwhile by a row of its own: whoever repeats it is told at once
+that it is still being carried out. Equal requests that are no repetitions do not wait for each other.
 """
 
 import hashlib
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Annotated, Any, TypeVar
 
-from fastapi import Depends, Header, Request, Response
-from psycopg.errors import LockNotAvailable
+from fastapi import Depends, Header, Request
+from fastapi.responses import Response
 from pydantic import BaseModel
-from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from service.accounts.caller import Known
+from service.accounts.caller import Known, in_transaction
+from service.accounts.service import Principal
+from service.core.db import tenant
 from service.core.errors import DomainError, invalid
+from service.core.ids import new_id
+from service.core.threads import Overloaded, request_threads
 from service.idempotency import repository
 
 KEPT_FOR = timedelta(hours=24)
 RETRY_WINDOW = timedelta(minutes=10)
 
 Answer = TypeVar("Answer", bound=BaseModel)
+Prepared = TypeVar("Prepared")
 
 
 @dataclass(frozen=True)
 class Attempt:
     """One arrival of a request. ``key`` is the caller's own, ``is_retry`` says that the client marked it as one."""
 
-    organization_id: str
-    key_id: str
+    known: Principal
     operation: str
     key: str | None
     is_retry: bool
-    response: Response
+    holder: str = field(default_factory=lambda: new_id("attempt_"))
 
-    def run(self, session: Session, content: Any, model: type[Answer], act: Callable[[], Answer]) -> Answer:
+    def run(self, session: Session, content: Any, model: type[Answer], act: Callable[[], Answer]) -> Any:
         """The kept answer to this request, or what ``act`` answers, kept in the transaction of ``session``.
 
         ``content`` is what makes two requests the same, as JSON. Raises a 400 when a key comes with other content.
         """
-        kept = self.kept(session, content, model)
+        kept = self._begin(session, content, model, RETRY_WINDOW)
         if kept is not None:
             return kept
         answer = act()
-        self.keep(session, content, answer)
+        self._keep(session, content, answer)
         return answer
 
-    def kept(self, session: Session, content: Any, model: type[Answer]) -> Answer | None:
-        """The answer that was given before. Until the transaction ends nobody else handles the same request."""
+    async def run_long(
+        self,
+        content: Any,
+        model: type[Answer],
+        prepare: Callable[[], Awaitable[Prepared]],
+        finish: Callable[[Session, Prepared], Answer],
+        undo: Callable[[Prepared], object],
+        *,
+        held_for: timedelta,
+    ) -> Any:
+        """``run`` for a request that takes longer: ``prepare`` is awaited in no transaction, ``finish`` ends it in one.
+
+        ``undo`` removes what was prepared, should that not commit. A repetition gets a 503 until then, or until
+        ``held_for`` has passed.
+        """
+        kept = await in_transaction(self.known, self._begin, content, model, held_for)
+        if kept is not None:
+            return kept
+        try:
+            prepared = await prepare()
+            return await in_transaction(
+                self.known,
+                lambda session: self._keep(session, content, finish(session, prepared)),
+                undo=lambda: undo(prepared),
+            )
+        except BaseException:
+            # Not waited for: if it does not come to it, the hold runs out.
+            with suppress(Overloaded):
+                request_threads.submit(self.known.organization_id, self._release, content)
+            raise
+
+    def _begin(self, session: Session, content: Any, model: type[BaseModel], held_for: timedelta) -> Response | None:
+        """The answer that was given before; None when this attempt is to carry the request out."""
         fingerprint = self._fingerprint(content)
         name = self._name(fingerprint)
-        _lock(session, self.organization_id, name)
-        if self.key is None and not self.is_retry:
+        younger_than = KEPT_FOR if self.key is not None else RETRY_WINDOW if self.is_retry else None
+        if repository.hold(
+            session,
+            self.known.organization_id,
+            name,
+            fingerprint,
+            holder=self.holder,
+            held_for=held_for,
+            younger_than=younger_than,
+        ):
             return None
-        age = RETRY_WINDOW if self.key is None else KEPT_FOR
-        found = repository.find(session, self.organization_id, name, age)
-        if found is None:
-            return None
-        if found.fingerprint != fingerprint:
+        found = repository.find(session, self.known.organization_id, name)
+        if found is not None and found.fingerprint != fingerprint:
             message = "This Idempotency-Key came with another request before. Send a new key with each new request."
             raise invalid(message, "Idempotency-Key", "idempotency_key_reused")
-        self.response.headers["idempotent-replayed"] = "true"
-        return model.model_validate(found.answer)
+        if found is None or found.answer is None:
+            message = "The same request is still being handled. Ask again shortly for its answer."
+            waiting = {"Retry-After": "1", "retry-after-ms": "500"}
+            raise DomainError(503, "request_in_progress", message, headers=waiting)
+        answer = model.model_validate(found.answer).model_dump_json()
+        return Response(answer, media_type="application/json", headers={"idempotent-replayed": "true"})
 
-    def keep(self, session: Session, content: Any, answer: BaseModel) -> None:
+    def _keep(self, session: Session, content: Any, answer: Answer) -> Answer:
         fingerprint = self._fingerprint(content)
         kept = answer.model_dump(mode="json")
-        repository.keep(session, self.organization_id, self._name(fingerprint), fingerprint, kept)
+        repository.keep(session, self.known.organization_id, self._name(fingerprint), fingerprint, kept)
+        return answer
+
+    def _release(self, content: Any) -> None:
+        with tenant(self.known.organization_id) as session:
+            name = self._name(self._fingerprint(content))
+            repository.release(session, self.known.organization_id, name, self.holder)
 
     def _fingerprint(self, content: Any) -> str:
-        text = json.dumps([self.key_id, self.operation, content], sort_keys=True)
+        text = json.dumps([self.known.key_id, self.operation, content], sort_keys=True)
         return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 
     def _name(self, fingerprint: str) -> str:
         return f"body:{fingerprint}" if self.key is None else f"key:{self.key}"
 
 
-def _lock(session: Session, organization_id: str, name: str) -> None:
-    try:
-        repository.lock(session, organization_id, name)
-    except OperationalError as error:
-        if not isinstance(error.orig, LockNotAvailable):
-            raise
-        message = "The same request is still being handled. Ask again shortly for its answer."
-        raise DomainError(503, "request_in_progress", message, headers={"Retry-After": "5"}) from error
-
-
-def _attempt(
+async def _attempt(
     request: Request,
-    response: Response,
     known: Known,
     idempotency_key: Annotated[
         str | None,
@@ -103,12 +145,10 @@ def _attempt(
     x_stainless_retry_count: Annotated[str, Header(include_in_schema=False)] = "0",
 ) -> Attempt:
     return Attempt(
-        organization_id=known.organization_id,
-        key_id=known.key_id,
+        known=known,
         operation=f"{request.method} {request.url.path}",
         key=idempotency_key,
         is_retry=x_stainless_retry_count.strip() not in ("", "0"),
-        response=response,
     )
 
 

@@ -3,37 +3,65 @@
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import delete, func, select, text
+from sqlalchemy import ColumnElement, and_, delete, func, or_, select, true
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from service.idempotency.models import KeptAnswer
 
 
-def lock(session: Session, organization_id: str, key: str) -> None:
-    """Let no other transaction handle the same request until this one ends."""
-    query = text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))")
-    session.execute(query, {"name": f"kept_answers/{organization_id}/{key}"})
+def hold(
+    session: Session,
+    organization_id: str,
+    key: str,
+    fingerprint: str,
+    *,
+    holder: str,
+    held_for: timedelta,
+    younger_than: timedelta | None,
+) -> bool:
+    """Take the request ``key`` on. False when it was carried out, or is, and that is ``younger_than``.
+
+    Without ``younger_than`` it is always taken on.
+    """
+    taken = {
+        "fingerprint": fingerprint,
+        "answer": None,
+        "holder": holder,
+        "held_until": func.now() + held_for,
+        "created_at": func.now(),
+    }
+    free: ColumnElement[bool] = true()
+    if younger_than is not None:
+        abandoned = and_(KeptAnswer.answer.is_(None), KeptAnswer.held_until <= func.now())
+        free = or_(KeptAnswer.created_at <= func.now() - younger_than, abandoned)
+    statement = insert(KeptAnswer).values(organization_id=organization_id, key=key, **taken)
+    statement = statement.on_conflict_do_update(
+        index_elements=[KeptAnswer.organization_id, KeptAnswer.key], set_=taken, where=free
+    )
+    return session.scalar(statement.returning(KeptAnswer.key)) is not None
 
 
-def find(session: Session, organization_id: str, key: str, younger_than: timedelta) -> KeptAnswer | None:
+def find(session: Session, organization_id: str, key: str) -> KeptAnswer | None:
     return session.scalar(
-        select(KeptAnswer).where(
-            KeptAnswer.organization_id == organization_id,
-            KeptAnswer.key == key,
-            KeptAnswer.created_at > func.now() - younger_than,
-        )
+        select(KeptAnswer).where(KeptAnswer.organization_id == organization_id, KeptAnswer.key == key)
     )
 
 
 def keep(session: Session, organization_id: str, key: str, fingerprint: str, answer: dict[str, Any]) -> None:
     """Keep an answer; an older one of the same key is replaced."""
-    values = {"fingerprint": fingerprint, "answer": answer}
+    values = {"fingerprint": fingerprint, "answer": answer, "holder": None, "held_until": None}
     statement = insert(KeptAnswer).values(organization_id=organization_id, key=key, **values)
     again = {**values, "created_at": func.now()}
     session.execute(
         statement.on_conflict_do_update(index_elements=[KeptAnswer.organization_id, KeptAnswer.key], set_=again)
     )
+
+
+def release(session: Session, organization_id: str, key: str, holder: str) -> None:
+    """Let go of a request that ``holder`` did not carry out."""
+    mine = (KeptAnswer.organization_id == organization_id, KeptAnswer.key == key, KeptAnswer.holder == holder)
+    session.execute(delete(KeptAnswer).where(*mine))
 
 
 def remove_old(session: Session, older_than: timedelta, limit: int) -> int:

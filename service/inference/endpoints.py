@@ -4,11 +4,9 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import StreamingResponse
-from starlette.concurrency import run_in_threadpool
 
-from service.accounts.caller import Known
+from service.accounts.caller import Known, Route, in_transaction
 from service.accounts.service import Principal
-from service.core.db import tenant
 from service.core.errors import DomainError
 from service.core.ids import new_id
 from service.inference import questions, service, weights
@@ -17,7 +15,7 @@ from service.inference.requests import ChatRequest, CompletionRequest
 from service.inference.shapes import Answer
 from service.inference.wire import Question
 
-router = APIRouter(prefix="/v1", tags=["inference"])
+router = APIRouter(prefix="/v1", tags=["inference"], route_class=Route)
 
 STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": FRAME}}}}
 STREAM_HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
@@ -26,7 +24,7 @@ STREAM_HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
 @router.post("/chat/completions", response_model=ChatCompletion, responses=STREAM)
 async def chat_completions(known: Known, request: Request, body: ChatRequest) -> Any:
     """Continue a conversation with a base model, a tuned model or a checkpoint."""
-    served = await run_in_threadpool(_find, known, body.model)
+    served = await in_transaction(known, weights.find, body.model)
     question = questions.of_chat(new_id("chatcmpl-"), served, body)
     answer = Answer(question)
     if body.stream:
@@ -39,7 +37,7 @@ async def chat_completions(known: Known, request: Request, body: ChatRequest) ->
 @router.post("/completions", response_model=Completion, responses=STREAM)
 async def completions(known: Known, request: Request, body: CompletionRequest) -> Any:
     """Continue texts as they are, without a chat template."""
-    served = await run_in_threadpool(_find, known, body.model)
+    served = await in_transaction(known, weights.find, body.model)
     question = questions.of_completion(new_id("cmpl-"), served, body)
     answer = Answer(question, echo=bool(body.echo))
     if body.stream:
@@ -47,11 +45,6 @@ async def completions(known: Known, request: Request, body: CompletionRequest) -
         return await _stream(question, known, answer, answer.completion_chunks, usage)
     await _whole(question, known, answer, request)
     return answer.completion()
-
-
-def _find(known: Principal, model: str) -> weights.Served:
-    with tenant(known.organization_id) as session:
-        return weights.find(session, model)
 
 
 async def _whole(question: Question, known: Principal, answer: Answer, request: Request) -> None:

@@ -1,34 +1,26 @@
-"""What is looked at before a job is accepted and needs a worker's libraries: prompts in tokens, and the grader at work.
+"""What is looked at before a job is queued: its rows, prompts in tokens, and the grader at work.
 
-The control worker answers within ``SECONDS``. Where it does not, or ``AT_ONCE`` others are being looked at, the job is
-accepted all the same, with a note: the training process counts tokens again and tells what graders do.
+What the control worker has not found out when the request must be answered, it finds out while the job is in
+``validating_files``. A row of ``examinations`` is the question, and keeps the answer; a Celery message and a Redis list
+only tell that there is one.
 """
 
-import logging
-import threading
+import json
 import time
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import anyio
-import anyio.from_thread
 from pydantic import BaseModel, ConfigDict
+from redis.exceptions import RedisError
 
-from service.core import ask, broker
+from service.core import live
 from service.core.errors import DomainError, invalid
+from service.files import check, dataset
 from service.graders.schemas import Grader
 
-SECONDS = 45.0
-BUSY_SECONDS = 5.0
-"""How long another question to the worker is waited for."""
-AT_ONCE = 8
-"""Jobs that a process of the API has looked at together: each holds a thread and a connection to the database, of which
-others' requests need some."""
 GRADER = "method.reinforcement.grader"
-
-log = logging.getLogger(__name__)
-
-_places = threading.BoundedSemaphore(AT_ONCE)
+ANSWER_TTL_SECONDS = 60
 
 
 class Question(BaseModel):
@@ -41,45 +33,67 @@ class Question(BaseModel):
     model: Path | None
     files: dict[str, Path]
     grader: Grader | None
+    files_checked: bool = True
+    """Whether ``check_files`` found no problem; else it is part of the examination."""
+    warnings: list[str] = []
+    """What it found otherwise."""
+    counts: str = ""
+    """How many rows the files have, in words, for the job's events."""
 
 
 class Answer(BaseModel):
-    """``problems`` forbid the job, by the field they are about; ``notes`` are for its events."""
+    """``problems`` forbid the job, by the field they are about; ``notes`` and ``warnings`` are for its events."""
 
     problems: dict[str, str] = {}
     notes: list[str] = []
+    """What was left out of the examination."""
+    warnings: list[str] = []
+    """What may be wrong with the files."""
 
 
-def examine(question: Question) -> list[str]:
-    """Notes for the job's events. Raises a 400 for what the worker finds, naming the field.
+def check_files(question: Question, give_up_at: float | None = None) -> Answer:
+    """What is wrong with the files, without a model. Raises ``TimeoutError`` at ``give_up_at``, a monotonic time."""
+    answer = Answer()
+    for param, path in question.files.items():
+        report = check.report_on(path, question.method, question.grader, give_up_at)
+        if report.problems:
+            answer.problems[param] = dataset.summarise(report)
+    if not answer.problems:
+        answer.warnings = check.warnings(
+            question.files["training_file"], question.files.get("validation_file"), give_up_at=give_up_at
+        )
+    return answer
 
-    Called from a thread of the server's event loop.
-    """
+
+def refusal(answer: Answer) -> DomainError | None:
+    """The 400 that a request gets whose job cannot be taken, naming the first field."""
+    for param, message in answer.problems.items():
+        return invalid(message, param, "invalid_grader" if param == GRADER else f"invalid_{param}")
+    return None
+
+
+def publish(id: str, answer: Answer) -> None:
+    """Tell whoever waits for it that the examination of job ``id`` is over. Raises ``redis.RedisError``."""
+    with live.client().pipeline(transaction=True) as pipe:
+        pipe.rpush(_name(id), answer.model_dump_json())
+        pipe.expire(_name(id), ANSWER_TTL_SECONDS)
+        pipe.execute()
+
+
+async def answer_to(id: str, until: float) -> Answer | None:
+    """What was found out about job ``id``; None when that is not known ``until`` then, a monotonic time."""
+    client: Any = live.asynchronous()
     try:
-        if not ask.attended():
-            raise DomainError(503, "no_worker", "No control worker is running.")
-        if not _places.acquire(blocking=False):
-            raise DomainError(429, "worker_busy", f"{AT_ONCE} other jobs are being looked at.")
-        try:
-            found = anyio.from_thread.run(_asked, question)
-        finally:
-            _places.release()
-    except DomainError as error:
-        log.warning("a job was not examined: %s", error.message)
-        reason = error.message.rstrip(".")
-        untried = " and the grader was not tried" if question.grader else ""
-        return [f"Rows were not counted in tokens{untried}: {reason}"]
-    for param, message in found.problems.items():
-        raise invalid(message, param, "invalid_grader" if param == GRADER else f"invalid_{param}")
-    return found.notes
+        while (left := until - time.monotonic()) > 0:
+            found = await client.blpop([_name(id)], timeout=min(left, 1.0))
+            if found is not None:
+                return Answer.model_validate(json.loads(found[1]))
+    except RedisError:
+        await anyio.sleep(max(0.0, until - time.monotonic()))
+    finally:
+        await client.aclose()
+    return None
 
 
-async def _asked(question: Question) -> Answer:
-    content, give_up_at = question.model_dump(mode="json"), time.monotonic() + BUSY_SECONDS
-    while True:
-        try:
-            return Answer.model_validate(await ask.ask(broker.EXAMINE_JOB, content, SECONDS))
-        except DomainError as error:
-            if error.status != 429 or time.monotonic() > give_up_at:
-                raise
-        await anyio.sleep(0.5)
+def _name(id: str) -> str:
+    return f"examined:{id}"

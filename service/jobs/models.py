@@ -21,6 +21,7 @@ class Job(Sequenced, Base):
         Index("jobs_queued", "sequence", postgresql_where=text("status = 'queued'")),
         Index("jobs_running", "organization_id", postgresql_where=text("status = 'running'")),
         Index("jobs_of_organization", "organization_id", "sequence"),
+        Index("jobs_claimed", "organization_id", "claimed_at", postgresql_where=text("claimed_at IS NOT NULL")),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -37,6 +38,8 @@ class Job(Sequenced, Base):
     attempt: Mapped[int] = mapped_column(server_default="0")
     strikes: Mapped[int] = mapped_column(server_default="0")
     worker: Mapped[str | None]
+    claimed_at: Mapped[datetime | None]
+    """When a worker last took the job."""
     lease_expires_at: Mapped[datetime | None]
     eligible_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
@@ -86,3 +89,25 @@ class Checkpoint(Sequenced, Base):
     path: Mapped[str]
     model: Mapped[str]
     metrics: Mapped[dict[str, Any]]
+
+
+class Examination(Sequenced, Base):
+    """Something that a control worker is to find out about a job before it is queued; ``id`` is the job's.
+
+    ``question`` and ``answer`` are those of ``service.jobs.examination``. The job itself need not be there yet.
+    """
+
+    __tablename__ = "examinations"
+    __table_args__ = (
+        Index("examinations_open", "sequence", postgresql_where=text("answer IS NULL")),
+        Index("examinations_claimed", "organization_id", "claimed_at"),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    organization_id: Mapped[str] = mapped_column(ForeignKey("organizations.id"))
+    question: Mapped[dict[str, Any]]
+    strikes: Mapped[int] = mapped_column(server_default="0")
+    """How often a worker has begun it."""
+    claimed_at: Mapped[datetime | None]
+    lease_expires_at: Mapped[datetime | None]
+    answer: Mapped[dict[str, Any] | None]

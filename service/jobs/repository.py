@@ -9,15 +9,21 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, delete, func, select, text, update
+from sqlalchemy import ColumnElement, Select, delete, func, or_, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session, aliased
 
 from service.core import pagination
-from service.jobs.models import Checkpoint, Event, Job
-from service.jobs.states import Desired, Status
+from service.jobs.models import Checkpoint, Event, Examination, Job
+from service.jobs.states import WAITING, Desired, Status
 
 CLAIMS_LOCK = "fine_tuning_jobs.claim"
+CLAIMABLE = (Job.status == Status.QUEUED, Job.desired == Desired.RUN, Job.eligible_at <= func.now())
+EXAMINATIONS_LOCK = "examinations.claim"
+_UNEXAMINED = (
+    Examination.answer.is_(None),
+    or_(Examination.lease_expires_at.is_(None), Examination.lease_expires_at <= func.now()),
+)
 
 
 @dataclass(frozen=True)
@@ -58,8 +64,14 @@ def page(
     return pagination.fetch(session, query, Job, after=after, limit=limit)
 
 
-def count(session: Session, organization_id: str, status: Status) -> int:
-    query = select(func.count()).where(Job.organization_id == organization_id, Job.status == status)
+def lock_quota(session: Session, organization_id: str) -> None:
+    """Let nobody else add to what an organisation has waiting until the transaction ends."""
+    query = text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))")
+    session.execute(query, {"name": f"fine_tuning_jobs.quota/{organization_id}"})
+
+
+def count_waiting(session: Session, organization_id: str) -> int:
+    query = select(func.count()).where(Job.organization_id == organization_id, Job.status.in_(WAITING))
     return session.scalar(query) or 0
 
 
@@ -128,36 +140,54 @@ def metric_events(session: Session, job_id: str) -> Sequence[Event]:
 
 
 def claim(session: Session, *, worker: str, lease: timedelta, max_running: int) -> Job | None:
-    """Take the fairest queued job: of the organisation that runs fewest, then the oldest. None when none may run."""
+    """Take the fairest queued job: of the organisation that runs fewest jobs, then of the one whose last turn is
+    longest ago, then the oldest. None when none may run.
+    """
     session.execute(text("SELECT pg_advisory_xact_lock(hashtext(:name))"), {"name": CLAIMS_LOCK})
-    other = aliased(Job)
-    running = (
-        select(func.count())
-        .where(other.organization_id == Job.organization_id, other.status == Status.RUNNING)
-        .correlate(Job)
-        .scalar_subquery()
-    )
-    chosen = (
-        select(Job.id)
-        .where(Job.status == Status.QUEUED, Job.desired == Desired.RUN, Job.eligible_at <= func.now())
-        .where(running < max_running)
-        .order_by(running, Job.sequence)
-        .limit(1)
-        .with_for_update(skip_locked=True)
-        .scalar_subquery()
-    )
-    return session.scalar(
-        update(Job)
-        .where(Job.id == chosen)
-        .values(
-            status=Status.RUNNING,
-            attempt=Job.attempt + 1,
-            strikes=Job.strikes + 1,
-            worker=worker,
-            lease_expires_at=func.now() + lease,
-            started_at=func.coalesce(Job.started_at, func.now()),
+    for organization_id in session.scalars(_whose_turn(max_running)):
+        chosen = (
+            select(Job.id)
+            .where(*CLAIMABLE, Job.organization_id == organization_id)
+            .order_by(Job.sequence)
+            .limit(1)
+            .with_for_update(skip_locked=True)
+            .scalar_subquery()
         )
-        .returning(Job)
+        job = session.scalar(
+            update(Job)
+            .where(Job.id == chosen)
+            .values(
+                status=Status.RUNNING,
+                attempt=Job.attempt + 1,
+                strikes=Job.strikes + 1,
+                worker=worker,
+                claimed_at=func.clock_timestamp(),
+                lease_expires_at=func.now() + lease,
+                started_at=func.coalesce(Job.started_at, func.now()),
+            )
+            .returning(Job)
+        )
+        if job is not None:
+            return job
+    return None
+
+
+def _whose_turn(max_running: int) -> Select[str]:
+    """Organisations with a job that may run, the one whose turn it is first."""
+    waiting = (
+        select(Job.organization_id, func.min(Job.sequence).label("oldest"))
+        .where(*CLAIMABLE)
+        .group_by(Job.organization_id)
+        .subquery()
+    )
+    other = aliased(Job)
+    own = other.organization_id == waiting.c.organization_id
+    running = select(func.count()).where(own, other.status == Status.RUNNING).scalar_subquery()
+    last_turn = select(func.max(other.claimed_at)).where(own, other.claimed_at.is_not(None)).scalar_subquery()
+    return (
+        select(waiting.c.organization_id)
+        .where(running < max_running)
+        .order_by(running, last_turn.asc().nulls_first(), waiting.c.oldest)
     )
 
 
@@ -190,8 +220,65 @@ def expired(session: Session, limit: int) -> Sequence[Job]:
 
 def waiting(session: Session, limit: int) -> Sequence[str]:
     """Ids of queued jobs that could be claimed now."""
-    query = select(Job.id).where(Job.status == Status.QUEUED, Job.desired == Desired.RUN, Job.eligible_at <= func.now())
-    return session.scalars(query.order_by(Job.sequence).limit(limit)).all()
+    return session.scalars(select(Job.id).where(*CLAIMABLE).order_by(Job.sequence).limit(limit)).all()
+
+
+# Examinations
+
+
+def add_examination(session: Session, examination: Examination) -> None:
+    session.add(examination)
+    session.flush()
+
+
+def examination_locked(session: Session, id: str) -> Examination | None:
+    return session.scalar(select(Examination).where(Examination.id == id).with_for_update())
+
+
+def examinations_wait(session: Session) -> bool:
+    """Whether there is an examination that nobody is at work on."""
+    return session.scalar(select(Examination.id).where(*_UNEXAMINED).limit(1)) is not None
+
+
+def claim_examination(session: Session, *, lease: timedelta, each: int) -> Examination | None:
+    """Take the fairest examination: of the organisation with the fewest at work, then of the one whose last turn is
+    longest ago, then the oldest. An organisation has at most ``each`` at work. None when none may be taken.
+    """
+    session.execute(text("SELECT pg_advisory_xact_lock(hashtext(:name))"), {"name": EXAMINATIONS_LOCK})
+    other = aliased(Examination)
+    own = other.organization_id == Examination.organization_id
+    at_work = select(func.count()).where(own, other.answer.is_(None), other.lease_expires_at > func.now())
+    last_turn = select(func.max(other.claimed_at)).where(own)
+    running, turn = (query.correlate(Examination).scalar_subquery() for query in (at_work, last_turn))
+    chosen = (
+        select(Examination.id)
+        .where(*_UNEXAMINED, running < each)
+        .order_by(running, turn.asc().nulls_first(), Examination.sequence)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+        .scalar_subquery()
+    )
+    return session.scalar(
+        update(Examination)
+        .where(Examination.id == chosen)
+        .values(
+            strikes=Examination.strikes + 1,
+            claimed_at=func.clock_timestamp(),
+            lease_expires_at=func.now() + lease,
+        )
+        .returning(Examination)
+    )
+
+
+def remove_old_examinations(session: Session, older_than: timedelta, limit: int) -> None:
+    """Forget up to ``limit`` examinations that are over, or whose job never came to be."""
+    no_job = ~select(Job.id).where(Job.id == Examination.id).exists()
+    old = (
+        select(Examination.id)
+        .where(Examination.created_at <= func.now() - older_than, or_(Examination.answer.is_not(None), no_job))
+        .limit(limit)
+    )
+    session.execute(delete(Examination).where(Examination.id.in_(old)))
 
 
 # Checkpoints

@@ -1,112 +1,22 @@
-"""Submitting jobs and changing what is wanted of them."""
+"""What becomes of jobs, and changing what is wanted of them."""
 
-import logging
-import os
-import secrets
-import shutil
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy.orm import Session
 
-from service.accounts.service import Principal
-from service.core import broker, live, storage
-from service.core.db import after_commit, set_local
+from service.core import broker, live
+from service.core.db import after_commit
 from service.core.errors import DomainError, invalid, not_found
-from service.core.ids import new_id
-from service.files import check, dataset
 from service.files import repository as files
-from service.files.models import File
-from service.files.service import FINE_TUNE
-from service.jobs import examination, repository
+from service.jobs import repository
+from service.jobs.examination import Answer, refusal
 from service.jobs.models import Event, Job
 from service.jobs.repository import EventDraft
-from service.jobs.request import AskedReinforcement, AskedSupervised, check_integrations, parse_method
-from service.jobs.schemas import CreateJob, EventObject
-from service.jobs.spec import JobSpec, Reinforcement, Supervised, resolve, resolve_supervised
+from service.jobs.schemas import EventObject
 from service.jobs.states import TERMINAL, Desired, Status, move
-from service.models import service as models
-from service.models.service import Model
 from service.settings import settings
 from service.webhooks import service as webhooks
-
-log = logging.getLogger(__name__)
-
-
-def submit(session: Session, principal: Principal, request: CreateJob) -> Job:
-    """Check a request whole, then create the job: queued, with its own copy of the data. Or raise and make nothing."""
-    # Large files take longer to check than an idle transaction is left alone.
-    set_local(session, "idle_in_transaction_session_timeout", "0")
-    asked = parse_method(request.method, request.hyperparameters, principal.organization_id)
-    check_integrations(request.integrations or [], settings().wandb_mode)
-    model = models.find(session, request.model, param="model", status=400)
-    training = _dataset(session, request.training_file, "training_file", asked, settings().max_training_rows)
-    validation = None
-    if request.validation_file is not None:
-        limit = settings().max_validation_rows
-        validation = _dataset(session, request.validation_file, "validation_file", asked, limit)
-    elif isinstance(asked, AskedReinforcement):
-        raise invalid("Reinforcement fine-tuning needs a validation file.", "validation_file", "missing_parameter")
-    _check_quota(session, principal)
-    notes = _examine(model, training, validation, asked)
-    # Checking files takes its time; a base that was deleted meanwhile is missed here.
-    models.hold(session, model.id, param="model")
-    spec = JobSpec(
-        model=model.id,
-        training_file=training.id,
-        validation_file=validation.id if validation else None,
-        method=_resolve(asked, training.rows or 0),
-        seed=request.seed if request.seed is not None else secrets.randbelow(2**31),
-        suffix=request.suffix,
-        integrations=request.integrations or [],
-    )
-    job = Job(
-        id=new_id("ftjob-"),
-        organization_id=principal.organization_id,
-        status=Status.QUEUED,
-        desired=Desired.RUN,
-        spec=spec.model_dump(mode="json"),
-        model=model.id,
-        training_file=training.id,
-        validation_file=spec.validation_file,
-        meta=request.metadata,
-        total_steps=spec.method.hyperparameters.n_steps,
-        event_count=0,
-    )
-    _keep_data(job.id, training, validation)
-    repository.add(session, job)
-    tell(
-        session,
-        job,
-        [
-            EventDraft(f"Created fine-tuning job: {job.id}"),
-            EventDraft(
-                ". ".join([f"Files validated: {_counts(training, validation)}; job queued", *notes]),
-                level="warn" if notes else "info",
-            ),
-            *_warnings(training, validation),
-        ],
-    )
-    _ring_after_commit(session, job.id)
-    log.info("queued %s", job.id)
-    return job
-
-
-def _resolve(asked: AskedReinforcement | AskedSupervised, training_rows: int) -> Reinforcement | Supervised:
-    if isinstance(asked, AskedSupervised):
-        return Supervised(hyperparameters=resolve_supervised(asked.hyperparameters, training_rows=training_rows))
-    engine = settings().rollout_engine
-    resolved = resolve(asked.hyperparameters, training_rows=training_rows, rollout_engine=engine)
-    if resolved.old_policy == "sampler" and resolved.rollout_engine != "vllm":
-        where = "method.reinforcement.hyperparameters.old_policy"
-        raise invalid("Only rollout_engine 'vllm' gives the sampler's distributions.", where)
-    return Reinforcement(grader=asked.grader, hyperparameters=resolved)
-
-
-def _counts(training: File, validation: File | None) -> str:
-    rows = f"{training.rows} training rows"
-    return f"{rows}, {validation.rows} validation rows" if validation else rows
 
 
 def retrieve(session: Session, id: str) -> Job:
@@ -123,21 +33,19 @@ def cancel(session: Session, id: str) -> Job:
         raise _wrong_state(job, "cancelled")
     if job.status == Status.RUNNING:
         return _want(session, job, Desired.CANCEL, "Cancellation requested")
-    move(job, Status.CANCELLED)
-    job.desired, job.finished_at, job.estimated_finish = Desired.CANCEL, files.now(session), None
-    webhooks.announce_job(session, job.organization_id, job.id, Status.CANCELLED)
+    end(session, job, Status.CANCELLED)
     tell(session, job, [EventDraft("Job cancelled")])
     return job
 
 
 def pause(session: Session, id: str) -> Job:
-    """A queued job is set aside; a running one saves a checkpoint and stops."""
+    """A waiting job is set aside, once it is validated; a running one saves a checkpoint and stops."""
     job = _locked(session, id)
     if job.status == Status.PAUSED:
         return job
-    if job.status not in (Status.QUEUED, Status.RUNNING) or job.desired == Desired.CANCEL:
+    if job.status not in (Status.VALIDATING, Status.QUEUED, Status.RUNNING) or job.desired == Desired.CANCEL:
         raise _wrong_state(job, "paused")
-    if job.status == Status.RUNNING:
+    if job.status != Status.QUEUED:
         return _want(session, job, Desired.PAUSE, "Pause requested")
     move(job, Status.PAUSED)
     job.desired = Desired.PAUSE
@@ -146,17 +54,59 @@ def pause(session: Session, id: str) -> Job:
 
 
 def resume(session: Session, id: str) -> Job:
-    """A paused job is queued again and goes on from its newest checkpoint."""
+    """A paused job is queued again and goes on from its newest checkpoint. Raises a 429 when too many are waiting."""
+    job = retrieve(session, id)
+    # The same order as everywhere: first the quota, then the job.
+    repository.lock_quota(session, job.organization_id)
     job = _locked(session, id)
-    if job.status == Status.RUNNING and job.desired == Desired.PAUSE:
+    if job.status in (Status.VALIDATING, Status.RUNNING) and job.desired == Desired.PAUSE:
         return _want(session, job, Desired.RUN, "Pause withdrawn")
     if job.status != Status.PAUSED:
         raise _wrong_state(job, "resumed")
+    check_quota(session, job.organization_id)
     move(job, Status.QUEUED)
     job.desired, job.eligible_at = Desired.RUN, files.now(session)
     tell(session, job, [EventDraft("Job resumed; waiting for a worker")])
-    _ring_after_commit(session, job.id)
+    ring_after_commit(session, job.id)
     return job
+
+
+def check_quota(session: Session, organization_id: str) -> None:
+    """Raise a 429 when an organisation has as many jobs waiting as it may; it stays so only under ``lock_quota``."""
+    limit = settings().max_queued_jobs
+    if repository.count_waiting(session, organization_id) >= limit:
+        message = f"Your organization already has {limit} jobs queued. Cancel some or wait for them to start."
+        raise DomainError(429, "job_quota_exceeded", message, headers={"x-should-retry": "false"})
+
+
+def validated(session: Session, job: Job, counts: str, found: Answer) -> None:
+    """Bring a job, whose row is locked, from ``validating_files`` to where what was found about it leads.
+
+    ``counts`` says how many rows its files have.
+    """
+    refused = refusal(found)
+    if refused is not None:
+        end(session, job, Status.FAILED)
+        job.error = {"code": refused.code, "message": refused.message, "param": refused.param}
+        tell(session, job, [EventDraft(f"The job failed: {refused.message}", "error", data={"code": refused.code})])
+        return
+    paused = job.desired == Desired.PAUSE
+    move(job, Status.PAUSED if paused else Status.QUEUED)
+    job.eligible_at = files.now(session)
+    summary = f"Files validated: {counts}; job {job.status}"
+    drafts = [EventDraft(". ".join([summary, *found.notes]), level="warn" if found.notes else "info")]
+    tell(session, job, [*drafts, *(EventDraft(f"{text[0].upper()}{text[1:]}", "warn") for text in found.warnings)])
+    if not paused:
+        ring_after_commit(session, job.id)
+
+
+def end(session: Session, job: Job, status: Status) -> None:
+    """Bring a job, whose row is locked, to its end, and announce that."""
+    move(job, status)
+    job.finished_at, job.estimated_finish = files.now(session), None
+    if status is Status.CANCELLED:
+        job.desired = Desired.CANCEL
+    webhooks.announce_job(session, job.organization_id, job.id, status)
 
 
 def tell(session: Session, job: Job, drafts: Sequence[EventDraft]) -> list[Event]:
@@ -189,80 +139,7 @@ def _wrong_state(job: Job, verb: str) -> DomainError:
     return invalid(f"Job {job.id} is {job.status} and cannot be {verb}.", None, "invalid_job_state")
 
 
-def _dataset(session: Session, id: str, param: str, asked: AskedReinforcement | AskedSupervised, max_rows: int) -> File:
-    file = files.get(session, id)
-    if file is None:
-        raise _gone(id, param)
-    if file.purpose != FINE_TUNE:
-        raise invalid(f"File '{id}' has purpose '{file.purpose}'; '{FINE_TUNE}' is needed.", param, "invalid_file")
-    if (file.rows or 0) > max_rows:
-        raise invalid(f"{check.too_many_rows(file.rows or 0, max_rows).capitalize()}.", param, f"invalid_{param}")
-    try:
-        path = storage.file_path(id)
-        if isinstance(asked, AskedSupervised):
-            report = dataset.check_for_supervised(path)
-        else:
-            report = dataset.check_for_reinforcement(path, asked.grader)
-    except FileNotFoundError as error:  # It was deleted a moment ago.
-        raise _gone(id, param) from error
-    if report.problems:
-        raise invalid(dataset.summarise(report), param, f"invalid_{param}")
-    return file
-
-
-def _examine(
-    model: Model, training: File, validation: File | None, asked: AskedReinforcement | AskedSupervised
-) -> list[str]:
-    # The lock on this request is held meanwhile: whoever repeats it must not have it carried out twice.
-    files = {"training_file": training, "validation_file": validation}
-    paths = {param: storage.file_path(file.id) for param, file in files.items() if file is not None}
-    if isinstance(asked, AskedSupervised):
-        question = examination.Question(method="supervised", model=model.path, files=paths, grader=None)
-    else:
-        question = examination.Question(model=model.path, files=paths, grader=asked.grader)
-    return examination.examine(question)
-
-
-def _warnings(training: File, validation: File | None) -> list[EventDraft]:
-    path = storage.file_path(validation.id) if validation else None
-    found = check.warnings(storage.file_path(training.id), path)
-    return [EventDraft(f"{text[0].upper()}{text[1:]}", level="warn") for text in found]
-
-
-def _check_quota(session: Session, principal: Principal) -> None:
-    limit = settings().max_queued_jobs
-    if repository.count(session, principal.organization_id, Status.QUEUED) >= limit:
-        message = f"Your organization already has {limit} jobs queued. Cancel some or wait for them to start."
-        raise DomainError(429, "job_quota_exceeded", message, headers={"x-should-retry": "false"})
-
-
-def _keep_data(job_id: str, training: File, validation: File | None) -> None:
-    """Link the files into the job's folder: they may be deleted or expire, and the job still has them."""
-    folder = storage.job_dir(job_id)
-    folder.mkdir(parents=True)
-    for file, param in ((training, "training_file"), (validation, "validation_file")):
-        if file is None:
-            continue
-        try:
-            _link(storage.file_path(file.id), folder / param.replace("_file", ".jsonl"))
-        except FileNotFoundError as error:
-            shutil.rmtree(folder)
-            raise _gone(file.id, param) from error
-
-
-def _gone(id: str, param: str) -> DomainError:
-    return DomainError(400, "file_not_found", f"No such file: '{id}'. Upload it with purpose '{FINE_TUNE}'.", param)
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        # Some shared file systems have no hard links.
-        shutil.copyfile(source, target)
-
-
-def _ring_after_commit(session: Session, job_id: str) -> None:
+def ring_after_commit(session: Session, job_id: str) -> None:
     after_commit(session, lambda: broker.ring(job_id))
 
 

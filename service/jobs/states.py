@@ -24,10 +24,10 @@ class Desired(StrEnum):
 
 
 TERMINAL = frozenset({Status.SUCCEEDED, Status.FAILED, Status.CANCELLED})
-ACTIVE = frozenset({Status.VALIDATING, Status.QUEUED, Status.RUNNING})
+WAITING = frozenset({Status.VALIDATING, Status.QUEUED})
 
 TRANSITIONS: dict[Status, frozenset[Status]] = {
-    Status.VALIDATING: frozenset({Status.QUEUED, Status.FAILED, Status.CANCELLED}),
+    Status.VALIDATING: frozenset({Status.QUEUED, Status.PAUSED, Status.FAILED, Status.CANCELLED}),
     Status.QUEUED: frozenset({Status.RUNNING, Status.PAUSED, Status.CANCELLED, Status.FAILED}),
     Status.RUNNING: frozenset({Status.QUEUED, Status.PAUSED, *TERMINAL}),
     Status.PAUSED: frozenset({Status.QUEUED, Status.CANCELLED}),

@@ -7,6 +7,7 @@ only: the official client fails on ``id:`` and ``retry:``.
 
 import asyncio
 import json
+import logging
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -14,11 +15,13 @@ from typing import Any
 import anyio
 import redis.asyncio
 from redis.exceptions import RedisError
-from starlette.concurrency import run_in_threadpool
+from sqlalchemy.exc import InterfaceError, OperationalError
 
 from service.accounts import repository as accounts
 from service.core import live, shutdown
 from service.core.db import tenant
+from service.core.errors import DomainError
+from service.core.threads import request_threads
 from service.jobs import repository, seats
 from service.jobs.schemas import EventObject
 from service.jobs.states import TERMINAL
@@ -35,6 +38,8 @@ PING = b": ping\n\n"
 FAREWELL = b": the server is stopping; come back with ?after= the last seq\n\n"
 REVOKED = b": the API key is no longer valid\n\n"
 
+log = logging.getLogger(__name__)
+
 
 async def follow(organization_id: str, key_id: str, seat: str, job_id: str, after: int) -> AsyncIterator[bytes]:
     """Server-sent events of a job with ``seq > after``; ends with ``[DONE]`` when the job has ended.
@@ -47,7 +52,15 @@ async def follow(organization_id: str, key_id: str, seat: str, job_id: str, afte
         position = await _tail(client, job_id)
         while True:
             await seats.stay(client, key_id, seat)
-            events, ended, welcome = await run_in_threadpool(_stored, organization_id, key_id, job_id, last)
+            found = await _look_up(organization_id, key_id, job_id, last)
+            if found is None:
+                yield PING
+                await asyncio.sleep(POLL_SECONDS)
+                if shutdown.stopping.is_set():
+                    yield FAREWELL
+                    return
+                continue
+            events, ended, welcome = found
             if not welcome:
                 yield REVOKED
                 return
@@ -79,6 +92,17 @@ async def follow(organization_id: str, key_id: str, seat: str, job_id: str, afte
         with anyio.move_on_after(LEAVE_SECONDS, shield=True):
             await seats.leave(client, key_id, seat)
             await client.aclose()
+
+
+async def _look_up(
+    organization_id: str, key_id: str, job_id: str, after: int
+) -> tuple[list[dict[str, Any]], bool, bool] | None:
+    """What ``_stored`` finds; None while PostgreSQL is away or the server is busy."""
+    try:
+        return await request_threads.run(organization_id, _stored, organization_id, key_id, job_id, after)
+    except (DomainError, OperationalError, InterfaceError) as error:
+        log.warning("the stream of %s waits: %s", job_id, error)
+        return None
 
 
 def _stored(organization_id: str, key_id: str, job_id: str, after: int) -> tuple[list[dict[str, Any]], bool, bool]:

@@ -7,15 +7,16 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header
 from fastapi.responses import StreamingResponse
 
-from service.accounts.caller import Caller
+from service.accounts.caller import Caller, Known, Route, in_transaction
+from service.accounts.service import Principal
 from service.core import ranges
-from service.core.db import set_local
 from service.core.errors import not_found
+from service.core.threads import bulk_threads
 from service.models import archive as archives
 from service.models import service
 from service.models.schemas import DeletedModel, ModelFileObject, ModelFiles, ModelList, ModelObject
 
-router = APIRouter(prefix="/v1/models", tags=["models"])
+router = APIRouter(prefix="/v1/models", tags=["models"], route_class=Route)
 
 Range = Annotated[str | None, Header(alias="range", description="One range of bytes, to go on with a download.")]
 IfRange = Annotated[str | None, Header(alias="if-range", description="An `ETag`: of another content all is sent.")]
@@ -33,19 +34,19 @@ def list_models(caller: Caller) -> ModelList:
 
 
 @router.get("/{model:path}/files")
-def list_files(caller: Caller, model: str) -> ModelFiles:
+async def list_files(known: Known, model: str) -> ModelFiles:
     """The files of a model, by name, with the checksums of their content."""
-    return ModelFiles(data=[ModelFileObject.of(file) for file in _files(caller, model)])
+    return ModelFiles(data=[ModelFileObject.of(file) for file in await _files(known, model)])
 
 
 @router.get(
     "/{model:path}/files/{name:path}", response_class=StreamingResponse, responses=_binary("application/octet-stream")
 )
-def read_file(
-    caller: Caller, model: str, name: str, range_: Range = None, if_range: IfRange = None
+async def read_file(
+    known: Known, model: str, name: str, range_: Range = None, if_range: IfRange = None
 ) -> StreamingResponse:
     """One file of a model. Its `ETag` is its SHA-256, which `Repr-Digest` gives too."""
-    file = next((file for file in _files(caller, model) if file.name == name), None)
+    file = next((file for file in await _files(known, model) if file.name == name), None)
     if file is None:
         raise not_found("model file", name, "name")
     digest = base64.b64encode(bytes.fromhex(file.sha256)).decode()
@@ -61,9 +62,9 @@ def read_file(
 
 
 @router.get("/{model:path}/archive", response_class=StreamingResponse, responses=_binary("application/x-tar"))
-def archive(caller: Caller, model: str, range_: Range = None, if_range: IfRange = None) -> StreamingResponse:
+async def archive(known: Known, model: str, range_: Range = None, if_range: IfRange = None) -> StreamingResponse:
     """The weights, tokenizer and configuration as a tar: a folder that ``from_pretrained`` loads."""
-    files = _files(caller, model)
+    files = await _files(known, model)
     return ranges.answer(
         partial(archives.read, files),
         archives.size(files),
@@ -75,11 +76,9 @@ def archive(caller: Caller, model: str, range_: Range = None, if_range: IfRange 
     )
 
 
-def _files(caller: Caller, model: str) -> list[archives.ModelFile]:
-    folder = service.find(caller.session, model, param="model").path
-    # Hashing large files takes longer than an idle transaction is left alone.
-    set_local(caller.session, "idle_in_transaction_session_timeout", "0")
-    return archives.contents(folder)
+async def _files(known: Principal, model: str) -> list[archives.ModelFile]:
+    found = await in_transaction(known, partial(service.find, id=model, param="model"))
+    return await bulk_threads.run_to_end(known.organization_id, archives.contents, found.path)
 
 
 @router.get("/{model:path}")

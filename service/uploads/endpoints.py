@@ -5,16 +5,16 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request
 from starlette.datastructures import FormData, UploadFile
 
-from service.accounts.caller import Caller, Known
+from service.accounts.caller import Caller, Known, Route, in_transaction
 from service.core import storage
-from service.core.db import tenant
 from service.core.errors import invalid
-from service.files.service import discard
+from service.core.threads import bulk_threads
+from service.files.service import HELD_FOR, Stored, discard
 from service.idempotency.once import Once
 from service.uploads import service
 from service.uploads.schemas import CompleteUpload, CreateUpload, PartObject, UploadObject
 
-router = APIRouter(prefix="/v1/uploads", tags=["uploads"])
+router = APIRouter(prefix="/v1/uploads", tags=["uploads"], route_class=Route)
 
 PART_BODY = {
     "requestBody": {
@@ -49,40 +49,48 @@ def create(caller: Caller, once: Once, body: CreateUpload) -> UploadObject:
 
 
 @router.post("/{upload_id}/parts", openapi_extra=PART_BODY)
-def add_part(form: Annotated[FormData, Depends(_form)], caller: Caller, once: Once, upload_id: str) -> PartObject:
+async def add_part(form: Annotated[FormData, Depends(_form)], known: Known, once: Once, upload_id: str) -> PartObject:
     """Send a part of the file, in any order, several at a time if you like."""
     data = form.get("data")
     if not isinstance(data, UploadFile):
         raise invalid("Missing required parameter: 'data'. Send it as a multipart file part.", "data")
-    return once.run(
-        caller.session,
-        storage.digest(data.file),
+    tenant, source = known.organization_id, data.file
+
+    async def store() -> service.StoredPart:
+        await in_transaction(known, service.check_pending, upload_id)
+        return await bulk_threads.run_to_end(tenant, service.store_part, upload_id, source)
+
+    return await once.run_long(
+        await bulk_threads.run_to_end(tenant, storage.digest, source),
         PartObject,
-        lambda: PartObject.of(service.add_part(caller.session, upload_id, data.file)),
+        store,
+        lambda session, stored: PartObject.of(service.add_part(session, upload_id, stored)),
+        lambda stored: stored.discard(),
+        held_for=HELD_FOR,
     )
 
 
 @router.post("/{upload_id}/complete")
-def complete(known: Known, once: Once, upload_id: str, body: CompleteUpload) -> UploadObject:
+async def complete(known: Known, once: Once, upload_id: str, body: CompleteUpload) -> UploadObject:
     """Join the parts, in the order of ``part_ids``, into a file, which is checked as any uploaded file is."""
-    content = body.model_dump(mode="json")
-    with tenant(known.organization_id) as session:
-        kept = once.kept(session, content, UploadObject)
-    if kept is not None:
-        return kept
-    stored = service.join(known, upload_id, body)
-    try:
-        with tenant(known.organization_id) as session:
-            kept = once.kept(session, content, UploadObject)
-            if kept is None:
-                answer = UploadObject.of(*service.complete(session, known, upload_id, stored))
-                once.keep(session, content, answer)
-    except BaseException:
-        discard(stored)
-        raise
-    if kept is not None:
-        discard(stored)
-    return kept or answer
+
+    async def join() -> Stored:
+        size, paths = await in_transaction(known, service.ordered_parts, upload_id, body.part_ids)
+        try:
+            return await bulk_threads.run_to_end(known.organization_id, service.join, size, paths, body.md5)
+        except FileNotFoundError:
+            # Someone else completed or cancelled the upload since, and its parts are gone.
+            await in_transaction(known, service.check_pending, upload_id)
+            raise
+
+    return await once.run_long(
+        body.model_dump(mode="json"),
+        UploadObject,
+        join,
+        lambda session, stored: UploadObject.of(*service.complete(session, known, upload_id, stored)),
+        discard,
+        held_for=HELD_FOR,
+    )
 
 
 @router.post("/{upload_id}/cancel")

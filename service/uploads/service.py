@@ -4,6 +4,7 @@ import hashlib
 import io
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -12,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from service.accounts.service import Principal
 from service.core import storage
-from service.core.db import after_commit, tenant
+from service.core.db import after_commit
 from service.core.errors import DomainError, invalid, not_found
 from service.core.ids import new_id
 from service.files import repository as files
@@ -21,7 +22,7 @@ from service.files.models import File
 from service.settings import settings
 from service.uploads import repository
 from service.uploads.models import Upload, UploadPart
-from service.uploads.schemas import CompleteUpload, CreateUpload
+from service.uploads.schemas import CreateUpload
 
 LIFETIME = timedelta(hours=1)
 MAX_PENDING = 100
@@ -51,42 +52,60 @@ def create(session: Session, principal: Principal, request: CreateUpload) -> Upl
     return upload
 
 
-def add_part(session: Session, upload_id: str, source: BinaryIO) -> UploadPart:
-    """Store one part. Parts may come in any order and at the same time."""
-    upload = _pending(session, repository.get(session, upload_id), upload_id)
+@dataclass(frozen=True)
+class StoredPart:
+    """A part's bytes on disk, of which no row speaks yet."""
+
+    id: str
+    path: Path
+    bytes: int
+
+    def discard(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+
+def check_pending(session: Session, upload_id: str) -> None:
+    """Raise a 404 or a 400 for an upload that takes nothing more."""
+    _pending(session, repository.get(session, upload_id), upload_id)
+
+
+def store_part(upload_id: str, source: BinaryIO) -> StoredPart:
+    """Copy a part's bytes, in no transaction. Whoever asks must ``add_part`` or discard them."""
     id = new_id("part_")
-    path = storage.part_path(upload.id, id)
-    try:
-        size, _ = storage.write_file(path, source)
-        if not 1 <= size <= settings().max_part_bytes:
-            raise invalid(f"A part has from 1 to {settings().max_part_bytes} bytes, not {size}.", "data")
-        _pending(session, repository.locked(session, upload_id), upload_id)
-        received = repository.bytes_received(session, upload_id)
-        if received + size > upload.bytes:
-            message = f"The parts would have {received + size} bytes together; the upload was announced with "
-            raise invalid(f"{message}{upload.bytes}.", "data", "upload_size_mismatch")
-        part = UploadPart(id=id, upload_id=upload_id, organization_id=upload.organization_id, bytes=size)
-        repository.add(session, part)
-    except BaseException:
+    path = storage.part_path(upload_id, id)
+    size, _ = storage.write_file(path, source)
+    if not 1 <= size <= settings().max_part_bytes:
         path.unlink(missing_ok=True)
-        raise
+        raise invalid(f"A part has from 1 to {settings().max_part_bytes} bytes, not {size}.", "data")
+    return StoredPart(id, path, size)
+
+
+def add_part(session: Session, upload_id: str, stored: StoredPart) -> UploadPart:
+    """Make stored bytes a part of an upload. Parts may come in any order and at the same time."""
+    upload = _pending(session, repository.locked(session, upload_id), upload_id)
+    received = repository.bytes_received(session, upload_id)
+    if received + stored.bytes > upload.bytes:
+        message = f"The parts would have {received + stored.bytes} bytes together; the upload was announced with "
+        raise invalid(f"{message}{upload.bytes}.", "data", "upload_size_mismatch")
+    part = UploadPart(id=stored.id, upload_id=upload_id, organization_id=upload.organization_id, bytes=stored.bytes)
+    repository.add(session, part)
     return part
 
 
-def join(principal: Principal, upload_id: str, request: CompleteUpload) -> file_service.Stored:
-    """Join the parts and check the file, in no transaction: a large one takes minutes."""
-    with tenant(principal.organization_id) as session:
-        upload = _pending(session, repository.get(session, upload_id), upload_id)
-        paths = _ordered(session, upload, request.part_ids)
-    try:
-        with _Joined(paths) as source:
-            stored = file_service.store(cast(BinaryIO, source), max_bytes=upload.bytes)
-    except FileNotFoundError:
-        # Someone else completed or cancelled the upload since and its parts are gone.
-        with tenant(principal.organization_id) as session:
-            _pending(session, repository.get(session, upload_id), upload_id)
-        raise
-    if request.md5 is not None and request.md5.lower() != source.md5.hexdigest():
+def ordered_parts(session: Session, upload_id: str, part_ids: Sequence[str]) -> tuple[int, list[Path]]:
+    """The announced size of an upload, and its parts' files in the order of ``part_ids``, which have that size."""
+    upload = _pending(session, repository.get(session, upload_id), upload_id)
+    return upload.bytes, _ordered(session, upload, part_ids)
+
+
+def join(size: int, paths: Sequence[Path], md5: str | None) -> file_service.Stored:
+    """Join parts and check the file, in no transaction: a large one takes minutes.
+
+    Raises ``FileNotFoundError`` when someone else completed or cancelled the upload meanwhile.
+    """
+    with _Joined(paths) as source:
+        stored = file_service.store(cast(BinaryIO, source), size)
+    if md5 is not None and md5.lower() != source.md5.hexdigest():
         file_service.discard(stored)
         raise invalid(f"The parts have the MD5 {source.md5.hexdigest()} together.", "md5", "checksum_mismatch")
     return stored

@@ -4,8 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from service.accounts.caller import Caller, Known
-from service.core.db import tenant
+from service.accounts.caller import Caller, Known, Route, in_transaction
 from service.core.pagination import Page, page
 from service.webhooks import repository, service
 from service.webhooks.schemas import (
@@ -21,7 +20,7 @@ from service.webhooks.schemas import (
     UpdateEndpoint,
 )
 
-router = APIRouter(prefix="/v1", tags=["webhooks"])
+router = APIRouter(prefix="/v1", tags=["webhooks"], route_class=Route)
 
 
 @router.get("/webhook_event_types")
@@ -72,6 +71,5 @@ def rotate_secret(caller: Caller, webhook_endpoint_id: str, body: RotateSecret |
 @router.post("/webhook_endpoints/{webhook_endpoint_id}/test")
 async def test(known: Known, webhook_endpoint_id: str, body: TestEndpoint) -> TestResult:
     """Send a sample event now and tell what the endpoint answered."""
-    with tenant(known.organization_id) as session:
-        service.retrieve(session, webhook_endpoint_id)
+    await in_transaction(known, service.retrieve, webhook_endpoint_id)
     return await service.test(webhook_endpoint_id, body.event_type)

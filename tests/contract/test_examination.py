@@ -7,11 +7,10 @@ import openai
 import pytest
 
 from service.core import ask
-from service.jobs import examination
 from tests import factories
 from tests.contract.test_graders import control_worker
 from tests.workers.training import tiny
-from workers import trial
+from workers import examiner
 from workers.demo import make_tokenizer
 
 __all__ = ["control_worker"]
@@ -69,7 +68,7 @@ def test_a_grader_that_fails_on_every_first_row_is_refused(
 def test_rows_that_a_worker_has_no_time_for_hold_no_job_up(
     acme: openai.OpenAI, body: dict[str, Any], attended: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trial, "EXAMINE_SECONDS", 0.0)
+    monkeypatch.setattr(examiner, "SECONDS", 0.0)
     event = queued(acme, acme.fine_tuning.jobs.create(**body))
     assert event.level == "warn"
     assert "those of training_file from line 1 on are counted when training starts" in event.message
@@ -79,12 +78,3 @@ def test_without_a_worker_the_job_is_taken_and_that_is_said(acme: openai.OpenAI,
     event = queued(acme, acme.fine_tuning.jobs.create(**body))
     assert event.level == "warn"
     assert "No control worker is running" in event.message
-
-
-def test_a_worker_that_stays_busy_holds_no_job_up(
-    acme: openai.OpenAI, body: dict[str, Any], attended: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(examination, "BUSY_SECONDS", 0.1)
-    with trial._lane:
-        event = queued(acme, acme.fine_tuning.jobs.create(**body))
-    assert "busy" in event.message

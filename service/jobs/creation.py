@@ -1,0 +1,269 @@
+"""Creating a job: what is wrong with it is told in the answer, if it is found out in time.
+
+A request is first read against the database. Its files are then read whole, and the control worker counts their rows in
+tokens and tries the grader, for ``ANSWER_SECONDS`` in all and while no transaction is open. An error found by then is a
+400, and nothing was made. What is not known by then is found out while the job is in ``validating_files``.
+"""
+
+import logging
+import os
+import secrets
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy.orm import Session
+from starlette.concurrency import run_in_threadpool
+
+from service.accounts.caller import in_transaction
+from service.accounts.service import Principal
+from service.core import ask, broker, storage
+from service.core.db import after_commit
+from service.core.errors import DomainError, invalid
+from service.core.ids import new_id
+from service.core.threads import Overloaded, bulk_threads
+from service.files import check
+from service.files import repository as files
+from service.files.models import File
+from service.files.service import FINE_TUNE
+from service.jobs import examination, repository, service
+from service.jobs.examination import Answer, Question
+from service.jobs.models import Examination, Job
+from service.jobs.repository import EventDraft
+from service.jobs.request import AskedReinforcement, AskedSupervised, check_integrations, parse_method
+from service.jobs.schemas import CreateJob
+from service.jobs.spec import JobSpec, Reinforcement, Supervised, resolve, resolve_supervised
+from service.jobs.states import Desired, Status
+from service.models import service as models
+from service.settings import settings
+
+ANSWER_SECONDS = 2.5
+"""How long a request waits for what is found out about its job."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A job that the database has nothing against. Its folder is there, with links to its files; no row is."""
+
+    id: str
+    request: CreateJob
+    asked: AskedReinforcement | AskedSupervised
+    training: File
+    validation: File | None
+    question: Question
+
+    def discard(self) -> None:
+        shutil.rmtree(storage.job_dir(self.id), ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class Examined:
+    """A draft, and what is known of it: all, or ``found`` is None and ``question`` is left to a control worker."""
+
+    draft: Draft
+    question: Question
+    found: Answer | None
+
+
+async def prepare(known: Principal, request: CreateJob) -> Examined:
+    """Find out about a job what can be found out in time. Raises a 400 for what forbids it, and leaves nothing."""
+    until = time.monotonic() + ANSWER_SECONDS
+    draft = await in_transaction(known, _draft, known, request)
+    try:
+        return await _examine(known, draft, until)
+    except BaseException:
+        draft.discard()
+        raise
+
+
+async def _examine(known: Principal, draft: Draft, until: float) -> Examined:
+    question = draft.question
+    checked = await _check_files(known, question, until)
+    if checked is None:
+        return Examined(draft, question, None)
+    question = question.model_copy(update={"files_checked": True, "warnings": checked.warnings})
+    if not await run_in_threadpool(ask.attended):
+        untried = " and the grader was not tried" if question.grader else ""
+        note = f"Rows were not counted in tokens{untried}: No control worker is running"
+        return Examined(draft, question, Answer(notes=[note], warnings=checked.warnings))
+    await in_transaction(known, _ask, draft, question)
+    found = await examination.answer_to(draft.id, until)
+    if found is not None:
+        _raise_refusal(found)
+    return Examined(draft, question, found)
+
+
+async def _check_files(known: Principal, question: Question, until: float) -> Answer | None:
+    """What is found in the files; None when they are too large to be read in time, or too many others are read."""
+    seconds = max(0.1, until - time.monotonic())
+    try:
+        checked = await bulk_threads.run(
+            known.organization_id, examination.check_files, question, until, seconds=seconds
+        )
+    except (TimeoutError, Overloaded):
+        return None
+    _raise_refusal(checked)
+    return checked
+
+
+def create(session: Session, examined: Examined) -> Job:
+    """The job: queued, or in ``validating_files`` while something is still to be found out about it.
+
+    Raises a 400 for what was found out meanwhile and a 429 when too many jobs wait.
+    """
+    draft = examined.draft
+    organization_id = draft.training.organization_id
+    repository.lock_quota(session, organization_id)
+    service.check_quota(session, organization_id)
+    # Finding out takes its time; a base that was deleted meanwhile is missed here.
+    models.hold(session, draft.request.model, param="model")
+    found = examined.found or _found_meanwhile(session, examined)
+    job = _row(draft)
+    repository.add(session, job)
+    service.tell(session, job, [EventDraft(f"Created fine-tuning job: {job.id}")])
+    if found is None:
+        files_told = " and ".join(file.id for file in (draft.training, draft.validation) if file is not None)
+        service.tell(session, job, [EventDraft(f"Validating files: {files_told}")])
+    else:
+        service.validated(session, job, examined.question.counts, found)
+    log.info("%s %s", job.status, job.id)
+    return job
+
+
+def _found_meanwhile(session: Session, examined: Examined) -> Answer | None:
+    """What the control worker found since nobody waits for it any more; until then it is left to it."""
+    row = repository.examination_locked(session, examined.draft.id)
+    if row is None:
+        _ask(session, examined.draft, examined.question)
+        return None
+    found = None if row.answer is None else Answer.model_validate(row.answer)
+    if found is not None:
+        _raise_refusal(found)
+    return found
+
+
+def _ask(session: Session, draft: Draft, question: Question) -> None:
+    """Have the control worker find out."""
+    organization_id = draft.training.organization_id
+    row = Examination(id=draft.id, organization_id=organization_id, question=question.model_dump(mode="json"))
+    repository.add_examination(session, row)
+    after_commit(session, broker.ring_examinations)
+
+
+def _raise_refusal(found: Answer) -> None:
+    refused = examination.refusal(found)
+    if refused is not None:
+        raise refused
+
+
+def _draft(session: Session, known: Principal, request: CreateJob) -> Draft:
+    """Read a request against the database, and make the job's folder with its files."""
+    asked = parse_method(request.method, request.hyperparameters, known.organization_id)
+    check_integrations(request.integrations or [], settings().wandb_mode)
+    model = models.find(session, request.model, param="model", status=400)
+    training = _file(session, request.training_file, "training_file", settings().max_training_rows)
+    validation = None
+    if request.validation_file is not None:
+        validation = _file(session, request.validation_file, "validation_file", settings().max_validation_rows)
+    elif isinstance(asked, AskedReinforcement):
+        raise invalid("Reinforcement fine-tuning needs a validation file.", "validation_file", "missing_parameter")
+    _resolve(asked, training.rows or 0)
+    service.check_quota(session, known.organization_id)
+    id = new_id("ftjob-")
+    given = {"training_file": training, "validation_file": validation}
+    paths = _keep_data(id, {param: file for param, file in given.items() if file is not None})
+    question = Question(
+        method="supervised" if isinstance(asked, AskedSupervised) else "reinforcement",
+        model=model.path,
+        files=paths,
+        grader=asked.grader if isinstance(asked, AskedReinforcement) else None,
+        files_checked=False,
+        counts=_counts(training, validation),
+    )
+    return Draft(id, request, asked, training, validation, question)
+
+
+def _counts(training: File, validation: File | None) -> str:
+    rows = f"{training.rows} training rows"
+    return f"{rows}, {validation.rows} validation rows" if validation else rows
+
+
+def _row(draft: Draft) -> Job:
+    request = draft.request
+    spec = JobSpec(
+        model=request.model,
+        training_file=draft.training.id,
+        validation_file=draft.validation.id if draft.validation else None,
+        method=_resolve(draft.asked, draft.training.rows or 0),
+        seed=request.seed if request.seed is not None else secrets.randbelow(2**31),
+        suffix=request.suffix,
+        integrations=request.integrations or [],
+    )
+    return Job(
+        id=draft.id,
+        organization_id=draft.training.organization_id,
+        status=Status.VALIDATING,
+        desired=Desired.RUN,
+        spec=spec.model_dump(mode="json"),
+        model=spec.model,
+        training_file=spec.training_file,
+        validation_file=spec.validation_file,
+        meta=request.metadata,
+        total_steps=spec.method.hyperparameters.n_steps,
+        event_count=0,
+    )
+
+
+def _resolve(asked: AskedReinforcement | AskedSupervised, training_rows: int) -> Reinforcement | Supervised:
+    if isinstance(asked, AskedSupervised):
+        return Supervised(hyperparameters=resolve_supervised(asked.hyperparameters, training_rows=training_rows))
+    engine = settings().rollout_engine
+    resolved = resolve(asked.hyperparameters, training_rows=training_rows, rollout_engine=engine)
+    if resolved.old_policy == "sampler" and resolved.rollout_engine != "vllm":
+        where = "method.reinforcement.hyperparameters.old_policy"
+        raise invalid("Only rollout_engine 'vllm' gives the sampler's distributions.", where)
+    return Reinforcement(grader=asked.grader, hyperparameters=resolved)
+
+
+def _file(session: Session, id: str, param: str, max_rows: int) -> File:
+    file = files.get(session, id)
+    if file is None:
+        raise _gone(id, param)
+    if file.purpose != FINE_TUNE:
+        raise invalid(f"File '{id}' has purpose '{file.purpose}'; '{FINE_TUNE}' is needed.", param, "invalid_file")
+    if (file.rows or 0) > max_rows:
+        raise invalid(f"{check.too_many_rows(file.rows or 0, max_rows).capitalize()}.", param, f"invalid_{param}")
+    return file
+
+
+def _keep_data(job_id: str, given: dict[str, File]) -> dict[str, Path]:
+    """Link files into the job's folder: they may be deleted or expire, and the job still has them."""
+    folder = storage.job_dir(job_id)
+    folder.mkdir(parents=True)
+    paths = {param: folder / param.replace("_file", ".jsonl") for param in given}
+    for param, file in given.items():
+        try:
+            _link(storage.file_path(file.id), paths[param])
+        except OSError as error:
+            shutil.rmtree(folder)
+            if isinstance(error, FileNotFoundError):  # It was deleted a moment ago.
+                raise _gone(file.id, param) from error
+            raise
+    return paths
+
+
+def _gone(id: str, param: str) -> DomainError:
+    return DomainError(400, "file_not_found", f"No such file: '{id}'. Upload it with purpose '{FINE_TUNE}'.", param)
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        # Some shared file systems have no hard links.
+        shutil.copyfile(source, target)
