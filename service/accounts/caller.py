@@ -18,10 +18,13 @@ from fastapi.routing import APIRoute
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import BaseModel
 from sqlalchemy.orm import Session
+from starlette.datastructures import Headers
+from starlette.types import Scope
 
 from service.accounts import keys
 from service.accounts.service import Principal, authenticate, presented_key
 from service.core.db import tenant, transaction
+from service.core.errors import DomainError
 from service.core.threads import Overloaded, request_threads
 
 Result = TypeVar("Result")
@@ -49,15 +52,21 @@ class CallContext:
         return self._session
 
 
+def tenant_of(scope: Scope) -> str:
+    """On whose turn a request is begun and its key looked up: its organisation's, or its address's while unknown."""
+    try:
+        known = _organizations.get(keys.hashed(presented_key(Headers(scope=scope).get("authorization"))))
+    except DomainError:
+        known = None
+    return known or f"address {scope['client'][0] if scope.get('client') else ''}"
+
+
 async def _known(request: Request, token: Token, openai_organization: OrganizationHeader = None) -> Principal:
     key = presented_key(f"{token.scheme} {token.credentials}" if token else None)
-    hash = keys.hashed(key)
-    # An unknown key is looked up on its sender's turn.
-    turn = _organizations.get(hash) or f"address {request.client.host if request.client else ''}"
-    principal = await request_threads.run(turn, _authenticated, key, openai_organization)
+    principal = await request_threads.run(tenant_of(request.scope), _authenticated, key, openai_organization)
     if len(_organizations) >= KEYS_REMEMBERED:
         _organizations.clear()
-    _organizations[hash] = principal.organization_id
+    _organizations[keys.hashed(key)] = principal.organization_id
     return principal
 
 

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.core import out_of_scope
 from service.core.answers import error_answer
 from service.core.errors import DomainError
+from service.core.gate import Gate
 from service.core.ids import new_id
 from service.core.logs import request_id
 from service.core.rate_limit import RateLimit
@@ -75,10 +76,13 @@ class BodyLimit:
         await self.app(scope, receive_within_limit, send)
 
 
-def install(app: FastAPI, upload_limit: Callable[[str], int | None]) -> None:
-    """``upload_limit`` tells how large a file may be sent to a path; None where bodies are JSON."""
+def install(app: FastAPI, upload_limit: Callable[[str], int | None], tenant: Callable[[Scope], str]) -> None:
+    """``upload_limit`` tells how large a file may be sent to a path; None where bodies are JSON. ``tenant`` tells on
+    whose turn a request is begun.
+    """
     app.add_middleware(BodyLimit, upload_limit=upload_limit)
     app.add_middleware(RateLimit)
+    app.add_middleware(Gate, tenant=tenant)
     app.add_middleware(RequestId)
     app.add_exception_handler(DomainError, _domain_error)
     app.add_exception_handler(RequestValidationError, _invalid_request)

@@ -33,7 +33,7 @@ class _Work:
 class Overloaded(DomainError):
     """The queue is full, or this has waited for too long. Nothing was done."""
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str = "Too many requests wait already. Try again shortly.") -> None:
         super().__init__(503, "overloaded", message, headers={"Retry-After": "1"})
 
 
@@ -46,6 +46,7 @@ class FairThreads:
         self._lock = threading.Lock()
         # Tenants that wait, the one whose turn is next first.
         self._queues: OrderedDict[str, deque[_Work]] = OrderedDict()
+        self._waiting = 0
         self._running: Counter[str] = Counter()
 
     def submit(self, tenant: str, function: Callable[..., Result], *arguments: Any) -> "Future[Result]":
@@ -53,12 +54,17 @@ class FairThreads:
         context = contextvars.copy_context()
         work = _Work(lambda: context.run(function, *arguments), Future())
         with self._lock:
-            own = len(self._queues.get(tenant, ()))
-            if own >= self.waiting_each or sum(map(len, self._queues.values())) >= self.waiting:
-                raise Overloaded("Too many requests wait already. Try again shortly.")
+            if self.is_full(tenant):
+                raise Overloaded
             self._queues.setdefault(tenant, deque()).append(work)
+            self._waiting += 1
             self._start_next()
         return work.future
+
+    def is_full(self, tenant: str) -> bool:
+        """Whether so much waits that ``tenant`` would be refused now."""
+        own = len(self._queues.get(tenant, ()))
+        return own >= self.waiting_each or self._waiting >= self.waiting
 
     async def run(
         self, tenant: str, function: Callable[..., Result], *arguments: Any, seconds: float = REQUEST_SECONDS
@@ -83,6 +89,7 @@ class FairThreads:
             if tenant is None:
                 return
             work = self._queues[tenant].popleft()
+            self._waiting -= 1
             if self._queues[tenant]:
                 self._queues.move_to_end(tenant)
             else:
@@ -133,6 +140,6 @@ def _too_slow(*, begun: bool) -> DomainError:
 
 
 # What every request of the API runs on, each with one connection to the database.
-request_threads = FairThreads("request", threads=8, each=6, waiting=1000, waiting_each=200)
+request_threads = FairThreads("request", threads=4, each=3, waiting=1000, waiting_each=200)
 # What reads or writes whole files, without a connection.
 bulk_threads = FairThreads("bulk", threads=4, each=2, waiting=200, waiting_each=50)
