@@ -16,7 +16,9 @@ from workers.graders import Grade, JailError, Sample, build
 
 _definition: TypeAdapter[schemas.Grader] = TypeAdapter(schemas.Grader)
 # Apart from the worker's other threads: a slow grader must never hold up the sweep, nor another organisation's.
-_threads = FairThreads("grader", threads=6, each=2, waiting=64, waiting_each=8)
+AT_ONCE, AT_ONCE_EACH = 6, 2
+WAITING, WAITING_EACH = 64, 8
+threads = FairThreads("grader", threads=AT_ONCE, each=AT_ONCE_EACH, waiting=WAITING, waiting_each=WAITING_EACH)
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +26,7 @@ log = logging.getLogger(__name__)
 def answer(id: str, question: dict[str, Any]) -> None:
     """Have graded what question ``id`` asks, and whoever waits be told. Returns at once."""
     try:
-        _threads.submit(question["organization_id"], _answer, id, question)
+        threads.submit(question["organization_id"], _answer, id, question)
     except Overloaded:
         ask.reply(id, ask.BUSY)
     else:

@@ -67,14 +67,15 @@ class FairThreads:
         return own >= self.waiting_each or self._waiting >= self.waiting
 
     async def run(
-        self, tenant: str, function: Callable[..., Result], *arguments: Any, seconds: float = REQUEST_SECONDS
+        self, tenant: str, function: Callable[..., Result], *arguments: Any, seconds: float | None = None
     ) -> Result:
-        """What ``function`` returns, within ``seconds`` in all.
+        """What ``function`` returns, within ``seconds`` in all, ``REQUEST_SECONDS`` unless given.
 
         Raises ``Overloaded`` when it was not begun in that time, and a 503 when it was and has not ended: its thread is
         left to it, and stays taken until it ends.
         """
         future = self.submit(tenant, function, *arguments)
+        seconds = REQUEST_SECONDS if seconds is None else seconds
         return await _result(future, seconds, lambda: _too_slow(begun=not future.cancel()))
 
     async def run_to_end(self, tenant: str, function: Callable[..., Result], *arguments: Any) -> Result:

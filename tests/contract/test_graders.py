@@ -1,6 +1,9 @@
 """Alpha graders through the official client; a real Celery worker grades."""
 
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import openai
@@ -11,8 +14,10 @@ from service.core import ask
 from service.core.broker import CONTROL_QUEUE
 from service.graders.configured import grader_settings
 from tests import factories
+from tests.conftest import Key
 from tests.contract.conftest import Official
 from workers import trial
+from workers.trial import run as run_grader
 
 CLOSE = {
     "type": "text_similarity",
@@ -104,13 +109,6 @@ def test_without_a_worker_there_is_an_error_in_time(
     assert (failure.value.status_code, failure.value.code) == (503, "no_worker")
 
 
-def test_a_busy_worker_says_so(connect: Any, api_key: Any, control_worker: None) -> None:
-    client = connect(api_key, max_retries=0)
-    with trial._lane, pytest.raises(openai.RateLimitError) as failure:
-        client.fine_tuning.alpha.graders.run(grader=factories.GRADER, model_sample="x", item={"answer": "x"})
-    assert failure.value.code == "worker_busy"
-
-
 def test_a_grader_that_crashes_is_an_error_at_once(
     connect: Any, api_key: Any, control_worker: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -122,3 +120,57 @@ def test_a_grader_that_crashes_is_an_error_at_once(
     with pytest.raises(openai.InternalServerError) as failure:
         client.fine_tuning.alpha.graders.run(grader=factories.GRADER, model_sample="x", item={"answer": "x"})
     assert failure.value.code == "worker_failed"
+
+
+class Held:
+    """Grader runs that end when they are let go."""
+
+    def __init__(self) -> None:
+        self.go = threading.Event()
+        self.begun = threading.Semaphore(0)
+
+    def run(self, definition: Any, sample: str, item: Any) -> Any:
+        if sample == "slow":
+            self.begun.release()
+            assert self.go.wait(30)
+        return run_grader(definition, sample, item)
+
+
+@pytest.fixture
+def held(control_worker: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Held]:
+    runs = Held()
+    monkeypatch.setattr(trial, "run", runs.run)
+    yield runs
+    runs.go.set()
+
+
+def test_slow_runs_of_one_organisation_leave_anothers_alone(
+    connect: Any, api_key: Key, new_key: Any, held: Held
+) -> None:
+    mine, others = connect(api_key), connect(new_key(organization="globex"))
+    with ThreadPoolExecutor(6) as pool:
+        slow = [pool.submit(grade, mine, "slow") for _ in range(6)]
+        for _ in range(trial.AT_ONCE_EACH):
+            assert held.begun.acquire(timeout=30)
+        assert grade(others, "21") == 1.0
+        assert not any(each.done() for each in slow)
+        held.go.set()
+        assert [each.result(30) for each in slow] == [0.0] * 6
+
+
+def test_too_many_slow_runs_of_one_organisation_are_refused_at_once(connect: Any, api_key: Key, held: Held) -> None:
+    client, many = connect(api_key, max_retries=0), trial.AT_ONCE_EACH + trial.WAITING_EACH
+    with ThreadPoolExecutor(many) as pool:
+        slow = [pool.submit(grade, client, "slow") for _ in range(many)]
+        while not trial.threads.is_full(api_key.organization_id):
+            assert not any(each.done() for each in slow)
+            time.sleep(0.02)
+        with pytest.raises(openai.RateLimitError) as refusal:
+            grade(client, "slow")
+        assert (refusal.value.code, refusal.value.response.headers["retry-after"]) == ("worker_busy", "2")
+        held.go.set()
+
+
+def grade(client: openai.OpenAI, sample: str) -> float:
+    graders = client.fine_tuning.alpha.graders
+    return graders.run(grader=factories.GRADER, model_sample=sample, item={"answer": "21"}).reward

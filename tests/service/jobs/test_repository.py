@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 from service.core.db import engine, transaction
 from service.jobs import repository
 from service.jobs.repository import EventDraft
+from service.jobs.states import Status, move
 from tests import factories
 from tests.conftest import Key
 
@@ -61,6 +62,21 @@ def test_claims_alternate_between_organisations(submit: Callable[..., str]) -> N
     acme = [submit("acme") for _ in range(3)]
     globex = submit("globex")
     assert [claim(), claim(), claim()] == [acme[0], globex, acme[1]]
+
+
+def test_a_hundred_jobs_of_one_do_not_delay_anothers_first_where_one_worker_runs_one_at_a_time(
+    submit: Callable[..., str],
+) -> None:
+    acme = [submit("acme") for _ in range(4)]
+    globex = [submit("globex") for _ in range(2)]
+    turns = []
+    for _ in range(6):
+        turns.append(claim())
+        with transaction("troll_worker") as session:
+            job = repository.locked(session, str(turns[-1]))
+            assert job is not None
+            move(job, Status.FAILED)
+    assert turns == [acme[0], globex[0], acme[1], globex[1], acme[2], acme[3]]
 
 
 def test_an_organisation_runs_no_more_than_its_quota(submit: Callable[..., str]) -> None:
