@@ -78,3 +78,11 @@ def create_job(client: TestClient, model: str, **hyperparameters: Any) -> dict[s
     answer = client.post("/v1/fine_tuning/jobs", json=job_body(client, model, **hyperparameters))
     assert answer.status_code == 200, answer.text
     return answer.json()
+
+
+def created(client: Any, model: str) -> str:
+    """The id of a valid job that an ``openai`` client creates, with files of its own."""
+    files = [client.files.create(file=jsonl(rows(4, start)), purpose="fine-tune").id for start in (10, 50)]
+    return client.fine_tuning.jobs.create(
+        model=model, training_file=files[0], validation_file=files[1], method=method()
+    ).id

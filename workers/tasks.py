@@ -39,7 +39,7 @@ def examine_jobs() -> None:
 
 @app.task(name=DELIVER_WEBHOOKS)
 def deliver_webhooks() -> None:
-    webhooks.deliver()
+    webhooks.begin()
 
 
 @app.task(name=TEST_WEBHOOK)

@@ -8,6 +8,7 @@ import random
 import socket
 import threading
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -15,11 +16,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import httpx2
+from sqlalchemy.exc import SQLAlchemyError
 
 from service.core import ask
 from service.core.db import transaction
 from service.core.errors import DomainError
 from service.core.ids import new_id
+from service.core.threads import FairThreads, Overloaded
 from service.settings import settings
 from service.webhooks import repository, secret
 from service.webhooks import service as webhooks
@@ -27,7 +30,8 @@ from service.webhooks.models import WebhookDelivery, WebhookEndpoint
 from workers.graders.addresses import ForbiddenAddress, resolve
 from workers.graders.http import signature
 
-BATCH = 16
+AT_ONCE, AT_ONCE_EACH = 16, 4
+"""Deliveries on their way, in all and about so many of one organisation: its slow endpoints hold up only its own."""
 MAX_ATTEMPTS = 16
 FIRST_WAIT = timedelta(seconds=5)
 LONGEST_WAIT = timedelta(hours=6)
@@ -37,7 +41,10 @@ TIMEOUT = httpx2.Timeout(10.0, connect=5.0)
 WHOLE_SECONDS = 20.0
 """One attempt, however slowly the endpoint answers."""
 
-_lane = threading.Lock()
+_threads = ThreadPoolExecutor(AT_ONCE, "webhook")
+_in_flight: Counter[str] = Counter()
+_changed = threading.Condition(threading.RLock())
+_tests = FairThreads("webhook-test", threads=4, each=2, waiting=32, waiting_each=8)
 log = logging.getLogger(__name__)
 
 
@@ -53,26 +60,54 @@ class Result:
         return self.status is not None and 200 <= self.status < 300
 
 
+def begin() -> None:
+    """Begin to send what is due, on threads of our own. Returns at once; whenever one is free, more is begun."""
+    with _changed:
+        free = AT_ONCE - _in_flight.total()
+        busy = [organization_id for organization_id, number in _in_flight.items() if number >= AT_ONCE_EACH]
+        if free <= 0:
+            return
+        with transaction("troll_worker") as session:
+            due = repository.claim(session, free, each=AT_ONCE_EACH, but_of=busy, hidden_for=HIDDEN_FOR)
+        for delivery, endpoint in due:
+            _in_flight[delivery.organization_id] += 1
+            _threads.submit(_send, delivery, endpoint)
+
+
 def deliver() -> None:
-    """Send everything that is due. Returns at once when this process is at it already."""
-    if not _lane.acquire(blocking=False):
-        return
+    """``begin``, and wait until nothing is on its way."""
+    begin()
+    with _changed:
+        _changed.wait_for(lambda: not _in_flight)
+
+
+def _send(delivery: WebhookDelivery, endpoint: WebhookEndpoint) -> None:
     try:
-        with ThreadPoolExecutor(max_workers=BATCH, thread_name_prefix="webhook") as pool:
-            while True:
-                with transaction("troll_worker") as session:
-                    due = repository.claim(session, BATCH, HIDDEN_FOR)
-                if not due:
-                    return
-                for _ in pool.map(lambda each: _deliver(*each), due):
-                    pass
-    finally:
-        _lane.release()
+        _deliver(delivery, endpoint)
+    except Exception:
+        log.exception("%s is left for later", delivery.id)
+    with _changed:
+        _in_flight[delivery.organization_id] -= 1
+        if not _in_flight[delivery.organization_id]:
+            del _in_flight[delivery.organization_id]
+        try:
+            begin()
+        except SQLAlchemyError as error:
+            log.warning("the schedule will go on with webhooks: %s", error)
+        _changed.notify_all()
 
 
 def test(id: str, question: dict[str, Any]) -> None:
-    """Send a sample event and tell whoever asked as question ``id`` what came of it."""
-    ask.reply(id, ask.ACCEPTED)
+    """Have a sample event sent, and whoever asked as question ``id`` told what came of it. Returns at once."""
+    try:
+        _tests.submit(question["organization_id"], _test, id, question)
+    except Overloaded:
+        ask.reply(id, ask.BUSY)
+    else:
+        ask.reply(id, ask.ACCEPTED)
+
+
+def _test(id: str, question: dict[str, Any]) -> None:
     with transaction("troll_worker") as session:
         endpoint = repository.get(session, question["endpoint_id"])
     if endpoint is None:

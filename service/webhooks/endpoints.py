@@ -72,4 +72,4 @@ def rotate_secret(caller: Caller, webhook_endpoint_id: str, body: RotateSecret |
 async def test(known: Known, webhook_endpoint_id: str, body: TestEndpoint) -> TestResult:
     """Send a sample event now and tell what the endpoint answered."""
     await in_transaction(known, service.retrieve, webhook_endpoint_id)
-    return await service.test(webhook_endpoint_id, body.event_type)
+    return await service.test(known.organization_id, webhook_endpoint_id, body.event_type)

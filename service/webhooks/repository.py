@@ -1,6 +1,6 @@
 """Queries on webhook endpoints and deliveries."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import timedelta
 
 from sqlalchemy import delete, func, or_, select, update
@@ -50,14 +50,29 @@ def subscribed(session: Session, organization_id: str, event_type: str) -> Seque
 # Deliveries
 
 
-def claim(session: Session, limit: int, hidden_for: timedelta) -> Sequence[tuple[WebhookDelivery, WebhookEndpoint]]:
-    """Deliveries that are due, with their endpoints, counted as attempted and hidden from others for a while."""
+def claim(
+    session: Session, limit: int, *, each: int, but_of: Collection[str], hidden_for: timedelta
+) -> Sequence[tuple[WebhookDelivery, WebhookEndpoint]]:
+    """Deliveries that are due, with their endpoints, counted as attempted and hidden from others for a while.
+
+    At most ``each`` of one organisation, and none of the organisations ``but_of``.
+    """
+    turn = func.row_number().over(
+        partition_by=WebhookDelivery.organization_id, order_by=WebhookDelivery.next_attempt_at
+    )
+    ranked = (
+        select(WebhookDelivery.id, turn.label("turn"))
+        .where(*PENDING, WebhookDelivery.next_attempt_at <= func.now())
+        .where(WebhookDelivery.organization_id.not_in(but_of))
+        .subquery()
+    )
     due = (
         select(WebhookDelivery.id)
-        .where(*PENDING, WebhookDelivery.next_attempt_at <= func.now())
-        .order_by(WebhookDelivery.next_attempt_at)
+        .join(ranked, ranked.c.id == WebhookDelivery.id)
+        .where(ranked.c.turn <= each)
+        .order_by(ranked.c.turn, WebhookDelivery.next_attempt_at)
         .limit(limit)
-        .with_for_update(skip_locked=True)
+        .with_for_update(skip_locked=True, of=WebhookDelivery)
     )
     taken = session.scalars(
         update(WebhookDelivery)

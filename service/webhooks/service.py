@@ -71,9 +71,9 @@ def delete(session: Session, id: str) -> None:
         raise not_found("webhook endpoint", id, "webhook_endpoint_id")
 
 
-async def test(endpoint_id: str, event_type: str) -> TestResult:
+async def test(organization_id: str, endpoint_id: str, event_type: str) -> TestResult:
     """Have a sample event sent now. Raises a 400 when the endpoint could not be reached."""
-    question = {"endpoint_id": endpoint_id, "event_type": event_type}
+    question = {"organization_id": organization_id, "endpoint_id": endpoint_id, "event_type": event_type}
     answer = await ask.ask(broker.TEST_WEBHOOK, question, TEST_SECONDS)
     if answer["status"] is None:
         raise invalid(f"The endpoint could not be reached: {answer['result']}.", "url", "webhook_unreachable")

@@ -15,6 +15,9 @@ from service.core.db import tenant
 from service.embedded.servers import Servers
 from service.settings import settings
 from service.webhooks import service
+from service.webhooks.models import WebhookEndpoint
+from tests import factories
+from tests.conftest import Key
 from tests.contract.conftest import Official
 from tests.contract.test_graders import control_worker
 from workers import supervisor, webhooks
@@ -345,3 +348,35 @@ def test_a_sample_to_nowhere_says_why(acme: openai.OpenAI, subscribe: Any, contr
     with pytest.raises(openai.BadRequestError) as refusal:
         acme.webhooks.test(endpoint.id, event_type="fine_tuning.job.failed")
     assert refusal.value.code == "webhook_unreachable"
+
+
+def test_slow_endpoints_of_one_organisation_hold_up_nobody_elses(
+    acme: openai.OpenAI,
+    connect: Callable[..., openai.OpenAI],
+    new_key: Callable[..., Key],
+    trusted: None,
+    body: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    others, go, told = connect(new_key(organization="globex")), threading.Event(), threading.Event()
+
+    def post(endpoint: WebhookEndpoint, event_id: str, payload: dict[str, Any]) -> webhooks.Result:
+        if endpoint.name == "slow":
+            assert go.wait(30)
+        else:
+            told.set()
+        return webhooks.Result(200, "")
+
+    monkeypatch.setattr(webhooks, "post", post)
+    for client, name, endpoints in ((acme, "slow", webhooks.AT_ONCE), (others, "quick", 1)):
+        for _ in range(endpoints):
+            client.webhooks.create(name=name, url="https://example.com/hook", event_types=ALL)
+    acme.fine_tuning.jobs.cancel(acme.fine_tuning.jobs.create(**body).id)
+    webhooks.begin()
+    others.fine_tuning.jobs.cancel(factories.created(others, body["model"]))
+    webhooks.begin()
+    try:
+        assert told.wait(30), "another's slow endpoints hold this one up"
+    finally:
+        go.set()
+        webhooks.deliver()
