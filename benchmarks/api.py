@@ -18,7 +18,6 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -134,37 +133,57 @@ async def prepared(tenant: Tenant, model: str) -> Tenant:
     return tenant
 
 
-@dataclass
-class Watched:
-    """The slowest answers that two bystanders got."""
+class Bystanders:
+    """A process of its own that asks for the server's health and for a neighbour's jobs, again and again."""
 
-    health: float = 0.0
-    neighbour: float = 0.0
-    refused: Counter[int] = field(default_factory=Counter)
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+
+    @classmethod
+    async def start(cls, neighbour: Tenant) -> "Bystanders":
+        command = ["-m", "benchmarks.api", "--watch", neighbour.host, str(neighbour.port), neighbour.key]
+        pipe = asyncio.subprocess.PIPE
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, *command, stdin=pipe, stdout=pipe, cwd=report.DOCUMENT.parents[1]
+        )
+        bystanders = cls(process)
+        await bystanders.slowest()
+        return bystanders
+
+    async def slowest(self) -> dict[str, float]:
+        """Seconds of the slowest answer to each since the last time, and how many were refused."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(b"\n")
+        return dict(json.loads(await self._process.stdout.readline()))
+
+    async def stop(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        await self._process.wait()
 
 
-@asynccontextmanager
-async def watching(neighbour: Tenant) -> Any:
-    """Ask for the server's health and for the neighbour's jobs, again and again, until the block ends."""
-    watched, stopping = Watched(), asyncio.Event()
+async def watch(neighbour: Tenant) -> None:
+    """What the process of ``Bystanders`` does: a line comes in, a line with what was seen goes out."""
+    seen = {"health": 0.0, "neighbour": 0.0, "refused": 0}
 
-    async def again(name: str, ask: Callable[[], Awaitable[Answer]]) -> None:
-        while not stopping.is_set():
-            answer = await ask()
-            setattr(watched, name, max(getattr(watched, name), answer.seconds))
-            if answer.status != 200:
-                watched.refused[answer.status] += 1
+    async def again(name: str, path: str) -> None:
+        while True:
+            answer = await neighbour.get(path)
+            seen[name] = max(seen[name], answer.seconds)
+            seen["refused"] += answer.status != 200
             await asyncio.sleep(POLL_SECONDS)
 
     tasks = [
-        asyncio.create_task(again("health", lambda: neighbour.get("/healthz"))),
-        asyncio.create_task(again("neighbour", lambda: neighbour.get("/v1/fine_tuning/jobs?limit=1"))),
+        asyncio.create_task(again("health", "/healthz")),
+        asyncio.create_task(again("neighbour", "/v1/fine_tuning/jobs?limit=1")),
     ]
-    try:
-        yield watched
-    finally:
-        stopping.set()
-        await asyncio.gather(*tasks)
+    while await asyncio.to_thread(sys.stdin.readline):
+        await asyncio.sleep(2 * POLL_SECONDS)
+        print(json.dumps(seen), flush=True)
+        seen |= {"health": 0.0, "neighbour": 0.0, "refused": 0}
+    for task in tasks:
+        task.cancel()
 
 
 async def bursts(tenant: Tenant, neighbour: Tenant) -> str:
@@ -189,11 +208,13 @@ async def bursts(tenant: Tenant, neighbour: Tenant) -> str:
         "chat": tenant.chat,
     }
     lines = []
+    bystanders = await Bystanders.start(neighbour)
     for (name, ask), number in itertools.product(kinds.items(), BURSTS):
-        async with watching(neighbour) as watched:
-            began = time.perf_counter()
-            answers = await asyncio.gather(*(ask() for _ in range(number)))
-            seconds = time.perf_counter() - began
+        await bystanders.slowest()
+        began = time.perf_counter()
+        answers = await asyncio.gather(*(ask() for _ in range(number)))
+        seconds = time.perf_counter() - began
+        watched = await bystanders.slowest()
         statuses = Counter(answer.status for answer in answers)
         bad = sum(answer.status >= 500 and not _says_when(answer) for answer in answers)
         lines.append(
@@ -203,11 +224,12 @@ async def bursts(tenant: Tenant, neighbour: Tenant) -> str:
                 ", ".join(f"{many} x {status}" for status, many in sorted(statuses.items())),
                 str(bad),
                 f"{seconds:.1f} s",
-                f"{watched.health:.2f} s",
-                f"{watched.neighbour:.2f} s",
+                f"{watched['health']:.2f} s",
+                f"{watched['neighbour']:.2f} s" + (f", {watched['refused']} refused" if watched["refused"] else ""),
             ]
         )
-        print(" | ".join(lines[-1]), watched.refused or "", flush=True)
+        print(" | ".join(lines[-1]), flush=True)
+    await bystanders.stop()
     header = [
         "simultaneous requests of one key",
         "",
@@ -293,7 +315,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--parts", choices=("bursts", "neighbour"), nargs="+", default=("bursts", "neighbour"))
     parser.add_argument("--times", type=int, default=7, help="how often each thing is measured beside the loud tenant")
+    parser.add_argument("--watch", nargs=3, metavar=("HOST", "PORT", "KEY"), help=argparse.SUPPRESS)
     given = parser.parse_args()
+    if given.watch:
+        host, port, key = given.watch
+        asyncio.run(watch(Tenant(host, int(port), key)))
+        return
     os.environ |= {
         "TROLL_REQUESTS_PER_MINUTE": "0",
         "TROLL_MAX_QUEUED_JOBS": "100000",
