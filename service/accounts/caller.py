@@ -105,7 +105,7 @@ async def in_transaction(
             raise
 
     try:
-        return await request_threads.run(known.organization_id, work)
+        return await request_threads.run(known.organization_id, work, begun=True)
     except Overloaded:
         undo()
         raise
@@ -127,7 +127,7 @@ def _threaded(endpoint: Callable[..., Any]) -> Callable[..., Any]:
     async def run(**arguments: Any) -> Any:
         caller = next((each for each in arguments.values() if isinstance(each, CallContext)), None)
         known = caller.principal if caller else next(p for p in arguments.values() if isinstance(p, Principal))
-        return await request_threads.run(known.organization_id, _call, endpoint, caller, arguments)
+        return await request_threads.run(known.organization_id, _call, endpoint, caller, arguments, begun=True)
 
     return run
 

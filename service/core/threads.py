@@ -49,12 +49,17 @@ class FairThreads:
         self._waiting = 0
         self._running: Counter[str] = Counter()
 
-    def submit(self, tenant: str, function: Callable[..., Result], *arguments: Any) -> "Future[Result]":
-        """Have ``function`` run on behalf of ``tenant``. Raises ``Overloaded`` when too much waits already."""
+    def submit(
+        self, tenant: str, function: Callable[..., Result], *arguments: Any, begun: bool = False
+    ) -> "Future[Result]":
+        """Have ``function`` run on behalf of ``tenant``. Raises ``Overloaded`` when too much waits already.
+
+        What belongs to a request that was ``begun`` is not refused: what was done for it would be lost.
+        """
         context = contextvars.copy_context()
         work = _Work(lambda: context.run(function, *arguments), Future())
         with self._lock:
-            if self.is_full(tenant):
+            if not begun and self.is_full(tenant):
                 raise Overloaded
             self._queues.setdefault(tenant, deque()).append(work)
             self._waiting += 1
@@ -67,14 +72,19 @@ class FairThreads:
         return own >= self.waiting_each or self._waiting >= self.waiting
 
     async def run(
-        self, tenant: str, function: Callable[..., Result], *arguments: Any, seconds: float | None = None
+        self,
+        tenant: str,
+        function: Callable[..., Result],
+        *arguments: Any,
+        seconds: float | None = None,
+        begun: bool = False,
     ) -> Result:
         """What ``function`` returns, within ``seconds`` in all, ``REQUEST_SECONDS`` unless given.
 
         Raises ``Overloaded`` when it was not begun in that time, and a 503 when it was and has not ended: its thread is
         left to it, and stays taken until it ends.
         """
-        future = self.submit(tenant, function, *arguments)
+        future = self.submit(tenant, function, *arguments, begun=begun)
         seconds = REQUEST_SECONDS if seconds is None else seconds
         return await _result(future, seconds, lambda: _too_slow(begun=not future.cancel()))
 

@@ -12,7 +12,6 @@ that it is still being carried out. Equal requests that are no repetitions do no
 import hashlib
 import json
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Annotated, Any, TypeVar
@@ -27,7 +26,7 @@ from service.accounts.service import Principal
 from service.core.db import tenant
 from service.core.errors import DomainError, invalid
 from service.core.ids import new_id
-from service.core.threads import Overloaded, request_threads
+from service.core.threads import request_threads
 from service.idempotency import repository
 
 KEPT_FOR = timedelta(hours=24)
@@ -86,8 +85,7 @@ class Attempt:
             )
         except BaseException:
             # Not waited for: if it does not come to it, the hold runs out.
-            with suppress(Overloaded):
-                request_threads.submit(self.known.organization_id, self._release, content)
+            request_threads.submit(self.known.organization_id, self._release, content, begun=True)
             raise
 
     def _begin(self, session: Session, content: Any, model: type[BaseModel], held_for: timedelta) -> Response | None:

@@ -91,6 +91,16 @@ def test_too_much_in_all_is_refused() -> None:
     gate.let_through(3)
 
 
+def test_what_belongs_to_a_request_that_was_begun_is_not_refused() -> None:
+    threads, gate = shared(waiting_each=1), Gate()
+    for number in range(2):
+        threads.submit("a", gate.work, f"a{number}")
+    assert threads.is_full("a")
+    last = threads.submit("a", gate.work, "a2", begun=True)
+    gate.let_through(3)
+    assert last.result(PATIENCE) == "a2"
+
+
 def test_what_was_not_begun_in_time_never_is() -> None:
     threads, gate = shared(), Gate()
     threads.submit("a", gate.work, "a0")
