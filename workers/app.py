@@ -7,7 +7,7 @@ from celery import Celery, signals
 from service.core import ask
 from service.core.broker import CONTROL_QUEUE, DELIVER_WEBHOOKS, RUN_JOB, TRAINING_QUEUE, configure
 from service.settings import settings
-from workers import supervisor
+from workers import examiner, supervisor
 
 SWEEP = "workers.sweep"
 PRUNE = "workers.prune"
@@ -38,10 +38,12 @@ app.conf.update(
 def _warm_up(sender: Any, **_: Any) -> None:
     """A control worker says that it is there, before the first sweep says so again and again.
 
-    A training worker keeps one child waiting with everything imported, so that a job starts at once.
+    Either has what it needs imported before it is asked, a training worker in a child, so that a job is examined and
+    starts at once.
     """
     if CONTROL_QUEUE in app.amqp.queues.consume_from:
         ask.attend()
+        examiner.warm_up()
     if TRAINING_QUEUE in app.amqp.queues.consume_from:
         supervisor.nursery.warm_up()
 

@@ -53,6 +53,16 @@ def examine(question: Question, seconds: float = math.inf) -> Answer:
     return answer
 
 
+def load_libraries() -> None:
+    """Import what counting tokens needs, if it is installed here."""
+    try:
+        import workers.training.conversations
+        import workers.training.data
+        import workers.training.policy  # noqa: F401
+    except ImportError as error:
+        log.warning("rows are not counted in tokens: %s", error)
+
+
 def _count_tokens(question: Question, model: Path, answer: Answer, give_up_at: float) -> None:
     try:
         from transformers import AutoConfig

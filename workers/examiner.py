@@ -17,7 +17,7 @@ from service.jobs import service as jobs
 from service.jobs.examination import Answer, Question
 from service.jobs.models import Examination
 from service.jobs.states import Status
-from workers.examination import examine
+from workers.examination import examine, load_libraries
 
 AT_ONCE = 4
 AT_ONCE_EACH = 2
@@ -29,6 +29,11 @@ MAX_STRIKES = 3
 
 log = logging.getLogger(__name__)
 _places = threading.BoundedSemaphore(AT_ONCE)
+
+
+def warm_up() -> None:
+    """Import what examinations need, which takes longer than the first request for a job waits."""
+    threading.Thread(target=load_libraries, name="examiner-imports", daemon=True).start()
 
 
 def start() -> None:
