@@ -1,5 +1,6 @@
 """Webhooks as the official client manages and verifies them, sent to a real server."""
 
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -276,6 +277,29 @@ def test_both_secrets_sign_for_a_day_after_a_gentle_rotation(
     ((headers, sent),) = receiver.received
     for secret in (old.signing_secret, new.signing_secret):
         acme.webhooks.unwrap(sent, headers, secret=secret)
+
+
+def test_the_connection_goes_to_the_address_that_was_checked(
+    receiver: Receiver, database: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked_for: list[str] = []
+    real = socket.getaddrinfo
+
+    def once(host: Any, *rest: Any, **named: Any) -> Any:
+        asked_for.append(host)
+        # The name leads to the receiver when it is checked, and to nowhere when it is looked up again.
+        return real("127.0.0.1" if asked_for.count("hooks.test") == 1 else host, *rest, **named)
+
+    monkeypatch.setenv("TROLL_TRUSTED_HOSTS", '["hooks.test"]')
+    settings.cache_clear()
+    endpoint = WebhookEndpoint(id="whe_1", url=receiver.url.replace("127.0.0.1", "hooks.test"), salt="salt")
+    monkeypatch.setattr(socket, "getaddrinfo", once)
+    assert webhooks.post(endpoint, "evt_1", {}).accepted
+    monkeypatch.undo()
+    settings.cache_clear()
+    assert asked_for.count("hooks.test") == 1
+    ((headers, _),) = receiver.received
+    assert headers["host"].startswith("hooks.test:")
 
 
 def test_a_private_address_is_not_called_unless_trusted(

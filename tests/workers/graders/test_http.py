@@ -6,7 +6,6 @@ import functools
 import socket
 import ssl
 from collections.abc import Callable
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from service.graders.schemas import GraderError, parse_grader
 from service.graders.settings import GraderSettings, ScoringService
 from tests.workers.graders.servers import CERTIFICATE, Answer, Asked, serve
 from workers.graders import Grade, Sample, build, http
-from workers.graders.addresses import ForbiddenAddress, is_public, resolve
+from workers.graders.addresses import ForbiddenAddress, resolve
 
 SECRET = "whsec_" + base64.b64encode(b"0123456789abcdef0123456789abcdef").decode()
 SAMPLES = [Sample({"answer": str(i)}, f"said {i}") for i in range(3)]
@@ -200,23 +199,6 @@ def test_a_certificate_that_is_not_trusted_or_of_another_name_is_refused(
 ) -> None:
     grades = grade_over_tls(host, secret_file, monkeypatch, trusted)
     assert {each.error for each in grades} == {"other_error"}
-
-
-@pytest.mark.parametrize(
-    "address",
-    [
-        *("127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "0.0.0.0"),
-        *("224.0.0.1", "255.255.255.255", "198.18.0.1", "::1", "::", "fe80::1", "fc00::1", "ff02::1"),
-        *("::ffff:127.0.0.1", "::ffff:10.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::", "2001::1"),
-    ],
-)
-def test_addresses_that_are_not_public(address: str) -> None:
-    assert not is_public(ip_address(address))
-
-
-@pytest.mark.parametrize("address", ["8.8.8.8", "1.1.1.1", "2606:4700:4700::1111", "::ffff:8.8.8.8"])
-def test_addresses_that_are_public(address: str) -> None:
-    assert is_public(ip_address(address))
 
 
 @pytest.mark.parametrize(
