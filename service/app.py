@@ -12,14 +12,14 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from service.accounts.caller import tenant_of
 from service.core import http, live, logs, openapi, shutdown
-from service.core.db import transaction
+from service.core.db import engine, transaction
 from service.core.errors import DomainError
 from service.files import endpoints as files
 from service.graders import endpoints as graders
 from service.inference import endpoints as inference
 from service.jobs import endpoints as jobs
 from service.models import endpoints as models
-from service.settings import settings
+from service.settings import Secret, required, settings
 from service.uploads import endpoints as uploads
 from service.webhooks import endpoints as webhooks
 
@@ -33,7 +33,16 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     # Only now has uvicorn set up its logging and its signal handlers.
     logs.configure()
     shutdown.overhear()
+    check_settings()
     yield
+
+
+def check_settings() -> None:
+    """Raises, before the first request does, where a setting is missing that the API needs."""
+    needed: tuple[Secret, ...] = ("redis_url", "key_pepper", "webhook_key")
+    engine("troll_api")
+    for name in needed:
+        required(name)
 
 
 def create_app() -> FastAPI:

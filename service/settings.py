@@ -1,10 +1,11 @@
 """Everything an operator can set, read from the environment once."""
 
+import re
 from functools import cache
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import AliasChoices, Field, SecretStr, model_validator
+from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -13,13 +14,14 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="TROLL_", frozen=True)
 
-    database_url: str = Field(validation_alias=AliasChoices("DATABASE_URL", "TROLL_DATABASE_URL"))
-    """SQLAlchemy URL of PostgreSQL. Its login must be a member of the roles that the first migration creates."""
-    database_owner_url: str | None = Field(None, validation_alias=AliasChoices("DATABASE_OWNER_URL"))
-    """URL of the login that owns the tables and runs migrations; ``database_url`` when unset."""
-    redis_url: str = Field(validation_alias=AliasChoices("REDIS_URL", "TROLL_REDIS_URL"))
-    key_pepper: SecretStr = Field(min_length=32)
+    # Each process is given only those of these four that it uses; ``required`` reads them.
+    database_url: SecretStr | None = Field(None, validation_alias=AliasChoices("DATABASE_URL", "TROLL_DATABASE_URL"))
+    """SQLAlchemy URL of PostgreSQL under the login of this process: see ``service.core.db``."""
+    redis_url: SecretStr | None = Field(None, validation_alias=AliasChoices("REDIS_URL", "TROLL_REDIS_URL"))
+    key_pepper: SecretStr | None = Field(None, min_length=32)
     """Secret under which API keys are hashed. Changing it voids every key."""
+    webhook_key: SecretStr | None = None
+    """Secret, as 64 hexadecimal digits, from which the signing secrets of webhooks are derived."""
 
     data_dir: Path
     """Folder shared by API and workers: uploaded files, checkpoints, tuned models."""
@@ -85,6 +87,13 @@ class Settings(BaseSettings):
     checkpoints_kept: int = 3
     """Best checkpoints kept of each job, beside the newest two."""
 
+    @field_validator("webhook_key")
+    @classmethod
+    def _hexadecimal(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not re.fullmatch("[0-9a-f]{64}", value.get_secret_value()):
+            raise ValueError("must be 64 hexadecimal digits in small letters, as 'openssl rand -hex 32' gives")
+        return value
+
     @model_validator(mode="after")
     def _whole_engines(self) -> Self:
         if self.processes_per_job % self.rollout_tensor_parallel:
@@ -94,12 +103,24 @@ class Settings(BaseSettings):
             )
         return self
 
-    @property
-    def owner_url(self) -> str:
-        return self.database_owner_url or self.database_url
+
+class MissingSetting(Exception):
+    """A setting that not every process has is missing in one that uses it."""
 
 
 @cache
 def settings() -> Settings:
     """The process's settings. Raises ``pydantic.ValidationError`` naming each variable that is missing."""
     return Settings()
+
+
+Secret = Literal["database_url", "redis_url", "key_pepper", "webhook_key"]
+
+
+def required(name: Secret) -> str:
+    """A secret that this process uses. Raises ``MissingSetting`` naming the variable when it was not given."""
+    secret: SecretStr | None = getattr(settings(), name)
+    if secret is None:
+        variable = name.upper() if name.endswith("_url") else f"TROLL_{name.upper()}"
+        raise MissingSetting(f"{variable} is not set, and this process needs it: see docs/operations.md, 'Settings'.")
+    return secret.get_secret_value()

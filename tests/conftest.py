@@ -65,6 +65,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[embedded.Serve
             started = embedded.start(folder, children, durable=False)
             _point_to(patch, started, folder)
             _migrate()
+            started.let_in()
             yield started
         finally:
             _forget_connections()
@@ -80,14 +81,18 @@ def _end_servers_of_killed_runs(runs: Path) -> None:
 
 
 def _point_to(patch: pytest.MonkeyPatch, started: embedded.Servers, folder: Folder) -> None:
+    """Settings of every process at once; those that tests start in processes of their own take what they need."""
     for name, value in {
-        **started.environment(),
         "DATABASE_OWNER_URL": started.database_owner_url,
+        "REDIS_URL": started.redis_url,
         "TROLL_KEY_PEPPER": secrets.token_urlsafe(48),
+        "TROLL_WEBHOOK_KEY": secrets.token_hex(32),
         "TROLL_DATA_DIR": str(folder.root),
         "TROLL_MODELS_DIR": str(folder.models),
     }.items():
         patch.setenv(name, value)
+    # A process of the service has one login; a process of tests plays all of them.
+    patch.setattr(db, "login_url", started.database_url)
     _forget_connections()
 
 

@@ -1,14 +1,21 @@
 """The compose file: valid by the specification's schema, true to the code, and without secrets of its own."""
 
 import json
+import os
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import jsonschema
+import psycopg
 import pytest
 import yaml
+from sqlalchemy import make_url
 
+from service.core.db import ROLES
+from service.embedded import postgres
+from service.embedded.servers import Servers
 from service.settings import Settings
 
 ROOT = Path(__file__).parents[1]
@@ -16,7 +23,7 @@ TEXT = (ROOT / "docker-compose.yml").read_text()
 COMPOSE: dict[str, Any] = yaml.safe_load(TEXT)
 JAILERS = ("control-worker", "gpu-worker")
 JAILER = ["seccomp=deploy/seccomp-jail.json", "apparmor=unconfined"]
-OURS = ("migrate", "api", "beat", "control-worker", "gpu-worker", "serving-worker")
+OURS = ("migrate", "api", "beat", "control-worker", "gpu-worker", "serving-worker", "operator")
 
 
 def seconds(duration: str) -> int:
@@ -42,8 +49,8 @@ def test_it_runs_every_process_of_the_project() -> None:
 
 
 def test_every_secret_has_to_be_given() -> None:
-    secrets = [line for line in TEXT.splitlines() if re.search(r"(PASSWORD|PEPPER)", line) and ": " in line]
-    assert len(secrets) >= 6
+    secrets = [line for line in TEXT.splitlines() if re.search(r"(PASSWORD|PEPPER|WEBHOOK_KEY)", line) and ": " in line]
+    assert len(secrets) >= 14
     without = [line for line in secrets if not re.search(r"\$\{TROLL_\w+:\?|\$\$REDIS_PASSWORD", line)]
     assert without == []
 
@@ -58,7 +65,7 @@ def test_our_containers_are_locked_down(name: str) -> None:
     assert "privileged" not in service
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", [name for name in OURS if name != "migrate"])
 def test_every_required_setting_is_given(name: str) -> None:
     given = COMPOSE["services"][name]["environment"]
     for field, info in Settings.model_fields.items():
@@ -74,9 +81,60 @@ def test_what_graders_and_integrations_may_do_is_passed_on_where_it_is_given(nam
     assert ("TROLL_WANDB_API_KEY" in given) == (name == "gpu-worker")
 
 
-def test_only_the_migration_knows_the_owner_of_the_tables() -> None:
-    knowing = [name for name in OURS if "DATABASE_OWNER_URL" in COMPOSE["services"][name]["environment"]]
-    assert knowing == ["migrate"]
+SECRETS = {
+    "migrate": {"DATABASE_OWNER_URL"},
+    "api": {"DATABASE_URL", "REDIS_URL", "TROLL_KEY_PEPPER", "TROLL_WEBHOOK_KEY"},
+    "beat": {"REDIS_URL"},
+    "control-worker": {"DATABASE_URL", "REDIS_URL", "TROLL_WEBHOOK_KEY"},
+    "gpu-worker": {"DATABASE_URL", "REDIS_URL", "TROLL_WANDB_API_KEY"},
+    "serving-worker": {"REDIS_URL"},
+    "operator": {"DATABASE_URL", "TROLL_KEY_PEPPER"},
+}
+LOGINS = {
+    "api": "troll_api", "control-worker": "troll_control", "gpu-worker": "troll_worker", "operator": "troll_operator",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_a_container_knows_no_secret_that_it_does_not_use(name: str) -> None:
+    given = COMPOSE["services"][name]["environment"]
+    assert {each for each in given if re.search("(URL|PEPPER|KEY)$", each)} - {"TROLL_WANDB_BASE_URL"} == SECRETS[name]
+
+
+@pytest.mark.parametrize("name", LOGINS)
+def test_each_process_has_a_login_and_a_password_of_its_own(name: str) -> None:
+    url = COMPOSE["services"][name]["environment"]["DATABASE_URL"]
+    password = f"{LOGINS[name].upper()}_PASSWORD"
+    assert re.fullmatch(rf"postgresql://{LOGINS[name]}:\$\{{{password}:\?[^}}]+\}}@postgres:5432/troll", url)
+    assert password in COMPOSE["services"]["postgres"]["environment"]
+
+
+def test_the_script_gives_each_login_its_password(servers: Servers) -> None:
+    owner = make_url(servers.database_owner_url)
+    given = {role: f'it\'s {role} \\ "x"' for role in ROLES}
+    environment = {
+        "PATH": f"{postgres._binaries()}:{os.environ['PATH']}",
+        "POSTGRES_USER": str(owner.username),
+        "POSTGRES_DB": str(owner.database),
+        "PGHOST": str(owner.query["host"]),
+        "PGPASSWORD": str(owner.password),
+        **{f"{role.upper()}_PASSWORD": password for role, password in given.items()},
+    }
+    try:
+        for _ in range(2):
+            subprocess.run(["sh", ROOT / "deploy/create-logins.sh"], env=environment, check=True, capture_output=True)
+        for role, password in given.items():
+            with psycopg.connect(host=owner.query["host"], dbname=owner.database, user=role, password=password) as each:
+                assert each.info.user == role
+    finally:
+        servers.let_in()
+
+
+def test_redis_keeps_nothing_on_disk() -> None:
+    redis = COMPOSE["services"]["redis"]
+    assert '--appendonly no --save ""' in redis["command"][2]
+    assert redis["tmpfs"] == ["/data"]
+    assert "volumes" not in redis
 
 
 def test_only_the_api_is_reachable_from_outside_and_only_from_this_machine() -> None:

@@ -6,11 +6,13 @@ from celery import Celery, signals
 
 from service.core import ask
 from service.core.broker import CONTROL_QUEUE, DELIVER_WEBHOOKS, RUN_JOB, TRAINING_QUEUE, configure
-from service.settings import settings
+from service.core.db import Role, WrongLogin, engine
+from service.settings import MissingSetting, required, settings
 from workers import examiner, supervisor
 
 SWEEP = "workers.sweep"
 PRUNE = "workers.prune"
+LOGINS: dict[str, Role] = {TRAINING_QUEUE: "troll_worker", CONTROL_QUEUE: "troll_control"}
 
 app = configure(Celery("troll", include=["workers.tasks"]))
 app.conf.update(
@@ -32,6 +34,19 @@ app.conf.update(
         "prune": {"task": PRUNE, "schedule": 3600.0, "options": {"expires": 3600.0}},
     },
 )
+
+
+@signals.celeryd_after_setup.connect
+def _check(**_: Any) -> None:
+    """End at once, not at the first task, where settings are missing that the worker's queues need."""
+    try:
+        for queue in app.amqp.queues.consume_from:
+            if queue in LOGINS:
+                engine(LOGINS[queue])
+        if CONTROL_QUEUE in app.amqp.queues.consume_from:
+            required("webhook_key")
+    except (MissingSetting, WrongLogin) as error:
+        raise SystemExit(str(error)) from error
 
 
 @signals.worker_ready.connect

@@ -53,7 +53,7 @@ def _work() -> None:
 
 
 def _claimed() -> Examination | None:
-    with transaction("troll_worker") as session:
+    with transaction("troll_control") as session:
         return repository.claim_examination(session, lease=LEASE, each=AT_ONCE_EACH)
 
 
@@ -72,7 +72,7 @@ def _answer(row: Examination) -> Answer:
 
 def conclude(id: str, answer: Answer) -> None:
     """Keep what was found about job ``id`` and act on it: here, or where the request that creates the job waits."""
-    with transaction("troll_worker") as session:
+    with transaction("troll_control") as session:
         row = repository.examination_locked(session, id)
         if row is None or row.answer is not None:
             return  # A worker that was thought dead comes back.

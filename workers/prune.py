@@ -29,14 +29,14 @@ log = logging.getLogger(__name__)
 
 
 def prune() -> None:
-    with transaction("troll_worker") as session:
+    with transaction("troll_control") as session:
         expired = files.remove_expired(session, BATCH)
     for id in expired:
         storage.file_path(id).unlink(missing_ok=True)
     prune_uploads()
     old_files = {path.stem: path for path in _old("files")}
     old_jobs = {path.name: path for path in _old("jobs")}
-    with transaction("troll_worker") as session:
+    with transaction("troll_control") as session:
         orphans = [old_files[id] for id in old_files.keys() - files.existing(session, list(old_files))]
         abandoned = [old_jobs[id] for id in old_jobs.keys() - jobs.existing(session, list(old_jobs))]
     for path in orphans:
@@ -50,14 +50,14 @@ def prune() -> None:
 
 def prune_uploads() -> None:
     """Remove what uploads leave behind. A part is only ever stored for an upload whose row is committed."""
-    with transaction("troll_worker") as session:
+    with transaction("troll_control") as session:
         uploads.remove_stale(session, ENDED_UPLOADS_KEPT, BATCH)
         kept_answers.remove_old(session, KEPT_FOR, BATCH)
         jobs.remove_old_examinations(session, EXAMINATIONS_KEPT, BATCH)
         webhooks.remove_old(session, DELIVERIES_KEPT, BATCH)
     root = settings().data_dir / "uploads"
     folders = {path.name: path for path in root.iterdir()} if root.is_dir() else {}
-    with transaction("troll_worker") as session:
+    with transaction("troll_control") as session:
         over = folders.keys() - uploads.existing(session, list(folders))
     for id in over:
         shutil.rmtree(folders[id], ignore_errors=True)

@@ -29,7 +29,7 @@ def sweep() -> None:
 def reap() -> None:
     """Take jobs away from workers that stopped renewing their lease."""
     for _ in range(BATCH):
-        with transaction("troll_worker") as session:
+        with transaction("troll_control") as session:
             job = next(iter(repository.expired(session, 1)), None)
             if job is None:
                 return
@@ -47,7 +47,7 @@ def reap() -> None:
 
 def ring() -> None:
     """Ring for jobs that wait, but never leave more doorbells than there are jobs."""
-    with transaction("troll_worker") as session:
+    with transaction("troll_control") as session:
         waiting = repository.waiting(session, BATCH)
     for job_id in waiting[: max(0, len(waiting) - broker.waiting())]:
         broker.ring(job_id)
@@ -55,7 +55,7 @@ def ring() -> None:
 
 def examine() -> None:
     """Have examined what a lost message or a lost worker left."""
-    with transaction("troll_worker") as session:
+    with transaction("troll_control") as session:
         waits = repository.examinations_wait(session)
     if waits:
         examiner.start()

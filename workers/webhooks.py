@@ -67,7 +67,7 @@ def begin() -> None:
         busy = [organization_id for organization_id, number in _in_flight.items() if number >= AT_ONCE_EACH]
         if free <= 0:
             return
-        with transaction("troll_worker") as session:
+        with transaction("troll_control") as session:
             due = repository.claim(session, free, each=AT_ONCE_EACH, but_of=busy, hidden_for=HIDDEN_FOR)
         for delivery, endpoint in due:
             _in_flight[delivery.organization_id] += 1
@@ -108,7 +108,7 @@ def test(id: str, question: dict[str, Any]) -> None:
 
 
 def _test(id: str, question: dict[str, Any]) -> None:
-    with transaction("troll_worker") as session:
+    with transaction("troll_control") as session:
         endpoint = repository.get(session, question["endpoint_id"])
     if endpoint is None:
         result = Result(None, "it was deleted")
@@ -121,7 +121,7 @@ def _test(id: str, question: dict[str, Any]) -> None:
 
 def _deliver(delivery: WebhookDelivery, endpoint: WebhookEndpoint) -> None:
     result = post(endpoint, delivery.id, delivery.payload)
-    with transaction("troll_worker") as session:
+    with transaction("troll_control") as session:
         if result.accepted:
             repository.delivered(session, delivery.id, result.text)
         elif delivery.attempts >= MAX_ATTEMPTS:

@@ -5,7 +5,7 @@ from alembic import op
 from sqlalchemy.dialects.postgresql import JSONB
 
 revision = "0007"
-down_revision = "0004"
+down_revision = "0005"
 
 OWN = "organization_id = current_setting('app.organization_id', true)"
 
@@ -38,9 +38,9 @@ def upgrade() -> None:
     op.execute("GRANT SELECT, INSERT, DELETE ON examinations TO troll_api")
     # A row is locked by whoever may update some of it.
     op.execute("GRANT UPDATE (answer) ON examinations TO troll_api")
-    op.execute("GRANT SELECT, UPDATE, DELETE ON examinations TO troll_worker")
+    op.execute("GRANT SELECT, UPDATE, DELETE ON examinations TO troll_control")
     op.execute("GRANT DELETE ON kept_answers TO troll_api")
     op.execute("ALTER TABLE examinations ENABLE ROW LEVEL SECURITY")
     op.execute("ALTER TABLE examinations FORCE ROW LEVEL SECURITY")
     op.execute(f"CREATE POLICY examinations_troll_api ON examinations TO troll_api USING ({OWN}) WITH CHECK ({OWN})")
-    op.execute("CREATE POLICY examinations_troll_worker ON examinations TO troll_worker USING (true) WITH CHECK (true)")
+    op.execute("CREATE POLICY examinations_troll_control ON examinations TO troll_control USING (true) WITH CHECK (true)")

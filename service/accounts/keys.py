@@ -8,7 +8,7 @@ import hmac
 import zlib
 
 from service.core.ids import ALPHABET, random_text
-from service.settings import settings
+from service.settings import required
 
 PREFIX = "sk-troll-"
 RANDOM_DIGITS = 40
@@ -31,8 +31,7 @@ def hint(key: str) -> str:
 
 def hashed(key: str) -> str:
     """HMAC-SHA256 under the pepper, in hexadecimal. The key's entropy makes a slow hash unnecessary."""
-    pepper = settings().key_pepper.get_secret_value().encode()
-    return hmac.new(pepper, key.encode(), hashlib.sha256).hexdigest()
+    return hmac.new(required("key_pepper").encode(), key.encode(), hashlib.sha256).hexdigest()
 
 
 def _checksum(body: str) -> str:

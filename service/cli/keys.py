@@ -15,8 +15,8 @@ from service.accounts.models import APIKey
 from service.cli.connection import AsJSON, stack_state
 from service.cli.failure import CommandError
 from service.cli.output import show_table
-from service.core.db import transaction
-from service.settings import settings
+from service.core.db import WrongLogin, engine, transaction
+from service.settings import MissingSetting, required, settings
 
 commands = typer.Typer(no_args_is_help=True, help="API keys. For operators: needs the database, not a key.")
 
@@ -82,15 +82,18 @@ def _use(data_dir: Path | None) -> None:
         from service.embedded.folder import Folder
 
         state = stack_state(data_dir)
-        os.environ["DATABASE_URL"], os.environ["REDIS_URL"] = state["database_url"], state["redis_url"]
+        os.environ["DATABASE_URL"] = state["database_url"]
         os.environ["TROLL_DATA_DIR"], os.environ["TROLL_MODELS_DIR"] = state["data_dir"], state["models_dir"]
         os.environ["TROLL_KEY_PEPPER"] = Folder(Path(state["data_dir"])).pepper()
         settings.cache_clear()
     try:
-        settings()
+        engine("troll_operator")
+        required("key_pepper")
     except ValidationError as error:
         missing = ", ".join(str(problem["loc"][0]).upper() for problem in error.errors())
         raise CommandError(f"DATABASE_URL is set, but these settings are missing or invalid: {missing}.") from error
+    except (WrongLogin, MissingSetting) as error:
+        raise CommandError(str(error)) from error
 
 
 def _object(key: APIKey, owner: str) -> dict[str, str | None]:

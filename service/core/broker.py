@@ -10,7 +10,7 @@ from typing import Any
 from celery import Celery
 from kombu.exceptions import OperationalError
 
-from service.settings import settings
+from service.settings import required
 
 TRAINING_QUEUE = "training"
 CONTROL_QUEUE = "control"
@@ -32,7 +32,7 @@ def broker_url(redis_url: str) -> str:
 def configure(app: Celery) -> Celery:
     """Settings shared by whoever sends and whoever receives."""
     app.conf.update(
-        broker_url=broker_url(settings().redis_url),
+        broker_url=broker_url(required("redis_url")),
         broker_connection_retry_on_startup=True,
         broker_transport_options={
             "global_keyprefix": KEY_PREFIX,

@@ -1,23 +1,25 @@
-"""PostgreSQL: one engine per role, transactions, and the base of every table.
+"""PostgreSQL: the login of this process, transactions, and the base of every table.
 
-Three roles are created by the first migration, none of which owns a table or bypasses row-level security:
-``troll_api`` sees the rows of one organisation at a time, ``troll_worker`` the jobs of all, ``troll_operator`` the
-accounts. Every connection takes its role when it is opened.
+There are four logins, none of which owns a table, bypasses row-level security or can become another: ``troll_api`` sees
+the rows of one organisation at a time, ``troll_worker`` (training workers) and ``troll_control`` (the control worker)
+what their work needs of all, ``troll_operator`` (``troll keys``) the accounts. A process has one of them, in its
+``DATABASE_URL``, and says in each transaction which one it means to be.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from functools import cache
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
-from sqlalchemy import BigInteger, DateTime, Engine, Identity, Text, create_engine, event, func, text
+from sqlalchemy import BigInteger, DateTime, Engine, Identity, Text, create_engine, event, func, make_url, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from service.settings import settings
+from service.settings import required
 
-Role = Literal["troll_api", "troll_worker", "troll_operator"]
+Role = Literal["troll_api", "troll_worker", "troll_control", "troll_operator"]
+ROLES: tuple[Role, ...] = get_args(Role)
 
 CONNECTIONS = 16
 """Connections of one process and role at most."""
@@ -53,12 +55,28 @@ def driver_url(url: str) -> str:
     return f"postgresql+psycopg://{rest}" if separator and scheme in ("postgres", "postgresql") else url
 
 
+class WrongLogin(Exception):
+    """A process was given another login than that of its role."""
+
+
+def login_url(role: Role) -> str:
+    """The URL of PostgreSQL for ``role``. Raises ``WrongLogin`` or ``MissingSetting`` when this process has it not."""
+    url = required("database_url")
+    login = make_url(url).username
+    if login != role:
+        raise WrongLogin(
+            f"DATABASE_URL is for the login '{login}', and this process works as '{role}', which it can only be by "
+            "logging in as it: see docs/operations.md, 'Databases'."
+        )
+    return url
+
+
 @cache
 def engine(role: Role) -> Engine:
-    """The engine whose connections act as ``role``."""
+    """The engine of this process, which has to be ``role``. Raises as ``login_url`` does."""
     return create_engine(
-        driver_url(settings().database_url),
-        connect_args={"options": f"-c role={role} {_SESSION_OPTIONS}", "connect_timeout": 5, **_NOTICE_SILENCE},
+        driver_url(login_url(role)),
+        connect_args={"options": _SESSION_OPTIONS, "connect_timeout": 5, **_NOTICE_SILENCE},
         # More than there are threads for requests, so that none of them waits for a connection.
         pool_size=CONNECTIONS,
         max_overflow=0,

@@ -13,7 +13,7 @@ from typing import Any
 import redis
 import redis.asyncio
 
-from service.settings import settings
+from service.settings import required
 
 MAX_FRAMES = 2000
 TTL_SECONDS = 24 * 3600
@@ -23,12 +23,12 @@ log = logging.getLogger(__name__)
 
 @cache
 def client() -> redis.Redis:
-    return redis.Redis.from_url(settings().redis_url, socket_timeout=3, socket_connect_timeout=3)
+    return redis.Redis.from_url(required("redis_url"), socket_timeout=3, socket_connect_timeout=3)
 
 
 def asynchronous() -> redis.asyncio.Redis:
     """A client for the event loop that asks. The caller closes it."""
-    return redis.asyncio.Redis.from_url(settings().redis_url, socket_timeout=30, socket_connect_timeout=3)
+    return redis.asyncio.Redis.from_url(required("redis_url"), socket_timeout=30, socket_connect_timeout=3)
 
 
 def stream(job_id: str) -> str:

@@ -102,12 +102,19 @@ class Folder:
 
     def pepper(self) -> str:
         """The secret under which API keys are hashed: the operator's, else one made on first use and kept."""
-        if given := os.environ.get("TROLL_KEY_PEPPER"):
-            return given
+        return os.environ.get("TROLL_KEY_PEPPER") or self._secret("key_pepper")
+
+    def password(self, login: str) -> str:
+        """The password of a login of PostgreSQL, made on first use and kept. It needs no quoting anywhere."""
+        return self._secret(f"password_of_{login}")
+
+    def _secret(self, name: str) -> str:
         path = self.root / "secrets.json"
-        if not path.exists():
-            write_json(path, {"key_pepper": secrets.token_urlsafe(48)})
-        return str(json.loads(path.read_text())["key_pepper"])
+        kept = json.loads(path.read_text()) if path.exists() else {}
+        if name not in kept:
+            kept[name] = secrets.token_urlsafe(48)
+            write_json(path, kept)
+        return str(kept[name])
 
     def read_state(self) -> dict[str, Any] | None:
         """What ``stack.json`` says, or None when no stack is up here."""

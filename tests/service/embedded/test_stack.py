@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import stat
@@ -16,8 +17,11 @@ import psutil
 import pytest
 from openai import OpenAI
 
+from service.core.db import ROLES
 from service.embedded.folder import Folder
 from service.embedded.processes import find, leftovers
+from service.embedded.servers import Servers
+from service.embedded.stack import Options, Stack
 
 pytestmark = pytest.mark.e2e
 
@@ -93,6 +97,35 @@ def test_every_process_has_a_log_of_its_own(folder: Path) -> None:
 def test_secrets_are_readable_by_their_owner_only(folder: Path) -> None:
     modes = {stat.S_IMODE((folder / name).stat().st_mode) for name in ("secrets.json", "first_key", "stack.json")}
     assert modes == {0o600}
+
+
+SECRETS = {
+    "prepare": {"DATABASE_OWNER_URL", "DATABASE_URL", "TROLL_KEY_PEPPER"},
+    "api": {"DATABASE_URL", "REDIS_URL", "TROLL_KEY_PEPPER", "TROLL_WEBHOOK_KEY"},
+    "control-worker": {"DATABASE_URL", "REDIS_URL", "TROLL_WEBHOOK_KEY"},
+    "training-worker": {"DATABASE_URL", "REDIS_URL", "TROLL_WANDB_API_KEY"},
+    "serving-worker": {"REDIS_URL"},
+    "beat": {"REDIS_URL"},
+}
+LOGINS = {
+    "prepare": "troll_operator", "api": "troll_api", "control-worker": "troll_control",
+    "training-worker": "troll_worker",
+}  # fmt: skip
+
+
+def test_each_process_is_given_only_the_secrets_that_it_uses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TROLL_WANDB_API_KEY", "w" * 40)
+    monkeypatch.setenv("TROLL_KEY_PEPPER", "p" * 40)
+    stack = Stack(Options(tmp_path))
+    passwords = {role: stack.folder.password(role) for role in ROLES}
+    running = Servers("postgresql://postgres:of-the-owner@/troll?host=/run", "unix:///redis.sock", passwords)
+    given = {name: stack._environment() | own for name, own in stack._secrets(running).items()}
+    secret = re.compile("(DATABASE.*_URL|REDIS_URL|_PEPPER|_KEY)$")
+    assert {name: {each for each in given[name] if secret.search(each)} for name in given} == SECRETS
+    for name, variables in given.items():
+        known = [role for role, password in passwords.items() if password in "\n".join(variables.values())]
+        assert known == ([LOGINS[name]] if name in LOGINS else [])
+        assert ("of-the-owner" in "\n".join(variables.values())) == (name == "prepare")
 
 
 def test_only_the_api_listens_on_a_port(folder: Path) -> None:
