@@ -9,9 +9,10 @@ from fastapi import FastAPI
 from redis.exceptions import RedisError
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
+from starlette.concurrency import run_in_threadpool
 
 from service.accounts.caller import tenant_of
-from service.core import http, live, logs, openapi, shutdown
+from service.core import http, live, logs, openapi, shutdown, storage
 from service.core.db import engine, transaction
 from service.core.errors import DomainError
 from service.files import endpoints as files
@@ -34,6 +35,9 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     logs.configure()
     shutdown.overhear()
     check_settings()
+    storage.restrict_umask()
+    storage.close_to_others()
+    await run_in_threadpool(live.warn_if_written_down)
     yield
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from celery import Celery, signals
 
-from service.core import ask
+from service.core import ask, storage
 from service.core.broker import CONTROL_QUEUE, DELIVER_WEBHOOKS, RUN_JOB, TRAINING_QUEUE, configure
 from service.core.db import Role, WrongLogin, engine
 from service.settings import MissingSetting, required, settings
@@ -37,8 +37,9 @@ app.conf.update(
 
 
 @signals.celeryd_after_setup.connect
-def _check(**_: Any) -> None:
+def _prepare(**_: Any) -> None:
     """End at once, not at the first task, where settings are missing that the worker's queues need."""
+    storage.restrict_umask()
     try:
         for queue in app.amqp.queues.consume_from:
             if queue in LOGINS:

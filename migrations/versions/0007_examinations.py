@@ -4,10 +4,10 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects.postgresql import JSONB
 
+from migrations.access import allow
+
 revision = "0007"
 down_revision = "0005"
-
-OWN = "organization_id = current_setting('app.organization_id', true)"
 
 
 def upgrade() -> None:
@@ -35,12 +35,7 @@ def upgrade() -> None:
         ["organization_id", "claimed_at"],
         postgresql_where=sa.text("claimed_at IS NOT NULL"),
     )
-    op.execute("GRANT SELECT, INSERT, DELETE ON examinations TO troll_api")
-    # A row is locked by whoever may update some of it.
-    op.execute("GRANT UPDATE (answer) ON examinations TO troll_api")
-    op.execute("GRANT SELECT, UPDATE, DELETE ON examinations TO troll_control")
-    op.execute("GRANT DELETE ON kept_answers TO troll_api")
-    op.execute("ALTER TABLE examinations ENABLE ROW LEVEL SECURITY")
-    op.execute("ALTER TABLE examinations FORCE ROW LEVEL SECURITY")
-    op.execute(f"CREATE POLICY examinations_troll_api ON examinations TO troll_api USING ({OWN}) WITH CHECK ({OWN})")
-    op.execute("CREATE POLICY examinations_troll_control ON examinations TO troll_control USING (true) WITH CHECK (true)")
+    # Whoever locks a row has to be allowed to update some of it.
+    allow("examinations", troll_api="SELECT, INSERT, UPDATE (answer)", troll_control="SELECT, UPDATE, DELETE")
+    allow("kept_answers", troll_api="SELECT, INSERT, UPDATE, DELETE")
+    op.execute("GRANT UPDATE (claimed_at) ON fine_tuning_jobs TO troll_worker")

@@ -40,8 +40,10 @@ def up(
     DATABASE_URL and REDIS_URL, where set, are used instead of private servers.
     """
     _require_embedded()
+    from service.core import storage
     from service.embedded.stack import Options
 
+    storage.restrict_umask()
     options = Options(data_dir.absolute(), host, port, demo_model)
     typer.secho(f"Starting on {options.data_dir} …", err=True)
     if detach:
@@ -64,8 +66,10 @@ def demo(
 ) -> None:
     """Teach a tiny language model two-digit additions through the whole service, and show it before and after."""
     _require_embedded()
+    from service.core import storage
     from service.demo import run
 
+    storage.restrict_umask()
     raise typer.Exit(run(data_dir.absolute()))
 
 

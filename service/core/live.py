@@ -48,6 +48,21 @@ def publish(job_id: str, frames: Iterable[dict[str, Any]]) -> None:
         log.warning("could not publish %s, followers will read PostgreSQL: %s", name, error)
 
 
+def warn_if_written_down() -> None:
+    """Warn in the log where Redis, an operator's own, writes what passes through it to disk, as far as it tells."""
+    try:
+        told = {name: client().config_get(name).get(name) for name in ("appendonly", "save")}
+    except redis.RedisError as error:
+        log.debug("Redis does not say whether it writes to disk: %s", error)
+        return
+    if told["appendonly"] == "yes" or told["save"]:
+        log.warning(
+            "Redis writes to disk (appendonly '%(appendonly)s', save '%(save)s'), prompts, answers and graders too. "
+            "Nothing needs that: set 'appendonly no' and 'save \"\"', and remove what it wrote.",
+            told,
+        )
+
+
 def ping() -> None:
     """Raises ``redis.RedisError`` when Redis cannot be reached."""
     client().ping()

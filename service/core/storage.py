@@ -1,7 +1,10 @@
-"""Where bytes live: folders under the data folder, reached only through server-made ids."""
+"""Where bytes live: folders under the data folder, reached only through server-made ids, and private to their owner."""
 
 import hashlib
+import logging
 import os
+import stat
+from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -9,6 +12,44 @@ from service.core.ids import is_safe
 from service.settings import settings
 
 CHUNK = 1024 * 1024
+FOLDERS = ("files", "uploads", "jobs")
+OTHERS = 0o077
+"""The rights of everybody but the owner."""
+
+log = logging.getLogger(__name__)
+
+
+def restrict_umask() -> None:
+    """From now on this process, and those it starts, make nothing that others may read or enter.
+
+    Every process of the service calls this first: file modes that each place would have to think of are forgotten.
+    """
+    os.umask(OTHERS)
+
+
+def close_to_others() -> None:
+    """Take others' rights from what lies in the data folder, where an earlier version, or its maker, gave them any."""
+    for folder in (settings().data_dir / name for name in FOLDERS):
+        if folder.is_dir() and folder.stat().st_mode & OTHERS:
+            take_rights([folder])
+
+
+def take_rights(paths: Iterable[Path]) -> None:
+    """Take others' rights from ``paths`` and from all in them. Links are not followed, and missing paths are none.
+
+    A folder comes after what is in it, so that one that was reached says that all beneath it was.
+    """
+    for path in paths:
+        try:
+            mode = path.lstat().st_mode
+            if stat.S_ISDIR(mode):
+                take_rights(list(path.iterdir()))
+            if mode & OTHERS and not stat.S_ISLNK(mode):
+                path.chmod(stat.S_IMODE(mode) & ~OTHERS)
+        except FileNotFoundError:
+            continue
+        except PermissionError as error:
+            log.warning("others may read %s, and this process may not change that: %s", path, error)
 
 
 def _under(folder: str, id: str) -> Path:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
+from service.core import storage
 from service.embedded.processes import StartError, write_json
 
 LOCK_SECONDS = 1.0
@@ -59,9 +60,18 @@ class Folder:
         return self.root / "first_key"
 
     def prepare(self) -> None:
-        """Make the folders, private to their owner."""
-        for path in (self.root, self.logs, self.models, self.root / "files", self.root / "jobs"):
+        """Make the folders, private to their owner, and make what is there private too.
+
+        The root itself keeps its mode when somebody else made it: others may have to pass through it. So does what is
+        in ``models``, which is closed: weights there may be hard links to those of others.
+        """
+        folders = [self.logs, *(self.root / name for name in storage.FOLDERS)]
+        for path in (self.root, self.models, *folders):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not self.models.is_symlink():
+            self.models.chmod(0o700)
+        files = [self.root / "lock", self.root / "secrets.json", self.records, self.state, self.first_key]
+        storage.take_rights([*folders, self.redis, *files])
 
     def lock(self) -> None:
         """Claim the folder until this process ends. Raises ``StartError`` when another process holds it."""

@@ -178,7 +178,7 @@ def _system_user() -> pwd.struct_passwd:
         except KeyError:
             command = ["useradd", "--system", "--no-create-home", "--shell", "/usr/sbin/nologin", SYSTEM_USER]
         try:
-            subprocess.run(command, check=True, capture_output=True, text=True)
+            subprocess.run(command, check=True, capture_output=True, text=True, umask=0o022)
         except (OSError, subprocess.CalledProcessError) as error:
             raise StartError(
                 f"PostgreSQL does not run as root, and the user '{SYSTEM_USER}' could not be made "

@@ -18,6 +18,7 @@ from celery import Celery
 from celery.app.control import Control
 
 import service
+from service.core import storage
 from service.core.broker import CONTROL_QUEUE, KEY_PREFIX, TRAINING_QUEUE, broker_url
 from service.core.db import Role
 from service.embedded import servers
@@ -78,6 +79,7 @@ class Stack:
 
         Raises ``StartError`` when something does not come up, or the folder or the port is in use.
         """
+        storage.restrict_umask()
         self.folder.prepare()
         self.folder.lock()
         try:

@@ -40,13 +40,21 @@ def troll(*arguments: str, timeout: float = 180) -> subprocess.CompletedProcess[
     environment = {
         name: value for name, value in os.environ.items() if name not in OUTSIDE and not name.startswith("TROLL_")
     }
+    environment["TROLL_WANDB_MODE"] = "offline"
     command = [sys.executable, "-m", "service.cli", *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout, check=False)
+    # As at most terminals: what is private has to be made so.
+    return subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=timeout, check=False, umask=0o022
+    )
 
 
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     folder = tmp_path_factory.mktemp("stack")
+    # As somebody else may have made it, with a folder in it that an earlier version left open.
+    folder.chmod(0o755)
+    (folder / "uploads").mkdir()
+    (folder / "uploads").chmod(0o755)
     started = troll("up", "--data-dir", str(folder), "--port", "0", "--demo-model", "--detach")
     try:
         assert started.returncode == 0, started.stdout + started.stderr

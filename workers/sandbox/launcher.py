@@ -26,6 +26,8 @@ _OLD = "/old"
 def main(text: str) -> None:
     """Become the jail that ``text``, JSON made by ``workers.graders.jail``, describes."""
     config = json.loads(text)
+    # The worker makes files for nobody else; the jail's own folders are for the user that graded code takes.
+    os.umask(0o022)
     # Should the machine run out of memory all the same, graded code goes before the training it serves.
     Path("/proc/self/oom_score_adj").write_text("1000")
     kernel.die_with_parent()

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import signal
 
+from service.core import storage
 from service.settings import settings
 from workers.serving.worker import Worker
 
@@ -16,5 +17,6 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
+    storage.restrict_umask()
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
     asyncio.run(main())

@@ -34,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     source.add_argument("--follow", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--processes", type=int, default=1, help="how many processes train the model, with --socket")
     given = parser.parse_args(arguments)
+    # Weights and rows are for nobody but whoever runs this, whatever the umask of the shell or the supervisor.
+    os.umask(0o077)
     followers = None
     if given.run:
         channel = Channel(_print, leads=ranks.own() == 0)

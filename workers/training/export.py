@@ -80,8 +80,6 @@ def finish(partial: Path, folder: Path) -> None:
 
 def _put(partial: Path, folder: Path) -> None:
     for path in [*partial.rglob("*"), partial]:
-        if path.is_file():
-            path.chmod(0o644)  # safetensors writes files that only their owner can read.
         sync(path)
     if folder.exists():
         shutil.rmtree(folder)

@@ -27,6 +27,32 @@ def test_nobody_else_may_enter(folder: Folder) -> None:
     assert {mode(path) for path in [folder.root, *folder.root.iterdir()]} == {0o700}
 
 
+def test_what_was_open_to_others_is_closed(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    ours = ["uploads/upload_1/part_1", "files/file-1", "jobs/ftjob-1/attempt-1/run.json", "logs/api.log", "redis/x"]
+    for name in [*ours, "first_key", "lock", "models/base/config.json", "strangers/note"]:
+        (tmp_path / name).parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+        (tmp_path / name).chmod(0o644)
+    Folder(tmp_path).prepare()
+    for name in ours:
+        path = tmp_path / name
+        assert mode(path) == 0o600
+        assert {mode(parent) for parent in path.parents if parent != tmp_path and tmp_path in parent.parents} == {0o700}
+    assert [mode(tmp_path / name) for name in ("first_key", "lock", "models")] == [0o600, 0o600, 0o700]
+    assert [mode(tmp_path), mode(tmp_path / "strangers/note")] == [0o755, 0o644]
+    assert mode(tmp_path / "models/base/config.json") == 0o644, "it may be a link to somebody's weights"
+
+
+def test_a_models_folder_that_is_elsewhere_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared").chmod(0o755)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/models").symlink_to(tmp_path / "shared")
+    Folder(tmp_path / "data").prepare()
+    assert mode(tmp_path / "shared") == 0o755
+
+
 def test_the_pepper_is_made_once_and_readable_by_its_owner_only(folder: Folder) -> None:
     pepper = folder.pepper()
     assert len(pepper) >= 32

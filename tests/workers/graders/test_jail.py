@@ -38,6 +38,16 @@ def test_it_holds_where_the_environment_lies_behind_a_link(tier: JailTier, tmp_p
     assert done.returncode == 0, done.stderr
 
 
+def test_it_holds_where_the_worker_makes_files_for_nobody_else(tier: JailTier) -> None:
+    code = (
+        "from tests.workers.graders import jails; from workers.graders import confinement; "
+        f"confinement.ensure_confined(jails.settings({tier!r}))"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=Path(__file__).parents[3], umask=0o077, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def loosened(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
     """Jails made from now on differ in ``changes`` from what they should be."""
     real = jail._config
