@@ -9,6 +9,8 @@ from migrations.access import allow
 revision = "0007"
 down_revision = "0005"
 
+CONTROL = "SELECT, UPDATE (strikes, claimed_at, lease_expires_at, answer), DELETE"
+
 
 def upgrade() -> None:
     op.create_table(
@@ -36,6 +38,6 @@ def upgrade() -> None:
         postgresql_where=sa.text("claimed_at IS NOT NULL"),
     )
     # Whoever locks a row has to be allowed to update some of it.
-    allow("examinations", troll_api="SELECT, INSERT, UPDATE (answer)", troll_control="SELECT, UPDATE, DELETE")
+    allow("examinations", troll_api="SELECT, INSERT, UPDATE (answer)", troll_control=CONTROL)
     allow("kept_answers", troll_api="SELECT, INSERT, UPDATE, DELETE")
     op.execute("GRANT UPDATE (claimed_at) ON fine_tuning_jobs TO troll_worker")
