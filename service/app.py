@@ -1,5 +1,6 @@
 """The HTTP API."""
 
+import logging
 import re
 import sys
 from collections.abc import AsyncIterator
@@ -12,17 +13,20 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 
 from service.accounts.caller import tenant_of
-from service.core import http, live, logs, openapi, shutdown, storage
+from service.core import clock, http, live, logs, openapi, shutdown, storage
 from service.core.db import engine, transaction
 from service.core.errors import DomainError
 from service.files import endpoints as files
 from service.graders import endpoints as graders
 from service.inference import endpoints as inference
+from service.installation import service as installation
 from service.jobs import endpoints as jobs
 from service.models import endpoints as models
 from service.settings import Secret, required, settings
 from service.uploads import endpoints as uploads
 from service.webhooks import endpoints as webhooks
+
+log = logging.getLogger(__name__)
 
 PART_PATH = re.compile(r"/v1/uploads/[^/]+/parts")
 
@@ -38,6 +42,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     storage.restrict_umask()
     storage.close_to_others()
     await run_in_threadpool(live.warn_if_written_down)
+    await run_in_threadpool(_belong)
     yield
 
 
@@ -47,6 +52,16 @@ def check_settings() -> None:
     engine("troll_api")
     for name in needed:
         required(name)
+
+
+def _belong() -> None:
+    """Raises ``installation.Mismatch`` where the data folder is not the database's: the server does not start then."""
+    try:
+        with transaction("troll_api") as session:
+            clock.warn_if_off(session)
+            installation.verify(session)
+    except SQLAlchemyError as error:
+        log.warning("the database does not answer yet, or is not migrated: %s", error)
 
 
 def create_app() -> FastAPI:
@@ -82,8 +97,13 @@ def readyz() -> dict[str, str]:
     try:
         with transaction("troll_api") as session:
             session.execute(text("SELECT 1 FROM fine_tuning_jobs LIMIT 1"))
+            tied = installation.verify(session)
     except SQLAlchemyError as error:
         raise DomainError(503, "database_unavailable", "PostgreSQL does not answer, or is not migrated.") from error
+    except installation.Mismatch as error:
+        raise DomainError(503, "data_folder_mismatch", str(error)) from error
+    if not tied:
+        raise DomainError(503, "data_folder_untied", "No worker has been there yet to tie data folder and database.")
     try:
         live.ping()
     except RedisError as error:

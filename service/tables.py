@@ -4,6 +4,7 @@ from service.accounts.models import APIKey, Organization
 from service.core.db import Base
 from service.files.models import File
 from service.idempotency.models import KeptAnswer
+from service.installation.models import Installation
 from service.jobs.models import Checkpoint, Event, Examination, Job
 from service.models.models import TunedModel
 from service.uploads.models import Upload, UploadPart
@@ -16,6 +17,7 @@ __all__ = [
     "Event",
     "Examination",
     "File",
+    "Installation",
     "Job",
     "KeptAnswer",
     "Organization",

@@ -1,18 +1,23 @@
 """The Celery application of every worker and of beat."""
 
+import logging
 from typing import Any
 
 from celery import Celery, signals
+from sqlalchemy.exc import InterfaceError, OperationalError
 
-from service.core import ask, storage
+from service.core import ask, clock, storage
 from service.core.broker import CONTROL_QUEUE, DELIVER_WEBHOOKS, RUN_JOB, TRAINING_QUEUE, configure
-from service.core.db import Role, WrongLogin, engine
+from service.core.db import Role, WrongLogin, engine, transaction
+from service.installation import service as installation
 from service.settings import MissingSetting, required, settings
 from workers import examiner, supervisor
 
 SWEEP = "workers.sweep"
 PRUNE = "workers.prune"
 LOGINS: dict[str, Role] = {TRAINING_QUEUE: "troll_worker", CONTROL_QUEUE: "troll_control"}
+
+log = logging.getLogger(__name__)
 
 app = configure(Celery("troll", include=["workers.tasks"]))
 app.conf.update(
@@ -25,29 +30,39 @@ app.conf.update(
     worker_send_task_events=False,
     task_routes={RUN_JOB: {"queue": TRAINING_QUEUE}, SWEEP: {"queue": CONTROL_QUEUE}, PRUNE: {"queue": CONTROL_QUEUE}},
     beat_schedule={
-        "sweep": {
-            "task": SWEEP,
-            "schedule": settings().sweep_seconds,
-            "options": {"expires": settings().sweep_seconds},
-        },
-        "webhooks": {"task": DELIVER_WEBHOOKS, "schedule": 10.0, "options": {"expires": 10.0}},
-        "prune": {"task": PRUNE, "schedule": 3600.0, "options": {"expires": 3600.0}},
+        "sweep": {"task": SWEEP, "schedule": settings().sweep_seconds},
+        "webhooks": {"task": DELIVER_WEBHOOKS, "schedule": 10.0},
+        "prune": {"task": PRUNE, "schedule": 3600.0},
     },
 )
 
 
 @signals.celeryd_after_setup.connect
 def _prepare(**_: Any) -> None:
-    """End at once, not at the first task, where settings are missing that the worker's queues need."""
+    """End at once, not at the first task, where what the worker's queues need is missing or is not this folder's."""
     storage.restrict_umask()
     try:
         for queue in app.amqp.queues.consume_from:
             if queue in LOGINS:
                 engine(LOGINS[queue])
+                _belong(LOGINS[queue])
         if CONTROL_QUEUE in app.amqp.queues.consume_from:
             required("webhook_key")
-    except (MissingSetting, WrongLogin) as error:
+    except (MissingSetting, WrongLogin, installation.Mismatch) as error:
         raise SystemExit(str(error)) from error
+
+
+def _belong(role: Role) -> None:
+    """Raises ``installation.Mismatch`` where the data folder is not the database's."""
+    try:
+        with transaction(role) as session:
+            clock.warn_if_off(session)
+            if role == "troll_control":
+                installation.tie(session)
+            else:
+                installation.verify(session)
+    except (OperationalError, InterfaceError) as error:
+        log.warning("the database does not answer yet: %s", error)
 
 
 @signals.worker_ready.connect

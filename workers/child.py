@@ -28,20 +28,28 @@ class Child:
     """
 
     def __init__(self, processes: int = 1) -> None:
+        """Raises ``OSError`` when it cannot be started."""
         self.scratch = Path(tempfile.mkdtemp(prefix="troll-"))
         self.log_path = self.scratch / "training.log"
         self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(str(self.scratch / "wire.sock"))
-        self._listener.listen(1)
         self._connection: socket.socket | None = None
         self._selector = selectors.DefaultSelector()
-        self._selector.register(self._listener, selectors.EVENT_READ)
         self._buffer = b""
         self._pending_command = b""
         several = ["--processes", str(processes)] if processes > 1 else []
+        try:
+            self._listener.bind(str(self.scratch / "wire.sock"))
+            self._listener.listen(1)
+            self._selector.register(self._listener, selectors.EVENT_READ)
+            self.process = self._spawn(several)
+        except OSError:
+            self._clean()
+            raise
+
+    def _spawn(self, options: list[str]) -> subprocess.Popen[bytes]:
         with self.log_path.open("wb") as log:
-            self.process = subprocess.Popen(
-                [*COMMAND, "--socket", str(self.scratch / "wire.sock"), *several],
+            return subprocess.Popen(
+                [*COMMAND, "--socket", str(self.scratch / "wire.sock"), *options],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -96,6 +104,9 @@ class Child:
         """End the process and remove its scratch folder."""
         self.kill()
         self.process.wait()
+        self._clean()
+
+    def _clean(self) -> None:
         self._selector.close()
         self._listener.close()
         if self._connection is not None:

@@ -11,9 +11,12 @@ from workers.wire import ExitCode, Failure
 class Action(StrEnum):
     SUCCEED = "succeed"
     PAUSE = "pause"
+    """Until its owner resumes it: as it was wanted, or for a reason that is said in ``message``."""
     CANCEL = "cancel"
     REQUEUE = "requeue"
     """Run again as soon as a worker is free; the attempt is no strike."""
+    WAIT = "wait"
+    """Run again later, and again, until what is missing is there; the attempt is no strike."""
     RETRY = "retry"
     """Run again after a delay; the attempt stays a strike."""
     FAIL = "fail"
@@ -50,7 +53,7 @@ def decide(
         return outcome
     if desired is Desired.CANCEL:
         return Outcome(Action.CANCEL)
-    if desired is Desired.PAUSE and outcome.action in (Action.REQUEUE, Action.RETRY):
+    if desired is Desired.PAUSE and outcome.action in (Action.REQUEUE, Action.WAIT, Action.RETRY):
         return Outcome(Action.PAUSE)
     return outcome
 
@@ -64,6 +67,11 @@ def _by_exit_code(
         return Outcome(Action.REQUEUE)
     if exit_code in (ExitCode.USER_ERROR, ExitCode.GRADER_ERROR):
         return _failed(failure, "job_failed", "The training process refused the job without saying why.")
+    if exit_code == ExitCode.NO_ROOM:
+        return Outcome(Action.WAIT, "disk_full", failure.message if failure else "The disk is full.")
+    if exit_code == ExitCode.GRADER_AWAY:
+        reason = failure.message if failure else "The grader does not answer."
+        return Outcome(Action.PAUSE, "grader_unavailable", reason)
     if exit_code is None:
         return _again(strikes, max_strikes, None, "worker_lost", "The worker stopped answering")
     if exit_code == ExitCode.UNAVAILABLE:

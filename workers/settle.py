@@ -7,7 +7,7 @@ from datetime import timedelta
 
 from sqlalchemy.orm import Session
 
-from service.core import broker, storage
+from service.core import broker, clock, storage
 from service.core.db import after_commit
 from service.core.ids import new_id
 from service.files import repository as files
@@ -18,7 +18,7 @@ from service.jobs import service as jobs
 from service.jobs.models import Job
 from service.jobs.repository import EventDraft
 from service.jobs.spec import JobSpec
-from service.jobs.states import Status, move
+from service.jobs.states import Desired, Status, move
 from service.models import repository as models
 from service.models.models import TunedModel
 from service.settings import settings
@@ -27,6 +27,7 @@ from workers.flatten import flatten
 from workers.outcome import Action, Outcome
 
 MESSAGE_LENGTH = 2000
+FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 30.0, 900.0
 SUPERVISED_COLUMNS = {
     "step": "step",
     "train_loss": "train_loss",
@@ -51,9 +52,7 @@ def settle(session: Session, job: Job, outcome: Outcome, result: wire.Result | N
         jobs.end(session, job, Status.CANCELLED)
         jobs.tell(session, job, [EventDraft("Job cancelled")])
     elif outcome.action is Action.PAUSE:
-        job.strikes, job.estimated_finish = 0, None
-        move(job, Status.PAUSED)
-        jobs.tell(session, job, [EventDraft("Job paused")])
+        _pause(session, job, outcome)
     else:
         _queue_again(session, job, outcome)
 
@@ -82,15 +81,42 @@ def _fail(session: Session, job: Job, outcome: Outcome) -> None:
     jobs.tell(session, job, [EventDraft(f"The job failed: {message}", level="error", data={"code": outcome.code})])
 
 
+def _pause(session: Session, job: Job, outcome: Outcome) -> None:
+    job.strikes, job.estimated_finish = 0, None
+    move(job, Status.PAUSED)
+    job.desired = Desired.PAUSE
+    draft = EventDraft("Job paused")
+    if outcome.message:
+        reason = outcome.message[:MESSAGE_LENGTH].rstrip(".")
+        text = f"Job paused: {reason}. Resume it when that is mended; it goes on from where it is"
+        draft = EventDraft(text, level="warn", data={"code": outcome.code})
+    jobs.tell(session, job, [draft])
+
+
+def _wait(session: Session, job: Job, outcome: Outcome) -> EventDraft:
+    """Make the job eligible again later: the later, the more often it has waited since its newest checkpoint."""
+    newest = next((checkpoint.step for checkpoint in repository.checkpoints(session, job.id)), 0)
+    key = f"waits-{newest}-"
+    times = repository.count_events(session, job.id, key)
+    seconds = min(FIRST_WAIT_SECONDS * 2**times, LONGEST_WAIT_SECONDS)
+    job.strikes = max(0, job.strikes - 1)
+    job.eligible_at = clock.now(session) + timedelta(seconds=seconds)
+    reason = outcome.message[:MESSAGE_LENGTH].rstrip(".")
+    text = f"{reason}. The job waits and is tried again in {seconds:.0f} seconds, from its newest checkpoint"
+    return EventDraft(text, level="warn", data={"code": outcome.code}, key=f"{key}{times}")
+
+
 def _queue_again(session: Session, job: Job, outcome: Outcome) -> None:
     move(job, Status.QUEUED)
     job.estimated_finish = None
     if outcome.action is Action.REQUEUE:
         job.strikes = 0
         draft = EventDraft("The worker stopped; the job waits for one and goes on from its newest checkpoint")
+    elif outcome.action is Action.WAIT:
+        draft = _wait(session, job, outcome)
     else:
         seconds = settings().retry_delay_seconds * max(0, job.strikes - 1)
-        job.eligible_at = files.now(session) + timedelta(seconds=seconds)
+        job.eligible_at = clock.now(session) + timedelta(seconds=seconds)
         reason = outcome.message[:MESSAGE_LENGTH].rstrip(".")
         draft = EventDraft(f"{reason}; the job will be tried again from its newest checkpoint", level="warn")
     jobs.tell(session, job, [draft])

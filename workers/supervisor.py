@@ -14,20 +14,23 @@ from typing import Literal
 from pydantic import ValidationError
 from sqlalchemy.exc import InterfaceError, OperationalError
 
+from service import disk
 from service.core import storage
-from service.core.db import transaction
+from service.core.db import after_commit, transaction
 from service.core.errors import DomainError
+from service.core.ids import random_text
 from service.graders.configured import grader_settings
+from service.installation import service as installation
 from service.jobs import repository
 from service.jobs.models import Job
 from service.jobs.spec import JobSpec, RunSpec
 from service.jobs.states import Desired
 from service.models import service as models
 from service.settings import settings
-from workers import wire
+from workers import leftovers, wire
 from workers.child import Child
 from workers.lease import Lease, LeaseLost, lease_time
-from workers.outcome import Action, Outcome, decide
+from workers.outcome import Action, decide
 from workers.settle import settle
 from workers.sink import Sink
 from workers.tracking import Tracking
@@ -61,7 +64,10 @@ class Nursery:
     def warm_up(self) -> None:
         with self._lock:
             if self._warm is None and not shutting_down.is_set():
-                self._warm = Child(settings().processes_per_job)
+                try:
+                    self._warm = Child(settings().processes_per_job)
+                except OSError as error:
+                    log.warning("no training process can be kept waiting: %s", error)
 
     def take(self) -> Child:
         with self._lock:
@@ -87,24 +93,35 @@ def run(worker: str) -> None:
     """Claim a job and run one attempt at it. Returns at once when there is none, or when the worker shuts down."""
     if shutting_down.is_set():
         return
-    with transaction("troll_worker") as session:
-        job = repository.claim(session, worker=worker, lease=lease_time(), max_running=settings().max_running_jobs)
+    job = _claim(worker)
     if job is None:
         return
     log.info("%s attempt %d claimed", job.id, job.attempt)
     lease = Lease(job.id, job.attempt)
     try:
         run_path = _prepare(job)
+        tracking = Tracking(job, run_path.parent)
+        try:
+            child = nursery.take()
+        except OSError:
+            tracking.close("preempted")
+            raise
     except DomainError as error:
-        _settle(lease, Outcome(Action.FAIL, error.code, error.message, error.param), None)
+        _give_up(
+            lease, wire.ExitCode.USER_ERROR, wire.Failure(code=error.code, message=error.message, param=error.param)
+        )
         return
-    tracking = Tracking(job, run_path.parent)
-    child = nursery.take()
+    except OSError as error:
+        _give_up(lease, *_told_of(error))
+        return
     action = Action.RETRY
     try:
         action = _attempt(lease, child, tracking, run_path)
     except LeaseLost as lost:
         log.warning("lease lost, the attempt ends unrecorded: %s", lost)
+    except OSError as error:
+        child.kill()
+        _give_up(lease, *_told_of(error))
     finally:
         child.kill()
         try:
@@ -116,15 +133,47 @@ def run(worker: str) -> None:
         tracking.close(ENDINGS.get(action, "preempted"))
 
 
+def _claim(worker: str) -> Job | None:
+    """The job to run; none where the data folder is not the database's, for its files would not be there."""
+    with transaction("troll_worker") as session:
+        try:
+            installation.verify(session)
+        except installation.Mismatch as error:
+            log.critical("no job is taken: %s", error)
+            return None
+        return repository.claim(session, worker=worker, lease=lease_time(), max_running=settings().max_running_jobs)
+
+
+def _told_of(error: OSError) -> tuple[int, wire.Failure]:
+    """What the supervisor could not write, as if its child had said so."""
+    log.error("an attempt ends because of %s: %s", type(error).__name__, error)
+    if disk.is_full(error):
+        return wire.ExitCode.NO_ROOM, wire.Failure(code="disk_full", message="The disk is full")
+    message = f"The worker could not use the job's folder: {error.strerror or type(error).__name__}"
+    return wire.ExitCode.UNAVAILABLE, wire.Failure(code="worker_unavailable", message=message)
+
+
+def _give_up(lease: Lease, code: int, failure: wire.Failure) -> None:
+    """Record the outcome of an attempt that the supervisor itself ends."""
+    try:
+        _record(lease, code, failure)
+    except LeaseLost as lost:
+        log.warning("lease lost, the attempt ends unrecorded: %s", lost)
+
+
 def _prepare(job: Job) -> Path:
     """Write what the child needs to know into the attempt's folder."""
     spec, folder = JobSpec.model_validate(job.spec), storage.job_dir(job.id)
+    output = folder / f"attempt-{job.attempt}"
+    if output.exists():
+        # Attempts are counted in the database: it was set back, and this is what came of a later state of it.
+        output.rename(output.with_name(f"{output.name}.{random_text(6)}"))
     with transaction("troll_worker") as session:
         model = models.find(session, spec.model, param="model")
         checkpoints = repository.checkpoints(session, job.id)
-    _tidy(folder, {folder / checkpoint.path for checkpoint in checkpoints})
-    output = folder / f"attempt-{job.attempt}"
-    output.mkdir(parents=True, exist_ok=True)
+        left = leftovers.of(session, job)
+    leftovers.remove(left)
+    output.mkdir(parents=True)
     run = RunSpec(
         job_id=job.id,
         attempt=job.attempt,
@@ -141,13 +190,6 @@ def _prepare(job: Job) -> Path:
     path = output / "run.json"
     path.write_text(run.model_dump_json(indent=2))
     return path
-
-
-def _tidy(folder: Path, known: set[Path]) -> None:
-    """Remove what earlier attempts left half-made: folders that no checkpoint's row names."""
-    for path in [*folder.glob("attempt-*/checkpoints/*"), *folder.glob("attempt-*/.*.partial")]:
-        if path not in known:
-            shutil.rmtree(path, ignore_errors=True)
 
 
 def _attempt(lease: Lease, child: Child, tracking: Tracking, run_path: Path) -> Action:
@@ -191,7 +233,7 @@ def _attempt(lease: Lease, child: Child, tracking: Tracking, run_path: Path) -> 
     if code not in (wire.ExitCode.DONE, wire.ExitCode.STOPPED):
         log.warning("%s attempt %d ended with %d: %s", lease.job_id, lease.attempt, code, child.log_tail())
     # A child that was killed because it did not stop in time has done nothing wrong.
-    return _record(lease, sink, wire.ExitCode.STOPPED if gave_up and code < 0 else code)
+    return _record(lease, wire.ExitCode.STOPPED if gave_up and code < 0 else code, sink.failure, sink)
 
 
 def _grace(desired: Desired) -> float | None:
@@ -208,32 +250,37 @@ def _take(sink: Sink, raw: bytes) -> None:
         log.exception("%s: the training process sent a line that cannot be read: %.200r", sink.job_id, raw)
 
 
-def _record(lease: Lease, sink: Sink, code: int) -> Action:
-    """Write the last lines and the outcome, however long PostgreSQL is away while the lease lasts."""
+def _record(lease: Lease, code: int, failure: wire.Failure | None, sink: Sink | None = None) -> Action:
+    """Write the last lines and the outcome, however long PostgreSQL is away while the lease lasts.
+
+    Raises ``LeaseLost``, and ``OSError`` where the disk has no room for what the outcome brings along.
+    """
     while True:
         try:
-            sink.flush()
-            return _settle(lease, None, sink, code)
+            if sink is not None:
+                sink.flush()
+            return _settle(lease, code, failure, sink.result if sink else None)
         except OUTAGES as error:
             log.warning("%s: the outcome could not be written yet: %s", lease.job_id, error)
             lease.check_time()
             time.sleep(RETRY_SECONDS)
 
 
-def _settle(lease: Lease, outcome: Outcome | None, sink: Sink | None, code: int | None = None) -> Action:
+def _settle(lease: Lease, code: int, failure: wire.Failure | None, result: wire.Result | None) -> Action:
     with transaction("troll_worker") as session:
         job = repository.fenced(session, lease.job_id, lease.attempt)
         if job is None:
             raise LeaseLost(f"{lease.job_id} attempt {lease.attempt}")
-        if outcome is None:
-            assert sink is not None
-            outcome = decide(
-                exit_code=code,
-                has_result=sink.result is not None,
-                desired=Desired(job.desired),
-                strikes=job.strikes,
-                max_strikes=settings().max_strikes,
-                failure=sink.failure,
-            )
-        settle(session, job, outcome, sink.result if sink else None)
+        outcome = decide(
+            exit_code=code,
+            has_result=result is not None,
+            desired=Desired(job.desired),
+            strikes=job.strikes,
+            max_strikes=settings().max_strikes,
+            failure=failure,
+        )
+        settle(session, job, outcome, result)
+        if outcome.action in (*ENDINGS, Action.PAUSE):
+            left = leftovers.of(session, job)
+            after_commit(session, lambda: leftovers.remove(left))
     return outcome.action

@@ -7,6 +7,7 @@ import logging
 
 from service.core import ask, broker
 from service.core.db import transaction
+from service.installation import service as installation
 from service.jobs import repository
 from service.jobs.states import Desired
 from service.settings import settings
@@ -21,9 +22,18 @@ log = logging.getLogger(__name__)
 
 def sweep() -> None:
     ask.attend()
+    beat()
     reap()
     ring()
     examine()
+
+
+def beat() -> None:
+    """Let folder and database know each other's newest state. What goes wrong here holds nothing else up."""
+    try:
+        installation.beat("troll_control")
+    except (installation.Mismatch, OSError) as error:
+        log.error("the data folder was not told that the database is there: %s", error)
 
 
 def reap() -> None:

@@ -4,6 +4,7 @@ from typing import Any
 
 from celery import Task
 
+from service.core import ask
 from service.core.broker import DELIVER_WEBHOOKS, EXAMINE_JOBS, RUN_GRADER, RUN_JOB, TEST_WEBHOOK
 from workers import examiner, supervisor, trial, webhooks
 from workers import prune as pruning
@@ -29,7 +30,8 @@ def prune() -> None:
 
 @app.task(name=RUN_GRADER)
 def run_grader(id: str, question: dict[str, Any]) -> None:
-    trial.answer(id, question)
+    if ask.is_wanted(id):
+        trial.answer(id, question)
 
 
 @app.task(name=EXAMINE_JOBS)
@@ -44,4 +46,5 @@ def deliver_webhooks() -> None:
 
 @app.task(name=TEST_WEBHOOK)
 def test_webhook(id: str, question: dict[str, Any]) -> None:
-    webhooks.test(id, question)
+    if ask.is_wanted(id):
+        webhooks.test(id, question)

@@ -84,7 +84,10 @@ class Tracking:
         """Let the runs take their last rows and end."""
         self._write([End(end=end).model_dump_json()])
         if self._spool is not None:
-            self._spool.close()
+            try:
+                self._spool.close()
+            except OSError as error:
+                log.warning("%s: the last rows for Weights & Biases could not be kept: %s", self.job_id, error)
         if self._process is None:
             return
         assert self._process.stdin is not None

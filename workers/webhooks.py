@@ -7,18 +7,17 @@ import logging
 import random
 import socket
 import threading
-import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx2
 from sqlalchemy.exc import SQLAlchemyError
 
-from service.core import ask
+from service.core import ask, clock
 from service.core.db import transaction
 from service.core.errors import DomainError
 from service.core.ids import new_id
@@ -69,9 +68,10 @@ def begin() -> None:
             return
         with transaction("troll_control") as session:
             due = repository.claim(session, free, each=AT_ONCE_EACH, but_of=busy, hidden_for=HIDDEN_FOR)
+            now = clock.now(session)
         for delivery, endpoint in due:
             _in_flight[delivery.organization_id] += 1
-            _threads.submit(_send, delivery, endpoint)
+            _threads.submit(_send, delivery, endpoint, now)
 
 
 def deliver() -> None:
@@ -81,9 +81,9 @@ def deliver() -> None:
         _changed.wait_for(lambda: not _in_flight)
 
 
-def _send(delivery: WebhookDelivery, endpoint: WebhookEndpoint) -> None:
+def _send(delivery: WebhookDelivery, endpoint: WebhookEndpoint, now: datetime) -> None:
     try:
-        _deliver(delivery, endpoint)
+        _deliver(delivery, endpoint, now)
     except Exception:
         log.exception("%s is left for later", delivery.id)
     with _changed:
@@ -109,18 +109,18 @@ def test(id: str, question: dict[str, Any]) -> None:
 
 def _test(id: str, question: dict[str, Any]) -> None:
     with transaction("troll_control") as session:
-        endpoint = repository.get(session, question["endpoint_id"])
+        endpoint, now = repository.get(session, question["endpoint_id"]), clock.now(session)
     if endpoint is None:
         result = Result(None, "it was deleted")
     else:
         event_id = new_id("evt_")
-        sample = webhooks.payload(event_id, question["event_type"], "ftjob-sample", datetime.now(UTC))
-        result = post(endpoint, event_id, sample)
+        sample = webhooks.payload(event_id, question["event_type"], "ftjob-sample", now)
+        result = post(endpoint, event_id, sample, now)
     ask.reply(id, ask.ANSWER, {"status": result.status, "result": result.text})
 
 
-def _deliver(delivery: WebhookDelivery, endpoint: WebhookEndpoint) -> None:
-    result = post(endpoint, delivery.id, delivery.payload)
+def _deliver(delivery: WebhookDelivery, endpoint: WebhookEndpoint, now: datetime) -> None:
+    result = post(endpoint, delivery.id, delivery.payload, now)
     with transaction("troll_control") as session:
         if result.accepted:
             repository.delivered(session, delivery.id, result.text)
@@ -137,8 +137,8 @@ def wait_after(attempts: int) -> timedelta:
     return min(FIRST_WAIT * 4 ** (attempts - 1), LONGEST_WAIT) * (1 + random.random() / 4)
 
 
-def post(endpoint: WebhookEndpoint, event_id: str, payload: dict[str, Any]) -> Result:
-    """Send one event once. Never raises for what the endpoint does."""
+def post(endpoint: WebhookEndpoint, event_id: str, payload: dict[str, Any], now: datetime) -> Result:
+    """Send one event once, dated ``now`` by the database's clock. Never raises for what the endpoint does."""
     try:
         webhooks.check_url(endpoint.url)
         host, port, address = _address(endpoint.url)
@@ -149,7 +149,7 @@ def post(endpoint: WebhookEndpoint, event_id: str, payload: dict[str, Any]) -> R
     parts = urlsplit(endpoint.url)
     pinned = parts._replace(netloc=f"[{address}]:{port}" if ":" in address else f"{address}:{port}").geturl()
     headers = {"host": parts.netloc, "content-type": "application/json", "user-agent": "troll-webhooks/1"}
-    headers |= _signatures(endpoint, event_id, body)
+    headers |= _signatures(endpoint, event_id, body, now)
     watch = _Watch(WHOLE_SECONDS)
     try:
         with (
@@ -179,11 +179,11 @@ def _address(url: str) -> tuple[str, int, str]:
     return host, port, resolve(host, port, private_network=host in settings().trusted_hosts)
 
 
-def _signatures(endpoint: WebhookEndpoint, event_id: str, body: bytes) -> dict[str, str]:
+def _signatures(endpoint: WebhookEndpoint, event_id: str, body: bytes, now: datetime) -> dict[str, str]:
     """The headers of the Standard Webhooks; two signatures while an old secret is still good."""
-    timestamp = int(time.time())
+    timestamp = int(now.timestamp())
     salts = [endpoint.salt]
-    if endpoint.old_salt and endpoint.old_salt_until and endpoint.old_salt_until > datetime.now(UTC):
+    if endpoint.old_salt and endpoint.old_salt_until and endpoint.old_salt_until > now:
         salts.append(endpoint.old_salt)
     each = [signature(secret.derive(endpoint.id, salt), event_id, timestamp, body) for salt in salts]
     return {**each[0], "webhook-signature": " ".join(headers["webhook-signature"] for headers in each)}

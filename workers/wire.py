@@ -106,9 +106,13 @@ class ExitCode:
     """The job cannot succeed as specified: bad data, a model that does not load, a non-finite loss."""
     GRADER_ERROR = 65
     """The grader failed on more samples than is tolerated."""
+    GRADER_AWAY = 68
+    """A judge or a scoring service does not answer; what was trained is in a checkpoint."""
     UNAVAILABLE = 69
-    """The machine lacks something for now: no GPU, the rollout engine does not start, out of disk."""
+    """The machine lacks something for now: no GPU, the rollout engine does not start."""
     BUG = 70
     """An unexpected exception."""
+    NO_ROOM = 73
+    """A disk is full."""
     STOPPED = 75
     """Asked to stop; a checkpoint was saved."""

@@ -7,7 +7,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from migrations.access import allow
 
 revision = "0007"
-down_revision = "0005"
+down_revision = "0006"
 
 CONTROL = "SELECT, UPDATE (strikes, claimed_at, lease_expires_at, answer), DELETE"
 

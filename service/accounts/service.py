@@ -1,12 +1,13 @@
 """Who is asking, and the keys they ask with."""
 
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 from sqlalchemy.orm import Session
 
 from service.accounts import keys, repository
 from service.accounts.models import APIKey, Organization
+from service.core import clock
 from service.core.db import act_for
 from service.core.errors import DomainError, not_found
 from service.core.ids import new_id
@@ -65,7 +66,7 @@ def create_key(
         name=name,
         hint=keys.hint(plain),
         hash=keys.hashed(plain),
-        expires_at=datetime.now(UTC) + expires_in if expires_in else None,
+        expires_at=clock.now(session) + expires_in if expires_in else None,
     )
     repository.add(session, row)
     return plain, row, owner

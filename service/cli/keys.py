@@ -15,6 +15,7 @@ from service.accounts.models import APIKey
 from service.cli.connection import AsJSON, stack_state
 from service.cli.failure import CommandError
 from service.cli.output import show_table
+from service.core import clock
 from service.core.db import WrongLogin, engine, transaction
 from service.settings import MissingSetting, required, settings
 
@@ -54,14 +55,14 @@ def list_keys(data_dir: OperatorFolder = None, as_json: AsJSON = False) -> None:
     """Show all keys, without their secrets."""
     _use(data_dir)
     with transaction("troll_operator") as session:
-        rows = [(key, owner.name) for key, owner in repository.keys(session)]
+        rows, now = [(key, owner.name) for key, owner in repository.keys(session)], clock.now(session)
     if as_json:
-        typer.echo(json.dumps([_object(key, owner) for key, owner in rows]))
+        typer.echo(json.dumps([_object(key, owner, now) for key, owner in rows]))
         return
     show_table(
         ("id", "organization", "name", "key", "created", "last used", "state"),
         [
-            (key.id, owner, key.name, key.hint, _day(key.created_at), _day(key.last_used_at), _state(key))
+            (key.id, owner, key.name, key.hint, _day(key.created_at), _day(key.last_used_at), _state(key, now))
             for key, owner in rows
         ],
     )
@@ -96,24 +97,23 @@ def _use(data_dir: Path | None) -> None:
         raise CommandError(str(error)) from error
 
 
-def _object(key: APIKey, owner: str) -> dict[str, str | None]:
+def _object(key: APIKey, owner: str, now: datetime) -> dict[str, str | None]:
     times = {name: getattr(key, name) for name in ("created_at", "last_used_at", "expires_at", "revoked_at")}
     return {
         "id": key.id,
         "organization": owner,
         "name": key.name,
         "hint": key.hint,
-        "state": _state(key),
+        "state": _state(key, now),
         **{name: time.isoformat() if time else None for name, time in times.items()},
     }
 
 
-def _state(key: APIKey) -> str:
+def _state(key: APIKey, now: datetime) -> str:
     if key.revoked_at:
         return "revoked"
     if key.expires_at:
-        expired = key.expires_at <= datetime.now(key.expires_at.tzinfo)
-        return "expired" if expired else f"until {key.expires_at:%Y-%m-%d}"
+        return "expired" if key.expires_at <= now else f"until {key.expires_at:%Y-%m-%d}"
     return "valid"
 
 

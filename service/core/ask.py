@@ -3,6 +3,8 @@
 For the few things that the API may not do itself (running a grader, calling a user's server). The question travels as a
 Celery message, the answers come back on a Redis list of this question's own, so nothing is kept when nobody waits any
 more. A lost question or answer is an error for the caller, who asks again.
+
+Whether somebody still waits is told by a key of the question's own, which lives on Redis' clock and no other.
 """
 
 import asyncio
@@ -39,7 +41,7 @@ async def ask(task: str, question: dict[str, Any], seconds: float) -> dict[str, 
     """
     id = new_id("ask_")
     try:
-        await anyio.to_thread.run_sync(broker.ask, task, id, question, ACCEPT_SECONDS, limiter=_senders)
+        await anyio.to_thread.run_sync(_send, task, id, question, limiter=_senders)
         async with aclosing(live.asynchronous()) as client:
             kind, answer = await _next(client, id, ACCEPT_SECONDS)
             if kind == ACCEPTED:
@@ -69,6 +71,16 @@ async def _next(client: Any, id: str, seconds: float) -> tuple[str | None, dict[
     return None, {}
 
 
+def _send(task: str, id: str, question: dict[str, Any]) -> None:
+    live.client().set(_waiting(id), "1", px=int(ACCEPT_SECONDS * 1000))
+    broker.ask(task, id, question)
+
+
+def is_wanted(id: str) -> bool:
+    """Whether whoever asked question ``id`` still waits for a worker to take it. Raises ``redis.RedisError``."""
+    return bool(live.client().exists(_waiting(id)))
+
+
 def reply(id: str, kind: str, answer: dict[str, Any] | None = None) -> None:
     """Tell whoever waits for question ``id``. Raises ``redis.RedisError``."""
     with live.client().pipeline(transaction=True) as pipe:
@@ -93,3 +105,7 @@ def attended() -> bool:
 
 def _name(id: str) -> str:
     return f"ask:{id}"
+
+
+def _waiting(id: str) -> str:
+    return f"ask:{id}:waiting"

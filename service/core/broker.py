@@ -1,6 +1,7 @@
 """The doorbell: a Celery message that says only that there is work.
 
 The job row is the truth. A lost, doubled or late message is harmless; ``workers.sweep`` rings again for jobs that wait.
+No message has an expiry: Celery would hold the sender's clock against the receiver's.
 """
 
 import logging
@@ -77,19 +78,19 @@ def ring_examinations() -> bool:
 def ring_webhooks() -> bool:
     """Tell the control worker that the webhook outbox holds something. Its schedule finds out anyway."""
     try:
-        _sender().send_task(DELIVER_WEBHOOKS, queue=CONTROL_QUEUE, expires=60)
+        _sender().send_task(DELIVER_WEBHOOKS, queue=CONTROL_QUEUE)
     except OperationalError as error:
         log.warning("could not ring for webhooks, the schedule will: %s", error)
         return False
     return True
 
 
-def ask(task: str, id: str, question: dict[str, Any], seconds: float) -> None:
-    """Send ``question`` to the control worker, which drops it after ``seconds``. Raises ``OperationalError``."""
-    _sender().send_task(task, args=[id, question], queue=CONTROL_QUEUE, expires=seconds)
+def ask(task: str, id: str, question: dict[str, Any]) -> None:
+    """Send ``question`` to the control worker. Raises ``OperationalError``."""
+    _sender().send_task(task, args=[id, question], queue=CONTROL_QUEUE)
 
 
-def waiting() -> int:
-    """How many doorbells nobody has answered yet."""
+def waiting(queue: str = TRAINING_QUEUE) -> int:
+    """How many messages of a queue nobody has taken yet."""
     with _sender().connection_for_read() as connection, connection.channel() as channel:
-        return int(channel.client.llen(TRAINING_QUEUE))
+        return int(channel.client.llen(queue))

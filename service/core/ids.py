@@ -5,16 +5,23 @@ import secrets
 import string
 
 ALPHABET = string.digits + string.ascii_letters
+LENGTH = 24
 _SAFE = re.compile(r"[A-Za-z0-9_-]{1,255}")
 
 
-def new_id(prefix: str, length: int = 24) -> str:
+def new_id(prefix: str, length: int = LENGTH) -> str:
     """A random identifier such as ``file-4kVd…`` with ``length`` base-62 digits (24 of them carry 142 bits)."""
     return prefix + random_text(length)
 
 
 def random_text(length: int) -> str:
     return "".join(secrets.choice(ALPHABET) for _ in range(length))
+
+
+def is_id(text: str, prefix: str) -> bool:
+    """Whether ``text`` is what ``new_id(prefix)`` makes."""
+    digits = text.removeprefix(prefix)
+    return text.startswith(prefix) and len(digits) == LENGTH and all(digit in ALPHABET for digit in digits)
 
 
 def is_safe(id: str) -> bool:

@@ -12,6 +12,8 @@ from service.core.ids import is_safe
 from service.settings import settings
 
 CHUNK = 1024 * 1024
+PARTIAL = ".partial"
+"""The end of a file's name while it is written."""
 FOLDERS = ("files", "uploads", "jobs")
 OTHERS = 0o077
 """The rights of everybody but the owner."""
@@ -88,10 +90,24 @@ def digest(source: BinaryIO) -> str:
     return hash.hexdigest()
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` so that ``path`` holds either the old or the new one, readable by its owner alone."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def write_file(path: Path, source: BinaryIO) -> tuple[int, str]:
     """Copy ``source`` to ``path`` so that ``path`` is whole or absent. Returns its size and SHA-256."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
+    partial = path.with_suffix(PARTIAL)
     digest, size = hashlib.sha256(), 0
     try:
         with partial.open("wb") as target:

@@ -1,4 +1,5 @@
-"""``python -m service.embedded.prepare DATA_FOLDER``: migrate the database, let the logins in, see to a first API key.
+"""``python -m service.embedded.prepare DATA_FOLDER``: migrate the database, let the logins in, see that the data folder
+is the database's own, and to a first API key.
 
 A process of its own, so that the login that owns the tables is known to it alone.
 """
@@ -7,12 +8,16 @@ import os
 import sys
 from pathlib import Path
 
+from sqlalchemy import create_engine
+from sqlalchemy.orm import Session
+
 from migrations.upgrade import upgrade
 from service.accounts import keys, repository
 from service.accounts.service import create_key
-from service.core.db import ROLES, transaction
+from service.core.db import ROLES, driver_url, transaction
 from service.embedded.folder import Folder
 from service.embedded.servers import Servers
+from service.installation import service as installation
 
 ORGANIZATION = "default"
 NAME = "first"
@@ -20,7 +25,15 @@ NAME = "first"
 
 def main(folder: Folder) -> None:
     upgrade()
-    Servers(os.environ["DATABASE_OWNER_URL"], "", {role: folder.password(role) for role in ROLES}).let_in()
+    servers = Servers(os.environ["DATABASE_OWNER_URL"], "", {role: folder.password(role) for role in ROLES})
+    servers.let_in()
+    # Control's login sees the files and jobs of all; this process itself is the operator.
+    control = create_engine(driver_url(servers.database_url("troll_control")))
+    try:
+        with Session(control) as session, session.begin():
+            installation.tie(session)
+    except installation.Mismatch as error:
+        sys.exit(str(error))
     if not _works(folder.first_key):
         with transaction("troll_operator") as session:
             plain, _, _ = create_key(session, organization=ORGANIZATION, name=NAME)

@@ -163,8 +163,7 @@ class Stack:
         quiet = ["--pool", "threads", "--without-gossip", "--without-mingle", "-l", "INFO"]
         control = ["worker", "-Q", CONTROL_QUEUE, "-n", f"control@{self.node}", "-c", "2", *quiet]
         training = ["worker", "-Q", TRAINING_QUEUE, "-n", f"training@{self.node}", "-c", "1", *quiet]
-        # The schedule is kept in memory: its file would be a pickle, and one that a kill can leave broken.
-        beat = ["beat", "-S", "celery.beat:Scheduler", "-l", "INFO"]
+        beat = ["beat", "-S", "workers.beat:Scheduler", "-l", "INFO"]
         return [
             Program("api", [*python, *api, "--timeout-graceful-shutdown", "3"], tier=2),
             Program("control-worker", [*celery, *control], tier=2, grace=30.0),

@@ -1,13 +1,15 @@
 """Queries on files."""
 
 from collections.abc import Sequence
-from datetime import datetime
 
 from sqlalchemy import Select, delete, func, or_, select
 from sqlalchemy.orm import Session
 
 from service.core import pagination
+from service.core.clock import now
 from service.files.models import File
+
+__all__ = ["add", "existing", "get", "now", "page", "remove", "remove_expired"]
 
 
 def _live() -> Select[File]:
@@ -43,10 +45,3 @@ def remove_expired(session: Session, limit: int) -> Sequence[str]:
 
 def existing(session: Session, ids: Sequence[str]) -> set[str]:
     return set(session.scalars(select(File.id).where(File.id.in_(ids))))
-
-
-def now(session: Session) -> datetime:
-    """The database's clock, the only one that rows are compared with."""
-    value = session.scalar(select(func.now()))
-    assert value is not None
-    return value

@@ -84,6 +84,11 @@ def existing(session: Session, ids: Sequence[str]) -> set[str]:
     return set(session.scalars(select(Job.id).where(Job.id.in_(ids))))
 
 
+def ended(session: Session, ids: Sequence[str], ago: timedelta) -> Sequence[Job]:
+    """Those of ``ids`` that ended at least so long ago."""
+    return session.scalars(select(Job).where(Job.id.in_(ids), Job.finished_at <= func.now() - ago)).all()
+
+
 # Events
 
 
@@ -129,6 +134,12 @@ def events_after(session: Session, job_id: str, after: int, limit: int) -> Seque
     """Events newer than ``after``, oldest first."""
     query = select(Event).where(Event.job_id == job_id, Event.seq > after)
     return session.scalars(query.order_by(Event.seq).limit(limit)).all()
+
+
+def count_events(session: Session, job_id: str, key: str) -> int:
+    """How many events have keys that begin with ``key``."""
+    query = select(func.count()).where(Event.job_id == job_id, Event.key.startswith(key, autoescape=True))
+    return session.scalar(query) or 0
 
 
 def metric_events(session: Session, job_id: str) -> Sequence[Event]:

@@ -1,11 +1,10 @@
 """How many streams and chats an API key has open at a time, over all API processes.
 
-A seat is a member of a sorted set in Redis, scored with the time until which it holds; a stream that lives renews its
-seat, one whose process died loses it. When Redis is away nobody is counted.
+A seat is a member of a sorted set in Redis, scored with the time, on Redis' clock, until which it holds; a stream that
+lives renews its seat, one whose process died loses it. When Redis is away nobody is counted.
 """
 
 import logging
-import time
 
 import redis.asyncio
 from redis.exceptions import RedisError
@@ -17,10 +16,12 @@ from service.settings import settings
 
 SEAT_SECONDS = 60.0
 
-_ENTER = """
-redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', ARGV[1])
-if redis.call('ZCARD', KEYS[1]) >= tonumber(ARGV[2]) then return 0 end
-redis.call('ZADD', KEYS[1], ARGV[3], ARGV[4])
+# The seat, how long it holds, and how many there are; without a number a seat is only renewed.
+_SIT = """
+local now = tonumber(redis.call('TIME')[1])
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
+if ARGV[3] and redis.call('ZCARD', KEYS[1]) >= tonumber(ARGV[3]) then return 0 end
+redis.call('ZADD', KEYS[1], now + tonumber(ARGV[2]), ARGV[1])
 redis.call('EXPIRE', KEYS[1], 3600)
 return 1
 """
@@ -30,9 +31,9 @@ log = logging.getLogger(__name__)
 
 def enter(key_id: str) -> str:
     """Take a seat. Raises a 429 when the key has no more."""
-    seat, now, limit = new_id("seat_"), time.time(), settings().max_streams_per_key
+    seat, limit = new_id("seat_"), settings().max_streams_per_key
     try:
-        free = live.client().eval(_ENTER, 1, _name(key_id), str(now), str(limit), str(now + SEAT_SECONDS), seat)
+        free = live.client().eval(_SIT, 1, _name(key_id), seat, str(SEAT_SECONDS), str(limit))
     except RedisError as error:
         log.warning("Redis is away, streams are not counted: %s", error)
         return seat
@@ -45,8 +46,7 @@ def enter(key_id: str) -> str:
 async def stay(client: redis.asyncio.Redis, key_id: str, seat: str) -> None:
     """Renew a seat."""
     try:
-        await client.zadd(_name(key_id), {seat: time.time() + SEAT_SECONDS})
-        await client.expire(_name(key_id), 3600)
+        await client.eval(_SIT, 1, _name(key_id), seat, str(SEAT_SECONDS))
     except RedisError as error:
         log.debug("a seat could not be renewed: %s", error)
 

@@ -5,10 +5,9 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from service.core import broker, live
+from service.core import broker, clock, live
 from service.core.db import after_commit
 from service.core.errors import DomainError, invalid, not_found
-from service.files import repository as files
 from service.jobs import repository
 from service.jobs.examination import Answer, refusal
 from service.jobs.models import Event, Job
@@ -65,7 +64,7 @@ def resume(session: Session, id: str) -> Job:
         raise _wrong_state(job, "resumed")
     check_quota(session, job.organization_id)
     move(job, Status.QUEUED)
-    job.desired, job.eligible_at = Desired.RUN, files.now(session)
+    job.desired, job.eligible_at = Desired.RUN, clock.now(session)
     tell(session, job, [EventDraft("Job resumed; waiting for a worker")])
     ring_after_commit(session, job.id)
     return job
@@ -92,7 +91,7 @@ def validated(session: Session, job: Job, counts: str, found: Answer) -> None:
         return
     paused = job.desired == Desired.PAUSE
     move(job, Status.PAUSED if paused else Status.QUEUED)
-    job.eligible_at = files.now(session)
+    job.eligible_at = clock.now(session)
     summary = f"Files validated: {counts}; job {job.status}"
     drafts = [EventDraft(". ".join([summary, *found.notes]), level="warn" if found.notes else "info")]
     tell(session, job, [*drafts, *(EventDraft(f"{text[0].upper()}{text[1:]}", "warn") for text in found.warnings)])
@@ -103,7 +102,7 @@ def validated(session: Session, job: Job, counts: str, found: Answer) -> None:
 def end(session: Session, job: Job, status: Status) -> None:
     """Bring a job, whose row is locked, to its end, and announce that."""
     move(job, status)
-    job.finished_at, job.estimated_finish = files.now(session), None
+    job.finished_at, job.estimated_finish = clock.now(session), None
     if status is Status.CANCELLED:
         job.desired = Desired.CANCEL
     webhooks.announce_job(session, job.organization_id, job.id, status)

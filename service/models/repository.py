@@ -17,6 +17,10 @@ def get(session: Session, id: str) -> TunedModel | None:
     return session.scalar(select(TunedModel).where(TunedModel.id == id))
 
 
+def of_job(session: Session, job_id: str) -> Sequence[TunedModel]:
+    return session.scalars(select(TunedModel).where(TunedModel.job_id == job_id)).all()
+
+
 def hold(session: Session, id: str) -> None:
     """Keep the model ``id``, whatever kind it is, from being removed until the transaction ends."""
     _lock(session, "pg_advisory_xact_lock_shared", id)

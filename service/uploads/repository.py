@@ -51,6 +51,11 @@ def remove_stale(session: Session, older_than: timedelta, limit: int) -> Sequenc
     return session.scalars(delete(Upload).where(Upload.id.in_(stale)).returning(Upload.id)).all()
 
 
+def known(session: Session, ids: Sequence[str]) -> set[str]:
+    """Those of ``ids`` that have a row, whatever it says."""
+    return set(session.scalars(select(Upload.id).where(Upload.id.in_(ids))))
+
+
 def existing(session: Session, ids: Sequence[str]) -> set[str]:
     """Those of ``ids`` whose parts may still be needed."""
     query = select(Upload.id).where(Upload.id.in_(ids), Upload.status == "pending", Upload.expires_at > func.now())

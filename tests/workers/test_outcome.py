@@ -24,6 +24,9 @@ def outcome(exit_code: int | None, desired: Desired = Desired.RUN, strikes: int 
         (ExitCode.GRADER_ERROR, 1, Action.FAIL),
         (ExitCode.UNAVAILABLE, 1, Action.RETRY),
         (ExitCode.UNAVAILABLE, 3, Action.FAIL),
+        (ExitCode.NO_ROOM, 1, Action.WAIT),
+        (ExitCode.NO_ROOM, 9, Action.WAIT),
+        (ExitCode.GRADER_AWAY, 9, Action.PAUSE),
         (ExitCode.BUG, 1, Action.RETRY),
         (ExitCode.BUG, 2, Action.FAIL),
         (1, 1, Action.RETRY),
@@ -45,12 +48,23 @@ def test_done_without_a_result_is_a_bug() -> None:
     assert outcome(ExitCode.DONE, strikes=2).code == "internal_error"
 
 
-@pytest.mark.parametrize("exit_code", [ExitCode.STOPPED, ExitCode.BUG, ExitCode.USER_ERROR, -signal.SIGKILL, None])
+@pytest.mark.parametrize(
+    "exit_code",
+    [
+        ExitCode.STOPPED,
+        ExitCode.BUG,
+        ExitCode.USER_ERROR,
+        ExitCode.NO_ROOM,
+        ExitCode.GRADER_AWAY,
+        -signal.SIGKILL,
+        None,
+    ],
+)
 def test_a_wish_to_cancel_wins(exit_code: int | None) -> None:
     assert outcome(exit_code, Desired.CANCEL, strikes=3).action is Action.CANCEL
 
 
-@pytest.mark.parametrize("exit_code", [ExitCode.STOPPED, ExitCode.BUG, -signal.SIGKILL, None])
+@pytest.mark.parametrize("exit_code", [ExitCode.STOPPED, ExitCode.BUG, ExitCode.NO_ROOM, -signal.SIGKILL, None])
 def test_a_wish_to_pause_wins_over_another_attempt(exit_code: int | None) -> None:
     assert outcome(exit_code, Desired.PAUSE).action is Action.PAUSE
 

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -13,6 +14,7 @@ from service.core import storage
 from service.core.db import transaction
 from service.embedded.servers import Servers
 from service.jobs import repository
+from service.jobs.models import Job
 from tests.workers.conftest import events, row
 from workers import supervisor
 from workers.lease import lease_time
@@ -254,3 +256,48 @@ def test_what_a_killed_attempt_left_half_made_is_removed(submit: Submit) -> None
     supervisor.run("worker-1")
     assert not half_made.exists()
     assert (folder / "step-000002").exists()
+
+
+def leave(job_id: str, *names: str) -> None:
+    for name in names:
+        (storage.job_dir(job_id) / name).mkdir(parents=True)
+
+
+LEFT = ("attempt-1/model", "attempt-1/.model.partial", "attempt-1/checkpoints/step-000003")
+
+
+def test_what_a_child_left_whose_result_nobody_took_is_removed_at_the_next_attempt(submit: Submit) -> None:
+    id = submit("crash-once")
+    supervisor.run("worker-1")
+    leave(id, *LEFT)
+    supervisor.run("worker-1")
+    assert [name for name in LEFT if (storage.job_dir(id) / name).exists()] == []
+    assert (storage.job_dir(id) / "attempt-1" / "checkpoints" / "step-000002").exists()
+
+
+@pytest.mark.parametrize("plan", ["succeed", "user-error"])
+def test_what_attempts_left_is_removed_when_the_job_ends(submit: Submit, plan: str) -> None:
+    id = submit(plan)
+    with transaction("troll_worker") as session:
+        session.execute(text("UPDATE fine_tuning_jobs SET attempt = 1"))
+    prepare = supervisor._prepare
+
+    def then_leave(job: Job) -> Path:
+        prepared = prepare(job)
+        # As a worker that was thought dead and comes back does.
+        leave(id, *LEFT)
+        return prepared
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(supervisor, "_prepare", then_leave)
+        supervisor.run("worker-1")
+    assert [name for name in LEFT if (storage.job_dir(id) / name).exists()] == []
+    assert (storage.job_dir(id) / "attempt-2" / "model").exists() == (plan == "succeed")
+
+
+def test_an_attempt_that_the_database_has_forgotten_is_not_written_over(submit: Submit) -> None:
+    id = submit()
+    leave(id, "attempt-1/model")
+    supervisor.run("worker-1")
+    assert row(id).status == "succeeded"
+    assert len(list(storage.job_dir(id).glob("attempt-1*/model"))) == 2

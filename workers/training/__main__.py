@@ -6,6 +6,7 @@ and prints the wire's lines on standard output; torchrun may start several of th
 """
 
 import argparse
+import contextlib
 import ctypes
 import os
 import signal
@@ -77,7 +78,9 @@ def train(channel: Channel, followers: Followers | None = None) -> int:
     except Exception as error:
         known = explain(error, clock.phase, kind)
         if not isinstance(error, RunError):
-            traceback.print_exc()
+            # The log may lie on the very disk that is full.
+            with contextlib.suppress(OSError):
+                traceback.print_exc()
         if known is None and ranks.number() > 1:
             # It may be no more than another rank's end, which has a cause of its own that is about to be told.
             time.sleep(SECONDS_FOR_THE_CAUSE)
@@ -108,7 +111,8 @@ def _print(line: bytes) -> None:
 
 if __name__ == "__main__":
     code = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
     # Everything worth keeping is on disk; taking torch apart in order would only take time.
     os._exit(code)

@@ -1,7 +1,6 @@
 """Why a run ends when its user, or whoever runs the machine, can do something about it."""
 
-import errno
-
+from service import disk
 from service.graders.schemas import GraderError
 from workers.graders import JailError
 from workers.rollouts.engine import NonFiniteLogits
@@ -93,9 +92,8 @@ def _explain(error: BaseException, phase: str, method: str) -> RunError | None:
         messages = OUT_OF_MEMORY | (OUT_OF_MEMORY_SUPERVISED if method == "supervised" else {})
         message = messages.get(phase, f"Out of memory while {phase}. Choose a smaller model.")
         return RunError("out_of_memory", message)
-    if _is_disk_full(error):
-        message = "The disk is full. Free space in the data folder; the job goes on from its last checkpoint."
-        return RunError("disk_full", message, exit_code=ExitCode.UNAVAILABLE)
+    if disk.is_full(error):
+        return RunError("disk_full", "The disk is full.", exit_code=ExitCode.NO_ROOM)
     return None
 
 
@@ -104,10 +102,3 @@ def is_out_of_memory(error: BaseException) -> bool:
     # On a GPU torch has a class of its own for it; its CPU allocator raises a plain RuntimeError.
     names = {kind.__name__ for kind in type(error).__mro__}
     return bool(names & {"MemoryError", "OutOfMemoryError"}) or "DefaultCPUAllocator: can't allocate" in str(error)
-
-
-def _is_disk_full(error: BaseException) -> bool:
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return True
-    # safetensors writes in Rust and wraps the system's error in one of its own.
-    return type(error).__name__ == "SafetensorError" and f"(os error {errno.ENOSPC})" in str(error)

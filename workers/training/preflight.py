@@ -70,7 +70,7 @@ def check_disk_room(spec: RunSpec, policy: Policy, steps_left: int, eval_interva
             f"The checkpoints that the job keeps and its final model need {_size(needed)}, and {_size(free)} are free. "
             "Free space in the data folder, raise eval_interval so that the job keeps fewer checkpoints, or choose a "
             "smaller model.",
-            exit_code=wire.ExitCode.UNAVAILABLE,
+            exit_code=wire.ExitCode.NO_ROOM,
         )
     return DiskRoom(needed, free)
 

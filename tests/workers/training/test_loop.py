@@ -400,7 +400,7 @@ def test_a_grader_that_always_fails_ends_the_run(make_spec: MakeSpec, execute: E
             "max_completion_tokens",
         ),
         (NonFiniteLogits(), "non_finite_logits", ExitCode.USER_ERROR, "Lower learning_rate"),
-        (OSError(errno.ENOSPC, "No space left on device"), "disk_full", ExitCode.UNAVAILABLE, "Free space"),
+        (OSError(errno.ENOSPC, "No space left on device"), "disk_full", ExitCode.NO_ROOM, "The disk is full"),
         (ZeroDivisionError("surprise"), "internal_error", ExitCode.BUG, "while training: ZeroDivisionError: surprise"),
     ],
 )
@@ -437,7 +437,7 @@ def test_a_full_disk_keeps_earlier_checkpoints(
     monkeypatch.setattr(checkpoint, "_write_manifest", fill)
     spec = make_spec()
     code, recorder = execute(spec)
-    assert (code, recorder.failure().code) == (ExitCode.UNAVAILABLE, "disk_full")
+    assert (code, recorder.failure().code) == (ExitCode.NO_ROOM, "disk_full")
     assert [folder.name for folder in (spec.output_dir / "checkpoints").iterdir()] == ["step-000002"]
 
 

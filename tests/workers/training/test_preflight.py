@@ -120,7 +120,7 @@ def test_too_little_room_on_the_disk_ends_a_job_before_it_starts(
         spec = spec.model_copy(update=again)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: Usage(10**9, 10**9, 100_000))
     code, recorder = execute(spec)
-    assert (code, recorder.failure().code) == (ExitCode.UNAVAILABLE, "disk_full")
+    assert (code, recorder.failure().code) == (ExitCode.NO_ROOM, "disk_full")
     assert "0.1 MB are free" in recorder.failure().message
     assert recorder.messages() == []
 

@@ -1,0 +1,37 @@
+"""Beat's schedule, kept in memory: its file would be a pickle, and one that a kill can leave broken."""
+
+import logging
+from typing import Any
+
+from celery import beat
+from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
+
+from service.core import broker
+
+MOST_WAITING = 100
+"""Messages of the control queue at which nothing is added to them: nobody takes any, and late ones are not missed."""
+
+log = logging.getLogger(__name__)
+
+
+class Scheduler(beat.Scheduler):
+    """Celery's own, but it does not pile up messages while no control worker is there.
+
+    An expiry of each message would do the same only where all machines agree on the time.
+    """
+
+    def apply_entry(self, entry: Any, producer: Any = None) -> None:
+        if not _is_full():
+            super().apply_entry(entry, producer=producer)
+
+
+def _is_full() -> bool:
+    try:
+        waiting = broker.waiting(broker.CONTROL_QUEUE)
+    except (OperationalError, RedisError, OSError) as error:
+        log.warning("the control queue could not be measured: %s", error)
+        return False
+    if waiting >= MOST_WAITING:
+        log.warning("%d messages wait for a control worker; is one running?", waiting)
+    return waiting >= MOST_WAITING
