@@ -101,7 +101,7 @@ def _migrate() -> None:
     from service.installation import service as installation
 
     upgrade()
-    with db.transaction("troll_worker") as session:
+    with db.transaction("troll_control") as session:
         installation.tie(session)
 
 

@@ -12,6 +12,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service import disk
 from service.core import out_of_scope
 from service.core.answers import error_answer
 from service.core.errors import DomainError
@@ -88,6 +89,7 @@ def install(app: FastAPI, upload_limit: Callable[[str], int | None], tenant: Cal
     app.add_exception_handler(RequestValidationError, _invalid_request)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(DataError, _impossible_value)
+    app.add_exception_handler(OSError, _disk_full)
     app.add_exception_handler(OperationalError, _database_unavailable)
     app.add_exception_handler(InterfaceError, _database_unavailable)
     app.add_exception_handler(Exception, _unexpected)
@@ -149,7 +151,18 @@ async def _impossible_value(request: Request, error: Exception) -> JSONResponse:
     return error_answer(400, "invalid_value", f"The request holds a value that cannot be stored: {reason}.")
 
 
+async def _disk_full(request: Request, error: Exception) -> JSONResponse:
+    """A full disk, of the data folder, of temporary files or PostgreSQL's; any other error stays what it is."""
+    if not disk.is_full(error):
+        raise error
+    log.error("%s %s found a full disk: %s", request.method, request.url.path, error)
+    message = "The server has no room left for this, and nothing of it was kept. Your operator has to make some."
+    return error_answer(507, "disk_full", message, headers={"x-should-retry": "false"})
+
+
 async def _database_unavailable(request: Request, error: Exception) -> JSONResponse:
+    if disk.is_full(error):
+        return await _disk_full(request, error)
     log.error("the database did not answer %s %s: %s", request.method, request.url.path, error)
     return error_answer(
         503, "database_unavailable", "The database cannot be reached. Try again shortly.", headers={"Retry-After": "5"}

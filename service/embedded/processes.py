@@ -22,6 +22,7 @@ POLL_SECONDS = 0.05
 FIRST_BACKOFF_SECONDS = 1.0
 LAST_BACKOFF_SECONDS = 30.0
 HEALTHY_SECONDS = 60.0
+RECORD_SECONDS = 1.0
 START_TIME_TOLERANCE = 2.0
 """Seconds by which the start time of one process may seem to move, when the clock is set right meanwhile."""
 
@@ -96,6 +97,8 @@ class Children:
         self.records, self.logs = records, logs
         self.running: list[Child] = []
         self.stopping, self.hurry = Flag(), Flag()
+        self._record_at: float | None = None
+        """When what runs is to be written down, if that is still to be done."""
 
     def start(self, program: Program, environment: Mapping[str, str]) -> Child:
         """Start ``program`` with exactly ``environment``; its output is appended to ``<name>.log``."""
@@ -137,8 +140,13 @@ class Children:
         return f"The end of its log {path}:\n" + "\n".join(path.read_text(errors="replace").splitlines()[-lines:])
 
     def restart_crashed(self) -> None:
-        """Start crashed children again, each after a pause that doubles with every crash. Call this often."""
+        """Start crashed children again, each after a pause that doubles with every crash. Call this often.
+
+        Where that fails, or what runs cannot be written down because the disk is full, it is tried again later.
+        """
         now = time.monotonic()
+        if self._record_at is not None and now >= self._record_at:
+            self._record_or_later()
         for child in self.running:
             if child.restart_at is not None:
                 if now >= child.restart_at:
@@ -178,10 +186,24 @@ class Children:
         )  # fmt: skip
 
     def _restart(self, child: Child) -> None:
-        child.process = self._spawn(child.program, child.environment)
-        child.started, child.restart_at = child.process.create_time(), None
-        self._record()
+        try:
+            process = self._spawn(child.program, child.environment)
+        except OSError as error:
+            log.error("%s cannot be started, and is tried again: %s", child.program.name, error)
+            child.restart_at = time.monotonic() + LAST_BACKOFF_SECONDS
+            return
+        child.process, child.started, child.restart_at = process, process.create_time(), None
+        self._record_or_later()
         log.info("%s runs again as process %d", child.program.name, child.process.pid)
+
+    def _record_or_later(self) -> None:
+        try:
+            self._record()
+            self._record_at = None
+        except OSError as error:
+            if self._record_at is None:
+                log.error("what runs cannot be written down, and is when there is room: %s", error)
+            self._record_at = time.monotonic() + RECORD_SECONDS
 
     def _record(self) -> None:
         write_json(self.records, [record(child) for child in self.running])
@@ -284,12 +306,15 @@ def _kill_session(process: psutil.Process) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` so that ``path`` holds either the old or the new text, readable by its owner alone."""
     partial = path.with_suffix(".partial")
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        json.dump(value, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            json.dump(value, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
     sync_folder(path.parent)
 
 

@@ -10,7 +10,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from service.embedded import processes
 from service.embedded.processes import Children, Program, StartError, Stopped, end, exited, find, leftovers
+from tests.disks import empty, fill, small_disk
 
 STUBBORN = (
     "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(60)"
@@ -86,6 +88,42 @@ def test_pauses_double_with_every_crash(children: Children) -> None:
     until(lambda: children.restart_crashed() or child.crashes == 2)  # type: ignore[func-returns-value]
     assert child.restart_at is not None
     assert child.restart_at - time.monotonic() > 1.5
+
+
+def test_a_full_disk_ends_nothing_and_is_made_up_for(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "small", 64 * 1024) as small:
+        (small / "logs").mkdir()
+        children = Children(small / "processes.json", small / "logs")
+        child = children.start(sleeper("worker"), {})
+        fill(small)
+        try:
+            first = child.process.pid
+            child.process.kill()
+            until(lambda: children.restart_crashed() or child.process.pid != first)  # type: ignore[func-returns-value]
+            assert leftovers(children.records) == [], "it cannot have been written down"
+            empty(small)
+            until(lambda: children.restart_crashed() or leftovers(children.records) != [])  # type: ignore[func-returns-value]
+            assert leftovers(children.records)[0]["pid"] == child.process.pid
+        finally:
+            children.hurry.set()
+            children.stop()
+
+
+def test_a_child_that_cannot_be_started_again_is_tried_again(
+    children: Children, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    child = children.start(sleeper("worker"), {})
+    first = child.process.pid
+    logs, children.logs = children.logs, children.logs / "gone"
+    monkeypatch.setattr(processes, "LAST_BACKOFF_SECONDS", 0.1)
+    child.process.kill()
+    until(lambda: exited(child.process))
+    for _ in range(50):
+        children.restart_crashed()
+        time.sleep(0.02)
+    assert child.process.pid == first
+    children.logs = logs
+    until(lambda: children.restart_crashed() or child.process.pid != first)  # type: ignore[func-returns-value]
 
 
 def test_higher_tiers_are_ended_before_lower_ones(children: Children, tmp_path: Path) -> None:

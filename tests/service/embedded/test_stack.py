@@ -13,20 +13,25 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import psutil
+import psycopg
 import pytest
-from openai import OpenAI
+from openai import InternalServerError, OpenAI
 
 from service.core.db import ROLES
 from service.embedded.folder import Folder
 from service.embedded.processes import find, leftovers
 from service.embedded.servers import Servers
 from service.embedded.stack import Options, Stack
+from tests.disks import empty as empty_disk
+from tests.disks import fill, small_disk
 
 pytestmark = pytest.mark.e2e
 
 APPS = ["api", "control-worker", "training-worker", "serving-worker", "beat"]
 PROCESSES = ["redis", "postgres", *APPS]
+ROWS = b'{"messages": [{"role": "user", "content": "1+1="}], "answer": "2"}\n'
 
 
 def environment() -> dict[str, str]:
@@ -239,6 +244,59 @@ def test_a_database_that_does_not_answer_is_told_with_the_log(empty: Path) -> No
     assert "Error: prepare failed" in done.stderr
     assert "port 9" in done.stderr
     assert leftovers(empty / "processes.json") == []
+
+
+def test_a_full_data_folder_ends_nothing_and_all_goes_on_when_there_is_room(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "small", 320 * 1024**2) as folder:
+        try:
+            ready = up(folder)
+            first = client(ready).files.create(file=("rows.jsonl", ROWS), purpose="fine-tune").id
+            fill(folder)
+            for name in ("control-worker", "beat"):
+                os.kill(next(entry["pid"] for entry in recorded(folder) if entry["name"] == name), signal.SIGKILL)
+            with pytest.raises(InternalServerError) as full:
+                client(ready).with_options(max_retries=0).files.create(file=("rows.jsonl", ROWS), purpose="fine-tune")
+            assert full.value.status_code == 507
+            time.sleep(12)
+            assert Folder(folder).holder() == state(folder)["pid"], (folder / "logs" / "stack.log").read_text()
+            empty_disk(folder)
+            wait_until_ready(ready)
+            assert client(ready).files.content(first).read() == ROWS
+            client(ready).files.create(file=("rows.jsonl", ROWS), purpose="fine-tune")
+            grader: Any = {"type": "string_check", "name": "g", "operation": "eq", "input": "1", "reference": "1"}
+            # A control worker is there again.
+            assert client(ready).fine_tuning.alpha.graders.run(grader=grader, model_sample="x", item={}).reward == 1.0
+            assert all(find(entry["pid"], entry["started"]) for entry in recorded(folder))
+        finally:
+            troll("down", "--data-dir", folder)
+
+
+def wait_until_ready(ready: dict[str, Any], seconds: float = 90.0) -> None:
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            if httpx2.get(ready["base_url"].removesuffix("/v1") + "/readyz", timeout=5).status_code == 200:
+                return
+        except httpx2.HTTPError:
+            pass
+        assert time.monotonic() < deadline, "it is not ready again"
+        time.sleep(0.2)
+
+
+def test_another_database_under_the_folder_is_refused_and_nothing_is_lost(empty: Path, servers: Servers) -> None:
+    ready = up(empty)
+    id = client(ready).files.create(file=("rows.jsonl", ROWS), purpose="fine-tune").id
+    assert troll("down", "--data-dir", empty).returncode == 0
+    (empty / "files" / "notes.txt").write_text("a stranger's")
+    with psycopg.connect(servers.database_owner_url, autocommit=True) as connection:
+        connection.execute("CREATE DATABASE another")
+    other = servers.database_owner_url.replace("/troll?", "/another?")
+    refused = troll("up", "--data-dir", empty, "--port", 0, "--detach", DATABASE_URL=other, TROLL_KEY_PEPPER="x" * 40)
+    assert refused.returncode == 1
+    assert "do not belong together" in refused.stderr
+    assert f"> {empty / 'installation'}" in refused.stderr
+    assert client(up(empty)).files.content(id).read() == ROWS
+    assert (empty / "files" / "notes.txt").exists()
 
 
 def test_down_without_a_stack_is_no_error(empty: Path) -> None:
