@@ -75,6 +75,12 @@ class Stub:
     def misbehave(self) -> None:
         if self.plan == "crash-once" and self.run.attempt == 1:
             os.kill(os.getpid(), signal.SIGKILL)
+        if self.plan == "full-once" and self.run.attempt == 1:
+            self.send(wire.Failure(code="disk_full", message="The disk is full."))
+            sys.exit(wire.ExitCode.NO_ROOM)
+        if self.plan == "grader-away" and self.run.attempt == 1:
+            self.send(wire.Failure(code="grader_unavailable", message="The scoring service could not be reached."))
+            sys.exit(wire.ExitCode.GRADER_AWAY)
         if self.plan == "crash-always":
             os.kill(os.getpid(), signal.SIGKILL)
         if self.plan == "user-error":

@@ -166,6 +166,19 @@ def test_pause_and_resume(submit: Submit, client: TestClient) -> None:
     assert row(id).status == "queued"
 
 
+def test_a_grader_that_is_away_pauses_the_job_with_the_reason(submit: Submit, client: TestClient) -> None:
+    id = submit("grader-away")
+    supervisor.run("worker-1")
+    job, told = row(id), events(id)[-1]
+    assert (job.status, job.desired, job.strikes, job.error) == ("paused", "pause", 0, None)
+    assert told.data == {"code": "grader_unavailable"}
+    assert told.message.startswith("Job paused: The scoring service could not be reached. Resume it when")
+    assert client.post(f"/v1/fine_tuning/jobs/{id}/resume").json()["status"] == "queued"
+    supervisor.run("worker-1")
+    assert row(id).status == "succeeded"
+    assert_told_once_and_in_order(id)
+
+
 def test_a_stopping_worker_gives_its_job_back_without_a_strike(submit: Submit) -> None:
     id = submit("wait")
     thread = running(id)
