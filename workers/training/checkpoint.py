@@ -13,7 +13,6 @@ in tensors/ say where they belong, so that any number of ranks can go on from wh
 
 import hashlib
 import json
-import shutil
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -71,8 +70,7 @@ def save(
 
     ``write_more`` adds to the folder of the state what else the run goes on from.
     """
-    partial = export.start(folder)
-    try:
+    with export.whole(folder) as partial:
         export.write_model(policy, partial / MODEL)
         _write_state(partial / STATE, policy, optimizer, trainer)
         if distributed.rank() == 0 and write_more is not None:
@@ -80,11 +78,6 @@ def save(
         distributed.barrier()
         if distributed.rank() == 0:
             _write_manifest(partial, trainer.step)
-        export.finish(partial, folder)
-    except BaseException:
-        if distributed.rank() == 0:
-            shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 def restore(folder: Path, policy: Policy, optimizer: torch.optim.Optimizer) -> TrainerState:

@@ -8,6 +8,8 @@ adapter/                            after LoRA: the adapter in peft's format, wh
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -24,9 +26,8 @@ GENERATION_CONFIG = "generation_config.json"
 
 def export(policy: Policy, folder: Path) -> None:
     """Write the model to ``folder``, which appears only when everything in it is on disk."""
-    partial = start(folder)
-    write_model(policy, partial)
-    finish(partial, folder)
+    with whole(folder) as partial:
+        write_model(policy, partial)
 
 
 def write_model(policy: Policy, folder: Path) -> None:
@@ -58,6 +59,19 @@ def _set_dtype(path: Path, dtype: torch.dtype) -> None:
     config = json.loads(path.read_bytes())
     config["dtype"] = str(dtype).removeprefix("torch.")
     path.write_text(json.dumps(config, indent=2) + "\n")
+
+
+@contextmanager
+def whole(folder: Path) -> Iterator[Path]:
+    """A folder for all ranks to write into that becomes ``folder`` once all have; nothing is left where one fails."""
+    partial = start(folder)
+    try:
+        yield partial
+        finish(partial, folder)
+    except BaseException:
+        if distributed.rank() == 0:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
 
 
 def start(folder: Path) -> Path:
