@@ -54,6 +54,10 @@ class ForbiddenAddress(Exception):
     """The host has an address that must not be called, or none at all."""
 
 
+class Unresolved(ForbiddenAddress):
+    """The host has no address, at least for now: it may be down, or whoever knows its address is."""
+
+
 def resolve(host: str, port: int, *, private_network: bool) -> str:
     """The address to connect to. Raises ``ForbiddenAddress``.
 
@@ -63,7 +67,7 @@ def resolve(host: str, port: int, *, private_network: bool) -> str:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
-        raise ForbiddenAddress(f"the host '{host}' cannot be resolved: {error}") from None
+        raise Unresolved(f"the host '{host}' cannot be resolved: {error}") from None
     addresses = [ipaddress.ip_address(each[4][0]) for each in found]
     forbidden = [address for address in addresses if not (private_network or is_public(address))]
     if forbidden or not addresses:

@@ -79,7 +79,8 @@ class Grade:
     ``sub_rewards`` and ``sub_errors`` are a multi grader's, by key; each key is in one of the two. ``sample_at_fault``
     tells an answer that lacks what the grader reads (no JSON, a field missing in it) from a grader or a row that is
     wrong: the model can learn to avoid the former, so a trainer may prefer to count it and reward it with the minimum.
-    ``usage`` is what judges used for this sample, by model, whether or not they came to a reward.
+    ``usage`` is what judges used for this sample, by model, whether or not they came to a reward. ``away`` says that a
+    server did not answer, and that the same sample may be graded later.
     """
 
     reward: float | None
@@ -89,6 +90,7 @@ class Grade:
     sub_errors: dict[str, GradeError] = field(default_factory=dict)
     sample_at_fault: bool = False
     usage: dict[str, TokenUsage] = field(default_factory=dict)
+    away: bool = False
 
 
 class Grader(Protocol):

@@ -12,6 +12,7 @@ import base64
 import hashlib
 import hmac
 import math
+import ssl
 import time
 import uuid
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ from service.graders import strict_json
 from service.graders.admission import service_of
 from service.graders.schemas import Http
 from service.graders.settings import GraderSettings, ScoringService
-from workers.graders.addresses import ForbiddenAddress, resolve
+from workers.graders.addresses import ForbiddenAddress, Unresolved, resolve
 from workers.graders.grading import Grade, Sample
 
 BATCH = 64
@@ -34,11 +35,20 @@ TIMEOUT = httpx2.Timeout(60.0, connect=5.0)
 MAX_ANSWER_BYTES = 1024**2
 MAX_SECONDS = 300.0
 """One request with its retries, however slowly the service sends."""
-_TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
+AWAY = {408, 425, 429, 502, 503, 504}
+"""What a server answers, or whatever stands before it, that is overloaded or away."""
+_TRANSIENT = AWAY | {500}
 
 
 class ServiceFailed(Exception):
-    """The scoring service gave no usable answer. The message is shown to users and holds nothing of the answer."""
+    """The scoring service gave no usable answer. The message is shown to users and holds nothing of the answer.
+
+    ``away``: it did not answer at all, and may in some minutes.
+    """
+
+    def __init__(self, message: str, *, away: bool = False) -> None:
+        super().__init__(message)
+        self.away = away
 
 
 class _TryAgain(ServiceFailed):
@@ -56,13 +66,20 @@ class HttpGrader:
 
     def grade(self, samples: list[Sample]) -> list[Grade]:
         deadline = time.monotonic() + self._seconds
-        return [grade for batch in _batches(samples) for grade in self._grade_batch(batch, deadline)]
+        grades: list[Grade] = []
+        for batch in _batches(samples):
+            grades += self._grade_batch(batch, deadline)
+            if grades[-1].away:
+                # The others would only wait as long for nothing.
+                return grades + grades[-1:] * (len(samples) - len(grades))
+        return grades
 
     def _grade_batch(self, samples: list[Sample], deadline: float) -> list[Grade]:
         try:
             rewards = self._rewards(samples, min(deadline, time.monotonic() + MAX_SECONDS))
         except ServiceFailed as error:
-            return [Grade(None, error="other_error", detail=f"The scoring service {error}.")] * len(samples)
+            detail = f"The scoring service {error}."
+            return [Grade(None, error="other_error", detail=detail, away=error.away)] * len(samples)
         return [_grade(reward) for reward in rewards]
 
     def _rewards(self, samples: list[Sample], deadline: float) -> list[Any]:
@@ -89,6 +106,8 @@ class HttpGrader:
         port = url.port or (443 if url.scheme == "https" else 80)
         try:
             address = resolve(url.hostname, port, private_network=self._service.private_network)
+        except Unresolved as error:
+            raise _TryAgain(f"was not called: {error}", away=True) from None
         except ForbiddenAddress as error:
             raise ServiceFailed(f"was not called: {error}") from None
         # The connection goes to the address that was checked; name and certificate stay those of the host.
@@ -104,9 +123,11 @@ class HttpGrader:
             ):
                 return _read(answer, deadline)
         except httpx2.TimeoutException:
-            raise _TryAgain("took too long to answer") from None
+            raise _TryAgain("took too long to answer", away=True) from None
+        except (httpx2.NetworkError, httpx2.RemoteProtocolError) as error:
+            raise _TryAgain(f"could not be reached: {type(error).__name__}", away=not _is_distrust(error)) from None
         except httpx2.HTTPError as error:
-            raise _TryAgain(f"could not be reached: {type(error).__name__}") from None
+            raise _TryAgain(f"could not be asked: {type(error).__name__}") from None
 
 
 def signature(secret: bytes, id: str, timestamp: int, body: bytes) -> dict[str, str]:
@@ -127,6 +148,13 @@ def _secret(service: ScoringService) -> bytes:
     return base64.b64decode(text.removeprefix("whsec_")) if text.startswith("whsec_") else text.encode()
 
 
+def _is_distrust(error: BaseException | None) -> bool:
+    """Whether a connection failed because of the server's certificate, which no waiting mends."""
+    while error is not None and not isinstance(error, ssl.SSLCertVerificationError):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
 def _batches(samples: list[Sample]) -> Iterator[list[Sample]]:
     for start in range(0, len(samples), BATCH):
         yield samples[start : start + BATCH]
@@ -134,7 +162,7 @@ def _batches(samples: list[Sample]) -> Iterator[list[Sample]]:
 
 def _read(answer: httpx2.Response, deadline: float) -> bytes:
     if answer.status_code in _TRANSIENT:
-        raise _TryAgain(f"answered with status {answer.status_code}")
+        raise _TryAgain(f"answered with status {answer.status_code}", away=answer.status_code in AWAY)
     if answer.status_code != 200:
         raise ServiceFailed(f"answered with status {answer.status_code}")
     read = bytearray()

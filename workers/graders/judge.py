@@ -1,6 +1,7 @@
 """``score_model`` and ``label_model``: a model that the operator offers judges the answer, in structured output."""
 
 import math
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ from service.graders.schemas import LabelModel, ScoreModel
 from service.graders.settings import GraderSettings
 from service.graders.template import Template
 from workers.graders.grading import Grade, Sample, TokenUsage, fill
+from workers.graders.http import AWAY
 
 RETRIES = 3
 TIMEOUT = 120.0
@@ -41,11 +43,14 @@ class JudgeGrader:
             self._reward = lambda result: _label(result, labels, passing)
 
     def grade(self, samples: list[Sample]) -> list[Grade]:
-        deadline = time.monotonic() + self._seconds
+        deadline, away = time.monotonic() + self._seconds, threading.Event()
         with ThreadPoolExecutor(self._requests, thread_name_prefix="judge") as pool:
-            return list(pool.map(lambda sample: self._grade(sample, deadline), samples))
+            return list(pool.map(lambda sample: self._grade(sample, deadline, away), samples))
 
-    def _grade(self, sample: Sample, deadline: float) -> Grade:
+    def _grade(self, sample: Sample, deadline: float, away: threading.Event) -> Grade:
+        """``away`` is set once the judge does not answer: the samples not asked about would only wait for nothing."""
+        if away.is_set():
+            return _away("The judge was not asked: it did not answer before.")
         if time.monotonic() > deadline:
             return _failed("model_grader_server_error", f"The batch was given up after {self._seconds:g} seconds.", {})
         messages: list[Any] = []
@@ -57,7 +62,13 @@ class JudgeGrader:
         try:
             answer = self._client.chat.completions.create(model=self._model, messages=messages, **self._options)
         except openai.APIStatusError as error:
+            if error.status_code in AWAY:
+                away.set()
+                return _away(f"The judge answered with status {error.status_code}.")
             return _failed("model_grader_server_error", f"The judge answered with status {error.status_code}.", {})
+        except openai.APIConnectionError as error:
+            away.set()
+            return _away(f"The judge could not be reached: {type(error).__name__}.")
         except openai.OpenAIError as error:
             return _failed("model_grader_server_error", f"The judge could not be asked: {type(error).__name__}.", {})
         return self._read(answer)
@@ -79,6 +90,10 @@ class JudgeGrader:
 
 def _failed(error: Any, detail: str, usage: dict[str, TokenUsage]) -> Grade:
     return Grade(None, error=error, detail=detail, usage=usage)
+
+
+def _away(detail: str) -> Grade:
+    return Grade(None, error="model_grader_server_error", detail=detail, away=True)
 
 
 def _options(definition: ScoreModel | LabelModel) -> dict[str, Any]:

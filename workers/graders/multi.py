@@ -29,7 +29,8 @@ class MultiGrader:
         if failed:
             key, first = next(iter(failed.items()))
             at_fault = all(part.sample_at_fault for part in failed.values())
-            return Grade(None, rewards, first.error, f"{key}: {first.detail}", errors, at_fault, usage)
+            away = any(part.away for part in failed.values())
+            return Grade(None, rewards, first.error, f"{key}: {first.detail}", errors, at_fault, usage, away)
         try:
             return Grade(self._formula.evaluate(rewards), rewards, sub_errors=errors, usage=usage)
         except FormulaError as error:

@@ -23,13 +23,15 @@ class Channel:
 
     def __init__(self, write: Callable[[bytes], None], *, leads: bool = True) -> None:
         self._write, self._leads = write, leads
+        self._one_at_a_time = threading.Lock()
         self._stopping = threading.Event()
         self.starts: queue.SimpleQueue[Path | None] = queue.SimpleQueue()
         """Where the ``RunSpec`` to run is stored; None to run nothing and leave."""
 
     def send(self, line: wire.Line) -> None:
         if self._leads or isinstance(line, wire.Failure):
-            self._write(line.model_dump_json().encode() + b"\n")
+            with self._one_at_a_time:
+                self._write(line.model_dump_json().encode() + b"\n")
 
     def say(
         self,

@@ -25,6 +25,7 @@ from workers.training.answers import AnswerReader
 from workers.training.batch import Sample
 from workers.training.data import Prompt
 from workers.training.errors import RunError
+from workers.training.patience import GraderAway, first_reason
 from workers.wire import ExitCode
 
 MAX_UNGRADED = 0.5
@@ -127,7 +128,10 @@ class Collection:
         return self._result
 
     def _own_result(self) -> list[list[Sample]]:
-        """This rank's share. Raises on every rank when one fails, so that all go on from the same place."""
+        """This rank's share. Raises on every rank when one fails, so that all go on from the same place.
+
+        Where all that failed gave up waiting for a grader, every rank raises ``GraderAway``.
+        """
         own, failure = None, None
         try:
             self.wait_until_sampled()
@@ -135,10 +139,14 @@ class Collection:
                 own = self._graded.result()
         except Exception as error:
             failure = error
-        failed = distributed.anywhere(failure is not None)
-        if failure is not None:
+        reason = str(failure) if isinstance(failure, GraderAway) else None
+        failures = distributed.gather((failure is not None, reason))
+        if failure is not None and reason is None:
             raise failure
-        if own is None or failed:
+        away = first_reason([reason for _, reason in failures])
+        if away is not None:
+            raise GraderAway(away) from failure
+        if own is None or any(failed for failed, _ in failures):
             raise RuntimeError("Another process failed to sample or to grade its share.")
         return own
 

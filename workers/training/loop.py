@@ -4,10 +4,11 @@ Everything random follows from the job's seed and the step, so a run resumed fro
 interrupted. Graded samples without a reward are no part of the update, and no reward is made up for them.
 """
 
+import json
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from service.jobs.spec import Reinforcement, ResolvedHyperparameters, RunSpec
@@ -22,7 +23,20 @@ from workers.training.batch import Sample
 from workers.training.channel import Channel
 from workers.training.clock import Clock
 from workers.training.collection import Collection, Grading, staleness
+from workers.training.errors import RunError
+from workers.training.patience import GraderAway, Patient
 from workers.training.sampler import Sampler
+
+UNREPORTED, NUMBERS = "unreported", "numbers.json"
+"""In a checkpoint's state: a step that was trained and not evaluated yet."""
+
+
+@dataclass(frozen=True)
+class Unreported:
+    """What a step has learned from, and the numbers of its updates."""
+
+    samples: list[list[Sample]]
+    numbers: update.Numbers
 
 
 @dataclass(kw_only=True)
@@ -40,6 +54,8 @@ class Run(Attempt):
     """The answers for the next step, on their way while this one is trained."""
     restored: list[list[Sample]] | None = None
     """The answers for the next step that the checkpoint brought along."""
+    unreported: Unreported | None = None
+    """The step at hand between its last update and its evaluation, in which a grader may be away for long."""
 
     @property
     def hyperparameters(self) -> ResolvedHyperparameters:
@@ -57,8 +73,24 @@ def run(spec: RunSpec, method: Reinforcement, channel: Channel, clock: Clock) ->
 
 
 def train(job: Run) -> int:
-    """Every step from where the run is to the last one."""
+    """Every step from where the run is to the last one. Raises ``RunError``."""
+    try:
+        return steps(job)
+    except GraderAway as away:
+        # What was trained is worth more than the time until somebody has mended the grader.
+        save_where_it_stopped(job, keep_ahead(job))
+        if distributed.anywhere(job.channel.stopping):
+            return wire.ExitCode.STOPPED
+        raise RunError("grader_unavailable", str(away), exit_code=wire.ExitCode.GRADER_AWAY) from away
+
+
+def steps(job: Run) -> int:
+    """Raises ``GraderAway`` where the run cannot go on for now."""
     channel, total = job.channel, job.hyperparameters.n_steps
+    if job.unreported is not None:
+        if distributed.anywhere(channel.stopping):
+            return wire.ExitCode.STOPPED
+        conclude(job)
     if not distributed.anywhere(channel.stopping) and job.trainer.step < total:
         before_the_first_step(job)
     while job.trainer.step < total:
@@ -71,15 +103,23 @@ def train(job: Run) -> int:
             warn_if_nothing_can_be_learned(job, samples)
         if job.hyperparameters.max_staleness and step < total:
             job.ahead = collect(job, step + 1, job.sampling)
-        numbers = learn(job, step, samples)
-        due = step % job.hyperparameters.eval_interval == 0 or step == total
-        valid = evaluate(job, step) if due else None
-        report(job, step, samples, valid, numbers)
-        tell_progress(job, step, total)
-        if due:
-            save(job, keep_ahead(job))
+        job.unreported = Unreported(samples, learn(job, step, samples))
+        conclude(job)
     finish(job)
     return wire.ExitCode.DONE
+
+
+def conclude(job: Run) -> None:
+    """Evaluate after the step at hand if that is due, tell what came of it, and save where it was evaluated."""
+    assert job.unreported is not None
+    step, total, told = job.trainer.step, job.hyperparameters.n_steps, job.unreported
+    due = step % job.hyperparameters.eval_interval == 0 or step == total
+    valid = evaluate(job, step) if due else None
+    report(job, step, told.samples, valid, told.numbers)
+    job.unreported = None
+    tell_progress(job, step, total)
+    if due:
+        save(job, keep_ahead(job))
 
 
 def prepare(spec: RunSpec, method: Reinforcement, channel: Channel, clock: Clock) -> Run:
@@ -99,7 +139,7 @@ def prepare(spec: RunSpec, method: Reinforcement, channel: Channel, clock: Clock
         method=method,
         sampler=sampler,
         grading=Grading(
-            graders.build(method.grader, spec.graders),
+            Patient(graders.build(method.grader, spec.graders), channel),
             AnswerReader(loaded.tokenizer),
             graders.batch_size(method.grader),
         ),
@@ -107,10 +147,19 @@ def prepare(spec: RunSpec, method: Reinforcement, channel: Channel, clock: Clock
         train_prompts=train,
         valid_prompts=valid,
     )
-    if job.resumed and ahead.are_in(job.resumed / checkpoint.STATE):
-        prompts = prompts_of(job, job.trainer.step + 1)
-        job.restored = ahead.read(job.resumed / checkpoint.STATE, prompts, job.grading.reader, sampler.engine.version)
+    if job.resumed:
+        restore(job, job.resumed / checkpoint.STATE)
     return job
+
+
+def restore(job: Run, state: Path) -> None:
+    """Answers that a checkpoint brought along: of the next step, or of a step that was not evaluated yet."""
+    reader, version = job.grading.reader, job.sampler.engine.version
+    if ahead.are_in(state):
+        job.restored = ahead.read(state, prompts_of(job, job.trainer.step + 1), reader, version)
+    if ahead.are_in(state / UNREPORTED):
+        samples = ahead.read(state / UNREPORTED, prompts_of(job, job.trainer.step), reader, version)
+        job.unreported = Unreported(samples, json.loads((state / UNREPORTED / NUMBERS).read_bytes()))
 
 
 def roll_out(job: Run, step: int) -> list[list[Sample]]:
@@ -147,16 +196,22 @@ def prompts_of(job: Run, step: int) -> list[data.Prompt]:
 
 
 def keep_ahead(job: Run) -> Callable[[Path], None] | None:
-    """What writes the answers that were sampled ahead into a checkpoint, once they are graded."""
-    if job.ahead is None:
-        return None
-    try:
-        with job.clock("grading"):
-            groups = job.ahead.result()
-    except Exception:
+    """What writes into a checkpoint's state the answers that were sampled ahead, and those not yet reported."""
+    groups, unreported, version = None, job.unreported, job.sampler.engine.version
+    if job.ahead is not None:
         # The checkpoint is worth keeping without them; what went wrong ends the run when the answers are needed.
-        return None
-    return partial(ahead.write, groups=groups, version=job.sampler.engine.version)
+        with suppress(Exception), job.clock("grading"):
+            groups = job.ahead.result()
+
+    def write(state: Path) -> None:
+        if groups is not None:
+            ahead.write(state, groups, version)
+        if unreported is not None:
+            (state / UNREPORTED).mkdir()
+            ahead.write(state / UNREPORTED, unreported.samples, version)
+            (state / UNREPORTED / NUMBERS).write_text(json.dumps(unreported.numbers) + "\n")
+
+    return write
 
 
 def learn(job: Run, step: int, samples: list[list[Sample]]) -> update.Numbers:

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import socket
 import ssl
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,11 +41,16 @@ def settings(origin: str, secret_file: Path, private_network: bool = True) -> Gr
 
 
 def grade(
-    answer: Callable[[Asked], Any], secret_file: Path, samples: list[Sample] = SAMPLES
+    answer: Callable[[Asked], Any],
+    secret_file: Path,
+    samples: list[Sample] = SAMPLES,
+    release: Callable[[], None] = lambda: None,
 ) -> tuple[list[Grade], list[Asked]]:
     with serve(answer) as server:
         definition = parse_grader({"type": "http", "url": f"{server.origin}/score?team=a"}, "grader")
-        return build(definition, settings(server.origin, secret_file)).grade(samples), server.asked
+        grades = build(definition, settings(server.origin, secret_file)).grade(samples)
+        release()
+        return grades, server.asked
 
 
 def test_a_batch_is_one_request_and_its_rewards_come_back_in_order(secret_file: Path) -> None:
@@ -134,6 +140,49 @@ def test_a_service_that_is_down_gives_no_rewards(secret_file: Path) -> None:
         origin = f"http://127.0.0.1:{taken.getsockname()[1]}"
         grader = build(parse_grader({"type": "http", "url": origin}, "grader"), settings(origin, secret_file))
         assert {each.error for each in grader.grade(SAMPLES)} == {"other_error"}
+
+
+@pytest.mark.parametrize(
+    ("answer", "away"),
+    [
+        *((Answer(status), True) for status in sorted(http.AWAY)),
+        *((Answer(status), False) for status in (400, 401, 403, 404, 422, 500, 501)),
+        ({"rewards": [1]}, False),
+        ({"rewards": [{"error": "no such row"}] * 3}, False),
+        (Answer(body=b"<html>"), False),
+    ],
+    ids=str,
+)
+def test_a_service_that_is_away_is_told_from_one_that_fails(answer: Any, away: bool, secret_file: Path) -> None:
+    grades, _ = grade(lambda _: answer, secret_file)
+    assert {(each.reward, each.away) for each in grades} == {(None, away)}
+
+
+def test_nobody_listening_and_no_such_host_are_away(secret_file: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and does not listen
+        origin = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        for url in (origin, "http://scores.invalid"):
+            grader = build(parse_grader({"type": "http", "url": url}, "grader"), settings(url, secret_file))
+            assert {each.away for each in grader.grade(SAMPLES)} == {True}
+
+
+def test_a_service_that_takes_too_long_is_away(secret_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "TIMEOUT", httpx2.Timeout(0.1))
+    monkeypatch.setattr(http, "ATTEMPTS", 1)
+    held = threading.Event()
+    grades, _ = grade(lambda _: held.wait(5) and {}, secret_file, release=held.set)
+    assert {(each.detail, each.away) for each in grades} == {("The scoring service took too long to answer.", True)}
+
+
+def test_a_service_that_is_away_is_not_asked_about_every_batch(secret_file: Path) -> None:
+    grades, asked = grade(lambda _: Answer(503), secret_file, [Sample({"n": i}, "") for i in range(300)])
+    assert ({each.away for each in grades}, len(grades), len(asked)) == ({True}, 300, http.ATTEMPTS)
+
+
+def test_a_certificate_that_is_not_trusted_is_no_outage(secret_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    grades = grade_over_tls("scores.test", secret_file, monkeypatch, trusted=False)
+    assert {each.away for each in grades} == {False}
 
 
 def test_without_leave_private_addresses_are_not_called(secret_file: Path) -> None:

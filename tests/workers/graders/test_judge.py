@@ -10,7 +10,7 @@ import pytest
 from service.graders.schemas import GraderError, parse_grader
 from service.graders.settings import GraderSettings, ModelEndpoint
 from tests.workers.graders.servers import Answer, Asked, Server, serve
-from workers.graders import Grade, Sample, TokenUsage, build
+from workers.graders import Grade, Sample, TokenUsage, build, judge
 
 SCORE = {
     "type": "score_model",
@@ -137,6 +137,38 @@ def test_a_refusal_is_no_reward() -> None:
 def test_an_endpoint_that_fails_gives_no_reward(answer: Any) -> None:
     only, _ = grade(SCORE, answer)
     assert (only.reward, only.error, only.sample_at_fault) == (None, "model_grader_server_error", False)
+
+
+@pytest.mark.parametrize(
+    ("status", "away"), [(408, True), (429, True), (502, True), (503, True), (504, True), (400, False), (500, False)]
+)
+def test_a_judge_that_is_away_is_told_from_one_that_fails(
+    status: int, away: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(judge, "RETRIES", 0)
+    only, _ = grade(SCORE, Answer(status))
+    assert (only.reward, only.error, only.away) == (None, "model_grader_server_error", away)
+    multi = {"type": "multi", "graders": {"a": SCORE, "b": LABEL}, "calculate_output": "a"}
+    only, _ = grade(multi, Answer(status))
+    assert only.away is away
+
+
+def test_a_judge_that_is_away_is_not_asked_about_every_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(judge, "RETRIES", 0)
+    with serve(lambda _: Answer(503)) as server:
+        allowed = GraderSettings(
+            model_endpoints=(ModelEndpoint(f"{server.origin}/v1", ("judge-1",)),), model_requests=2
+        )
+        grades = build(parse_grader(SCORE, "grader"), allowed).grade([SAMPLE] * 40)
+    assert {each.away for each in grades} == {True}
+    assert len(server.asked) <= 2
+
+
+def test_nobody_listening_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(judge, "RETRIES", 0)
+    allowed = GraderSettings(model_endpoints=(ModelEndpoint("http://127.0.0.1:9/v1", ("judge-1",)),))
+    (only,) = build(parse_grader(SCORE, "grader"), allowed).grade([SAMPLE])
+    assert only.away
 
 
 def test_transient_failures_are_tried_again() -> None:
