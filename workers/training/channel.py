@@ -27,6 +27,8 @@ class Channel:
         self._stopping = threading.Event()
         self.starts: queue.SimpleQueue[Path | None] = queue.SimpleQueue()
         """Where the ``RunSpec`` to run is stored; None to run nothing and leave."""
+        self.on_stop: Callable[[], None] = lambda: None
+        """Passes on to others that the run was asked to stop."""
 
     def send(self, line: wire.Line) -> None:
         if self._leads or isinstance(line, wire.Failure):
@@ -52,6 +54,7 @@ class Channel:
         """Finish the step at hand, save a checkpoint and leave."""
         self._stopping.set()
         self.starts.put(None)
+        self.on_stop()
 
 
 def connect(path: Path) -> Channel:

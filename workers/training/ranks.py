@@ -7,6 +7,7 @@ agent would put every rank into a session of its own, beyond the reach of whoeve
 make one exit code of all of them; ranks that torchrun started by hand are told by its variables who they are.
 """
 
+import contextlib
 import os
 import signal
 import socket
@@ -61,9 +62,16 @@ class Followers:
             connection.sendall(line)
 
     def watch(self, channel: Channel) -> None:
-        """From now on, end this process when one of them fails, and say why on ``channel``."""
+        """From now on, end this process when one of them fails, and say why on ``channel``; stop them when it stops."""
+        channel.on_stop = self._stop
         for process, connection in self._ranks:
             threading.Thread(target=_watch, args=(process, connection, channel), daemon=True).start()
+
+    def _stop(self) -> None:
+        """One that waits for something for long has to hear it too."""
+        for _, connection in self._ranks:
+            with contextlib.suppress(OSError):
+                connection.sendall(wire.Stop().model_dump_json().encode() + b"\n")
 
 
 def _start(rank: int) -> tuple[subprocess.Popen[bytes], socket.socket]:

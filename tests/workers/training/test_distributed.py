@@ -19,10 +19,12 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from service.graders.settings import GraderSettings, ScoringService
 from service.jobs.spec import Hyperparameters, RunSpec, resolve
 from service.settings import Settings
 from tests import factories
 from tests.workers.conftest import events, row
+from tests.workers.graders.servers import Answer, Asked, serve
 from tests.workers.training import in_ranks, tiny
 from tests.workers.training.in_ranks import CASES
 from tests.workers.training.tiny import Recorder
@@ -199,6 +201,31 @@ def test_a_run_in_two_processes_stops_together_and_ends_in_one_as_if_it_had_been
         assert ours[step]["completions"] == expected["completions"]
         known = {name: value for name, value in expected["troll"].items() if value is not None}
         assert {name: ours[step]["troll"][name] for name in known} == pytest.approx(known, rel=2e-2, abs=1e-4)
+
+
+def test_two_processes_whose_grader_is_away_stop_with_a_checkpoint_when_asked(
+    make_spec: MakeSpec, tmp_path: Path
+) -> None:
+    (tmp_path / "secret").write_text("secret")
+    away = threading.Event()
+
+    def answer(asked: Asked) -> Any:
+        return Answer(503) if away.is_set() else {"rewards": [len(each["item"]) for each in asked.json["samples"]]}
+
+    def on_line(line: wire.Line) -> None:
+        if isinstance(line, wire.Progress) and line.step == 1:
+            away.set()
+        if isinstance(line, wire.Event) and "asked again" in line.message:
+            running.stop()
+
+    with serve(answer) as server, child() as running:
+        service = ScoringService(server.origin, tmp_path / "secret", private_network=True)
+        spec = make_spec(grader={"type": "http", "url": server.origin}, n_steps=4, eval_interval=10)
+        spec = spec.model_copy(update={"graders": GraderSettings(scoring_services=(service,))})
+        told = follow(running, spec, on_line)
+        # Long before patience would be over.
+        assert running.wait(20) == ExitCode.STOPPED, running.log_tail()
+    assert [folder.name for folder in told.checkpoints()] == ["step-000001"]
 
 
 def test_the_others_end_with_the_first_however_it_ends() -> None:
