@@ -1,27 +1,37 @@
 """The HTTP API."""
 
-import re
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import anyio
+import anyio.to_thread
 from fastapi import FastAPI
 from redis.exceptions import RedisError
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
+from service.accounts import keys
+from service.bodies import Bodies
 from service.core import http, live, logs, openapi, shutdown
 from service.core.db import transaction
 from service.core.errors import DomainError
+from service.core.rate_limit import RateLimit
 from service.files import endpoints as files
 from service.graders import endpoints as graders
 from service.inference import endpoints as inference
 from service.jobs import endpoints as jobs
 from service.models import endpoints as models
-from service.settings import settings
 from service.uploads import endpoints as uploads
 from service.webhooks import endpoints as webhooks
 
-PART_PATH = re.compile(r"/v1/uploads/[^/]+/parts")
+DATABASE_SECONDS = 4.0
+"""How long PostgreSQL may take to show that it is there."""
+
+log = logging.getLogger(__name__)
+
+# A server that is frozen holds whoever asks it for as long as it is: few threads, and those of no request.
+_askers = anyio.CapacityLimiter(2)
 
 
 @asynccontextmanager
@@ -30,6 +40,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     logs.configure()
     shutdown.overhear()
     yield
+    await live.close_shared()
 
 
 def create_app() -> FastAPI:
@@ -40,7 +51,11 @@ def create_app() -> FastAPI:
         redirect_slashes=False,
         lifespan=_lifespan,
     )
-    http.install(app, upload_limit=upload_limit)
+    http.install(app)
+    # The last one is asked first.
+    app.add_middleware(Bodies)
+    app.add_middleware(RateLimit, presented=keys.presented)
+    app.add_middleware(http.RequestId)
     for room in (files, uploads, jobs, graders, models, inference, webhooks):
         app.include_router(room.router)
     app.add_api_route("/healthz", healthz, methods=["GET"], tags=["health"])
@@ -49,26 +64,30 @@ def create_app() -> FastAPI:
     return app
 
 
-def upload_limit(path: str) -> int | None:
-    if path == "/v1/files":
-        return settings().max_file_bytes
-    return settings().max_part_bytes if PART_PATH.fullmatch(path) else None
-
-
-def healthz() -> dict[str, str]:
+async def healthz() -> dict[str, str]:
     """The process answers."""
     return {"status": "ok"}
 
 
-def readyz() -> dict[str, str]:
+async def readyz() -> dict[str, str]:
     """The process and what it depends on answer."""
+    with anyio.move_on_after(DATABASE_SECONDS) as patience:
+        await anyio.to_thread.run_sync(_ask_database, limiter=_askers, abandon_on_cancel=True)
+    if patience.cancelled_caught:
+        log.warning("not ready, PostgreSQL did not answer within %.0f s", DATABASE_SECONDS)
+        raise DomainError(503, "database_unavailable", "PostgreSQL does not answer.")
+    try:
+        await live.shared().ping()
+    except RedisError as error:
+        log.warning("not ready, Redis does not answer: %s", error)
+        raise DomainError(503, "redis_unavailable", "Redis does not answer.") from error
+    return {"status": "ready"}
+
+
+def _ask_database() -> None:
     try:
         with transaction("troll_api") as session:
             session.execute(text("SELECT 1 FROM fine_tuning_jobs LIMIT 1"))
     except SQLAlchemyError as error:
+        log.warning("not ready, PostgreSQL does not answer: %s", error)
         raise DomainError(503, "database_unavailable", "PostgreSQL does not answer, or is not migrated.") from error
-    try:
-        live.ping()
-    except RedisError as error:
-        raise DomainError(503, "redis_unavailable", "Redis does not answer.") from error
-    return {"status": "ready"}

@@ -10,6 +10,7 @@ from service.accounts.models import APIKey, Organization
 from service.core.db import act_for
 from service.core.errors import DomainError, not_found
 from service.core.ids import new_id
+from service.core.rate_limit import known_keys
 
 TOUCH_EVERY = timedelta(minutes=1)
 
@@ -28,11 +29,12 @@ def authenticate(session: Session, authorization: str | None, organization_heade
 
     Raises a 401 that never says which part of a key was wrong.
     """
-    scheme, _, token = (authorization or "").partition(" ")
-    if scheme.lower() != "bearer" or not token.strip():
+    token = keys.bearer(authorization)
+    if token is None:
         raise _unauthorized("You did not provide an API key. Send it as 'Authorization: Bearer sk-troll-…'.")
-    key = repository.live_key(session, keys.hashed(token.strip())) if keys.is_well_formed(token.strip()) else None
+    key = repository.live_key(session, keys.hashed(token)) if keys.is_well_formed(token) else None
     if key is None:
+        known_keys.forget(token)
         raise _unauthorized("Incorrect API key provided. An operator creates keys with 'troll keys create'.")
     if organization_header and organization_header != key.organization_id:
         raise _unauthorized(f"This API key does not belong to organization '{organization_header}'.")
@@ -40,6 +42,7 @@ def authenticate(session: Session, authorization: str | None, organization_heade
     repository.touch(session, key, TOUCH_EVERY)
     organization = repository.organization(session, key.organization_id)
     assert organization is not None, "a foreign key holds this"
+    known_keys.remember(token)
     return Principal(organization.id, organization.name, key.id)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 
 import pytest
-import redis
+import redis.asyncio
 from fastapi.testclient import TestClient
 
 from service.core import live
@@ -79,5 +79,5 @@ def test_without_redis_nobody_is_limited(
     client: TestClient, limit: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limit(1)
-    monkeypatch.setattr(live, "client", lambda: redis.Redis.from_url("unix:///nowhere/redis.sock"))
+    monkeypatch.setattr(live, "shared", lambda: redis.asyncio.Redis.from_url("unix:///nowhere/redis.sock"))
     assert statuses(client, 3) == [200] * 3
