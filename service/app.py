@@ -1,6 +1,7 @@
 """The HTTP API."""
 
 import logging
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -22,9 +23,11 @@ from service.graders import endpoints as graders
 from service.inference import endpoints as inference
 from service.jobs import endpoints as jobs
 from service.models import endpoints as models
+from service.settings import settings
 from service.uploads import endpoints as uploads
 from service.webhooks import endpoints as webhooks
 
+PART_PATH = re.compile(r"/v1/uploads/[^/]+/parts")
 DATABASE_SECONDS = 4.0
 """How long PostgreSQL may take to show that it is there."""
 
@@ -53,7 +56,7 @@ def create_app() -> FastAPI:
     )
     http.install(app)
     # The last one is asked first.
-    app.add_middleware(Bodies)
+    app.add_middleware(Bodies, upload_limit=upload_limit)
     app.add_middleware(RateLimit, presented=keys.presented)
     app.add_middleware(http.RequestId)
     for room in (files, uploads, jobs, graders, models, inference, webhooks):
@@ -62,6 +65,12 @@ def create_app() -> FastAPI:
     app.add_api_route("/readyz", readyz, methods=["GET"], tags=["health"])
     openapi.install(app)
     return app
+
+
+def upload_limit(path: str) -> int | None:
+    if path == "/v1/files":
+        return settings().max_file_bytes
+    return settings().max_part_bytes if PART_PATH.fullmatch(path) else None
 
 
 async def healthz() -> dict[str, str]:

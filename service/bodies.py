@@ -5,6 +5,7 @@ Bodies are JSON, and read whole here, but for files and parts of uploads, which 
 
 import asyncio
 import re
+from collections.abc import Callable
 from typing import Any
 
 from starlette.datastructures import Headers
@@ -18,6 +19,8 @@ from service.graders import strict_json
 from service.settings import settings
 
 MULTIPART_ALLOWANCE = 64 * 1024
+MAX_FIELDS = 1000
+"""Of one object: each that is wrong costs more to tell of than to send."""
 BODY_SECONDS = 30.0
 """How long a JSON body may take to arrive."""
 STALL_SECONDS = 60.0
@@ -25,21 +28,23 @@ STALL_SECONDS = 60.0
 LEAST_BYTES_PER_SECOND = 1024
 """What an upload has to make on average, beside one such pause."""
 
-_PART_PATH = re.compile(r"/v1/uploads/[^/]+/parts")
 _JSON = re.compile(r"application/(json|[^/;]+\+json)", re.IGNORECASE)
 
 
 class Bodies:
-    """Refuses a body by its announced length and as it arrives, and answers what is no JSON before a route is asked."""
+    """Refuses a body by its announced length and as it arrives, and answers what is no JSON before a route is asked.
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
+    ``upload_limit`` tells how large a file may be sent to a path; None where bodies are JSON.
+    """
+
+    def __init__(self, app: ASGIApp, upload_limit: Callable[[str], int | None]) -> None:
+        self.app, self._upload_limit = app, upload_limit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        headers, upload = Headers(scope=scope), _upload_limit(scope["path"])
+        headers, upload = Headers(scope=scope), self._upload_limit(scope["path"])
         limit = settings().max_body_bytes if upload is None else upload + MULTIPART_ALLOWANCE
         announced = headers.get("content-length", "")
         arriving = _Arriving(receive, limit, is_upload=upload is not None)
@@ -122,13 +127,13 @@ class _Again:
 
 
 def read_json(body: bytes) -> Any:
-    """The value of a JSON body. Raises a 400 for what is not JSON, nests too deep or holds half of a character."""
+    """The value of a JSON body. Raises a 400 for what is not JSON, too deep or too wide, or holds half a character."""
     try:
         text = body.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise _not_json(f"it is not UTF-8: byte 0x{body[error.start]:02x} at position {error.start + 1}") from None
     try:
-        value = strict_json.loads(text)
+        value = strict_json.loads(text, max_fields=MAX_FIELDS)
     except strict_json.InvalidJSON as error:
         raise _not_json(str(error)) from None
     if "\\u" in text:
@@ -141,16 +146,9 @@ def read_json(body: bytes) -> Any:
     return value
 
 
-def _upload_limit(path: str) -> int | None:
-    """How large a file may be sent to a path; None where bodies are JSON."""
-    if path == "/v1/files":
-        return settings().max_file_bytes
-    return settings().max_part_bytes if _PART_PATH.fullmatch(path) else None
-
-
 def _too_large(limit: int) -> HTTPException:
     return HTTPException(413, f"The request body is larger than the {limit} bytes allowed here.")
 
 
 def _not_json(reason: str) -> DomainError:
-    return DomainError(400, "invalid_json", f"The request body is not valid JSON: {reason}.")
+    return DomainError(400, "invalid_json", f"The request body cannot be read as JSON: {reason}.")

@@ -58,6 +58,7 @@ def engine(role: Role) -> Engine:
         connect_args={"options": f"-c role={role} {_SESSION_OPTIONS}", "connect_timeout": 5, **_NOTICE_SILENCE},
         pool_size=10,
         max_overflow=40,
+        pool_timeout=5,
         pool_pre_ping=True,
     )
 

@@ -6,6 +6,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from redis.exceptions import RedisError
 from sqlalchemy.exc import DataError, DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as NoConnection
 from starlette.datastructures import MutableHeaders
@@ -54,6 +55,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(OperationalError, _database_unavailable)
     app.add_exception_handler(InterfaceError, _database_unavailable)
     app.add_exception_handler(NoConnection, _database_unavailable)
+    app.add_exception_handler(RedisError, _redis_unavailable)
     app.add_exception_handler(ClientDisconnect, _hung_up)
     app.add_exception_handler(Exception, _unexpected)
 
@@ -159,6 +161,13 @@ async def _database_unavailable(request: Request, error: Exception) -> JSONRespo
     log.error("the database did not answer %s %s: %s", request.method, request.scope["path"], error)
     return error_answer(
         503, "database_unavailable", "The database cannot be reached. Try again shortly.", headers={"Retry-After": "5"}
+    )
+
+
+async def _redis_unavailable(request: Request, error: Exception) -> JSONResponse:
+    log.error("Redis did not answer %s %s: %s", request.method, request.scope["path"], error)
+    return error_answer(
+        503, "redis_unavailable", "Redis cannot be reached. Try again shortly.", headers={"Retry-After": "5"}
     )
 
 

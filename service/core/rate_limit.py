@@ -145,6 +145,7 @@ class RateLimit:
             if time.monotonic() >= self._away_until:
                 log.warning("Redis is away, requests are not limited: %s", error)
             self._away_until = time.monotonic() + AWAY_SECONDS
+            live.silence.note()
             return None
 
 

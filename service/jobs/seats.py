@@ -45,6 +45,7 @@ def enter(key_id: str) -> str:
 async def stay(client: redis.asyncio.Redis, key_id: str, seat: str) -> None:
     """Renew a seat."""
     try:
+        live.silence.check()
         await client.zadd(_name(key_id), {seat: time.time() + SEAT_SECONDS})
         await client.expire(_name(key_id), 3600)
     except RedisError as error:

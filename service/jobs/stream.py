@@ -7,14 +7,18 @@ only: the official client fails on ``id:`` and ``retry:``.
 
 import asyncio
 import json
+import logging
 import time
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import redis.asyncio
 from redis.exceptions import RedisError
-from starlette.concurrency import run_in_threadpool
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as NoConnection
 
 from service.accounts import repository as accounts
 from service.core import live, shutdown
@@ -30,24 +34,36 @@ LOOK_UP_SECONDS = 20.0
 LEAVE_SECONDS = 5.0
 WATCH_SECONDS = 1.0
 """A stopping server is noticed within this time."""
+DATABASE_SECONDS = 8.0
+"""How long PostgreSQL may take to answer before a stream ends."""
 DONE = b"data: [DONE]\n\n"
 PING = b": ping\n\n"
 FAREWELL = b": the server is stopping; come back with ?after= the last seq\n\n"
+AWAY = b": the database does not answer; come back with ?after= the last seq\n\n"
 REVOKED = b": the API key is no longer valid\n\n"
+
+log = logging.getLogger(__name__)
 
 
 async def follow(organization_id: str, key_id: str, seat: str, job_id: str, after: int) -> AsyncIterator[bytes]:
     """Server-sent events of a job with ``seq > after``; ends with ``[DONE]`` when the job has ended.
 
-    It ends without that, behind a comment that says why, when the server stops or the key ``key_id`` is revoked: who
-    still may comes back with ``?after=`` the last ``seq`` seen. ``seat`` is given back in the end.
+    It ends without that, behind a comment that says why, when the server stops, PostgreSQL does not answer or the key
+    ``key_id`` is revoked: who still may comes back with ``?after=`` the last ``seq`` seen. ``seat`` is given back.
     """
     last, client = after, live.asynchronous()
     try:
         position = await _tail(client, job_id)
         while True:
             await seats.stay(client, key_id, seat)
-            events, ended, welcome = await run_in_threadpool(_stored, organization_id, key_id, job_id, last)
+            try:
+                with anyio.fail_after(DATABASE_SECONDS):
+                    stored = partial(_stored, organization_id, key_id, job_id, last)
+                    events, ended, welcome = await anyio.to_thread.run_sync(stored, abandon_on_cancel=True)
+            except (OperationalError, InterfaceError, NoConnection, TimeoutError) as error:
+                log.warning("a stream of %s ends, PostgreSQL does not answer: %s", job_id, error)
+                yield AWAY
+                return
             if not welcome:
                 yield REVOKED
                 return
@@ -93,8 +109,10 @@ def _stored(organization_id: str, key_id: str, job_id: str, after: int) -> tuple
 
 async def _tail(client: redis.asyncio.Redis, job_id: str) -> str:
     try:
+        live.silence.check()
         newest: Any = await client.xrevrange(live.stream(job_id), count=1)
     except RedisError:
+        live.silence.note()
         return "0-0"
     return str(newest[0][0].decode()) if newest else "0-0"
 
@@ -106,6 +124,7 @@ async def _live(client: redis.asyncio.Redis, job_id: str, position: str) -> Asyn
     # However much happens, the key and the seat are looked after now and then.
     while not shutdown.stopping.is_set() and time.monotonic() - began < LOOK_UP_SECONDS:
         try:
+            live.silence.check()
             answer: Any = await client.xread({name: position}, block=int(min(PING_SECONDS, WATCH_SECONDS) * 1000))
         except RedisError:
             await asyncio.sleep(POLL_SECONDS)
