@@ -8,6 +8,7 @@ reads any more. Bodies that are read have their pace from ``service.bodies``.
 import asyncio
 import json
 import resource
+import time
 from http import HTTPStatus
 from typing import Any
 
@@ -31,8 +32,8 @@ def most_connections() -> int:
 class Connection(AutoHTTPProtocol):  # type: ignore[misc,valid-type]
     """A connection of a client, closed when no whole request comes.
 
-    When there are as many as there may be, the one that waits longest for its client makes room for a new one, so that
-    whoever opens many loses their own; where all are at work, the new one gets a 503.
+    When there are as many as there may be, the one that waits longest for its client, or else for a body, makes
+    room for a new one, so that whoever opens many loses their own; where all are at work, the new one gets a 503.
     """
 
     _timer: asyncio.TimerHandle | None = None
@@ -41,14 +42,10 @@ class Connection(AutoHTTPProtocol):  # type: ignore[misc,valid-type]
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self._since = self.loop.time()
+        self._since = time.monotonic()
         self._arm()
         if len(self.connections) > most_connections():
-            idle = [each for each in self.connections if each is not self and each._waits_for_client()]
-            if idle:
-                min(idle, key=lambda each: each._since).transport.abort()
-            else:
-                self._end(503, "overloaded", "The server has as many connections as it can take. Try again shortly.")
+            self._make_room()
 
     def data_received(self, data: bytes) -> None:
         before = self.cycle
@@ -60,15 +57,29 @@ class Connection(AutoHTTPProtocol):  # type: ignore[misc,valid-type]
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        self._since = self.loop.time()
+        self._since = time.monotonic()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()
         super().connection_lost(exc)
 
+    def _make_room(self) -> None:
+        # One that was closed a moment ago is still listed.
+        there = [each for each in self.connections if not each.transport.is_closing()]
+        if len(there) > most_connections():
+            others = [each for each in there if each is not self]
+            waiting = [each for each in others if each._waits_for_client()]
+            if waiting := waiting or [each for each in others if each._is_sent_a_body()]:
+                min(waiting, key=lambda each: each._since).transport.abort()
+            else:
+                self._end(503, "overloaded", "The server has as many connections as it can take. Try again shortly.")
+
     def _waits_for_client(self) -> bool:
         """Whether no request is being answered."""
         return self.cycle is None or self.cycle.response_complete
+
+    def _is_sent_a_body(self) -> bool:
+        return bool(self.cycle.more_body and not self.cycle.response_started)
 
     def _arm(self) -> None:
         self._timer = self.loop.call_later(HEADERS_SECONDS, self._give_up)

@@ -27,7 +27,7 @@ MAX_FRAMES = 2000
 TTL_SECONDS = 24 * 3600
 ANSWER_SECONDS = 2.0
 """How long Redis may take to answer."""
-BLOCKING_SECONDS = 6.0
+BLOCKING_SECONDS = 4.0
 """The same for clients that also wait for something to come, for about a second at a time."""
 ALONE_SECONDS = 3.0
 """How long a Redis that did not answer is not asked again."""

@@ -7,7 +7,7 @@ from service.embedded import postgres, redis
 from service.embedded.folder import Folder
 from service.embedded.processes import Children
 
-PASSED_ON = ("PATH", "HOME", "USER", "LANG", "TZ", "TMPDIR", "VIRTUAL_ENV", "LD_LIBRARY_PATH")
+PASSED_ON = ("PATH", "HOME", "USER", "LANG", "TZ", "TMPDIR", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "FORWARDED_ALLOW_IPS")
 PASSED_ON_PREFIXES = ("LC_", "TROLL_", "OMP_", "MKL_", "CUDA_", "NVIDIA_", "NCCL_")
 
 

@@ -112,7 +112,6 @@ async def _tail(client: redis.asyncio.Redis, job_id: str) -> str:
         live.silence.check()
         newest: Any = await client.xrevrange(live.stream(job_id), count=1)
     except RedisError:
-        live.silence.note()
         return "0-0"
     return str(newest[0][0].decode()) if newest else "0-0"
 

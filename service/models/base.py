@@ -153,11 +153,14 @@ def _refusal(path: str, files: list[str]) -> tuple[str | None, float]:
     """Why a folder with these files and a ``config.json`` is not offered, and when that was written."""
     # Opening a pipe would wait for a writer.
     descriptor = os.open(f"{path}/{CONFIG}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         state = os.fstat(descriptor)
         if not stat.S_ISREG(state.st_mode):
             return f"its {CONFIG} is no file", state.st_mtime
-        content = file.read(MAX_CONFIG_BYTES + 1)
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            content = file.read(MAX_CONFIG_BYTES + 1)
+    finally:
+        os.close(descriptor)
     unsafe = sorted(name for name in files if Path(name).suffix in FORBIDDEN_SUFFIXES)
     if unsafe:
         return f"it holds files that could run code: {', '.join(map(_printable, unsafe))}", state.st_mtime
