@@ -14,7 +14,8 @@ RUN pip install -c constraints.txt .
 FROM base AS service
 USER troll
 EXPOSE 8000
-CMD ["uvicorn", "--factory", "service.app:create_app", "--host", "0.0.0.0", "--port", "8000"]
+CMD ["uvicorn", "--factory", "service.app:create_app", "--host", "0.0.0.0", "--port", "8000", \
+     "--http", "service.core.connections:Connection", "--ws", "none"]
 
 FROM base AS worker
 # Triton compiles its kernel launchers with the C compiler when they are first used.

@@ -6,16 +6,22 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import anyio
+import anyio.to_thread
 from fastapi import FastAPI
 from redis.exceptions import RedisError
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 
+from service.accounts import keys
 from service.accounts.caller import tenant_of
+from service.bodies import Bodies
 from service.core import clock, http, live, logs, openapi, shutdown, storage
 from service.core.db import engine, transaction
 from service.core.errors import DomainError
+from service.core.gate import Gate
+from service.core.rate_limit import RateLimit
 from service.files import endpoints as files
 from service.graders import endpoints as graders
 from service.inference import endpoints as inference
@@ -26,9 +32,14 @@ from service.settings import Secret, required, settings
 from service.uploads import endpoints as uploads
 from service.webhooks import endpoints as webhooks
 
+PART_PATH = re.compile(r"/v1/uploads/[^/]+/parts")
+DATABASE_SECONDS = 4.0
+"""How long PostgreSQL may take to show that it is there."""
+
 log = logging.getLogger(__name__)
 
-PART_PATH = re.compile(r"/v1/uploads/[^/]+/parts")
+# A server that is frozen holds whoever asks it for as long as it is: few threads, and those of no request.
+_askers = anyio.CapacityLimiter(2)
 
 
 @asynccontextmanager
@@ -44,6 +55,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     await run_in_threadpool(live.warn_if_written_down)
     await run_in_threadpool(_belong)
     yield
+    await live.close_shared()
 
 
 def check_settings() -> None:
@@ -72,7 +84,12 @@ def create_app() -> FastAPI:
         redirect_slashes=False,
         lifespan=_lifespan,
     )
-    http.install(app, upload_limit=upload_limit, tenant=tenant_of)
+    http.install(app)
+    # The last one is asked first.
+    app.add_middleware(Bodies, upload_limit=upload_limit)
+    app.add_middleware(RateLimit, presented=keys.presented)
+    app.add_middleware(Gate, tenant=tenant_of)
+    app.add_middleware(http.RequestId)
     for room in (files, uploads, jobs, graders, models, inference, webhooks):
         app.include_router(room.router)
     app.add_api_route("/healthz", healthz, methods=["GET"], tags=["health"])
@@ -92,20 +109,30 @@ async def healthz() -> dict[str, str]:
     return {"status": "ok"}
 
 
-def readyz() -> dict[str, str]:
+async def readyz() -> dict[str, str]:
     """The process and what it depends on answer."""
+    with anyio.move_on_after(DATABASE_SECONDS) as patience:
+        await anyio.to_thread.run_sync(_ask_database, limiter=_askers, abandon_on_cancel=True)
+    if patience.cancelled_caught:
+        log.warning("not ready, PostgreSQL did not answer within %.0f s", DATABASE_SECONDS)
+        raise DomainError(503, "database_unavailable", "PostgreSQL does not answer.")
+    try:
+        await live.shared().ping()
+    except RedisError as error:
+        log.warning("not ready, Redis does not answer: %s", error)
+        raise DomainError(503, "redis_unavailable", "Redis does not answer.") from error
+    return {"status": "ready"}
+
+
+def _ask_database() -> None:
     try:
         with transaction("troll_api") as session:
             session.execute(text("SELECT 1 FROM fine_tuning_jobs LIMIT 1"))
             tied = installation.verify(session)
     except SQLAlchemyError as error:
+        log.warning("not ready, PostgreSQL does not answer: %s", error)
         raise DomainError(503, "database_unavailable", "PostgreSQL does not answer, or is not migrated.") from error
     except installation.Mismatch as error:
         raise DomainError(503, "data_folder_mismatch", str(error)) from error
     if not tied:
         raise DomainError(503, "data_folder_untied", "No worker has been there yet to tie data folder and database.")
-    try:
-        live.ping()
-    except RedisError as error:
-        raise DomainError(503, "redis_unavailable", "Redis does not answer.") from error
-    return {"status": "ready"}

@@ -37,6 +37,8 @@ class Settings(BaseSettings):
     """Largest JSON body."""
     requests_per_minute: int = Field(1200, ge=0)
     """Requests that an API key may send a minute, all of them at once if it likes; 0 does not limit."""
+    stranger_requests_per_minute: int = Field(300, ge=0)
+    """Requests without a valid API key that an address may send a minute; 0 does not limit."""
     max_streams_per_key: int = Field(50, ge=1)
     """Event streams and chats that an API key may have open at a time."""
     max_training_rows: int = Field(50_000, ge=1)

@@ -24,7 +24,7 @@ from starlette.types import Scope
 from service.accounts import keys
 from service.accounts.service import Principal, authenticate, presented_key
 from service.core.db import tenant, transaction
-from service.core.errors import DomainError
+from service.core.rate_limit import address_of, known_keys
 from service.core.threads import Overloaded, request_threads
 
 Result = TypeVar("Result")
@@ -34,10 +34,6 @@ Token = Annotated[
     Depends(HTTPBearer(auto_error=False, scheme_name="API key", description="`sk-troll-…`, made by `troll keys`")),
 ]
 OrganizationHeader = Annotated[str | None, Header(include_in_schema=False)]
-
-KEYS_REMEMBERED = 10_000
-_organizations: dict[str, str] = {}
-"""The organisation of each key's hash, as it was last seen: whose turn it is while the key is looked up again."""
 
 
 @dataclass
@@ -54,20 +50,13 @@ class CallContext:
 
 def tenant_of(scope: Scope) -> str:
     """On whose turn a request is begun and its key looked up: its organisation's, or its address's while unknown."""
-    try:
-        known = _organizations.get(keys.hashed(presented_key(Headers(scope=scope).get("authorization"))))
-    except DomainError:
-        known = None
-    return known or f"address {scope['client'][0] if scope.get('client') else ''}"
+    key = keys.presented(Headers(scope=scope).get("authorization"))
+    return (known_keys.organization(key) if key else None) or f"address {address_of(scope)}"
 
 
 async def _known(request: Request, token: Token, openai_organization: OrganizationHeader = None) -> Principal:
     key = presented_key(f"{token.scheme} {token.credentials}" if token else None)
-    principal = await request_threads.run(tenant_of(request.scope), _authenticated, key, openai_organization)
-    if len(_organizations) >= KEYS_REMEMBERED:
-        _organizations.clear()
-    _organizations[keys.hashed(key)] = principal.organization_id
-    return principal
+    return await request_threads.run(tenant_of(request.scope), _authenticated, key, openai_organization)
 
 
 def _authenticated(key: str, organization_header: str | None) -> Principal:

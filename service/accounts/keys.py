@@ -25,6 +25,18 @@ def is_well_formed(key: str) -> bool:
     return key.startswith(PREFIX) and len(body) == RANDOM_DIGITS and key.isascii() and _checksum(body) == checksum
 
 
+def bearer(authorization: str | None) -> str | None:
+    """The token of a header ``Authorization``, whatever the case of its scheme and the spaces around; None without."""
+    scheme, _, token = (authorization or "").partition(" ")
+    return token.strip() or None if scheme.lower() == "bearer" else None
+
+
+def presented(authorization: str | None) -> str | None:
+    """The key in a header ``Authorization``; None when there is none, or it cannot be one."""
+    token = bearer(authorization)
+    return token if token is not None and is_well_formed(token) else None
+
+
 def hint(key: str) -> str:
     return f"{key[: len(PREFIX) + 4]}…{key[-4:]}"
 

@@ -11,6 +11,7 @@ from service.core import clock
 from service.core.db import act_for
 from service.core.errors import DomainError, not_found
 from service.core.ids import new_id
+from service.core.rate_limit import known_keys
 
 TOUCH_EVERY = timedelta(minutes=1)
 
@@ -26,12 +27,12 @@ class Principal:
 
 def presented_key(authorization: str | None) -> str:
     """The API key of an ``Authorization`` header, which may still be a wrong one. Raises a 401 for what is none."""
-    scheme, _, token = (authorization or "").partition(" ")
-    if scheme.lower() != "bearer" or not token.strip():
+    token = keys.bearer(authorization)
+    if token is None:
         raise _unauthorized("You did not provide an API key. Send it as 'Authorization: Bearer sk-troll-…'.")
-    if not keys.is_well_formed(token.strip()):
+    if not keys.is_well_formed(token):
         raise _wrong_key()
-    return token.strip()
+    return token
 
 
 def authenticate(session: Session, key: str, organization_header: str | None = None) -> Principal:
@@ -41,6 +42,7 @@ def authenticate(session: Session, key: str, organization_header: str | None = N
     """
     row = repository.live_key(session, keys.hashed(key))
     if row is None:
+        known_keys.forget(key)
         raise _wrong_key()
     if organization_header and organization_header != row.organization_id:
         raise _unauthorized(f"This API key does not belong to organization '{organization_header}'.")
@@ -48,6 +50,7 @@ def authenticate(session: Session, key: str, organization_header: str | None = N
     repository.touch(session, row, TOUCH_EVERY)
     organization = repository.organization(session, row.organization_id)
     assert organization is not None, "a foreign key holds this"
+    known_keys.remember(key, organization.id)
     return Principal(organization.id, organization.name, row.id)
 
 

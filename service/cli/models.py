@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from service.cli.connection import AsJSON, StackFolder, connect
+from service.cli.connection import AsJSON, StackFolder, connect, stack_state
 from service.cli.download import download
+from service.cli.failure import CommandError
 from service.cli.output import show_table
 
 commands = typer.Typer(no_args_is_help=True, help="Base models on offer and your organisation's own.")
@@ -23,6 +24,31 @@ def list_models(data_dir: StackFolder = None, as_json: AsJSON = False) -> None:
         return
     rows = [(model.id, model.owned_by, f"{datetime.fromtimestamp(model.created):%Y-%m-%d %H:%M}") for model in models]
     show_table(("model", "owner", "created"), rows)
+
+
+@commands.command("broken")
+def list_broken(
+    models_dir: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="TROLL_MODELS_DIR", help="The folder of base models. Default: that of the stack of the data folder."
+        ),
+    ] = None,
+    data_dir: StackFolder = None,
+    as_json: AsJSON = False,
+) -> None:
+    """Show folders of base models that are not offered, and why. For operators: reads the folder, needs no key."""
+    from service.models.base import survey
+
+    root = models_dir or Path(stack_state(data_dir)["models_dir"])
+    if not root.is_dir():
+        raise CommandError(f"There is no folder {root}. Name the folder of base models with --models-dir.")
+    offered, broken = survey(root)
+    if as_json:
+        typer.echo(json.dumps([{"id": each.id, "reason": each.reason} for each in broken]))
+        return
+    typer.secho(f"{len(broken)} broken, {len(offered)} on offer in {root}", err=True)
+    show_table(("folder", "reason"), [(each.id, each.reason) for each in broken])
 
 
 def pull(

@@ -64,7 +64,7 @@ async def _next(client: Any, id: str, seconds: float) -> tuple[str | None, dict[
     deadline = asyncio.get_running_loop().time() + seconds
     while (left := deadline - asyncio.get_running_loop().time()) > 0:
         # The connection gives up after its own time-out, which must be the longer one.
-        found = await client.blpop([_name(id)], timeout=min(left, 10.0))
+        found = await client.blpop([_name(id)], timeout=min(left, 1.0))
         if found is not None:
             message = json.loads(found[1])
             return message["kind"], message["answer"]

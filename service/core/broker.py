@@ -8,9 +8,11 @@ import logging
 from functools import cache
 from typing import Any
 
+import redis
 from celery import Celery
 from kombu.exceptions import OperationalError
 
+from service.core import live
 from service.settings import required
 
 TRAINING_QUEUE = "training"
@@ -52,13 +54,29 @@ def configure(app: Celery) -> Celery:
 
 @cache
 def _sender() -> Celery:
-    return configure(Celery("troll-sender", set_as_current=False))
+    app = configure(Celery("troll-sender", set_as_current=False))
+    # Whoever rings waits for it, unlike a worker that listens; and a time-out comes three times.
+    app.conf.broker_transport_options |= {"socket_timeout": live.ANSWER_SECONDS / 2, "retry_on_timeout": False}
+    return app
+
+
+def _send(task: str, **options: Any) -> None:
+    """Raises ``OperationalError`` when Redis cannot be reached, and at once when it did not answer a moment ago."""
+    try:
+        live.silence.check()
+        _sender().send_task(task, **options)
+    except redis.TimeoutError as error:
+        raise OperationalError(str(error)) from error
+    except OperationalError as error:
+        if isinstance(error.__cause__, redis.TimeoutError):
+            live.silence.note()
+        raise
 
 
 def ring(job_id: str) -> bool:
     """Tell the training workers that a job waits. False when Redis cannot be reached: the sweep will ring instead."""
     try:
-        _sender().send_task(RUN_JOB, args=[job_id], queue=TRAINING_QUEUE)
+        _send(RUN_JOB, args=[job_id], queue=TRAINING_QUEUE)
     except OperationalError as error:
         log.warning("could not ring for %s, the sweep will: %s", job_id, error)
         return False
@@ -68,7 +86,7 @@ def ring(job_id: str) -> bool:
 def ring_examinations() -> bool:
     """Tell the control worker that a job waits to be examined. The sweep finds out anyway."""
     try:
-        _sender().send_task(EXAMINE_JOBS, queue=CONTROL_QUEUE)
+        _send(EXAMINE_JOBS, queue=CONTROL_QUEUE)
     except OperationalError as error:
         log.warning("could not ring for an examination, the sweep will: %s", error)
         return False
@@ -78,7 +96,7 @@ def ring_examinations() -> bool:
 def ring_webhooks() -> bool:
     """Tell the control worker that the webhook outbox holds something. Its schedule finds out anyway."""
     try:
-        _sender().send_task(DELIVER_WEBHOOKS, queue=CONTROL_QUEUE)
+        _send(DELIVER_WEBHOOKS, queue=CONTROL_QUEUE)
     except OperationalError as error:
         log.warning("could not ring for webhooks, the schedule will: %s", error)
         return False
@@ -87,7 +105,7 @@ def ring_webhooks() -> bool:
 
 def ask(task: str, id: str, question: dict[str, Any]) -> None:
     """Send ``question`` to the control worker. Raises ``OperationalError``."""
-    _sender().send_task(task, args=[id, question], queue=CONTROL_QUEUE)
+    _send(task, args=[id, question], queue=CONTROL_QUEUE)
 
 
 def waiting(queue: str = TRAINING_QUEUE) -> int:

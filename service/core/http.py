@@ -1,28 +1,28 @@
-"""What every request passes through: an id, a size limit, and error handlers that speak OpenAI's envelope."""
+"""What every request passes through: an id, and error handlers that speak OpenAI's envelope."""
 
 import logging
-from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from sqlalchemy.exc import DataError, InterfaceError, OperationalError
-from starlette.datastructures import Headers, MutableHeaders
+from redis.exceptions import RedisError
+from sqlalchemy.exc import DataError, DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as NoConnection
+from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import disk
-from service.core import out_of_scope
+from service.core import out_of_scope, paths
 from service.core.answers import error_answer
 from service.core.errors import DomainError
-from service.core.gate import Gate
 from service.core.ids import new_id
 from service.core.logs import request_id
-from service.core.rate_limit import RateLimit
-from service.settings import settings
 
-MULTIPART_ALLOWANCE = 64 * 1024
+TOO_MUCH = ("54000", "54001", "54023")
+"""PostgreSQL's codes for values larger or deeper than it takes."""
 
 log = logging.getLogger(__name__)
 
@@ -48,43 +48,7 @@ class RequestId:
         await self.app(scope, receive, send_with_id)
 
 
-class BodyLimit:
-    """Refuses bodies that are too large, by their announced length and, if that lied or is missing, as they arrive."""
-
-    def __init__(self, app: ASGIApp, upload_limit: Callable[[str], int | None]) -> None:
-        self.app, self.upload_limit = app, upload_limit
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        upload = self.upload_limit(scope["path"])
-        limit = settings().max_body_bytes if upload is None else upload + MULTIPART_ALLOWANCE
-        announced = Headers(scope=scope).get("content-length", "")
-        if announced.isdigit() and int(announced) > limit:
-            await error_answer(413, "request_too_large", _too_large(limit))(scope, receive, send)
-            return
-        received = 0
-
-        async def receive_within_limit() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > limit:
-                raise HTTPException(413, _too_large(limit))
-            return message
-
-        await self.app(scope, receive_within_limit, send)
-
-
-def install(app: FastAPI, upload_limit: Callable[[str], int | None], tenant: Callable[[Scope], str]) -> None:
-    """``upload_limit`` tells how large a file may be sent to a path; None where bodies are JSON. ``tenant`` tells on
-    whose turn a request is begun.
-    """
-    app.add_middleware(BodyLimit, upload_limit=upload_limit)
-    app.add_middleware(RateLimit)
-    app.add_middleware(Gate, tenant=tenant)
-    app.add_middleware(RequestId)
+def install(app: FastAPI) -> None:
     app.add_exception_handler(DomainError, _domain_error)
     app.add_exception_handler(RequestValidationError, _invalid_request)
     app.add_exception_handler(HTTPException, _http_error)
@@ -92,24 +56,44 @@ def install(app: FastAPI, upload_limit: Callable[[str], int | None], tenant: Cal
     app.add_exception_handler(OSError, _disk_full)
     app.add_exception_handler(OperationalError, _database_unavailable)
     app.add_exception_handler(InterfaceError, _database_unavailable)
+    app.add_exception_handler(NoConnection, _database_unavailable)
+    app.add_exception_handler(RedisError, _redis_unavailable)
+    app.add_exception_handler(ClientDisconnect, _hung_up)
     app.add_exception_handler(Exception, _unexpected)
 
 
-def describe(errors: Any, prefix: str = "") -> tuple[str, str | None]:
-    """A sentence and a ``param`` for pydantic's ``errors``. Alternatives of one field are joined by "or"."""
-    first = errors[0]
-    path = [part for part in first["loc"] if part != "body"]
-    field = ".".join([prefix, *(str(part) for part in path)] if prefix else [str(part) for part in path])
+def describe(errors: Any, prefix: str = "", body: Any = None) -> tuple[str, str | None]:
+    """A sentence and a ``param`` for pydantic's ``errors``. Alternatives of one field are joined by "or".
+
+    ``body`` is what was checked, if it is at hand: names of alternatives among the steps of a path are no part of it.
+    """
+    paths = [_path(error, body) for error in errors]
+    # Of several alternatives the one that was followed furthest is the one that was meant.
+    path = max((each for each in paths if each[: len(paths[0])] == paths[0]), key=len)
+    alike = [error for error, each in zip(errors, paths, strict=True) if each == path]
+    first = alike[0]
+    field = ".".join([prefix, *path] if prefix else path)
     if first["type"] == "extra_forbidden":
         return f"Unknown parameter: '{field}'.", field
     if first["type"] == "missing":
         return f"Missing required parameter: '{field}'.", field
-    reason = first["msg"].removeprefix("Value error, ")
+    reasons = dict.fromkeys(error["msg"].removeprefix("Value error, ").removesuffix(".") for error in alike)
+    reason = " or ".join(text if n == 0 else text.removeprefix("Input should be ") for n, text in enumerate(reasons))
     return (f"Invalid value for '{field}': {reason}." if field else f"{reason}."), field or None
 
 
-def _too_large(limit: int) -> str:
-    return f"The request body is larger than the {limit} bytes allowed here."
+def _path(error: Any, body: Any) -> list[str]:
+    steps = [step for step in error["loc"] if step != "body"]
+    if body is None:
+        return [str(step) for step in steps]
+    path: list[str] = []
+    for n, step in enumerate(steps):
+        if (isinstance(body, dict) and step in body) or (isinstance(body, list) and isinstance(step, int)):
+            path.append(str(step))
+            body = body[step] if isinstance(body, dict) or step < len(body) else None
+        elif isinstance(body, dict) and n == len(steps) - 1 and error["type"] == "missing":
+            path.append(str(step))
+    return path
 
 
 async def _domain_error(request: Request, error: Exception) -> JSONResponse:
@@ -119,24 +103,38 @@ async def _domain_error(request: Request, error: Exception) -> JSONResponse:
 
 async def _invalid_request(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    if first["type"] == "json_invalid":
-        reason = first.get("ctx", {}).get("error", "it does not parse")
-        return error_answer(400, "invalid_json", f"The request body is not valid JSON: {reason}.")
-    path = [str(part) for part in first["loc"][1:]]
-    message, param = describe([{**first, "loc": path}])
-    return error_answer(400, "invalid_value", message, param)
+    errors, body = error.errors(), error.body
+    if errors[0]["loc"][0] != "body":
+        return error_answer(400, "invalid_value", *describe([{**errors[0], "loc": errors[0]["loc"][1:]}]))
+    if isinstance(body, bytes):
+        sent = request.headers.get("content-type")
+        as_what = f"as '{sent[:100]}'" if sent else "without saying what it is"
+        message = f"The body was sent {as_what}. It must be JSON: send the header Content-Type: application/json."
+        return error_answer(400, "unsupported_content_type", message)
+    if body is None:
+        return error_answer(400, "missing_body", "The request needs a JSON body.")
+    if not isinstance(body, dict):
+        return error_answer(400, "invalid_value", "The request body must be a JSON object.")
+    about_it = [each for each in errors if each["loc"][0] == "body"]
+    return error_answer(400, "invalid_value", *describe(about_it, body=body))
 
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    alternative = out_of_scope.alternative(request.url.path) if error.status_code == 404 else None
+    path = request.scope["path"]
+    alternative = out_of_scope.alternative(path) if error.status_code == 404 else None
     if alternative is not None:
-        return error_answer(404, "not_served", f"{request.method} {request.url.path} is not served here. {alternative}")
-    codes = {404: "unknown_url", 405: "method_not_allowed", 413: "request_too_large"}
+        return error_answer(404, "not_served", f"{request.method} {path} is not served here. {alternative}")
+    codes = {
+        400: "invalid_body",
+        404: "unknown_url",
+        405: "method_not_allowed",
+        408: "request_timeout",
+        413: "request_too_large",
+    }
     messages = {
-        404: f"Unknown request URL: {request.method} {request.url.path}. See /docs for what is served.",
-        405: f"{request.method} is not allowed on {request.url.path}.",
+        404: f"Unknown request URL: {request.method} {path}. See /docs for what is served.",
+        405: f"{request.method} is not allowed on {path}.",
     }
     message = messages.get(error.status_code, str(error.detail))
     headers = dict(error.headers) if error.headers else None
@@ -145,10 +143,18 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
 
 async def _impossible_value(request: Request, error: Exception) -> JSONResponse:
     """A value that is valid JSON and no value of PostgreSQL, such as a text with a NUL."""
-    assert isinstance(error, DataError)
+    assert isinstance(error, DBAPIError)
     reason = str(error.orig).splitlines()[0]
-    log.info("%s %s holds a value that cannot be stored: %s", request.method, request.url.path, reason)
-    return error_answer(400, "invalid_value", f"The request holds a value that cannot be stored: {reason}.")
+    param = _with_nul(request)
+    log.info("%s %s holds a value that cannot be stored: %s", request.method, request.scope["path"], reason)
+    holder = f"'{param}'" if param else "The request"
+    return error_answer(400, "invalid_value", f"{holder} holds a value that cannot be stored: {reason}.", param)
+
+
+def _with_nul(request: Request) -> str | None:
+    """The field of the body, the path or the query that holds a NUL."""
+    sent = (request.scope["state"].get("body"), request.path_params, dict(request.query_params))
+    return next((path for each in sent if (path := paths.first(each, "\0")) is not None), None)
 
 
 async def _disk_full(request: Request, error: Exception) -> JSONResponse:
@@ -163,14 +169,28 @@ async def _disk_full(request: Request, error: Exception) -> JSONResponse:
 async def _database_unavailable(request: Request, error: Exception) -> JSONResponse:
     if disk.is_full(error):
         return await _disk_full(request, error)
-    log.error("the database did not answer %s %s: %s", request.method, request.url.path, error)
+    if isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", None) in TOO_MUCH:
+        return await _impossible_value(request, error)
+    log.error("the database did not answer %s %s: %s", request.method, request.scope["path"], error)
     return error_answer(
         503, "database_unavailable", "The database cannot be reached. Try again shortly.", headers={"Retry-After": "5"}
     )
 
 
+async def _redis_unavailable(request: Request, error: Exception) -> JSONResponse:
+    log.error("Redis did not answer %s %s: %s", request.method, request.scope["path"], error)
+    return error_answer(
+        503, "redis_unavailable", "Redis cannot be reached. Try again shortly.", headers={"Retry-After": "5"}
+    )
+
+
+async def _hung_up(request: Request, error: Exception) -> JSONResponse:
+    # Nobody reads this; the log says what became of the request.
+    return error_answer(499, "client_closed_request", "The client hung up.")
+
+
 async def _unexpected(request: Request, error: Exception) -> JSONResponse:
     id = request.scope["state"]["request_id"]
-    log.exception("%s %s failed", request.method, request.url.path, exc_info=error)
+    log.exception("%s %s failed", request.method, request.scope["path"], exc_info=error)
     message = f"The server had an error while processing your request. Tell your operator the request id {id}."
     return error_answer(500, "internal_error", message, headers={"x-request-id": id})

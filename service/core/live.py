@@ -1,34 +1,118 @@
-"""The live side of events: a short Redis stream per job, a cache of what PostgreSQL already holds.
+"""The way to Redis, and the live side of events: a short stream per job, a cache of what PostgreSQL already holds.
 
 Frames are published after their transaction committed. Who follows a job replays PostgreSQL first and uses the stream
 only to learn of newer events at once, so a lost frame costs a moment and never an event.
+
+A Redis that does not answer may cost a request seconds, once: after a time-out it is left alone for a while.
 """
 
+import asyncio
 import json
 import logging
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import redis
 import redis.asyncio
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from service.settings import required
 
 MAX_FRAMES = 2000
 TTL_SECONDS = 24 * 3600
+ANSWER_SECONDS = 2.0
+"""How long Redis may take to answer."""
+BLOCKING_SECONDS = 4.0
+"""The same for clients that also wait for something to come, for about a second at a time."""
+ALONE_SECONDS = 3.0
+"""How long a Redis that did not answer is not asked again."""
+SHARED_CONNECTIONS = 20
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class _Silence:
+    """Until when Redis is left alone."""
+
+    until = 0.0
+
+    def note(self) -> None:
+        self.until = time.monotonic() + ALONE_SECONDS
+
+    def check(self) -> None:
+        if time.monotonic() < self.until:
+            raise redis.TimeoutError("Redis did not answer a moment ago")
+
+
+silence = _Silence()
+
+
+class _Once(Retry):
+    """A connection that was found closed is opened again, as after a restart; an answer that does not come is noted."""
+
+    def call_with_retry(self, do: Callable[[], T], fail: Any, *args: Any, **kwargs: Any) -> T:
+        silence.check()
+        try:
+            return super().call_with_retry(do, fail, *args, **kwargs)
+        except (redis.TimeoutError, TimeoutError):
+            silence.note()
+            raise
 
 
 @cache
 def client() -> redis.Redis:
-    return redis.Redis.from_url(required("redis_url"), socket_timeout=3, socket_connect_timeout=3)
+    """Raises ``redis.RedisError`` at once for a while after Redis did not answer."""
+    return redis.Redis.from_url(
+        required("redis_url"),
+        socket_timeout=ANSWER_SECONDS,
+        socket_connect_timeout=ANSWER_SECONDS,
+        retry=_Once(NoBackoff(), 1, (redis.ConnectionError,)),
+    )
+
+
+def _retry(times: int) -> AsyncRetry:
+    # Left to itself the library repeats what timed out, which makes a time-out of seconds one of half a minute.
+    return AsyncRetry(NoBackoff(), times, (redis.ConnectionError,))
 
 
 def asynchronous() -> redis.asyncio.Redis:
     """A client for the event loop that asks. The caller closes it."""
-    return redis.asyncio.Redis.from_url(required("redis_url"), socket_timeout=30, socket_connect_timeout=3)
+    return redis.asyncio.Redis.from_url(
+        required("redis_url"),
+        socket_timeout=BLOCKING_SECONDS,
+        socket_connect_timeout=ANSWER_SECONDS,
+        retry=_retry(0),
+    )
+
+
+_of_loops: "WeakKeyDictionary[asyncio.AbstractEventLoop, redis.asyncio.Redis]" = WeakKeyDictionary()
+
+
+def shared() -> redis.asyncio.Redis:
+    """The client that everybody in this event loop shares, for questions that are answered at once."""
+    loop = asyncio.get_running_loop()
+    if loop not in _of_loops:
+        pool = redis.asyncio.BlockingConnectionPool.from_url(
+            required("redis_url"),
+            max_connections=SHARED_CONNECTIONS,
+            timeout=ANSWER_SECONDS / 2,
+            socket_timeout=ANSWER_SECONDS / 2,
+            socket_connect_timeout=ANSWER_SECONDS / 2,
+            retry=_retry(1),
+        )
+        _of_loops[loop] = redis.asyncio.Redis.from_pool(pool)
+    return _of_loops[loop]
+
+
+async def close_shared() -> None:
+    if (mine := _of_loops.pop(asyncio.get_running_loop(), None)) is not None:
+        await mine.aclose()
 
 
 def stream(job_id: str) -> str:

@@ -1,17 +1,22 @@
-"""A token bucket for each API key, in Redis, asked before anything else is done for a request.
+"""Token buckets in Redis, asked before anything else is done for a request: one for each API key, and for strangers.
 
-A key that asks too much costs one Redis call and no database connection. When Redis is away nobody is limited: a
-limit is a courtesy between users, not a lock.
+A key that asks too much costs one Redis call and no database connection. Who sends no key, or none that can be one, is
+counted by address. A key that can be one is looked up, so that right keys work from an address that sends wrong ones
+too; these look-ups are bounded by address as well, but for keys that were right before. When Redis is away nobody is
+limited: a limit is a courtesy between users, not a lock.
 """
 
 import hashlib
 import logging
 import math
+import threading
 import time
+from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from redis.exceptions import RedisError
-from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -21,6 +26,9 @@ from service.settings import settings
 
 AWAY_SECONDS = 5.0
 """How long Redis is left alone after it did not answer."""
+LOOKUPS_PER_REQUEST = 10
+"""Keys that are looked up for one address, for each request that a stranger may send."""
+KEYS_REMEMBERED = 10_000
 
 # The bucket holds `capacity` tokens and fills with `rate` tokens a second; the clock is Redis' own.
 _TAKE = """
@@ -42,66 +50,158 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class Verdict:
     allowed: bool
+    limit: int
+    """Requests a minute."""
     remaining: int
     wait_ms: int
     """How long until the next token."""
 
     def headers(self) -> dict[str, str]:
         return {
-            "x-ratelimit-limit-requests": str(settings().requests_per_minute),
+            "x-ratelimit-limit-requests": str(self.limit),
             "x-ratelimit-remaining-requests": str(self.remaining),
             "x-ratelimit-reset-requests": f"{self.wait_ms / 1000:.3f}s",
         }
 
+    def refusal(self, who: str) -> ASGIApp:
+        seconds = self.wait_ms / 1000
+        message = f"{who} more than {self.limit} requests a minute. Wait {seconds:.1f} s."
+        waiting = {"retry-after-ms": str(self.wait_ms), "Retry-After": str(math.ceil(seconds) or 1)}
+        return error_answer(429, "rate_limit_exceeded", message, headers={**self.headers(), **waiting})
+
+
+class KnownKeys:
+    """The keys that this process has lately found to be right, by digest, and whose they are."""
+
+    def __init__(self) -> None:
+        self._digests: OrderedDict[str, str] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __contains__(self, key: str) -> bool:
+        return _digest(key) in self._digests
+
+    def organization(self, key: str) -> str | None:
+        return self._digests.get(_digest(key))
+
+    def remember(self, key: str, organization_id: str) -> None:
+        with self._lock:
+            self._digests[_digest(key)] = organization_id
+            self._digests.move_to_end(_digest(key))
+            if len(self._digests) > KEYS_REMEMBERED:
+                self._digests.popitem(last=False)
+
+    def forget(self, key: str) -> None:
+        with self._lock:
+            self._digests.pop(_digest(key), None)
+
+
+known_keys = KnownKeys()
+"""Told by whoever authenticates a request."""
+
 
 class RateLimit:
-    """Answers 429, with the time to wait, to keys that have used up their tokens."""
+    """Answers 429, with the time to wait, to keys and strangers that have used up their tokens.
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
+    ``presented`` gives the key in a header ``Authorization``, if it holds one that can be right.
+    """
+
+    def __init__(self, app: ASGIApp, presented: Callable[[str | None], str | None]) -> None:
+        self.app, self._presented = app, presented
         self._away_until = 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        token = Headers(scope=scope).get("authorization") if scope["type"] == "http" else None
-        if token is None or not scope["path"].startswith("/v1/") or settings().requests_per_minute == 0:
+        if scope["type"] != "http" or not f"{scope['path']}/".startswith("/v1/"):
             await self.app(scope, receive, send)
             return
-        verdict = await self._take(token)
-        if verdict is None:
+        key, address = self._presented(Headers(scope=scope).get("authorization")), address_of(scope)
+        verdict = await self._stranger(address) if key is None else await self._lookup(key, address)
+        if verdict is not None and not verdict.allowed:
+            who = "Requests without a valid API key, or with one not seen lately, come from your address"
+            await verdict.refusal(who)(scope, receive, send)
+            return
+        if key is None:
             await self.app(scope, receive, send)
             return
-        if not verdict.allowed:
-            await _refusal(verdict)(scope, receive, send)
+        verdict = await self._take(f"rate:{_digest(key)}", settings().requests_per_minute)
+        if verdict is not None and not verdict.allowed:
+            await verdict.refusal("Your API key sent")(scope, receive, send)
             return
+        headers = {} if verdict is None else verdict.headers()
+        await self.app(scope, receive, _Answering(self, key, address, headers, scope, receive, send))
 
-        async def send_with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(verdict.headers())
-            await send(message)
+    async def _stranger(self, address: str) -> Verdict | None:
+        return await self._take(f"strangers:{address}", settings().stranger_requests_per_minute)
 
-        await self.app(scope, receive, send_with_headers)
+    async def _lookup(self, key: str, address: str) -> Verdict | None:
+        if key in known_keys:
+            return None
+        per_minute = settings().stranger_requests_per_minute * LOOKUPS_PER_REQUEST
+        return await self._take(f"lookups:{address}", per_minute)
 
-    async def _take(self, token: str) -> Verdict | None:
-        if time.monotonic() < self._away_until:
+    async def _take(self, name: str, per_minute: int) -> Verdict | None:
+        """One of the tokens of the bucket ``name``; None where nobody counts them."""
+        if per_minute == 0 or time.monotonic() < self._away_until:
             return None
         try:
-            return await run_in_threadpool(take, token)
+            return await take(name, per_minute)
         except RedisError as error:
+            if time.monotonic() >= self._away_until:
+                log.warning("Redis is away, requests are not limited: %s", error)
             self._away_until = time.monotonic() + AWAY_SECONDS
-            log.warning("Redis is away, requests are not limited: %s", error)
+            live.silence.note()
             return None
 
 
-def take(token: str) -> Verdict:
-    """Take one of the tokens of whoever sends ``token``. Raises ``redis.RedisError``."""
-    per_minute = settings().requests_per_minute
-    name = f"rate:{hashlib.sha256(token.encode()).hexdigest()[:32]}"
-    allowed, remaining, wait_ms = live.client().eval(_TAKE, 1, name, str(per_minute / 60), str(per_minute))
-    return Verdict(bool(allowed), remaining, wait_ms)
+class _Answering:
+    """Sends an answer to a request with a key; a key that turned out to be wrong makes its sender a stranger."""
+
+    def __init__(
+        self,
+        limit: RateLimit,
+        key: str,
+        address: str,
+        headers: dict[str, str],
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+    ) -> None:
+        self._limit, self._key, self._address, self._headers = limit, key, address, headers
+        self._scope, self._receive, self._send = scope, receive, send
+        self._refused = False
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            verdict = None
+            if message["status"] < 500 and self._key not in known_keys:
+                verdict = await self._limit._stranger(self._address)
+            if verdict is not None and not verdict.allowed:
+                self._refused = True
+                await verdict.refusal("Wrong API keys come from your address")(self._scope, self._receive, self._send)
+                return
+            MutableHeaders(scope=message).update(self._headers)
+        if not self._refused:
+            await self._send(message)
 
 
-def _refusal(verdict: Verdict) -> ASGIApp:
-    seconds = verdict.wait_ms / 1000
-    message = f"Your API key sent more than {settings().requests_per_minute} requests a minute. Wait {seconds:.1f} s."
-    waiting = {"retry-after-ms": str(verdict.wait_ms), "Retry-After": str(math.ceil(seconds) or 1)}
-    return error_answer(429, "rate_limit_exceeded", message, headers={**verdict.headers(), **waiting})
+async def take(name: str, per_minute: int) -> Verdict:
+    """Take one of the tokens of the bucket ``name``. Raises ``redis.RedisError``."""
+    allowed, remaining, wait_ms = await live.shared().eval(_TAKE, 1, name, str(per_minute / 60), str(per_minute))
+    return Verdict(bool(allowed), per_minute, remaining, wait_ms)
+
+
+def _digest(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()[:32]
+
+
+def address_of(scope: Scope) -> str:
+    """Whose requests are counted together: an IPv4 address, or the /64 network that one owner of IPv6 has at least."""
+    client = scope.get("client")
+    try:
+        address: IPv4Address | IPv6Address = ip_address(client[0].partition("%")[0] if client else "")
+    except ValueError:
+        return "unknown"
+    if isinstance(address, IPv6Address):
+        if address.ipv4_mapped is None:
+            return f"{IPv6Address(int(address) >> 64 << 64)}/64"
+        address = address.ipv4_mapped
+    return str(address)

@@ -160,6 +160,7 @@ class Stack:
     def _programs(self, host: str, port: int) -> list[Program]:
         python, celery = [sys.executable, "-m"], [sys.executable, "-m", "celery", "-A", "workers.app"]
         api = ["uvicorn", "--factory", "service.app:create_app", "--host", host, "--port", str(port)]
+        api += ["--http", "service.core.connections:Connection", "--ws", "none"]
         quiet = ["--pool", "threads", "--without-gossip", "--without-mingle", "-l", "INFO"]
         control = ["worker", "-Q", CONTROL_QUEUE, "-n", f"control@{self.node}", "-c", "2", *quiet]
         training = ["worker", "-Q", TRAINING_QUEUE, "-n", f"training@{self.node}", "-c", "1", *quiet]

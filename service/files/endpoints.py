@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 from starlette.datastructures import FormData, UploadFile
 
 from service.accounts.caller import Caller, Known, Route
-from service.core import storage
+from service.core import forms, storage
 from service.core.errors import invalid
 from service.core.pagination import Page, page
 from service.core.threads import bulk_threads
@@ -46,7 +46,7 @@ UPLOAD_BODY = {
 
 async def _form(request: Request, known: Known) -> FormData:
     """The upload, read only after the caller is known: a stranger cannot make the server store anything."""
-    return await request.form(max_files=1, max_fields=10)
+    return await forms.read(request, max_fields=10)
 
 
 @router.post("", openapi_extra=UPLOAD_BODY)

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from service.graders import source
 from service.graders.definitions import (
     MAX_GRADERS,
     CodeTests,
@@ -25,9 +26,11 @@ from service.graders.definitions import (
 )
 from service.graders.formula import is_variable_name
 from service.graders.strict_json import kind
+from service.graders.template import Template
 
 __all__ = [
     "MAX_GRADERS",
+    "MAX_REFERENCES",
     "CodeTests",
     "Grader",
     "GraderError",
@@ -42,6 +45,9 @@ __all__ = [
     "TextSimilarity",
     "parse_grader",
 ]
+
+MAX_REFERENCES = 100
+"""Different values that the templates of a grader may read."""
 
 
 class GraderError(Exception):
@@ -73,10 +79,17 @@ def parse_grader(raw: Any, path: str) -> Grader:
     grader; of the latter two each grader's key is made of its name. Raises ``GraderError``.
     """
     fields, type_ = _fields_and_type(raw, path)
+    grader: Grader
     if type_ != "multi":
-        return _parse_single(fields, type_, path)
-    graders = _parse_graders(fields.get("graders"), f"{path}.graders")
-    return _validate(Multi, fields | {"graders": graders}, path)
+        grader = _parse_single(fields, type_, path)
+    else:
+        graders = _parse_graders(fields.get("graders"), f"{path}.graders")
+        grader = _validate(Multi, fields | {"graders": graders}, path)
+    # Every row of a file is searched for each of them.
+    read = {reference for text in grader.templates() for reference in Template.parse(text).paths}
+    if len(read) > MAX_REFERENCES:
+        raise GraderError(f"The templates read {len(read)} different values; at most {MAX_REFERENCES} may be.", path)
+    return grader
 
 
 def _fields_and_type(raw: Any, path: str) -> tuple[dict[str, Any], str]:
@@ -99,7 +112,10 @@ def _parse_single(fields: dict[str, Any], type_: str, path: str) -> Single:
         raise GraderError(
             "The metric 'cosine' is not supported: it needs a model of embeddings.", f"{path}.evaluation_metric"
         )
-    return _validate(_SINGLE[type_], fields, path)
+    grader = _validate(_SINGLE[type_], fields, path)
+    if isinstance(grader, Python) and (reason := source.fault(grader.source)) is not None:
+        raise GraderError(f"Invalid 'source': {reason}.", f"{path}.source")
+    return grader
 
 
 def _parse_graders(raw: Any, path: str) -> dict[str, Single]:

@@ -6,6 +6,7 @@ RecursionError, here or when the value is written out again. All of these are re
 
 import json
 import math
+from functools import cache
 from typing import Any
 
 MAX_DEPTH = 200
@@ -15,10 +16,10 @@ class InvalidJSON(ValueError):
     """The text is not JSON. The message says what is wrong and, where it is known, at which character (from 1)."""
 
 
-def loads(text: str) -> Any:
-    """Parse ``text``. Raises ``InvalidJSON``."""
+def loads(text: str, *, max_fields: int | None = None) -> Any:
+    """Parse ``text``, whose objects have at most ``max_fields`` fields each. Raises ``InvalidJSON``."""
     try:
-        value = _decoder.decode(text)
+        value = (_decoder if max_fields is None else _bounded_decoder(max_fields)).decode(text)
     except InvalidJSON:
         raise
     except json.JSONDecodeError as error:
@@ -74,6 +75,16 @@ def _children(value: Any) -> list[Any]:
     if isinstance(value, dict):
         return list(value.values())
     return value if isinstance(value, list) else []
+
+
+@cache
+def _bounded_decoder(max_fields: int) -> json.JSONDecoder:
+    def bounded(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(pairs) > max_fields:
+            raise InvalidJSON(f"an object has more than {max_fields} fields")
+        return dict(pairs)
+
+    return json.JSONDecoder(object_pairs_hook=bounded, parse_constant=_refuse_constant, parse_float=_finite_float)
 
 
 _decoder = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite_float)

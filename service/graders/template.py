@@ -7,6 +7,7 @@ hole names one value by a path of field names and list positions, and nothing el
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from service.graders import strict_json
@@ -15,6 +16,13 @@ NAMESPACES = ("item", "sample")
 SAMPLE_MEMBERS = ("output_text", "output_json")
 _MEMBERS_OF_THE_HOSTED_API = ("output_tools", "choices", "output_audio")
 _ALLOWED = "allowed are {{item.FIELD}}, {{sample.output_text}} and {{sample.output_json.FIELD}}"
+
+MAX_LENGTH = 256 * 1000
+MAX_HOLES = 1000
+MAX_STEPS = 100
+"""Of one path."""
+MAX_FILLED = 1 << 20
+"""Characters of a template that is filled."""
 
 _NAMESPACE = re.compile(r"\w+")
 _STEP = re.compile(
@@ -39,6 +47,13 @@ class MissingVariable(Exception):
     def __init__(self, reference: "Reference", why: str) -> None:
         super().__init__(f"{{{{{reference}}}}}: {why}")
         self.reference, self.why = reference, why
+
+
+class TooLong(Exception):
+    """A template that is filled has more than ``MAX_FILLED`` characters."""
+
+    def __init__(self) -> None:
+        super().__init__(f"the template makes a text of more than {MAX_FILLED:,} characters")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +86,10 @@ class Template:
     @classmethod
     def parse(cls, text: str) -> "Template":
         """Parse ``text``. Raises ``TemplateError``, a ``ValueError``."""
+        if len(text) > MAX_LENGTH:
+            raise TemplateError(f"a template may have at most {MAX_LENGTH} characters, not {len(text)}")
+        if text.count("{{") > MAX_HOLES:
+            raise TemplateError(f"a template may hold '{{{{' at most {MAX_HOLES} times")
         parts: list[str | Reference] = []
         position = 0
         while (start := text.find("{{", position)) >= 0:
@@ -100,11 +119,18 @@ class Template:
         return any(path.namespace == "sample" and path.steps[0] == "output_json" for path in self.paths)
 
     def render(self, *, item: Mapping[str, Any], sample: Mapping[str, Any]) -> str:
-        """Fill the holes: strings as they are, anything else as compact JSON. Raises ``MissingVariable``."""
+        """Fill the holes: strings as they are, anything else as compact JSON.
+
+        Raises ``MissingVariable``, and ``TooLong`` as soon as that is certain.
+        """
         roots = {"item": item, "sample": sample}
-        return "".join(
-            part if isinstance(part, str) else _value_text(part.resolve(roots[part.namespace])) for part in self.parts
-        )
+        filled, length = [], 0
+        for part in self.parts:
+            filled.append(part if isinstance(part, str) else _value_text(part.resolve(roots[part.namespace])))
+            length += len(filled[-1])
+            if length > MAX_FILLED:
+                raise TooLong
+        return "".join(filled)
 
 
 def _parse_reference(inside: str) -> Reference:
@@ -137,6 +163,8 @@ def _parse_steps(source: str, position: int, shown: str) -> tuple[str | int, ...
         else:
             steps.append(step["name"] or step["key"])
         position = step.end()
+        if len(steps) > MAX_STEPS:
+            raise TemplateError(f"{shown}: a path may have at most {MAX_STEPS} steps")
     return tuple(steps)
 
 
@@ -185,7 +213,7 @@ def _has(value: Any, step: str | int) -> bool:
 
 def _why_not(value: Any, step: str | int) -> str:
     if isinstance(step, str) and isinstance(value, Mapping):
-        fields = ", ".join(str(key)[:40] for key in list(value)[:8]) + (", …" if len(value) > 8 else "")
+        fields = ", ".join(str(key)[:40] for key in islice(value, 8)) + (", …" if len(value) > 8 else "")
         return f"has no field '{step}' (it has: {fields or 'none'})"
     if isinstance(step, str):
         return f"is {strict_json.kind(value)}, not an object"

@@ -61,6 +61,7 @@ async def ask(question: Question, key_id: str) -> AsyncGenerator[wire.Event | No
     seat = await run_in_threadpool(seats.enter, key_id)
     asked = _Asked(question, live.asynchronous())
     try:
+        live.silence.check()
         await asked.send()
         renewed = time.monotonic()
         while not asked.done:

@@ -4,10 +4,16 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from service.spelling import Spelled
+
 MAX_INTEGRATIONS = 5
 TAG_LENGTH = 64
 
-Name = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[^/\\#?%:\x00-\x1f]+$")]
+Name = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=128),
+    Spelled(r"[^/\\#?%:\x00-\x1f]*", "characters other than / \\ # ? % : and control characters"),
+]
 """A project's or an entity's, as W&B allows them."""
 Tag = Annotated[str, StringConstraints(min_length=1, max_length=TAG_LENGTH)]
 

@@ -9,7 +9,9 @@ from service.jobs.integrations import MAX_INTEGRATIONS, Integration, Integration
 from service.jobs.methods import Method, RequestedMethod, method_object
 from service.jobs.models import Checkpoint, Event, Job
 from service.jobs.spec import JobSpec
+from service.spelling import Spelled
 
+SUFFIX_CHARACTERS = "the letters A to Z and a to z, digits, '.', '_' and '-', and no spaces"
 MetadataKey = Annotated[str, StringConstraints(max_length=64)]
 MetadataValue = Annotated[str, StringConstraints(max_length=512)]
 Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)]
@@ -47,7 +49,9 @@ class CreateJob(BaseModel):
         description="OpenAI's older place for the method's hyperparameters, which win over these.",
         json_schema_extra={"deprecated": True},
     )
-    suffix: str | None = Field(None, min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+$")
+    suffix: Annotated[str, Spelled("[A-Za-z0-9._-]*", SUFFIX_CHARACTERS)] | None = Field(
+        None, min_length=1, max_length=64
+    )
     seed: int | None = Field(None, ge=0, le=2**31 - 1)
     metadata: Metadata | None = None
     integrations: list[Integration] | None = Field(None, max_length=MAX_INTEGRATIONS)

@@ -46,6 +46,7 @@ def enter(key_id: str) -> str:
 async def stay(client: redis.asyncio.Redis, key_id: str, seat: str) -> None:
     """Renew a seat."""
     try:
+        live.silence.check()
         await client.eval(_SIT, 1, _name(key_id), seat, str(SEAT_SECONDS))
     except RedisError as error:
         log.debug("a seat could not be renewed: %s", error)

@@ -13,9 +13,11 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import redis.asyncio
 from redis.exceptions import RedisError
 from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as NoConnection
 
 from service.accounts import repository as accounts
 from service.core import live, shutdown
@@ -33,9 +35,12 @@ LOOK_UP_SECONDS = 20.0
 LEAVE_SECONDS = 5.0
 WATCH_SECONDS = 1.0
 """A stopping server is noticed within this time."""
+DATABASE_SECONDS = 8.0
+"""How long PostgreSQL may take to answer before a stream ends."""
 DONE = b"data: [DONE]\n\n"
 PING = b": ping\n\n"
 FAREWELL = b": the server is stopping; come back with ?after= the last seq\n\n"
+AWAY = b": the database does not answer; come back with ?after= the last seq\n\n"
 REVOKED = b": the API key is no longer valid\n\n"
 
 log = logging.getLogger(__name__)
@@ -44,23 +49,21 @@ log = logging.getLogger(__name__)
 async def follow(organization_id: str, key_id: str, seat: str, job_id: str, after: int) -> AsyncIterator[bytes]:
     """Server-sent events of a job with ``seq > after``; ends with ``[DONE]`` when the job has ended.
 
-    It ends without that, behind a comment that says why, when the server stops or the key ``key_id`` is revoked: who
-    still may comes back with ``?after=`` the last ``seq`` seen. ``seat`` is given back in the end.
+    It ends without that, behind a comment that says why, when the server stops, PostgreSQL does not answer or the key
+    ``key_id`` is revoked: who still may comes back with ``?after=`` the last ``seq`` seen. ``seat`` is given back.
     """
     last, client = after, live.asynchronous()
     try:
         position = await _tail(client, job_id)
         while True:
             await seats.stay(client, key_id, seat)
-            found = await _look_up(organization_id, key_id, job_id, last)
-            if found is None:
-                yield PING
-                await asyncio.sleep(POLL_SECONDS)
-                if shutdown.stopping.is_set():
-                    yield FAREWELL
-                    return
-                continue
-            events, ended, welcome = found
+            try:
+                stored = _stored, organization_id, key_id, job_id, last
+                events, ended, welcome = await request_threads.run(organization_id, *stored, begun=True)
+            except (OperationalError, InterfaceError, NoConnection, DomainError) as error:
+                log.warning("a stream of %s ends, PostgreSQL does not answer: %s", job_id, error)
+                yield AWAY
+                return
             if not welcome:
                 yield REVOKED
                 return
@@ -94,17 +97,6 @@ async def follow(organization_id: str, key_id: str, seat: str, job_id: str, afte
             await client.aclose()
 
 
-async def _look_up(
-    organization_id: str, key_id: str, job_id: str, after: int
-) -> tuple[list[dict[str, Any]], bool, bool] | None:
-    """What ``_stored`` finds; None while PostgreSQL is away or the server is busy."""
-    try:
-        return await request_threads.run(organization_id, _stored, organization_id, key_id, job_id, after)
-    except (DomainError, OperationalError, InterfaceError) as error:
-        log.warning("the stream of %s waits: %s", job_id, error)
-        return None
-
-
 def _stored(organization_id: str, key_id: str, job_id: str, after: int) -> tuple[list[dict[str, Any]], bool, bool]:
     """Up to ``BATCH`` events after ``after``, whether the job had ended before they were read, and if the key lives."""
     with tenant(organization_id) as session:
@@ -117,6 +109,7 @@ def _stored(organization_id: str, key_id: str, job_id: str, after: int) -> tuple
 
 async def _tail(client: redis.asyncio.Redis, job_id: str) -> str:
     try:
+        live.silence.check()
         newest: Any = await client.xrevrange(live.stream(job_id), count=1)
     except RedisError:
         return "0-0"
@@ -130,6 +123,7 @@ async def _live(client: redis.asyncio.Redis, job_id: str, position: str) -> Asyn
     # However much happens, the key and the seat are looked after now and then.
     while not shutdown.stopping.is_set() and time.monotonic() - began < LOOK_UP_SECONDS:
         try:
+            live.silence.check()
             answer: Any = await client.xread({name: position}, block=int(min(PING_SECONDS, WATCH_SECONDS) * 1000))
         except RedisError:
             await asyncio.sleep(POLL_SECONDS)

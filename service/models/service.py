@@ -17,6 +17,9 @@ from service.models.base import BaseModel
 from service.models.models import TunedModel
 
 CHECKPOINT_MARK = ":ckpt-step-"
+MODELS_SHOWN = 20
+NAME_SHOWN = 300
+"""Models, and characters of a name, that an error shows."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +52,15 @@ def find(session: Session, id: str, *, param: str | None, status: int = 404) -> 
     offered = base.find(id)
     if offered is not None:
         return _of_base(offered)
-    names = ", ".join(model.id for model in base.available()) or "none; the operator has not added any"
-    message = f"The model '{id}' does not exist or is not on the operator's list. Base models on offer: {names}."
+    message = f"The model '{id[:NAME_SHOWN]}' does not exist or is not on the operator's list. {_on_offer()}"
     raise DomainError(status, "model_not_found", message, param)
+
+
+def _on_offer() -> str:
+    names = [model.id for model in base.available()]
+    more = f" and {len(names) - MODELS_SHOWN} more" if len(names) > MODELS_SHOWN else ""
+    shown = ", ".join(names[:MODELS_SHOWN]) or "none; the operator has not added any"
+    return f"Base models on offer: {shown}{more}."
 
 
 def hold(session: Session, id: str, *, param: str | None, status: int = 400) -> Model:

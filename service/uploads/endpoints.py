@@ -6,7 +6,7 @@ from fastapi import APIRouter, Depends, Request
 from starlette.datastructures import FormData, UploadFile
 
 from service.accounts.caller import Caller, Known, Route, in_transaction
-from service.core import storage
+from service.core import forms, storage
 from service.core.errors import invalid
 from service.core.threads import bulk_threads
 from service.files.service import HELD_FOR, Stored, discard
@@ -34,7 +34,7 @@ PART_BODY = {
 
 async def _form(request: Request, known: Known) -> FormData:
     """The part, read only after the caller is known: a stranger cannot make the server store anything."""
-    return await request.form(max_files=1, max_fields=1)
+    return await forms.read(request, max_fields=1)
 
 
 @router.post("")

@@ -32,7 +32,9 @@ class CreateUpload(BaseModel):
 class CompleteUpload(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    part_ids: list[str] = Field(min_length=1, max_length=100_000, description="In the order of the file.")
+    part_ids: list[str] = Field(
+        min_length=1, max_length=100_000, fail_fast=True, description="In the order of the file."
+    )
     md5: str | None = Field(None, description="Of the whole file, in hexadecimal.")
 
 

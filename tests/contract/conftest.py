@@ -33,6 +33,8 @@ class Server:
             uvicorn.Config(
                 self._watched,
                 interface="asgi3",
+                http="service.core.connections:Connection",
+                ws="none",
                 host="127.0.0.1",
                 port=0,
                 log_config=None,

@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Any, Literal, Protocol
 
 from service.graders import strict_json
-from service.graders.template import MissingVariable, Template
+from service.graders.template import MissingVariable, Template, TooLong
 
 GradeError = Literal[
     "sample_parse_error",
@@ -108,6 +108,8 @@ def fill(templates: Sequence[Template], sample: Sample) -> list[str] | Grade:
     except MissingVariable as error:
         at_fault = error.reference.namespace == "sample"
         return Grade(None, error="invalid_variable_error", detail=str(error), sample_at_fault=at_fault)
+    except TooLong as error:
+        return Grade(None, error="other_error", detail=str(error))
 
 
 def _fill(template: Template, sample: Sample) -> str:

@@ -182,6 +182,11 @@ def test_a_stored_grader_is_read_back() -> None:
         (PYTHON | {"source": "(" * 10_000}, ".source", "Invalid 'source': "),
         (PYTHON | {"source": "a\0b"}, ".source", "Invalid 'source': "),
         (PYTHON | {"source": "#" + "x" * 256_000}, ".source", "must have fewer than 256000"),
+        (
+            EXACT | {"input": "".join(f"{{{{item.f{n}}}}}" for n in range(101))},
+            "",
+            "read 102 different values; at most 100 may be",
+        ),
         (without(SCORE, "model"), ".model", "Missing required field 'model'."),
         (SCORE | {"input": []}, ".input", "at least 1 item"),
         (SCORE | {"input": "Score it."}, ".input", "valid list"),

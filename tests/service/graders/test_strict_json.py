@@ -46,3 +46,9 @@ def test_brackets_in_strings_do_not_count() -> None:
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda inner: st.lists(inner, max_size=4)))
 def test_round_trip(value: Any) -> None:
     assert strict_json.loads(strict_json.dumps(value)) == value
+
+
+def test_objects_may_be_bounded() -> None:
+    assert strict_json.loads('[{"a": 1, "b": 2}, {"c": 3}]', max_fields=2) == [{"a": 1, "b": 2}, {"c": 3}]
+    with pytest.raises(strict_json.InvalidJSON, match="more than 1 fields"):
+        strict_json.loads('[{"a": {"a": 1, "b": 2}}]', max_fields=1)

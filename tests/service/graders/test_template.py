@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.graders.template import MissingVariable, Reference, Template, TemplateError
+from service.graders.template import MAX_FILLED, MissingVariable, Reference, Template, TemplateError, TooLong
 
 ITEM = {
     "answer": "46",
@@ -179,3 +179,39 @@ def test_values_are_rendered_so_that_json_reads_them_back(value: Any) -> None:
 
 def test_adjacent_holes_keep_their_order() -> None:
     assert parts("{{item.a}}{{item.b}}") == (Reference("item", ("a",)), Reference("item", ("b",)))
+
+
+# Limits
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("x" * 256_001, "at most 256000 characters"),
+        ("{{item.a}}" * 1001, "at most 1000 times"),
+        ("{" * 5000, "at most 1000 times"),
+        ("{{item" + ".a" * 101 + "}}", "at most 100 steps"),
+        ("{{item" + "[0]" * 50_000 + "}}", "at most 100 steps"),
+    ],
+)
+def test_a_template_has_limits(text: str, says: str) -> None:
+    with pytest.raises(TemplateError, match=says):
+        Template.parse(text)
+
+
+@pytest.mark.parametrize("big", ["x" * 1_000_000, list(range(150_000))])
+def test_a_text_that_grows_too_long_is_given_up_at_once(big: Any) -> None:
+    read: list[str] = []
+
+    class Item(dict[str, Any]):
+        def __getitem__(self, name: str) -> Any:
+            read.append(name)
+            return super().__getitem__(name)
+
+    with pytest.raises(TooLong):
+        Template.parse("{{item.big}}" * 1000).render(item=Item(big=big), sample={})
+    assert len(read) == 2
+
+
+def test_the_longest_text_is_filled() -> None:
+    assert len(fill("{{item.big}}" * 2, {"big": "x" * (MAX_FILLED // 2)})) == MAX_FILLED

@@ -141,6 +141,12 @@ def test_a_field_the_answer_lacks_is_the_fault_of_the_sample(output: str) -> Non
     assert (result.reward, result.error, result.sample_at_fault) == (None, "invalid_variable_error", True)
 
 
+def test_a_template_that_makes_too_long_a_text_has_no_reward() -> None:
+    result = grade(string_check(input="{{sample.output_text}}" * 1000), "x" * 100_000)
+    assert (result.reward, result.error, result.sample_at_fault) == (None, "other_error", False)
+    assert result.detail == "the template makes a text of more than 1,048,576 characters"
+
+
 def test_a_field_the_row_lacks_is_not() -> None:
     result = grade(string_check(reference="{{item.solution}}"), "46")
     assert (result.reward, result.error, result.sample_at_fault) == (None, "invalid_variable_error", False)
