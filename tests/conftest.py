@@ -64,8 +64,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[embedded.Serve
         try:
             started = embedded.start(folder, children, durable=False)
             _point_to(patch, started, folder)
-            _migrate()
-            started.let_in()
+            _migrate(started)
             yield started
         finally:
             _forget_connections()
@@ -96,11 +95,12 @@ def _point_to(patch: pytest.MonkeyPatch, started: embedded.Servers, folder: Fold
     _forget_connections()
 
 
-def _migrate() -> None:
+def _migrate(started: embedded.Servers) -> None:
     from migrations.upgrade import upgrade
     from service.installation import service as installation
 
     upgrade()
+    started.let_in()
     with db.transaction("troll_control") as session:
         installation.tie(session)
 
