@@ -1,6 +1,6 @@
 """Queries on the row of the installation."""
 
-from sqlalchemy import exists, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from service.files.models import File
@@ -18,6 +18,5 @@ def locked(session: Session) -> Installation:
 
 def has_files_or_jobs(session: Session) -> bool:
     """Of any organisation."""
-    return bool(session.scalar(select(exists().select_from(File)))) or bool(
-        session.scalar(select(exists().select_from(Job)))
-    )
+    queries = select(File.id).limit(1), select(Job.id).limit(1)
+    return any(session.scalar(query) is not None for query in queries)
