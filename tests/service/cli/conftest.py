@@ -31,8 +31,9 @@ def base_url(database: Any) -> Iterator[str]:
 
 
 @pytest.fixture
-def troll(base_url: str, api_key: Any, monkeypatch: pytest.MonkeyPatch) -> Troll:
-    """``troll("jobs", "list")`` runs the command on behalf of ``acme``."""
+def troll(base_url: str, api_key: Any, database: Any, monkeypatch: pytest.MonkeyPatch) -> Troll:
+    """``troll("jobs", "list")`` runs the command on behalf of ``acme``, or as the operator."""
+    monkeypatch.setenv("DATABASE_URL", database.database_url("troll_operator"))
     monkeypatch.setenv("OPENAI_BASE_URL", base_url)
     monkeypatch.setenv("OPENAI_API_KEY", api_key.plain)
     return lambda *arguments: CliRunner().invoke(app, [str(argument) for argument in arguments])

@@ -15,6 +15,7 @@ from typing import Any
 import openai
 import pytest
 
+from service.embedded.servers import Servers
 from tests import factories
 from tests.conftest import Key
 
@@ -49,7 +50,7 @@ class Process:
 
 
 @pytest.fixture
-def process(database: object) -> Iterator[Process]:
+def process(database: Servers) -> Iterator[Process]:
     command = [
         "-m",
         "uvicorn",
@@ -63,7 +64,7 @@ def process(database: object) -> Iterator[Process]:
     popen = subprocess.Popen(
         [sys.executable, *command],
         cwd=ROOT,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        env={**os.environ, "PYTHONUNBUFFERED": "1", "DATABASE_URL": database.database_url("troll_api")},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

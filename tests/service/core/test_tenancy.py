@@ -9,7 +9,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.orm import Session
 
-from service.core.db import tenant, transaction
+from service.core.db import ROLES, tenant, transaction
 from service.tables import Base
 from tests import factories
 from tests.conftest import Key
@@ -74,7 +74,7 @@ def test_the_name_of_the_organisation_does_not_outlive_its_transaction(job: dict
             assert counts(session)["fine_tuning_jobs"] == 0
 
 
-@pytest.mark.parametrize("role", ["troll_api", "troll_worker", "troll_operator"])
+@pytest.mark.parametrize("role", ROLES)
 def test_roles_own_nothing_and_bypass_nothing(database: object, role: str) -> None:
     query = text(
         "SELECT rolsuper OR rolbypassrls OR EXISTS (SELECT 1 FROM pg_tables WHERE tableowner = rolname) "
