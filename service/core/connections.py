@@ -18,6 +18,8 @@ from service.core.errors import envelope
 
 HEADERS_SECONDS = 20.0
 """How long a request's headers may take, from the first byte or, for the first request, from the connection's start."""
+HEADERS_BYTES = 256 * 1024
+"""How large they may be; one of uvicorn's parsers has no limit of its own."""
 FILES_RESERVED = 256
 """Files and connections to PostgreSQL and Redis that a process needs beside its clients' connections."""
 LEAST_CONNECTIONS = 64
@@ -37,6 +39,8 @@ class Connection(AutoHTTPProtocol):  # type: ignore[misc,valid-type]
     """
 
     _timer: asyncio.TimerHandle | None = None
+    _bytes = 0
+    """Of what has come of a request's headers."""
     _since = 0.0
     """When the client was last waited for."""
 
@@ -52,8 +56,12 @@ class Connection(AutoHTTPProtocol):  # type: ignore[misc,valid-type]
         super().data_received(data)
         if self.cycle is not before:
             self._disarm()
-        elif self._timer is None and self._waits_for_client():
-            self._arm()
+        elif self._waits_for_client():
+            if self._timer is None:
+                self._arm()
+            self._bytes += len(data)
+            if self._bytes > HEADERS_BYTES and not self.transport.is_closing():
+                self._give_up(431, "headers_too_large", f"The headers have more than {HEADERS_BYTES} bytes.")
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -82,20 +90,21 @@ class Connection(AutoHTTPProtocol):  # type: ignore[misc,valid-type]
         return bool(self.cycle.more_body and not self.cycle.response_started)
 
     def _arm(self) -> None:
-        self._timer = self.loop.call_later(HEADERS_SECONDS, self._give_up)
+        late = f"The request's headers did not come within {HEADERS_SECONDS:.0f} seconds."
+        self._timer = self.loop.call_later(HEADERS_SECONDS, self._give_up, 408, "request_timeout", late)
+        self._bytes = 0
 
     def _disarm(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def _give_up(self) -> None:
-        self._timer = None
+    def _give_up(self, status: int, code: str, message: str) -> None:
+        self._disarm()
         if self.transport.is_closing():
             return
         if self.cycle is None:
-            message = f"The request's headers did not come within {HEADERS_SECONDS:.0f} seconds."
-            self._end(408, "request_timeout", message)
+            self._end(status, code, message)
         else:
             # An answer now could be taken for that to another request.
             self.transport.close()

@@ -108,6 +108,18 @@ def test_headers_that_trickle_are_a_408(connect: Callable[[], socket.socket]) ->
     assert b'"code": "request_timeout"' in said
 
 
+def test_headers_without_end_are_refused(connect: Callable[[], socket.socket], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "HEADERS_SECONDS", PATIENCE)
+    client, sent = connect(), 0
+    client.sendall(b"GET / HTTP/1.1\r\n")
+    try:
+        while sent < 50 * 1024**2:
+            sent += client.send(b"a: b\r\n" * 10_000)
+    except ConnectionError:
+        pass
+    assert sent < 50 * 1024**2
+
+
 def test_a_second_request_whose_headers_trickle_is_no_answer(connect: Callable[[], socket.socket]) -> None:
     client = connect()
     client.sendall(GET)
