@@ -61,6 +61,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[embedded.Serve
         # How long things take here says nothing: other tests run beside.
         patch.setattr("service.jobs.creation.ANSWER_SECONDS", 60.0)
         patch.setattr("service.core.threads.REQUEST_SECONDS", 60.0)
+        patch.setattr("service.core.live.ANSWER_SECONDS", 30.0)
         try:
             started = embedded.start(folder, children, durable=False)
             _point_to(patch, started, folder)

@@ -126,7 +126,7 @@ def test_a_validated_job_can_be_cancelled(acme: openai.OpenAI, body: dict[str, A
 
 
 def examined(id: str) -> bool:
-    with transaction("troll_worker") as session:
+    with transaction("troll_control") as session:
         row = repository.examination_locked(session, id)
         return row is not None and row.answer is not None
 
@@ -213,7 +213,7 @@ def test_one_organisations_examinations_leave_room_for_anothers(
     for _ in range(4):
         acme.fine_tuning.jobs.create(**body)
     until(lambda: len(slow.asked) == examiner.AT_ONCE_EACH, "the first are not examined")
-    with transaction("troll_worker") as session:
+    with transaction("troll_control") as session:
         assert repository.examinations_wait(session)
         assert repository.claim_examination(session, lease=timedelta(seconds=1), each=examiner.AT_ONCE_EACH) is None
 

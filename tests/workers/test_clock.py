@@ -18,7 +18,7 @@ from sqlalchemy import text
 
 from service.accounts import repository as accounts
 from service.accounts.service import create_key
-from service.core import ask, broker, live
+from service.core import ask, broker, db, live
 from service.core.broker import CONTROL_QUEUE
 from service.core.db import transaction
 from service.core.ids import new_id
@@ -53,7 +53,8 @@ def control_worker(ahead: float, log: Path) -> Iterator[None]:
     """A control worker as an operator starts it, whose clock is so many seconds ahead."""
     celery = ["-A", "workers.app", "worker", "-Q", CONTROL_QUEUE, "-n", "control@shifted", "-c", "2"]
     command = [sys.executable, str(TOOL), str(ahead), *celery, "--pool", "threads", "--without-gossip", "-l", "INFO"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    login = {"DATABASE_URL": db.login_url("troll_control")}
+    environment = {**os.environ, **login, "PYTHONPATH": str(Path(__file__).parents[2])}
     with log.open("wb") as output, subprocess.Popen(command, env=environment, stdout=output, stderr=output) as process:
         try:
             yield

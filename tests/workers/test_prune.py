@@ -40,7 +40,7 @@ def folder(database: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.undo()
     settings.cache_clear()
     # The shared folder has not seen what was written to this one since.
-    with transaction("troll_worker") as session:
+    with transaction("troll_control") as session:
         kept = get(session)
         kept.beats, kept.careful_until = [shared.read_text().split()[1]], None
 
@@ -148,30 +148,30 @@ def test_with_another_database_nothing_is_lost(folder: Path) -> None:
 
 
 def test_with_a_database_from_before_its_files_nothing_is_lost(folder: Path, client: TestClient) -> None:
-    with transaction("troll_worker") as session:
+    with transaction("troll_control") as session:
         backup = get(session).beats
     id = factories.upload(client, factories.jsonl(factories.rows(3)))
     age(storage.file_path(id))
     old_folder(folder, new_id("jobs/ftjob-"))
     for _ in range(2):
-        installation.beat("troll_worker")
-    with transaction("troll_worker") as session:
+        installation.beat("troll_control")
+    with transaction("troll_control") as session:
         get(session).beats = backup
         session.execute(text("DELETE FROM files"))
     before = everything(folder)
     prune()
-    installation.beat("troll_worker")
+    installation.beat("troll_control")
     prune()
     assert everything(folder) == before
 
 
 def test_orphans_go_when_the_careful_time_is_over(folder: Path) -> None:
     orphan = old_file(folder, new_id("files/file-"))
-    with transaction("troll_worker") as session:
+    with transaction("troll_control") as session:
         get(session).careful_until = text("now() + interval '1 day'")
     prune()
     assert orphan.exists()
-    with transaction("troll_worker") as session:
+    with transaction("troll_control") as session:
         get(session).careful_until = text("now() - interval '1 second'")
     prune()
     assert not orphan.exists()
@@ -189,14 +189,14 @@ def test_leftovers_of_attempts_at_ended_jobs_are_removed(folder: Path, submit: C
     id = submit()
     supervisor.run("worker-1")
     named = everything(storage.job_dir(id))
-    with transaction("troll_worker") as session:
+    with transaction("troll_control") as session:
         session.execute(text("UPDATE fine_tuning_jobs SET attempt = 2"))
     # A worker that was thought dead comes back and writes on.
     for name in ("attempt-2/model", "attempt-2/checkpoints/step-000003", "attempt-1/checkpoints/.step-000009.partial"):
         old_folder(storage.job_dir(id), name)
     prune()
     assert (storage.job_dir(id) / "attempt-2" / "model").exists(), "the job has only just ended"
-    with transaction("troll_worker") as session:
+    with transaction("troll_control") as session:
         session.execute(text("UPDATE fine_tuning_jobs SET finished_at = now() - interval '2 hours'"))
     mine = old_folder(storage.job_dir(id), "attempt-1/checkpoints/my-notes")
     later = old_folder(storage.job_dir(id), "attempt-3/model")

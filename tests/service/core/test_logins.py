@@ -173,7 +173,7 @@ WRITES = {
     },
     "troll_control": {
         "INSERT": {"fine_tuning_events", "webhook_deliveries"},
-        "UPDATE": {"fine_tuning_jobs", "webhook_deliveries", "examinations"},
+        "UPDATE": {"fine_tuning_jobs", "webhook_deliveries", "examinations", "installation"},
         "DELETE": {"files", "uploads", "kept_answers", "webhook_deliveries", "examinations"},
     },
     "troll_operator": {"INSERT": {"organizations", "api_keys"}, "UPDATE": {"api_keys"}, "DELETE": set()},

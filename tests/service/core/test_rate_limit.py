@@ -10,7 +10,7 @@ from fastapi.testclient import TestClient
 from service.accounts import keys, repository
 from service.accounts import service as accounts
 from service.core import db, live
-from service.core.rate_limit import LOOKUPS_PER_REQUEST, _address
+from service.core.rate_limit import LOOKUPS_PER_REQUEST, address_of
 from service.settings import settings
 from tests.conftest import Key
 
@@ -251,4 +251,4 @@ def test_zero_does_not_limit_strangers(client_for: Callable[..., TestClient], st
     ],
 )
 def test_whose_requests_are_counted_together(host: str | None, counted_as: str) -> None:
-    assert _address({"client": None if host is None else (host, 1234)}) == counted_as
+    assert address_of({"client": None if host is None else (host, 1234)}) == counted_as

@@ -1,5 +1,6 @@
 """A database and its data folder: tied when they are new or evidently of one kind, kept apart otherwise."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -25,14 +26,14 @@ def folder(database: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     """A data folder of this test's own, which the database has never seen any other than."""
     monkeypatch.setenv("TROLL_DATA_DIR", str(tmp_path / "data"))
     settings.cache_clear()
-    with transaction("troll_worker") as session:
+    with transaction("troll_control") as session:
         row = get(session)
         before = row.tied_at, row.beats, row.careful_until
         row.tied_at, row.beats, row.careful_until = None, [], None
     yield tmp_path / "data"
     monkeypatch.undo()
     settings.cache_clear()
-    with transaction("troll_worker") as session:
+    with transaction("troll_control") as session:
         row = get(session)
         row.tied_at, row.beats, row.careful_until = before
 
@@ -43,17 +44,17 @@ def upload(client: TestClient) -> Upload:
 
 
 def tie() -> None:
-    with transaction("troll_worker") as session:
+    with transaction("troll_control") as session:
         installation.tie(session)
 
 
 def row() -> Installation:
-    with transaction("troll_worker") as session:
+    with transaction("troll_control") as session:
         return get(session)
 
 
 def careful() -> bool:
-    with transaction("troll_worker") as session:
+    with transaction("troll_control") as session:
         return installation.is_careful(session)
 
 
@@ -131,7 +132,7 @@ def test_the_way_out_works_and_is_a_careful_one(folder: Path) -> None:
     marker(folder).write_text(f"{row().id}\n")
     tie()
     assert careful()
-    installation.beat("troll_worker")
+    installation.beat("troll_control")
     assert careful()
 
 
@@ -139,7 +140,7 @@ def test_beats_go_on_and_change_nothing_else(folder: Path) -> None:
     tie()
     before = marker(folder).read_text()
     for _ in range(3):
-        installation.beat("troll_worker")
+        installation.beat("troll_control")
         assert not careful()
     assert marker(folder).read_text() != before
 
@@ -154,8 +155,8 @@ def test_a_beat_that_did_not_reach_the_folder_is_harmless(folder: Path, monkeypa
         patch.setattr(installation, "_write", full)
         for _ in range(3):
             with pytest.raises(OSError, match="No space"):
-                installation.beat("troll_worker")
-    installation.beat("troll_worker")
+                installation.beat("troll_control")
+    installation.beat("troll_control")
     assert not careful()
 
 
@@ -163,11 +164,11 @@ def test_a_database_that_was_set_back_is_noticed(folder: Path) -> None:
     tie()
     before = row().beats
     for _ in range(2):
-        installation.beat("troll_worker")
-    with transaction("troll_worker") as session:
+        installation.beat("troll_control")
+    with transaction("troll_control") as session:
         get(session).beats = before
     assert careful()
-    installation.beat("troll_worker")
+    installation.beat("troll_control")
     assert careful()
     assert row().careful_until is not None
 
@@ -176,9 +177,9 @@ def test_a_copy_of_the_database_at_work_on_the_same_folder_is_noticed_by_both(fo
     tie()
     ours = theirs = row().beats
     for turn in range(4):
-        with transaction("troll_worker") as session:
+        with transaction("troll_control") as session:
             get(session).beats = ours if turn % 2 == 0 else theirs
-        installation.beat("troll_worker")
+        installation.beat("troll_control")
         if turn % 2 == 0:
             ours = row().beats
         else:
@@ -190,7 +191,7 @@ def test_nobody_beats_for_another_folder(folder: Path) -> None:
     tie()
     marker(folder).write_text("inst_other abc\n")
     with pytest.raises(installation.Mismatch):
-        installation.beat("troll_worker")
+        installation.beat("troll_control")
     assert marker(folder).read_text() == "inst_other abc\n"
 
 
@@ -221,5 +222,5 @@ def test_no_job_is_taken_on_another_folder(
     factories.create_job(client, factories.offer_model(models_dir))
     marker(folder).write_text("inst_other abc\n")
     supervisor.run("worker-1")
-    with psycopg.connect(settings().owner_url) as connection:
+    with psycopg.connect(os.environ["DATABASE_OWNER_URL"]) as connection:
         assert connection.execute("SELECT status FROM fine_tuning_jobs").fetchall() == [("queued",)]
