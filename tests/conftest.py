@@ -124,6 +124,7 @@ def database(servers: embedded.Servers) -> embedded.Servers:
         connection.execute("; ".join(f"DELETE FROM {name}" for name in tables))
     with redis.Redis.from_url(servers.redis_url) as client:
         client.flushall()
+    live.silence.until = 0.0
     return servers
 
 

@@ -189,14 +189,14 @@ def test_leftovers_of_attempts_at_ended_jobs_are_removed(folder: Path, submit: C
     id = submit()
     supervisor.run("worker-1")
     named = everything(storage.job_dir(id))
-    with transaction("troll_control") as session:
+    with transaction("troll_worker") as session:
         session.execute(text("UPDATE fine_tuning_jobs SET attempt = 2"))
     # A worker that was thought dead comes back and writes on.
     for name in ("attempt-2/model", "attempt-2/checkpoints/step-000003", "attempt-1/checkpoints/.step-000009.partial"):
         old_folder(storage.job_dir(id), name)
     prune()
     assert (storage.job_dir(id) / "attempt-2" / "model").exists(), "the job has only just ended"
-    with transaction("troll_control") as session:
+    with transaction("troll_worker") as session:
         session.execute(text("UPDATE fine_tuning_jobs SET finished_at = now() - interval '2 hours'"))
     mine = old_folder(storage.job_dir(id), "attempt-1/checkpoints/my-notes")
     later = old_folder(storage.job_dir(id), "attempt-3/model")
