@@ -27,7 +27,7 @@ STREAM_HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
 async def chat_completions(known: Known, request: Request, body: ChatRequest) -> Any:
     """Continue a conversation with a base model, a tuned model or a checkpoint."""
     served = await run_in_threadpool(_find, known, body.model)
-    question = questions.of_chat(new_id("chatcmpl-"), served, body)
+    question = questions.of_chat(new_id("chatcmpl-"), known.organization_id, served, body)
     answer = Answer(question)
     if body.stream:
         usage = _usage(answer, body, "chat.completion.chunk")
@@ -40,7 +40,7 @@ async def chat_completions(known: Known, request: Request, body: ChatRequest) ->
 async def completions(known: Known, request: Request, body: CompletionRequest) -> Any:
     """Continue texts as they are, without a chat template."""
     served = await run_in_threadpool(_find, known, body.model)
-    question = questions.of_completion(new_id("cmpl-"), served, body)
+    question = questions.of_completion(new_id("cmpl-"), known.organization_id, served, body)
     answer = Answer(question, echo=bool(body.echo))
     if body.stream:
         usage = _usage(answer, body, "text_completion")

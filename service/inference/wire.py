@@ -55,8 +55,8 @@ class Question(Frozen):
     prompts: list[str | list[int]] = []
     """Texts or token ids that are continued as they are."""
     sampling: Sampling
-    expires_at: float
-    """Seconds since the epoch after which nobody waits for a worker to take this."""
+    organization: str
+    """Id of whose question it is; workers give each its share."""
 
     @property
     def choices(self) -> int:
