@@ -6,9 +6,11 @@ a reader that stops reading is noticed by the length of its list. Nothing is kep
 connection.
 """
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import anyio
 import redis.asyncio
@@ -30,14 +32,18 @@ ALIVE_SECONDS = 5.0
 """How long a worker counts as alive after it last said so."""
 EVENTS_TTL_SECONDS = 120
 CONTROL_TTL_SECONDS = 60
-SILENCE_SECONDS = 1.0
+SILENCE_SECONDS = 2.0
+LOOK_SECONDS = 1.0
+"""How long what was found of a worker holds for all of its readers in this process."""
 NO_WORKER_SECONDS = 5.0
 """How long a question waits for a worker when none is alive: one may be starting."""
 SEAT_SECONDS = 20.0
 LEAVE_SECONDS = 5.0
 ANSWER_SECONDS = 3.0
-"""How long Redis may take to answer, or a second more than what is waited for; then it is away."""
+"""How long Redis may take to answer; then it is away. Longer than what is waited for in it."""
 BATCH = 1000
+MAX_CONNECTIONS = 10_000
+"""More than chats that one process of the API has open: each waits on one of its own."""
 
 
 def alive_key(worker: str) -> str:
@@ -61,16 +67,29 @@ def connect() -> redis.asyncio.Redis:
         socket_timeout=ANSWER_SECONDS,
         socket_connect_timeout=ANSWER_SECONDS,
         retry=Retry(NoBackoff(), 0),
+        max_connections=MAX_CONNECTIONS,
     )
 
 
-async def ask(question: Question, key_id: str) -> AsyncGenerator[wire.Event | None]:
-    """Events of ``question`` as they come, and None after each second of silence; ends behind the last choice's end.
+_clients: WeakKeyDictionary[asyncio.AbstractEventLoop, redis.asyncio.Redis] = WeakKeyDictionary()
 
-    Closing the iterator makes the worker forget the question. Raises ``DomainError``: a 429 when the API key has too
-    much at work, a 503 when no worker has room or is there, or the one at work is lost, and what the worker answers.
+
+def _shared() -> redis.asyncio.Redis:
+    """The client of all questions of this event loop: to connect takes twenty times as long as to ask."""
+    loop = asyncio.get_running_loop()
+    if loop not in _clients:
+        _clients[loop] = connect()
+    return _clients[loop]
+
+
+async def ask(question: Question, key_id: str) -> AsyncGenerator[wire.Event | None]:
+    """Events of ``question`` as they come, and None after ``SILENCE_SECONDS`` without any.
+
+    It ends behind the last choice's end. Closing the iterator makes the worker forget the question. Raises
+    ``DomainError``: a 429 when the API key or its organisation has too much at work, a 503 when no worker has room or
+    is there, or the one at work is lost, and what the worker answers.
     """
-    asked = _Asked(question, connect())
+    asked = _Asked(question, _shared())
     seat = None
     try:
         # Where Redis is away, seats are not counted, and not asking them saves the time to find out twice.
@@ -97,7 +116,21 @@ async def ask(question: Question, key_id: str) -> AsyncGenerator[wire.Event | No
             await asked.close()
             if seat is not None:
                 await seats.leave(asked.client, key_id, seat)
-            await asked.client.aclose()
+
+
+_looked: dict[str, tuple[bool, float]] = {}
+
+
+async def _exists(client: redis.asyncio.Redis, key: str) -> bool:
+    """Whether ``key`` is in Redis, or was a moment ago: hundreds may want to know it of the same worker."""
+    found, until = _looked.get(key, (False, 0.0))
+    if not found or time.monotonic() > until:
+        found = bool(await client.exists(key))
+        now = time.monotonic()
+        for old in [each for each, (_, end) in _looked.items() if end < now]:
+            del _looked[old]
+        _looked[key] = found, now + LOOK_SECONDS
+    return found
 
 
 class _Asked:
@@ -142,7 +175,7 @@ class _Asked:
     async def _look_after(self) -> None:
         """Raises a 503 when nobody is at work on the question or will soon be."""
         if self._worker is not None:
-            if not await self.client.exists(alive_key(self._worker)):
+            if not await _exists(self.client, alive_key(self._worker)):
                 self.done = True
                 raise DomainError(503, "worker_lost", "The serving worker stopped while it was at work on this.")
             return
@@ -150,7 +183,7 @@ class _Asked:
         if waited > queue.QUEUE_SECONDS:
             message = f"No serving worker had room within {queue.QUEUE_SECONDS:.0f} seconds. Try again shortly."
             raise DomainError(503, "overloaded", message, headers={"Retry-After": "5"})
-        if waited > NO_WORKER_SECONDS and not await self.client.exists(ANY_WORKER):
+        if waited > NO_WORKER_SECONDS and not await _exists(self.client, ANY_WORKER):
             message = "No serving worker answered. Is one running?"
             raise DomainError(503, "no_serving_worker", message, headers={"Retry-After": "5"})
 

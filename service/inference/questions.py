@@ -38,7 +38,7 @@ def of_chat(id: str, organization: str, served: Served, body: ChatRequest) -> Qu
         tools=[tool.model_dump(mode="json", exclude_none=True) for tool in offered],
         parallel_tool_calls=body.parallel_tool_calls is not False,
     )
-    return _question(id, organization, served, sampling, chat=chat)
+    return _question(id, organization, served, sampling, stream=bool(body.stream), chat=chat)
 
 
 def of_completion(id: str, organization: str, served: Served, body: CompletionRequest) -> Question:
@@ -55,10 +55,12 @@ def of_completion(id: str, organization: str, served: Served, body: CompletionRe
     sampling = _sampling(
         body, max_tokens=body.max_tokens or DEFAULT_COMPLETION_TOKENS, logprobs=body.logprobs, json_schema=None
     )
-    return _question(id, organization, served, sampling, prompts=prompts)
+    return _question(id, organization, served, sampling, stream=bool(body.stream), prompts=prompts)
 
 
-def _question(id: str, organization: str, served: Served, sampling: Sampling, **prompt: Any) -> Question:
+def _question(
+    id: str, organization: str, served: Served, sampling: Sampling, *, stream: bool, **prompt: Any
+) -> Question:
     question = Question(
         id=id,
         model=served.model,
@@ -66,6 +68,7 @@ def _question(id: str, organization: str, served: Served, sampling: Sampling, **
         adapter_path=None if served.adapter is None else str(served.adapter),
         sampling=sampling,
         organization=organization,
+        stream=stream,
         **prompt,
     )
     try:

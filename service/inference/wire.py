@@ -8,6 +8,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+HOLD_SECONDS = 1.0
+"""How long parts of an answer that is not streamed are kept back, at most: so many fewer have to be read."""
+
 
 class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -57,6 +60,8 @@ class Question(Frozen):
     sampling: Sampling
     organization: str
     """Id of whose question it is; workers give each its share."""
+    stream: bool = True
+    """Whether each part of the answer is told at once. Parts of others are told together, see ``HOLD_SECONDS``."""
 
     @property
     def choices(self) -> int:

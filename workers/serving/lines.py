@@ -54,7 +54,7 @@ class Unloadable(Line):
 
 
 class Said(Line):
-    """Events of one question."""
+    """Events of one question; without any, that there are some which are told later."""
 
     id: str
     events: list[Event]

@@ -20,7 +20,7 @@ class Taken:
     begun: asyncio.Event = field(default_factory=asyncio.Event)
     """The host has taken it in, or will not."""
     settled: asyncio.Event = field(default_factory=asyncio.Event)
-    """Something was said, or nothing will be."""
+    """Something is said, if not told yet, or nothing will be."""
     started: bool = False
     spoke: bool = False
     """Whether its reader has a part of the answer."""

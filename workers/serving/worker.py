@@ -255,7 +255,7 @@ class Worker:
                 taken.started = taken.started or isinstance(event, Started)
                 taken.spoke = taken.spoke or isinstance(event, Delta | End)
                 events.setdefault(each.id, []).append(event)
-            if taken.spoke:
+            if taken.spoke or not each.events:
                 taken.settled.set()
         await self._tell(events)
 

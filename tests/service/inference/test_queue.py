@@ -55,7 +55,7 @@ Case = Callable[[Waiting], Awaitable[None]]
 
 
 @pytest.fixture
-def run(database: object) -> Callable[[Case], None]:
+def run(own_redis: object) -> Callable[[Case], None]:
     def it(case: Case) -> None:
         async def main() -> None:
             client = exchange.connect()

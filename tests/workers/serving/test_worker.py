@@ -13,7 +13,6 @@ import psutil
 import pytest
 import redis
 
-from service.core import live
 from service.inference import exchange, queue, wire
 from service.inference.wire import Chat, Delta, End, Failed, Question, Sampling, Started
 from service.settings import settings
@@ -79,7 +78,7 @@ class Scripted:
 
 
 @pytest.fixture
-def folder(models_dir: Path) -> Path:
+def folder(own_redis: redis.Redis, models_dir: Path) -> Path:
     made = models_dir / "scripted"
     made.mkdir(exist_ok=True)
     (made / "config.json").write_text("{}")
@@ -119,7 +118,7 @@ async def outcome(client: Any, id: str) -> wire.Event:
 
 
 def test_a_question_whose_reader_stopped_reading_is_given_up(
-    database: object, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    own_redis: redis.Redis, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(module, "UNREAD_SECONDS", 0.05)
 
@@ -129,7 +128,7 @@ def test_a_question_whose_reader_stopped_reading_is_given_up(
             worker._taken[id] = Taken(question(id, tmp_path), places=1, open=1)
         for _ in range(4):
             await worker._tell({id: [Delta(content="x")] for id in ("read", "unread")})
-            live.client().delete(exchange.events_key("read"))
+            own_redis.delete(exchange.events_key("read"))
             await asyncio.sleep(0.05)
         assert worker._taken.keys() == {"read"}
         await worker._redis.aclose()
@@ -137,7 +136,7 @@ def test_a_question_whose_reader_stopped_reading_is_given_up(
     asyncio.run(main())
 
 
-def test_what_is_late_or_outside_the_folders_is_not_served(database: object, tmp_path: Path) -> None:
+def test_what_is_late_or_outside_the_folders_is_not_served(own_redis: redis.Redis, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
 
     async def case(worker: Worker, client: Any) -> None:
@@ -146,12 +145,12 @@ def test_what_is_late_or_outside_the_folders_is_not_served(database: object, tmp
         assert isinstance(refused, Failed)
         assert refused.code == "model_not_found"
 
-    live.client().set("serving:question:late", question("late", tmp_path).model_dump_json(), px=1)
-    live.client().rpush("serving:waiting:org_1", "late 1")
-    live.client().rpush("serving:turns", "org_1")
+    own_redis.set("serving:question:late", question("late", tmp_path).model_dump_json(), px=1)
+    own_redis.rpush("serving:waiting:org_1", "late 1")
+    own_redis.rpush("serving:turns", "org_1")
     time.sleep(0.01)
     work(case)
-    assert not live.client().exists(exchange.events_key("late"))
+    assert not own_redis.exists(exchange.events_key("late"))
 
 
 def test_a_process_that_ends_costs_an_error_only_to_who_has_read_a_part_of_the_answer(
@@ -272,7 +271,7 @@ def test_a_process_that_takes_too_much_memory_is_ended(monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("missing", ["adapter_config.json", "rank"])
 def test_a_broken_adapter_is_told_as_one(
-    database: object, monkeypatch: pytest.MonkeyPatch, folder: Path, tmp_path: Path, missing: str
+    monkeypatch: pytest.MonkeyPatch, folder: Path, tmp_path: Path, missing: str
 ) -> None:
     Scripted(monkeypatch)
     if missing == "rank":
@@ -288,10 +287,12 @@ def test_a_broken_adapter_is_told_as_one(
     work(case)
 
 
-def test_a_worker_goes_on_when_a_frozen_redis_does(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+def test_a_worker_goes_on_when_a_frozen_redis_does(
+    own_redis: redis.Redis, monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
     Scripted(monkeypatch)
     monkeypatch.setattr(exchange, "ANSWER_SECONDS", 0.5)
-    server = int(live.client().info()["process_id"])
+    server = int(own_redis.info()["process_id"])
 
     async def case(worker: Worker, client: Any) -> None:
         await put(client, question("before", folder))

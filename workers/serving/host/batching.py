@@ -166,7 +166,7 @@ class BatchingEngine(Engine):
     def _arrange(self) -> None:
         """Put every row where it belongs. Those of a batch that cannot be taken apart go with the oldest."""
         in_front = self._in_front()
-        for batch in list(self._batches):
+        for batch in self._batches[:]:
             belongs = [row.number in in_front for row in batch.rows]
             if not batch.decoder.joinable:
                 batch.front = belongs[0]
@@ -178,8 +178,12 @@ class BatchingEngine(Engine):
             rows = [batch.rows[i] for i in moving]
             moved = Batch(batch.decoder.split(index), rows, batch.logits[index], batch.adapter, not batch.front)
             self._keep(batch, [i for i in range(len(batch.rows)) if i not in set(moving)])
-            self._batches = [each for each in self._batches if each.rows]
-            self._place(moved)
+            self._batches.append(moved)
+        # Batches whose lengths were too different to share one may have grown alike.
+        batches, self._batches = self._batches, []
+        for batch in batches:
+            if batch.rows:
+                self._place(batch)
 
     def _admit(self, front: bool) -> None:
         """Read the prompts that wait and fit, and put them into a batch where they can share one."""

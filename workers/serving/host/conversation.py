@@ -1,12 +1,13 @@
 """The questions that one engine is at work on, from their prompts to their last event."""
 
 import logging
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from service.inference.wire import End, Event, Failed, Question, Started
+from service.inference.wire import HOLD_SECONDS, End, Event, Failed, Question, Started, merged
 from workers.rollouts.engine import NonFiniteLogits
 from workers.serving import lines
 from workers.serving.host import prompts as making
@@ -30,6 +31,27 @@ class Read:
     failed: Failed | None = None
 
 
+@dataclass
+class Held:
+    """Events of an answer that is not streamed, and since when they are kept."""
+
+    since: float
+    events: list[Event] = field(default_factory=list)
+    noticed: bool = False
+    """Whether the worker knows that there are any."""
+
+    def take(self, events: list[Event], now: float) -> list[Event] | None:
+        """What is to be told now, if anything."""
+        self.events = merged([*self.events, *events])
+        if isinstance(self.events[-1], End | Failed) or now - self.since >= HOLD_SECONDS:
+            told, self.events, self.since = self.events, [], now
+            return told
+        if self.noticed:
+            return None
+        self.noticed = True
+        return []
+
+
 class Conversations:
     """What ``take`` is given is read in other threads, beside the steps of what runs, and comes back to ``admit``.
 
@@ -44,6 +66,7 @@ class Conversations:
         self._reading: set[str] = set()
         self._writers: dict[str, dict[int, Writer]] = {}
         """The choices that are not complete, by question."""
+        self._held: dict[str, Held] = {}
 
     @property
     def busy(self) -> bool:
@@ -88,8 +111,15 @@ class Conversations:
                 del self._writers[id][token.key.choice]
                 if token.end is None:
                     self._engine.drop([token.key])
+        told = [each for id, events in said.items() if events for each in self._tell(id, events)]
         self._writers = {id: writers for id, writers in self._writers.items() if writers}
-        return [lines.Said(id=id, events=events) for id, events in said.items() if events]
+        self._held = {id: held for id, held in self._held.items() if id in self._writers}
+        return told
+
+    def _tell(self, id: str, events: list[Event]) -> list[lines.Said]:
+        held = self._held.get(id)
+        told = events if held is None else held.take(events, time.monotonic())
+        return [] if told is None else [lines.Said(id=id, events=told)]
 
     def _read(self, question: Question, text: str | None) -> Read:
         read = Read(question, [], {})
@@ -126,6 +156,8 @@ class Conversations:
             self._engine.drop([Key(question.id, choice) for choice in range(question.choices)])
             return _failed(error)
         self._writers[question.id] = read.writers
+        if not question.stream:
+            self._held[question.id] = Held(time.monotonic())
         texts = [
             prompt if isinstance(prompt, str) else str(self._engine.tokenizer.decode(prompt))
             for prompt in question.prompts
