@@ -63,9 +63,9 @@ class Settings(BaseSettings):
     serving_engine: Literal["transformers", "vllm"] = "transformers"
     """What answers ``/v1/chat/completions``; vLLM must be installed where the serving workers run."""
     serving_concurrency: int = Field(64, ge=1)
-    """Requests that a serving worker has at work at a time."""
-    serving_queue: int = Field(256, ge=1)
-    """Requests that may wait for a serving worker; more are refused."""
+    """Answers that a serving worker has at work at a time; one organisation gets half of what the others leave."""
+    serving_queue: int = Field(512, ge=1)
+    """Answers of one organisation that may wait for a serving worker; of all together, four times as many."""
     serving_memory_share: float = Field(0.5, gt=0, le=1)
     """Share of the GPU's memory, or the machine's without one, that loaded models may take; one is always loaded."""
     serving_idle_seconds: float = Field(600.0, gt=0)

@@ -129,6 +129,18 @@ def database(servers: embedded.Servers) -> embedded.Servers:
 
 
 @pytest.fixture
+def own_redis(database: embedded.Servers, monkeypatch: pytest.MonkeyPatch) -> Iterator[redis.Redis]:
+    """A database of Redis for chats alone, in which the serving worker of other tests takes and answers nothing."""
+    from service.inference import exchange
+
+    url = f"{database.redis_url}{'&' if '?' in database.redis_url else '?'}db=9"
+    changed = settings().model_copy(update={"redis_url": url})
+    monkeypatch.setattr(exchange, "settings", lambda: changed)
+    with redis.Redis.from_url(url) as client:
+        yield client
+
+
+@pytest.fixture
 def data_dir(database: embedded.Servers) -> Path:
     """Where the service keeps files and jobs. Shared by the whole run; ids are random and never meet."""
     return settings().data_dir

@@ -93,10 +93,14 @@ def _count_tokens(question: Question, model: Path, answer: Answer, give_up_at: f
                 usable += len(part)
                 break
             # Prompts and examples are forgotten at once: the tokens of a whole file take many times its size.
-            if question.method == "supervised":
-                usable += len(conversations.read(part, tokenizer, ends, length, problems))
-            else:
-                usable += len(data.read(part, tokenizer, length, problems))
+            try:
+                if question.method == "supervised":
+                    usable += len(conversations.read(part, tokenizer, ends, length, problems))
+                else:
+                    usable += len(data.read(part, tokenizer, length, problems))
+            except RunError as error:
+                answer.problems[error.param or param] = error.message
+                return
         if problems.count or not usable:
             answer.problems[param] = str(problems.refusal(param))
 

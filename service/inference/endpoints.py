@@ -1,6 +1,7 @@
 """``/v1/chat/completions`` and ``/v1/completions``"""
 
-from typing import Any
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request
 from fastapi.responses import StreamingResponse
@@ -15,6 +16,8 @@ from service.inference.requests import ChatRequest, CompletionRequest
 from service.inference.shapes import Answer
 from service.inference.wire import Question
 
+T = TypeVar("T")
+
 router = APIRouter(prefix="/v1", tags=["inference"], route_class=Route)
 
 STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": FRAME}}}}
@@ -25,11 +28,11 @@ STREAM_HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
 async def chat_completions(known: Known, request: Request, body: ChatRequest) -> Any:
     """Continue a conversation with a base model, a tuned model or a checkpoint."""
     served = await in_transaction(known, weights.find, body.model)
-    question = questions.of_chat(new_id("chatcmpl-"), served, body)
+    question = questions.of_chat(new_id("chatcmpl-"), known.organization_id, served, body)
     answer = Answer(question)
     if body.stream:
         usage = _usage(answer, body, "chat.completion.chunk")
-        return await _stream(question, known, answer, answer.chat_chunks, usage)
+        return await _stream(question, known, answer, answer.chat_chunks, usage, request)
     await _whole(question, known, answer, request)
     return answer.chat()
 
@@ -38,29 +41,34 @@ async def chat_completions(known: Known, request: Request, body: ChatRequest) ->
 async def completions(known: Known, request: Request, body: CompletionRequest) -> Any:
     """Continue texts as they are, without a chat template."""
     served = await in_transaction(known, weights.find, body.model)
-    question = questions.of_completion(new_id("cmpl-"), served, body)
+    question = questions.of_completion(new_id("cmpl-"), known.organization_id, served, body)
     answer = Answer(question, echo=bool(body.echo))
     if body.stream:
         usage = _usage(answer, body, "text_completion")
-        return await _stream(question, known, answer, answer.completion_chunks, usage)
+        return await _stream(question, known, answer, answer.completion_chunks, usage, request)
     await _whole(question, known, answer, request)
     return answer.completion()
 
 
 async def _whole(question: Question, known: Principal, answer: Answer, request: Request) -> None:
-    try:
-        await service.whole(question, known.key_id, answer, request.is_disconnected)
-    except service.HungUp as error:
-        # Nobody reads this; the log says what became of the request.
-        raise DomainError(499, "client_closed_request", "The client hung up.") from error
+    await _unless_gone(service.whole(question, known.key_id, answer), request)
 
 
 async def _stream(
-    question: Question, known: Principal, answer: Answer, chunks: service.Chunks, usage: Any
+    question: Question, known: Principal, answer: Answer, chunks: service.Chunks, usage: Any, request: Request
 ) -> StreamingResponse:
-    events, heard = await service.begin(question, known.key_id)
+    events, heard = await _unless_gone(service.begin(question, known.key_id), request)
     frames = service.frames(events, heard, answer, chunks, usage)
     return StreamingResponse(frames, media_type="text/event-stream", headers=STREAM_HEADERS)
+
+
+async def _unless_gone(work: Coroutine[Any, Any, T], request: Request) -> T:
+    try:
+        # The body has been read, so that all that can still be received is that the client has hung up.
+        return await service.unless_gone(work, request.receive)
+    except service.HungUp as error:
+        # Nobody reads this; the log says what became of the request.
+        raise DomainError(499, "client_closed_request", "The client hung up.") from error
 
 
 def _usage(answer: Answer, body: ChatRequest | CompletionRequest, kind: Any) -> Any:

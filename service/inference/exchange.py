@@ -1,42 +1,48 @@
 """How questions reach the serving workers and events come back: Redis lists that live as long as somebody reads them.
 
-Questions wait in one list, which any worker with room takes from. Events of a question go to a list of its own, which
-the API empties as they come. A worker is told to forget a question on a list of its own. It is alive while its key is;
+Questions wait in ``service.inference.queue``. Events of a question go to a list of its own, which the API empties as
+they come. A worker is told to forget a question on a list of its own. It is alive while its key is;
 a reader that stops reading is noticed by the length of its list. Nothing is kept: a request lives no longer than its
 connection.
 """
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import anyio
 import redis.asyncio
+from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
+from redis.retry import Retry
 from starlette.concurrency import run_in_threadpool
 
 from service.core import live, shutdown
 from service.core.errors import DomainError
-from service.inference import wire
+from service.inference import queue, wire
 from service.inference.wire import Accepted, End, Failed, Question
 from service.jobs import seats
-from service.settings import settings
 
-QUEUE = "serving:queue"
 ANY_WORKER = "serving:worker"
 """Exists while any worker is alive."""
 ALIVE_SECONDS = 5.0
 """How long a worker counts as alive after it last said so."""
 EVENTS_TTL_SECONDS = 120
 CONTROL_TTL_SECONDS = 60
-SILENCE_SECONDS = 1.0
+SILENCE_SECONDS = 2.0
+LOOK_SECONDS = 1.0
+"""How long what was found of a worker holds for all of its readers in this process."""
 NO_WORKER_SECONDS = 5.0
 """How long a question waits for a worker when none is alive: one may be starting."""
-QUEUE_SECONDS = 60.0
-"""How long a question waits for a worker to have room."""
 SEAT_SECONDS = 20.0
 LEAVE_SECONDS = 5.0
+ANSWER_SECONDS = 3.0
+"""How long Redis may take to answer; then it is away. Longer than what is waited for in it."""
 BATCH = 1000
+MAX_CONNECTIONS = 10_000
+"""More than chats that one process of the API has open: each waits on one of its own."""
 
 
 def alive_key(worker: str) -> str:
@@ -52,16 +58,43 @@ def events_key(id: str) -> str:
     return f"serving:events:{id}"
 
 
-async def ask(question: Question, key_id: str) -> AsyncGenerator[wire.Event | None]:
-    """Events of ``question`` as they come, and None after each second of silence; ends behind the last choice's end.
+def connect() -> redis.asyncio.Redis:
+    """A client for the event loop that asks. The caller closes it."""
+    # One that tries again on its own would take a frozen Redis for a slow one for half a minute.
+    return redis.asyncio.Redis.from_url(
+        required("redis_url"),
+        socket_timeout=ANSWER_SECONDS,
+        socket_connect_timeout=ANSWER_SECONDS,
+        retry=Retry(NoBackoff(), 0),
+        max_connections=MAX_CONNECTIONS,
+    )
 
-    Closing the iterator makes the worker forget the question. Raises ``DomainError``: a 429 when the API key has too
-    much at work, a 503 when no worker has room or is there, or the one at work is lost, and what the worker answers.
+
+_clients: WeakKeyDictionary[asyncio.AbstractEventLoop, redis.asyncio.Redis] = WeakKeyDictionary()
+
+
+def _shared() -> redis.asyncio.Redis:
+    """The client of all questions of this event loop: to connect takes twenty times as long as to ask."""
+    loop = asyncio.get_running_loop()
+    if loop not in _clients:
+        _clients[loop] = connect()
+    return _clients[loop]
+
+
+async def ask(question: Question, key_id: str) -> AsyncGenerator[wire.Event | None]:
+    """Events of ``question`` as they come, and None after ``SILENCE_SECONDS`` without any.
+
+    It ends behind the last choice's end. Closing the iterator makes the worker forget the question. Raises
+    ``DomainError``: a 429 when the API key or its organisation has too much at work, a 503 when no worker has room or
+    is there, or the one at work is lost, and what the worker answers.
     """
-    seat = await run_in_threadpool(seats.enter, key_id)
-    asked = _Asked(question, live.asynchronous())
+    asked = _Asked(question, _shared())
+    seat = None
     try:
         live.silence.check()
+        # Where Redis is away, seats are not counted, and not asking them saves the time to find out twice.
+        await asked.client.ping()
+        seat = await run_in_threadpool(seats.enter, key_id)
         await asked.send()
         renewed = time.monotonic()
         while not asked.done:
@@ -73,13 +106,31 @@ async def ask(question: Question, key_id: str) -> AsyncGenerator[wire.Event | No
                 renewed = time.monotonic()
                 await seats.stay(asked.client, key_id, seat)
     except RedisError as error:
-        raise DomainError(503, "redis_unavailable", "Redis does not answer. Try again shortly.") from error
+        # What is left there runs out by itself, and whoever works on it notices that nobody reads.
+        asked.done, seat = True, None
+        message = "Redis does not answer. Try again shortly."
+        raise DomainError(503, "redis_unavailable", message, headers={"Retry-After": "5"}) from error
     finally:
         # A client that hangs up cancels this generator, and a cancelled task may not wait for anything unshielded.
         with anyio.move_on_after(LEAVE_SECONDS, shield=True):
             await asked.close()
-            await seats.leave(asked.client, key_id, seat)
-            await asked.client.aclose()
+            if seat is not None:
+                await seats.leave(asked.client, key_id, seat)
+
+
+_looked: dict[str, tuple[bool, float]] = {}
+
+
+async def _exists(client: redis.asyncio.Redis, key: str) -> bool:
+    """Whether ``key`` is in Redis, or was a moment ago: hundreds may want to know it of the same worker."""
+    found, until = _looked.get(key, (False, 0.0))
+    if not found or time.monotonic() > until:
+        found = bool(await client.exists(key))
+        now = time.monotonic()
+        for old in [each for each, (_, end) in _looked.items() if end < now]:
+            del _looked[old]
+        _looked[key] = found, now + LOOK_SECONDS
+    return found
 
 
 class _Asked:
@@ -88,18 +139,13 @@ class _Asked:
     def __init__(self, question: Question, client: redis.asyncio.Redis) -> None:
         self.client: Any = client
         self.done = False
-        self._id = question.id
-        self._payload = question.model_dump_json().encode()
+        self._question, self._id = question, question.id
         self._open = question.choices
         self._worker: str | None = None
         self._sent_at = time.monotonic()
 
     async def send(self) -> None:
-        limit = settings().serving_queue
-        if await self.client.llen(QUEUE) >= limit:
-            message = f"{limit} requests already wait for the serving workers. Try again shortly."
-            raise DomainError(503, "overloaded", message, headers={"Retry-After": "5"})
-        await self.client.rpush(QUEUE, self._payload)
+        await queue.put(self.client, self._question, self._question.model_dump_json().encode())
 
     async def next(self) -> list[wire.Event | None]:
         """The next events, or ``[None]`` after ``SILENCE_SECONDS`` without any."""
@@ -129,15 +175,15 @@ class _Asked:
     async def _look_after(self) -> None:
         """Raises a 503 when nobody is at work on the question or will soon be."""
         if self._worker is not None:
-            if not await self.client.exists(alive_key(self._worker)):
+            if not await _exists(self.client, alive_key(self._worker)):
                 self.done = True
                 raise DomainError(503, "worker_lost", "The serving worker stopped while it was at work on this.")
             return
         waited = time.monotonic() - self._sent_at
-        if waited > QUEUE_SECONDS:
-            message = f"No serving worker had room within {QUEUE_SECONDS:.0f} seconds. Try again shortly."
+        if waited > queue.QUEUE_SECONDS:
+            message = f"No serving worker had room within {queue.QUEUE_SECONDS:.0f} seconds. Try again shortly."
             raise DomainError(503, "overloaded", message, headers={"Retry-After": "5"})
-        if waited > NO_WORKER_SECONDS and not await self.client.exists(ANY_WORKER):
+        if waited > NO_WORKER_SECONDS and not await _exists(self.client, ANY_WORKER):
             message = "No serving worker answered. Is one running?"
             raise DomainError(503, "no_serving_worker", message, headers={"Retry-After": "5"})
 
@@ -146,7 +192,7 @@ class _Asked:
         if self.done:
             return
         try:
-            if self._worker is None and not await self.client.lrem(QUEUE, 1, self._payload):
+            if self._worker is None and not await queue.drop(self.client, self._question):
                 # It was taken a moment ago. Failing this, the worker will notice that nobody reads.
                 for message in await self.client.lrange(events_key(self._id), 0, 0):
                     self._worker = next(e.worker for e in wire.events.validate_json(message) if isinstance(e, Accepted))

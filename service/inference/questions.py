@@ -1,13 +1,12 @@
 """From request bodies to questions for a serving worker. Each refusal names the field it is about."""
 
 import secrets
-import time
 from typing import Any
 
 from pydantic_core import PydanticSerializationError
 
 from service.core.errors import invalid
-from service.inference.exchange import QUEUE_SECONDS
+from service.inference import bounds
 from service.inference.requests import MAX_CHOICES, ChatRequest, CompletionRequest, SamplingRequest
 from service.inference.weights import Served
 from service.inference.wire import Chat, Question, Sampling
@@ -16,7 +15,7 @@ DEFAULT_COMPLETION_TOKENS = 16
 """OpenAI's default for completions, which would otherwise go on to the end of the context."""
 
 
-def of_chat(id: str, served: Served, body: ChatRequest) -> Question:
+def of_chat(id: str, organization: str, served: Served, body: ChatRequest) -> Question:
     """Raises a 400 for combinations that are not served."""
     if body.top_logprobs is not None and not body.logprobs:
         raise invalid("'top_logprobs' is allowed only with 'logprobs': true.", "top_logprobs")
@@ -31,16 +30,18 @@ def of_chat(id: str, served: Served, body: ChatRequest) -> Question:
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         json_schema=_json_schema(body),
     )
+    for number, tool in enumerate(body.tools or []):
+        bounds.check(tool.function.parameters or {}, f"tools.{number}.function.parameters")
     offered = body.tools if body.tools and body.tool_choice != "none" else []
     chat = Chat(
         messages=[message.model_dump(mode="json", exclude_none=True) for message in body.messages],
         tools=[tool.model_dump(mode="json", exclude_none=True) for tool in offered],
         parallel_tool_calls=body.parallel_tool_calls is not False,
     )
-    return _question(id, served, sampling, chat=chat)
+    return _question(id, organization, served, sampling, stream=bool(body.stream), chat=chat)
 
 
-def of_completion(id: str, served: Served, body: CompletionRequest) -> Question:
+def of_completion(id: str, organization: str, served: Served, body: CompletionRequest) -> Question:
     """Raises a 400 for combinations that are not served."""
     if body.best_of not in (None, body.n or 1):
         raise invalid("'best_of' other than 'n' is not served; choose among 'n' choices yourself.", "best_of")
@@ -54,17 +55,20 @@ def of_completion(id: str, served: Served, body: CompletionRequest) -> Question:
     sampling = _sampling(
         body, max_tokens=body.max_tokens or DEFAULT_COMPLETION_TOKENS, logprobs=body.logprobs, json_schema=None
     )
-    return _question(id, served, sampling, prompts=prompts)
+    return _question(id, organization, served, sampling, stream=bool(body.stream), prompts=prompts)
 
 
-def _question(id: str, served: Served, sampling: Sampling, **prompt: Any) -> Question:
+def _question(
+    id: str, organization: str, served: Served, sampling: Sampling, *, stream: bool, **prompt: Any
+) -> Question:
     question = Question(
         id=id,
         model=served.model,
         model_path=str(served.folder),
         adapter_path=None if served.adapter is None else str(served.adapter),
         sampling=sampling,
-        expires_at=time.time() + QUEUE_SECONDS,
+        organization=organization,
+        stream=stream,
         **prompt,
     )
     try:
@@ -98,4 +102,7 @@ def _json_schema(body: ChatRequest) -> dict[str, Any] | None:
     wanted = body.response_format
     if wanted is None or wanted.type == "text":
         return None
-    return {"type": "object"} if wanted.json_schema is None else wanted.json_schema.schema_
+    if wanted.json_schema is None or wanted.json_schema.schema_ is None:
+        return {"type": "object"}
+    bounds.check(wanted.json_schema.schema_, "response_format.json_schema.schema")
+    return wanted.json_schema.schema_

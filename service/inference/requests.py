@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 MAX_CHOICES = 128
+MAX_BIASES = 1024
 
 StopText = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
 # Of a long list the first mistake is told: telling of each costs more than sending it.
@@ -110,7 +111,9 @@ class SamplingRequest(BaseModel):
     stream_options: StreamOptions | None = None
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    logit_bias: LogitBias | None = Field(None, description="By token id of the model's own tokenizer.")
+    logit_bias: LogitBias | None = Field(
+        None, max_length=MAX_BIASES, description="By token id of the model's own tokenizer."
+    )
     user: Ignored
 
 

@@ -1,10 +1,11 @@
 """Answering and streaming what the serving workers say."""
 
+import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
-from contextlib import aclosing
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from contextlib import aclosing, suppress
+from typing import Any, TypeVar
 
 from service.core.errors import DomainError, envelope
 from service.inference import exchange
@@ -17,6 +18,7 @@ HEADERS_SECONDS = 15.0
 PING = b": ping\n\n"
 DONE = b"data: [DONE]\n\n"
 
+T = TypeVar("T")
 Chunks = Callable[[Event], Iterator[dict[str, Any]]]
 
 
@@ -24,20 +26,27 @@ class HungUp(Exception):
     """Nobody waits for the answer any more."""
 
 
-async def whole(question: Question, key_id: str, answer: Answer, gone: Callable[[], Any]) -> None:
-    """Gather everything that is said on ``question`` in ``answer``.
+async def unless_gone(work: Coroutine[Any, Any, T], gone: Callable[[], Awaitable[Any]]) -> T:
+    """What ``work`` gives. When ``gone`` returns before, it is cancelled, and ``HungUp`` raised."""
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(gone())
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise HungUp
+        return working.result()
+    finally:
+        for task in (working, leaving):
+            task.cancel()
+        with suppress(asyncio.CancelledError, Exception):
+            await asyncio.shield(working)
 
-    Raises ``HungUp`` soon after ``gone`` says so, and ``DomainError`` where it fails.
-    """
-    looked = time.monotonic()
+
+async def whole(question: Question, key_id: str, answer: Answer) -> None:
+    """Gather everything that is said on ``question`` in ``answer``. Raises ``DomainError`` where it fails."""
     async with aclosing(exchange.ask(question, key_id)) as events:
         async for event in events:
             if event is not None:
                 answer.take(event)
-            if time.monotonic() - looked >= exchange.SILENCE_SECONDS:
-                looked = time.monotonic()
-                if await gone():
-                    raise HungUp
 
 
 async def begin(question: Question, key_id: str) -> tuple[AsyncGenerator[Event | None], list[Event]]:

@@ -8,6 +8,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+HOLD_SECONDS = 1.0
+"""How long parts of an answer that is not streamed are kept back, at most: so many fewer have to be read."""
+
 
 class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -55,8 +58,10 @@ class Question(Frozen):
     prompts: list[str | list[int]] = []
     """Texts or token ids that are continued as they are."""
     sampling: Sampling
-    expires_at: float
-    """Seconds since the epoch after which nobody waits for a worker to take this."""
+    organization: str
+    """Id of whose question it is; workers give each its share."""
+    stream: bool = True
+    """Whether each part of the answer is told at once. Parts of others are told together, see ``HOLD_SECONDS``."""
 
     @property
     def choices(self) -> int:

@@ -9,33 +9,19 @@ import socket
 import sys
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 
 from service.inference.wire import Failed, Question
 from workers.child import scrubbed_environment
-from workers.serving import lines
+from workers.serving import lines, memory
+from workers.serving.identity import Identity, Lost
 from workers.serving.lines import Options, Ready, Said, Unloadable
 
 LONGEST_LINE = 64 * 1024**2
+WORKING_BYTES = 8 << 30
+"""Memory that a host may take beyond what it has when its model is loaded: keys and values of what it generates, what
+is computed on the way, and adapters."""
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Identity:
-    """What makes a loaded model the right one: its folder, as it was then, and the adapters it takes."""
-
-    model_path: str
-    changed_ns: int
-    lora_rank: int = 0
-
-
-class Lost(Exception):
-    """The host does not come up, or has ended; ``failed`` is what its questions are told."""
-
-    def __init__(self, failed: Failed) -> None:
-        super().__init__(failed.message)
-        self.failed = failed
 
 
 class Host:
@@ -48,6 +34,8 @@ class Host:
         self.ready: Ready | None = None
         self.lost: Failed | None = None
         """Why it takes nothing more, once it has ended."""
+        self._most_bytes = 0
+        self._grown = False
         self._process: asyncio.subprocess.Process | None = None
         self._reader: asyncio.StreamReader
         self._writer: asyncio.StreamWriter
@@ -79,11 +67,16 @@ class Host:
         if isinstance(line, Unloadable):
             raise Lost(line.failed)
         assert isinstance(line, Ready)
+        assert self.pid is not None
+        self._most_bytes = memory.resident(self.pid) + WORKING_BYTES
         self.ready = line
         return line
 
-    def ask(self, question: Question) -> None:
-        self._send(lines.Ask(ask=question))
+    def ask(self, question: Question, text: str | None) -> None:
+        """``text`` is what the model is shown of a chat, so that it needs no messages."""
+        if question.chat is not None:
+            question = question.model_copy(update={"chat": question.chat.model_copy(update={"messages": []})})
+        self._send(lines.Ask(ask=question, text=text))
 
     def forget(self, id: str) -> None:
         self._send(lines.Forget(forget=id))
@@ -97,6 +90,15 @@ class Host:
             yield [message for message in messages if isinstance(message, Said)]
         self.lost = await self._obituary()
         raise Lost(self.lost)
+
+    def end_if_grown(self) -> None:
+        """End the process if it takes more memory than it may; ``said`` tells."""
+        if self.ready is None or self.pid is None or self._grown or memory.resident(self.pid) <= self._most_bytes:
+            return
+        log.error("the process of %s takes more than %d MB", self.options.model_path, self._most_bytes >> 20)
+        self._grown = True
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
 
     async def close(self) -> None:
         """End the process."""
@@ -119,4 +121,6 @@ class Host:
         cause = f"signal {signal.Signals(-code).name}" if code < 0 else f"code {code}"
         log.error("the process of %s ended (%s); what it wrote is above", self.options.model_path, cause)
         message = f"The model's process ended ({cause}), perhaps for lack of memory. Its log says more."
+        if self._grown:
+            message = f"The model's process was ended because it took more than {self._most_bytes >> 20} MB."
         return Failed(status=503, code="model_process_ended", message=message)

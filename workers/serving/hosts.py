@@ -7,10 +7,13 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from workers.serving import memory
-from workers.serving.hosted import Host, Identity, Lost
+from workers.serving.hosted import Host
+from workers.serving.identity import Identity, Lost
 from workers.serving.lines import Options
 
 POLL_SECONDS = 0.05
+REFUSED_SECONDS = 30.0
+"""How long a folder that cannot be loaded is not tried again, unless a file in it changes."""
 
 log = logging.getLogger(__name__)
 
@@ -26,13 +29,19 @@ class Hosts:
         self._memory_share, self._idle_seconds, self._follow = memory_share, idle_seconds, follow
         self._hosts: dict[Identity, Host] = {}
         self._loading: dict[Identity, asyncio.Task[None]] = {}
+        self._refused: dict[Identity, tuple[Lost, float]] = {}
+        """Why, and until when."""
         self._one_at_a_time = asyncio.Lock()
         self._closing: set[asyncio.Task[None]] = set()
+        self._running: set[Host] = set()
+        """All that have a model loaded, those that nobody gets any more too."""
 
     async def get(self, identity: Identity, options: Options, user: str) -> Host:
         """The host of a model, loaded, with ``user`` among its users. Raises ``Lost``."""
+        identity = self._suitable(identity)
         host = self._hosts.get(identity)
         if host is None:
+            self._check(identity)
             host = self._hosts[identity] = Host(identity, options)
             self._loading[identity] = asyncio.create_task(self._load(host))
         host.users.add(user)
@@ -41,10 +50,23 @@ class Hosts:
             await asyncio.shield(loading)
         return host
 
-    def any_of(self, model_path: str, changed_ns: int) -> Identity | None:
-        """A loaded host of this model, whatever adapters it takes."""
-        found = (each for each in self._hosts if (each.model_path, each.changed_ns) == (model_path, changed_ns))
-        return next(found, None)
+    def _suitable(self, identity: Identity) -> Identity:
+        """A loaded host of this model, whatever adapters it takes, where none are needed."""
+        if identity.lora_rank:
+            return identity
+        wanted = (identity.model_path, identity.changed_ns)
+        return next((each for each in self._hosts if (each.model_path, each.changed_ns) == wanted), identity)
+
+    def _check(self, identity: Identity) -> None:
+        """Raises ``Lost`` again for a folder that could not be loaded a moment ago."""
+        now = time.monotonic()
+        self._refused = {each: found for each, found in self._refused.items() if found[1] > now}
+        if identity in self._refused:
+            raise self._refused[identity][0]
+
+    def end_those_that_grow(self) -> None:
+        for host in self._running:
+            host.end_if_grown()
 
     def leave(self, host: Host, user: str) -> None:
         host.users.discard(user)
@@ -85,12 +107,21 @@ class Hosts:
             await self.remove(host).close()
             if isinstance(error, Lost):
                 log.error("%s could not be loaded: %s", host.identity.model_path, error)
+                if error.failed.status < 500:
+                    self._refused[host.identity] = error, time.monotonic() + REFUSED_SECONDS
             raise
         finally:
             del self._loading[host.identity]
-        task = asyncio.ensure_future(self._follow(host))
+        task = asyncio.create_task(self._attend(host))
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
+
+    async def _attend(self, host: Host) -> None:
+        self._running.add(host)
+        try:
+            await self._follow(host)
+        finally:
+            self._running.discard(host)
 
     async def _make_room(self, host: Host) -> None:
         """Unload others until ``host`` fits. One at work is waited for, and takes no more meanwhile."""

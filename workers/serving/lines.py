@@ -1,6 +1,6 @@
 """What a serving worker and the host of one model say to each other: JSON, one message a line."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
@@ -23,6 +23,8 @@ class Options(Line):
 
 class Ask(Line):
     ask: Question
+    text: str | None
+    """What the model is shown of a chat."""
 
 
 class Forget(Line):
@@ -37,6 +39,12 @@ class Ready(Line):
     """Memory that the model takes, without what it generates."""
     total_bytes: int
     """Memory of the device."""
+    chat_template: str | None = None
+    tools_template: str | None = None
+    """The template for chats with tools, which some tokenizers have beside the other."""
+    special_tokens: dict[str, Any] = {}
+    can_call: bool = False
+    """Whether the model's tool calls can be told from text."""
 
 
 class Unloadable(Line):
@@ -46,7 +54,7 @@ class Unloadable(Line):
 
 
 class Said(Line):
-    """Events of one question."""
+    """Events of one question; without any, that there are some which are told later."""
 
     id: str
     events: list[Event]

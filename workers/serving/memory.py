@@ -15,4 +15,12 @@ def machine() -> int:
 
 def weights(folder: Path) -> int:
     """Bytes of a model folder's weights."""
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors") if path.is_file())
+
+
+def resident(pid: int) -> int:
+    """Bytes that a process has in memory; 0 when it has ended."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, IndexError):
+        return 0

@@ -1,49 +1,39 @@
-"""A serving worker: takes questions from Redis while it has room, and passes on what the hosts of their models say.
+"""A serving worker: takes questions from Redis while it has places, and passes on what the hosts of their models say.
 
 It keeps nothing: when it dies its hosts end with it and its readers notice that it does not breathe.
 """
 
 import asyncio
 import contextlib
-import json
 import logging
 import time
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from redis.exceptions import RedisError
 
-from service.core import live
 from service.core.ids import new_id
-from service.inference import exchange, wire
-from service.inference.wire import Accepted, End, Event, Failed, Question
+from service.inference import exchange, queue, wire
+from service.inference.wire import Accepted, Delta, End, Event, Failed, Question, Started
 from service.settings import Settings
-from workers.serving.hosted import Host, Identity, Lost
+from workers.serving.hosted import Host
 from workers.serving.hosts import Hosts
-from workers.serving.lines import Options, Said
+from workers.serving.identity import Lost, identify
+from workers.serving.lines import Said
+from workers.serving.preparation import Preparation, Unprepared
+from workers.serving.taken import Taken
 
 BREATH_SECONDS = 1.0
 WAIT_SECONDS = 1.0
 POLL_SECONDS = 0.05
-USUAL_RANK = 64
-"""Room for adapters that vLLM is started with at least, so that one engine takes most of a base's adapters."""
+WATCH_SECONDS = 0.1
+TRIES = 3
+"""Processes that a question is taken to, when others end before it can be asked."""
 UNREAD_SECONDS = 60.0
 """A reader that has not emptied its list for so long is gone."""
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class Taken:
-    """A question in hand."""
-
-    question: Question
-    open: int
-    """Choices that are not complete."""
-    host: Host | None = None
-    unread_since: float | None = None
 
 
 class Worker:
@@ -51,11 +41,17 @@ class Worker:
         self.id = new_id("worker_")
         self._settings = settings
         self._taken: dict[str, Taken] = {}
-        self._room = asyncio.Semaphore(settings.serving_concurrency)
+        self._held: Counter[str] = Counter()
+        """Places that each organisation has."""
         self._hosts = Hosts(settings.serving_memory_share, settings.serving_idle_seconds, self._follow)
-        self._redis: Any = live.asynchronous()
+        self._preparation = Preparation()
+        self._redis: Any = exchange.connect()
         self._stopping = asyncio.Event()
+        self._room = asyncio.Event()
+        """Set when a place may be free or a question may wait."""
         self._placing: set[asyncio.Task[None]] = set()
+        self._suspects: asyncio.Queue[Taken] = asyncio.Queue()
+        """Questions that a model's process ended over, or beside."""
         self._running: asyncio.Task[None] | None = None
 
     def stop(self) -> None:
@@ -66,16 +62,18 @@ class Worker:
 
     async def run(self) -> None:
         """Work until asked to stop."""
-        breathing = asyncio.create_task(self._live())
-        listening = asyncio.create_task(self._listen())
+        self._preparation.start()
+        others = [self._live(), self._watch(), self._listen(), self._hear(), self._try_again()]
+        beside = [asyncio.create_task(each) for each in others]
         self._running = asyncio.create_task(self._work())
         try:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._running
         finally:
-            breathing.cancel()
-            listening.cancel()
+            for task in [*beside, *self._placing]:
+                task.cancel()
             await self._hosts.close()
+            self._preparation.close()
             with contextlib.suppress(RedisError):
                 await self._redis.delete(exchange.alive_key(self.id))
             await self._redis.aclose()
@@ -83,40 +81,59 @@ class Worker:
     async def _work(self) -> None:
         """Take questions until asked to stop, then wait for those in hand."""
         while not self._stopping.is_set():
-            await self._room.acquire()
-            payload = await self._next(exchange.QUEUE)
-            if payload is None:
-                self._room.release()
+            self._room.clear()
+            found = await self._next()
+            if found is None:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._room.wait(), WAIT_SECONDS)
                 continue
+            payload, places = found
             question = Question.model_validate_json(payload)
-            if question.expires_at < time.time():
-                self._room.release()
-                continue
-            self._taken[question.id] = Taken(question, question.choices)
+            taken = self._taken[question.id] = Taken(question, places, question.choices)
+            self._held[question.organization] += places
             # A reader must not find us dead because Redis has just been restarted.
             await self._breathe()
             await self._tell({question.id: [Accepted(worker=self.id)]})
-            task = asyncio.create_task(self._place(question))
+            task = asyncio.create_task(self._place(taken))
             self._placing.add(task)
             task.add_done_callback(self._placing.discard)
         while self._taken:
             await asyncio.sleep(POLL_SECONDS)
 
+    async def _next(self) -> tuple[bytes, int] | None:
+        places = self._settings.serving_concurrency
+        if self._held.total() >= places:
+            return None
+        try:
+            return await queue.take(self._redis, places, self._held)
+        except RedisError as error:
+            log.warning("Redis is away: %s", error)
+            return None
+
+    async def _hear(self) -> None:
+        """Wake up when somebody asks."""
+        while True:
+            try:
+                async with self._redis.pubsub() as bell:
+                    await bell.subscribe(queue.BELL)
+                    while True:
+                        await bell.get_message(timeout=WAIT_SECONDS)
+                        self._room.set()
+            except RedisError as error:
+                log.warning("Redis is away: %s", error)
+                await asyncio.sleep(WAIT_SECONDS)
+
     async def _listen(self) -> None:
         """Forget the questions whose readers have hung up."""
         while True:
-            id = await self._next(exchange.control_key(self.id))
-            if id is not None:
-                self._forget(id.decode())
-
-    async def _next(self, key: str) -> bytes | None:
-        try:
-            found = await self._redis.blpop([key], timeout=WAIT_SECONDS)
-        except RedisError as error:
-            log.warning("Redis is away: %s", error)
-            await asyncio.sleep(WAIT_SECONDS)
-            return None
-        return None if found is None else found[1]
+            try:
+                found = await self._redis.blpop([exchange.control_key(self.id)], timeout=WAIT_SECONDS)
+            except RedisError as error:
+                log.warning("Redis is away: %s", error)
+                await asyncio.sleep(WAIT_SECONDS)
+                continue
+            if found is not None:
+                self._forget(found[1].decode())
 
     async def _live(self) -> None:
         """Say that we live, for as long as we do, and unload what nobody uses."""
@@ -124,6 +141,12 @@ class Worker:
             await self._breathe()
             self._hosts.close_idle()
             await asyncio.sleep(BREATH_SECONDS)
+
+    async def _watch(self) -> None:
+        """End hosts that take more memory than they may."""
+        while True:
+            self._hosts.end_those_that_grow()
+            await asyncio.sleep(WATCH_SECONDS)
 
     async def _breathe(self) -> None:
         try:
@@ -134,39 +157,51 @@ class Worker:
         except RedisError as error:
             log.warning("Redis is away: %s", error)
 
-    async def _place(self, question: Question) -> None:
-        """Have the model loaded and ask it."""
+    async def _place(self, taken: Taken) -> None:
+        """Have the model loaded and ask it, and wait until it has taken the question in or is done with it."""
+        question = taken.question
+        taken.host = None
+        taken.begun.clear()
+        taken.settled.clear()
         try:
-            identity, options = self._identify(question)
-            host = await self._hosts.get(identity, options, question.id)
-            if host.lost is not None:
-                raise Lost(host.lost)
-        except Lost as lost:
-            await self._tell({question.id: [lost.failed]})
-            return
-        taken = self._taken.get(question.id)
-        if taken is None:
-            self._hosts.leave(host, question.id)
-            return
-        taken.host = host
-        host.ask(question)
+            for _ in range(TRIES):
+                identity, options = identify(question, self._settings)
+                host = await self._hosts.get(identity, options, question.id)
+                try:
+                    if await self._ask(taken, host):
+                        return
+                finally:
+                    if taken.host is None:
+                        self._hosts.leave(host, question.id)
+            assert host.lost is not None
+            raise Lost(host.lost)
+        except (Lost, Unprepared) as refusal:
+            await self._tell({question.id: [refusal.failed]})
+        except Exception as error:
+            log.exception("%s cannot be asked", question.model)
+            message = f"The serving worker failed: {type(error).__name__}. Its log says more."
+            await self._tell({question.id: [Failed(status=500, code="internal_error", message=message)]})
 
-    def _identify(self, question: Question) -> tuple[Identity, Options]:
-        folder = Path(question.model_path)
-        roots = (self._settings.data_dir.absolute(), self._settings.models_dir.absolute())
-        if not any(folder.is_relative_to(root) for root in roots) or not (folder / "config.json").is_file():
-            message = f"The weights of '{question.model}' are not where the serving worker looks for them."
-            raise Lost(Failed(status=404, code="model_not_found", message=message, param="model"))
-        changed, engine = (folder / "config.json").stat().st_mtime_ns, self._settings.serving_engine
-        rank = 0
-        if question.adapter_path is not None and engine == "vllm":
-            config = json.loads((Path(question.adapter_path) / "adapter_config.json").read_bytes())
-            rank = max(USUAL_RANK, int(config["r"]))
-        identity = Identity(str(folder), changed, rank)
-        if rank == 0:
-            identity = self._hosts.any_of(str(folder), changed) or identity
-        share = self._settings.serving_memory_share
-        return identity, Options(model_path=str(folder), engine=engine, lora_rank=rank, memory_share=share)
+    async def _ask(self, taken: Taken, host: Host) -> bool:
+        """Whether it was asked, or is not wanted any more; False where the host has ended before."""
+        question, model = taken.question, host.ready
+        assert model is not None
+        async with self._preparation.slot(question.organization):
+            if question.id not in self._taken:
+                return True
+            taken.preparing = asyncio.ensure_future(self._preparation.text(question, model))
+            try:
+                text = await taken.preparing
+            except asyncio.CancelledError:
+                if question.id in self._taken:
+                    raise
+                return True
+            if host.lost is not None:
+                return False
+            taken.host = host
+            host.ask(question, text)
+            await taken.begun.wait()
+            return True
 
     async def _follow(self, host: Host) -> None:
         """Pass on what ``host`` says, until it ends."""
@@ -175,14 +210,53 @@ class Worker:
                 await self._pass_on(said)
         except Lost as lost:
             self._hosts.remove(host)
-            mine = [id for id, taken in self._taken.items() if taken.host is host]
-            await self._tell({id: [lost.failed] for id in mine})
+            await self._mourn(host, lost.failed)
+
+    async def _mourn(self, host: Host, failed: Failed) -> None:
+        """Tell those who have been answered in part, and see to the others again: who of them ended it is not known."""
+        told: dict[str, list[Event]] = {}
+        for id, taken in self._taken.items():
+            if taken.host is not host:
+                continue
+            taken.host = None
+            taken.begun.set()
+            taken.settled.set()
+            if taken.spoke:
+                told[id] = [failed]
+                continue
+            taken.deaths += 1
+            if taken.deaths > 1:
+                # The official client would send it again after a 5xx, to end the next process.
+                message = f"{failed.message} That was the second time with this request; it is not tried again."
+                told[id] = [failed.model_copy(update={"status": 400, "message": message})]
+            else:
+                self._suspects.put_nowait(taken)
+        await self._tell(told)
+
+    async def _try_again(self) -> None:
+        """Ask what a process ended beside, one question at a time: then it is known which of them ends the next."""
+        while True:
+            taken = await self._suspects.get()
+            if taken.question.id in self._taken:
+                await self._place(taken)
+                if taken.question.id in self._taken:
+                    await taken.settled.wait()
 
     async def _pass_on(self, said: Sequence[Said]) -> None:
         events: dict[str, list[Event]] = {}
         for each in said:
-            if each.id in self._taken:
-                events.setdefault(each.id, []).extend(each.events)
+            taken = self._taken.get(each.id)
+            if taken is None:
+                continue
+            taken.begun.set()
+            for event in each.events:
+                if isinstance(event, Started) and taken.started:
+                    continue
+                taken.started = taken.started or isinstance(event, Started)
+                taken.spoke = taken.spoke or isinstance(event, Delta | End)
+                events.setdefault(each.id, []).append(event)
+            if taken.spoke or not each.events:
+                taken.settled.set()
         await self._tell(events)
 
     async def _tell(self, events: dict[str, list[Event]]) -> None:
@@ -226,6 +300,14 @@ class Worker:
 
     def _let_go(self, id: str) -> None:
         taken = self._taken.pop(id)
-        self._room.release()
+        organization = taken.question.organization
+        self._held[organization] -= taken.places
+        if not self._held[organization]:
+            del self._held[organization]
+        self._room.set()
+        taken.begun.set()
+        taken.settled.set()
+        if taken.preparing is not None:
+            taken.preparing.cancel()
         if taken.host is not None:
             self._hosts.leave(taken.host, id)

@@ -58,10 +58,12 @@ def train(channel: Channel, followers: Followers | None = None) -> int:
     # reads this when torch is imported, so nothing above this line may import it.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from service.jobs.spec import RunSpec, Supervised
+    from workers.bounded import client
     from workers.training import loop, supervised
     from workers.training.clock import Clock
     from workers.training.errors import RunError, explain
 
+    client.start()
     path = channel.starts.get()
     if path is None:
         return ExitCode.STOPPED

@@ -39,6 +39,16 @@ class Example:
 
 
 @dataclass(frozen=True)
+class _Asked:
+    """What is to be written of the answer at ``messages[number]``: the prompt before it, and the prompt with it."""
+
+    number: int
+    texts: list[data.Asked]
+    said: str | None = None
+    """The answer, where there is no chat template to write it behind the prompt."""
+
+
+@dataclass(frozen=True)
 class _Turn:
     """One answer to learn as texts: the prompt before it, and the prompt with it, which begins with the former."""
 
@@ -109,19 +119,27 @@ def read(
 ) -> list[list[Example]]:
     """The examples of each of these numbered lines; why the others have none is added to ``problems``."""
     encoding = _Encoding(tokenizer, stop_ids)
-    turns: dict[int, list[_Turn]] = {}
+    asked: dict[int, list[_Asked]] = {}
     for number, raw in part:
         try:
-            turns[number] = _turns(data.parse(raw), tokenizer)
+            asked[number] = _asked(number, data.parse(raw), tokenizer)
         except UnusableRow as error:
             problems.add(number, error)
-    texts = {text for row in turns.values() for turn in row for text in (turn.prompt, turn.whole)}
-    encoded = encoding.encode(sorted(texts)) if texts else {}
-    rows = []
-    for number, row in turns.items():
+    written = iter(data.render([each for row in asked.values() for one in row for each in one.texts], tokenizer))
+    turns: dict[int, list[_Turn]] = {}
+    for number, row in asked.items():
+        texts = [(one, [next(written) for _ in one.texts]) for one in row]
         try:
-            together = _together(row, encoded, encoding)
-            examples = [together] if together else [_alone(turn, encoded, encoding) for turn in row]
+            turns[number] = [_turn(*each) for each in texts]
+        except UnusableRow as error:
+            problems.add(number, error)
+    whole = {text for row in turns.values() for turn in row for text in (turn.prompt, turn.whole)}
+    encoded = encoding.encode(sorted(whole)) if whole else {}
+    rows = []
+    for number, learned in turns.items():
+        try:
+            together = _together(learned, encoded, encoding)
+            examples = [together] if together else [_alone(turn, encoded, encoding) for turn in learned]
         except UnusableRow as error:
             problems.add(number, error)
             continue
@@ -134,22 +152,35 @@ def read(
     return rows
 
 
-def _turns(item: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[_Turn]:
+def _asked(line: int, item: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[_Asked]:
+    """What has to be written of each answer that is to be learned. Raises ``UnusableRow``."""
     messages, tools = data.messages_of(item, tokenizer), item.get("tools")
     learned = [n for n, each in enumerate(messages) if each["role"] == "assistant" and each.get("weight") != 0]
     if not learned:
         raise UnusableRow("no message of the assistant is to be learned")
-    turns = []
+    asked = []
     for number in learned:
-        prompt = data.render_messages(messages[:number], tools, tokenizer, answer_next=True)
+        texts = [data.Asked(line, messages[:number], tools)]
         if tokenizer.chat_template is None:
-            whole = prompt + (messages[number]["content"] or "")
-        else:
-            whole = data.render_messages(messages[: number + 1], tools, tokenizer, answer_next=False)
-        if not whole.startswith(prompt):
-            raise _Unaskable(prompt, whole, number)
-        turns.append(_Turn(prompt, whole))
-    return turns
+            asked.append(_Asked(number, texts, said=messages[number]["content"] or ""))
+            continue
+        texts.append(data.Asked(line, messages[: number + 1], tools, answer_next=False))
+        asked.append(_Asked(number, texts))
+    return asked
+
+
+def _turn(asked: _Asked, written: Sequence[str | UnusableRow]) -> _Turn:
+    """Raises ``UnusableRow``."""
+    texts = []
+    for text in written:
+        if isinstance(text, UnusableRow):
+            raise text
+        texts.append(text)
+    prompt = texts[0]
+    whole = prompt + asked.said if asked.said is not None else texts[1]
+    if not whole.startswith(prompt):
+        raise _Unaskable(prompt, whole, asked.number)
+    return _Turn(prompt, whole)
 
 
 def _together(turns: list[_Turn], encoded: dict[str, list[int]], encoding: _Encoding) -> Example | None:

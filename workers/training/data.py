@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from workers.bounded import client, messages
+from workers.bounded.tasks import MAX_CHARACTERS, Render
 from workers.training import seeds
 from workers.training.errors import RunError
 
@@ -69,13 +70,20 @@ def read(
     part: Sequence[tuple[int, bytes]], tokenizer: PreTrainedTokenizerBase, context_length: int, problems: Problems
 ) -> list[Prompt]:
     """The prompts of numbered lines; why the others have none is added to ``problems``."""
-    rows: list[tuple[int, dict[str, Any], str]] = []
+    items, asked = [], []
     for number, raw in part:
         try:
             item = parse(raw)
-            rows.append((number, item, render(item, tokenizer)))
+            asked.append(Asked(number, messages_of(item, tokenizer), item.get("tools")))
+            items.append(item)
         except UnusableRow as error:
             problems.add(number, error)
+    rows: list[tuple[int, dict[str, Any], str]] = []
+    for one, item, text in zip(asked, items, render(asked, tokenizer), strict=True):
+        if isinstance(text, str):
+            rows.append((one.line, item, text))
+        else:
+            problems.add(one.line, text)
     texts = [text for _, _, text in rows]
     encoded = tokenizer(texts, add_special_tokens=tokenizer.chat_template is None)["input_ids"] if texts else []
     prompts = []
@@ -88,31 +96,70 @@ def read(
     return prompts
 
 
-def render(item: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> str:
-    """The text the model continues: the chat template's, or the messages' contents, one a line, without one."""
-    return render_messages(messages_of(item, tokenizer), item.get("tools"), tokenizer, answer_next=True)
+@dataclass(frozen=True)
+class Asked:
+    """Messages to be written as one text."""
+
+    line: int
+    """Of the file that they are from."""
+    messages: list[dict[str, Any]]
+    """As ``messages_of`` gives them."""
+    tools: Any
+    answer_next: bool = True
+    """Whether the text goes on to where an answer of the assistant begins."""
 
 
 def messages_of(item: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
     """A row's messages as chat templates of open models take them. Raises ``UnusableRow``."""
-    messages = [_plain(message) for message in item["messages"]]
-    if "developer" not in str(tokenizer.chat_template):
-        # OpenAI's name for what open models' templates call the system message.
-        messages = [message | {"role": message["role"].replace("developer", "system")} for message in messages]
-    return messages
-
-
-def render_messages(
-    messages: list[dict[str, Any]], tools: Any, tokenizer: PreTrainedTokenizerBase, *, answer_next: bool
-) -> str:
-    """The messages as one text, with what an answer of the assistant follows on if ``answer_next``."""
-    if tokenizer.chat_template is None:
-        return "\n".join(message.get("content") or "" for message in messages)
     try:
-        text = tokenizer.apply_chat_template(messages, tools=tools, add_generation_prompt=answer_next, tokenize=False)
-    except (TemplateError, TypeError, ValueError) as error:
-        raise UnusableRow(f"the model's chat template refuses the messages: {error}") from error
-    return str(text)
+        return messages.for_template(item["messages"], template(tokenizer, item.get("tools")))
+    except messages.Unusable as error:
+        raise UnusableRow(str(error)) from error
+
+
+def render(asked: Sequence[Asked], tokenizer: PreTrainedTokenizerBase) -> list[str | UnusableRow]:
+    """The texts that the model reads, or why the chat template has none. Without one, the contents, one a line.
+
+    A template works in bounds, see ``workers.bounded``. Raises ``RunError`` where it exceeds them.
+    """
+    if tokenizer.chat_template is None:
+        return [messages.joined(each.messages) for each in asked]
+    known = special_tokens(tokenizer)
+    tasks = [
+        Render(
+            kind="render",
+            template=template(tokenizer, each.tools) or "",
+            special_tokens=known,
+            messages=each.messages,
+            tools=each.tools,
+            answer_next=each.answer_next,
+            most=MAX_CHARACTERS,
+        )
+        for each in asked
+    ]
+    texts: list[str | UnusableRow] = []
+    for each, answer in zip(asked, client.run(tasks), strict=True):
+        if answer.get("exceeded"):
+            message = f"On line {each.line} of the file, {answer['refused']}. Mend the template, or shorten the row."
+            raise RunError("invalid_model", message, param="model")
+        texts.append(UnusableRow(answer["refused"]) if "refused" in answer else answer["text"])
+    return texts
+
+
+def template(tokenizer: PreTrainedTokenizerBase, tools: Any) -> str | None:
+    """The chat template that is used for messages with these tools; some tokenizers have one of their own for them."""
+    if tokenizer.chat_template is None:
+        return None
+    try:
+        return str(tokenizer.get_chat_template(tools=tools))
+    except ValueError as error:
+        raise RunError("invalid_model", f"The model's chat template cannot be used: {error}", param="model") from error
+
+
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """Those that chat templates may name, by name."""
+    found = tokenizer.special_tokens_map.items()
+    return {name: [str(each) for each in value] if isinstance(value, list) else str(value) for name, value in found}
 
 
 def rows_of_step(step: int, seed: int, rows: int, batch_size: int) -> list[int]:
@@ -158,33 +205,3 @@ def parse(raw: bytes) -> dict[str, Any]:
         raise UnusableRow("needs 'messages', a list of at least one message")
     parsed: dict[str, Any] = item
     return parsed
-
-
-def _plain(message: dict[str, Any]) -> dict[str, Any]:
-    """The message with its content as one string, and the arguments of tool calls as values instead of JSON."""
-    role, content = message.get("role"), message.get("content")
-    if not isinstance(role, str):
-        raise UnusableRow("a message has no role")
-    if isinstance(content, list):
-        if not all(isinstance(block, dict) and isinstance(block.get("text"), str) for block in content):
-            raise UnusableRow("a message has content other than text")
-        content = "".join(block["text"] for block in content)
-    if content is not None and not isinstance(content, str):
-        raise UnusableRow("a message's content is neither text nor a list of text blocks")
-    calls = message.get("tool_calls")
-    if isinstance(calls, list):
-        message = message | {"tool_calls": [_with_values(call) for call in calls]}
-    return message | {"content": content}
-
-
-def _with_values(call: Any) -> Any:
-    """OpenAI writes a call's arguments as JSON in a string; templates write JSON themselves."""
-    function = call.get("function") if isinstance(call, dict) else None
-    arguments = function.get("arguments") if isinstance(function, dict) else None
-    if not isinstance(function, dict) or not isinstance(arguments, str):
-        return call
-    try:
-        values = json.loads(arguments)
-    except json.JSONDecodeError:
-        return call
-    return call | {"function": function | {"arguments": values}} if isinstance(values, dict) else call

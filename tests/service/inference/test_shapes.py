@@ -23,7 +23,9 @@ EVENTS = [
 def answer() -> Answer:
     chat = Chat(messages=[{"role": "user", "content": "Hi"}])
     return Answer(
-        Question(id="chatcmpl-1", model="m", model_path="/m", chat=chat, sampling=Sampling(seed=1), expires_at=0)
+        Question(
+            id="chatcmpl-1", model="m", model_path="/m", chat=chat, sampling=Sampling(seed=1), organization="org_1"
+        )
     )
 
 

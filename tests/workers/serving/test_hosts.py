@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 
 from service.inference.wire import Failed
+from workers.serving import hosts as module
 from workers.serving import memory
-from workers.serving.hosted import Host, Identity, Lost
+from workers.serving.hosted import Host
 from workers.serving.hosts import Hosts
+from workers.serving.identity import Identity, Lost
 from workers.serving.lines import Options, Ready
 
 
@@ -40,9 +42,9 @@ async def follow(host: Host) -> None:
     await asyncio.sleep(0)
 
 
-async def get(hosts: Hosts, model: str, user: str) -> Host:
+async def get(hosts: Hosts, model: str, user: str, changed: int = 0) -> Host:
     options = Options(model_path=model, engine="transformers", memory_share=1)
-    return await hosts.get(Identity(model, 0), options, user)
+    return await hosts.get(Identity(model, changed), options, user)
 
 
 @pytest.fixture
@@ -109,16 +111,24 @@ def test_a_model_that_nobody_uses_is_unloaded(loaded: Loaded) -> None:
     asyncio.run(main())
 
 
-def test_a_model_that_does_not_load_is_told_to_all_and_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_does_not_load_is_told_to_all_and_tried_again_when_it_has_changed_or_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     loaded = Loaded(monkeypatch, failing="a")
 
     async def main() -> None:
         hosts = Hosts(0.9, 60, follow)
         told = await asyncio.gather(get(hosts, "a", "u1"), get(hosts, "a", "u2"), return_exceptions=True)
         assert [type(each) for each in told] == [Lost, Lost]
-        with pytest.raises(Lost):
-            await get(hosts, "a", "u3")
-        assert loaded.starts == 2
+        for changed, starts in ((0, 1), (1, 2), (1, 2)):
+            with pytest.raises(Lost):
+                await get(hosts, "a", "u3", changed)
+            assert loaded.starts == starts
+        monkeypatch.setattr(module, "REFUSED_SECONDS", -1.0)
+        for starts in (3, 4):
+            with pytest.raises(Lost):
+                await get(hosts, "a", "u4", changed=2)
+            assert loaded.starts == starts
 
     asyncio.run(main())
 
@@ -126,4 +136,5 @@ def test_a_model_that_does_not_load_is_told_to_all_and_tried_again(monkeypatch: 
 def test_weights_are_counted_by_their_files(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"x" * 10)
     (tmp_path / "tokenizer.json").write_bytes(b"x" * 10)
+    (tmp_path / "gone.safetensors").symlink_to(tmp_path / "nowhere")
     assert memory.weights(tmp_path) == 10

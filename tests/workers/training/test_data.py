@@ -53,7 +53,20 @@ def test_the_whole_row_stays_with_the_prompt(tmp_path: Path) -> None:
 def test_developer_messages_are_system_messages_to_a_template_that_knows_no_others(tmp_path: Path) -> None:
     tokenizer = make_tokenizer()
     tokenizer.chat_template = "{% for m in messages %}{{ m['role'][0:3] }}{% endfor %}"
-    assert data.render(ask("x", role="developer"), tokenizer) == "sys"
+    asked = data.Asked(1, data.messages_of(ask("x", role="developer"), tokenizer), None)
+    assert data.render([asked], tokenizer) == ["sys"]
+
+
+def test_a_template_that_never_ends_ends_the_reading_with_the_line(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = (
+        "{% for a in messages[0].content %}{% for b in range(100000) %}{% for c in range(100000) %}"
+        "{% endfor %}{% endfor %}{% endfor %}"
+    )
+    rows = write(tmp_path / "rows", ask(""), ask("1"))
+    with pytest.raises(RunError, match=r"line 2 .* chat template takes more than") as caught:
+        data.load(rows, tokenizer, tiny.CONTEXT, "training_file")
+    assert (caught.value.code, caught.value.param) == ("invalid_model", "model")
 
 
 def test_all_unusable_rows_are_named_at_once(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import queue
 import socket
 import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 from workers.serving import lines
@@ -22,7 +23,10 @@ log = logging.getLogger(__name__)
 def main(descriptor: int, options: Options) -> int:
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
     connection = socket.socket(fileno=descriptor)
-    inbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+    # Should memory run out on the whole machine, a model goes before PostgreSQL does.
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("500")
+    inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(connection, inbox), daemon=True).start()
     from workers.serving.host import loading
 
@@ -35,26 +39,29 @@ def main(descriptor: int, options: Options) -> int:
     from workers.serving.host.conversation import Conversations
 
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-        _serve(Conversations(engine), inbox, connection)
+        _serve(Conversations(engine, inbox.put), inbox, connection)
     return 0
 
 
-def _receive(connection: socket.socket, inbox: "queue.SimpleQueue[bytes | None]") -> None:
+def _receive(connection: socket.socket, inbox: "queue.SimpleQueue[Any]") -> None:
     with connection.makefile("rb") as received:
         for line in received:
             inbox.put(line)
     inbox.put(None)
 
 
-def _serve(conversations: Any, inbox: "queue.SimpleQueue[bytes | None]", connection: socket.socket) -> None:
-    """Take what comes between any two tokens; wait for it when there is nothing to do."""
+def _serve(conversations: Any, inbox: "queue.SimpleQueue[Any]", connection: socket.socket) -> None:
+    """Take what comes between any two tokens, lines and questions that were read; wait when there is nothing to do."""
     while True:
         said: list[lines.Said] = []
         while not (conversations.busy and inbox.empty()):
-            line = inbox.get()
-            if line is None:
+            came = inbox.get()
+            if came is None:
                 return
-            said += conversations.take(lines.to_host.validate_json(line))
+            if isinstance(came, bytes):
+                conversations.take(lines.to_host.validate_json(came))
+            else:
+                said += conversations.admit(came)
             if inbox.empty():
                 break
         if conversations.busy:

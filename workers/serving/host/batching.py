@@ -2,10 +2,15 @@
 
 Rows that cannot share a batch (other adapters, or a model whose layers cannot skip padding) make batches of their own,
 which take turns.
+
+A step takes the longer the more rows it has, so that whoever asks little would wait for those who ask much. Where
+several organisations are at work, the oldest ``FRONT_ROWS`` of each are in front: they go on in every step. All others
+are in the back and have ``BACK_SHARE`` of the time.
 """
 
-from collections import deque
-from collections.abc import Sequence
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,6 +19,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from service.inference.wire import Sampling
 from workers.serving.host.adapters import Adapters
 from workers.serving.host.decoder import Decoder
 from workers.serving.host.engine import Engine, Key, Request, Token
@@ -24,6 +30,10 @@ from workers.training.policy import context_length
 MAX_ROWS = 256
 CACHE_BYTES = 4 << 30
 """Room for keys and values on a machine without GPU; half of what is free on one with."""
+FRONT_ROWS = 2
+BACK_SHARE = 0.25
+MOST_OF_ONE = 0.75
+"""Share of the room for rows, and for keys and values, that one organisation may take while others have none."""
 PADDING = 2
 """Rows share a batch only if padding makes it at most this many times as large."""
 
@@ -34,6 +44,9 @@ class Row:
     chooser: Chooser
     left: int
     """Tokens it may still say."""
+    organization: str
+    number: int
+    """Its place in the order in which rows came."""
 
 
 @dataclass
@@ -44,39 +57,60 @@ class Batch:
     rows: list[Row]
     logits: Tensor
     adapter: Path | None
+    front: bool
 
 
 class BatchingEngine(Engine):
-    """Any causal language model of transformers, in the precision its weights are stored in."""
+    """Any causal language model of transformers, in the precision its weights are stored in.
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int]) -> None:
+    Args:
+        clock: seconds, of which the back has its share.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        stop_ids: Sequence[int],
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._clock = clock
         self._model = model
         self.tokenizer, self.stop_ids = tokenizer, stop_ids
         self.context_length = context_length(model.config)
         self.vocabulary_size = int(model.config.get_text_config().vocab_size)
         self._adapters = Adapters(model)
         self._grammars = Grammars(tokenizer, self.vocabulary_size)
-        self._waiting: deque[tuple[Request, list[Row]]] = deque()
+        self._waiting: list[tuple[Request, list[Row]]] = []
         self._batches: list[Batch] = []
+        self._rows_so_far = 0
+        self._credit = 0.0
+        """Seconds that the back may take now; negative when it has taken more than its share."""
         self._joinable = False
         """Whether rows of several prompts may share a batch; known once the model has run."""
+
+    def constraint(self, sampling: Sampling, *, reasons: bool) -> Constraint | None:
+        schema = sampling.json_schema
+        return None if schema is None else self._grammars.constraint(schema, reasons=reasons)
 
     def add(self, request: Request) -> None:
         if request.adapter is not None:
             self._adapters.load(request.adapter)
             waiting = {waits.adapter for waits, _ in self._waiting}
             self._adapters.forget_unused(waiting | {batch.adapter for batch in self._batches})
-        rows = [
-            Row(key, Chooser(request.sampling, key.choice, self._constraint(request)), request.max_tokens)
-            for key in request.keys
-        ]
-        self._waiting.append((request, rows))
+        self._waiting.append((request, [self._row(request, key) for key in request.keys]))
+
+    def _row(self, request: Request, key: Key) -> Row:
+        constraint = None if request.constraint is None else request.constraint.copy()
+        chooser = Chooser(request.sampling, key.choice, constraint)
+        self._rows_so_far += 1
+        return Row(key, chooser, request.max_tokens, request.organization, self._rows_so_far)
 
     def drop(self, keys: Sequence[Key]) -> None:
         gone = set(keys)
         for _, rows in self._waiting:
             rows[:] = [row for row in rows if row.key not in gone]
-        self._waiting = deque((request, rows) for request, rows in self._waiting if rows)
+        self._waiting = [(request, rows) for request, rows in self._waiting if rows]
         for batch in self._batches:
             self._keep(batch, [i for i, row in enumerate(batch.rows) if row.key not in gone])
         self._batches = [batch for batch in self._batches if batch.rows]
@@ -87,18 +121,73 @@ class BatchingEngine(Engine):
 
     @torch.inference_mode()
     def step(self) -> list[Token]:
-        self._admit()
-        tokens = [token for batch in self._batches for token in self._advance(batch)]
+        began = self._clock()
+        tokens = self._run(front=True)
+        spent = self._clock() - began
+        if not self._has_back():
+            self._credit = 0.0
+            return tokens
+        self._credit += spent * BACK_SHARE / (1 - BACK_SHARE)
+        if self._credit >= 0 or not tokens:
+            began = self._clock()
+            tokens += self._run(front=False)
+            # What was not used is not saved up.
+            self._credit = min(self._credit, 0.0) - (self._clock() - began)
+        return tokens
+
+    def _run(self, *, front: bool) -> list[Token]:
+        """The next token of each row that is in front, or in the back."""
+        self._arrange()
+        self._admit(front)
+        self._arrange()
+        tokens = [token for batch in self._batches if batch.front is front for token in self._advance(batch)]
         self._batches = [batch for batch in self._batches if batch.rows]
         return tokens
 
-    def _constraint(self, request: Request) -> Constraint | None:
-        schema = request.sampling.json_schema
-        return None if schema is None else self._grammars.constraint(schema, reasons=request.reasons)
+    def _has_back(self) -> bool:
+        in_front = self._in_front()
+        waiting = (row for _, rows in self._waiting for row in rows)
+        running = (row for batch in self._batches for row in batch.rows)
+        return any(row.number not in in_front for rows in (waiting, running) for row in rows)
 
-    def _admit(self) -> None:
+    def _in_front(self) -> set[int]:
+        """Numbers of the rows that are in front."""
+        rows = [row for _, some in self._waiting for row in some]
+        rows += [row for batch in self._batches for row in batch.rows]
+        if len({row.organization for row in rows}) <= 1:
+            return {row.number for row in rows}
+        in_front, counted = set(), Counter[str]()
+        for row in sorted(rows, key=lambda row: row.number):
+            counted[row.organization] += 1
+            if counted[row.organization] <= FRONT_ROWS:
+                in_front.add(row.number)
+        return in_front
+
+    def _arrange(self) -> None:
+        """Put every row where it belongs. Those of a batch that cannot be taken apart go with the oldest."""
+        in_front = self._in_front()
+        for batch in self._batches[:]:
+            belongs = [row.number in in_front for row in batch.rows]
+            if not batch.decoder.joinable:
+                batch.front = belongs[0]
+                continue
+            moving = [i for i, front in enumerate(belongs) if front is not batch.front]
+            if not moving:
+                continue
+            index = torch.tensor(moving, device=batch.logits.device)
+            rows = [batch.rows[i] for i in moving]
+            moved = Batch(batch.decoder.split(index), rows, batch.logits[index], batch.adapter, not batch.front)
+            self._keep(batch, [i for i in range(len(batch.rows)) if i not in set(moving)])
+            self._batches.append(moved)
+        # Batches whose lengths were too different to share one may have grown alike.
+        batches, self._batches = self._batches, []
+        for batch in batches:
+            if batch.rows:
+                self._place(batch)
+
+    def _admit(self, front: bool) -> None:
         """Read the prompts that wait and fit, and put them into a batch where they can share one."""
-        together = self._next()
+        together = self._next(front)
         if not together:
             return
         adapter = together[0][0].adapter
@@ -111,22 +200,28 @@ class BatchingEngine(Engine):
             index = torch.tensor(repeated, device=logits.device)
             decoder.keep(index)
             logits = logits[index]
-        self._place(Batch(decoder, [row for _, rows in together for row in rows], logits, adapter))
+        self._place(Batch(decoder, [row for _, rows in together for row in rows], logits, adapter, front))
 
-    def _next(self) -> list[tuple[Request, list[Row]]]:
-        """The requests that are read next, together: the oldest, and those behind it that are much like it."""
+    def _next(self, front: bool) -> list[tuple[Request, list[Row]]]:
+        """The requests that are read next, together: the oldest that fits, and those behind it that are much like it.
+
+        With ``front`` those with a row that is in front, else those without.
+        """
+        in_front = self._in_front()
         together: list[tuple[Request, list[Row]]] = []
-        held = sum(rows * length for rows, length in (batch.decoder.shape for batch in self._batches))
-        running = sum(len(batch.rows) for batch in self._batches)
-        while self._waiting:
-            request, rows = self._waiting[0]
-            running, held = running + len(rows), held + len(rows) * (len(request.prompt) + 1)
-            full = running > MAX_ROWS or held > self._most_tokens()
-            if full and (together or self._batches):
-                break
+        room = _Room(self._batches, self._most_tokens())
+        for request, rows in self._waiting:
+            if any(row.number in in_front for row in rows) is not front:
+                continue
+            if not room.take(request, rows) and (together or self._batches):
+                if together:
+                    break
+                continue
             if together and not self._alike([*(first for first, _ in together), request]):
                 break
-            together.append(self._waiting.popleft())
+            together.append((request, rows))
+        taken = {rows[0].number for _, rows in together}
+        self._waiting = [(request, rows) for request, rows in self._waiting if rows[0].number not in taken]
         return together
 
     def _alike(self, requests: Sequence[Request]) -> bool:
@@ -141,7 +236,8 @@ class BatchingEngine(Engine):
 
     def _place(self, new: Batch) -> None:
         for batch in self._batches:
-            if batch.adapter == new.adapter and batch.decoder.joinable and new.decoder.joinable:
+            alike = (batch.adapter, batch.front) == (new.adapter, new.front)
+            if alike and batch.decoder.joinable and new.decoder.joinable:
                 (rows, length), (new_rows, new_length) = batch.decoder.shape, new.decoder.shape
                 whole = (rows + new_rows) * max(length, new_length)
                 if whole <= PADDING * (rows * length + new_rows * new_length):
@@ -158,6 +254,9 @@ class BatchingEngine(Engine):
         scores = score(batch.logits, chosen, choosers)
         tokens, going = [], []
         for i, (row, token) in enumerate(zip(batch.rows, chosen, strict=True)):
+            if (broken := row.chooser.broken) is not None:
+                tokens.append(Token(row.key, token, error=broken))
+                continue
             row.left -= 1
             end: Literal["stop", "length"] | None = "stop" if token in self.stop_ids else None if row.left else "length"
             if end is None:
@@ -178,6 +277,30 @@ class BatchingEngine(Engine):
             index = torch.tensor(rows, device=batch.logits.device)
             batch.decoder.keep(index)
             batch.logits = batch.logits[index]
+
+
+class _Room:
+    """Rows and tokens that may still be held, in all and by each organisation."""
+
+    def __init__(self, batches: Sequence[Batch], most_tokens: int) -> None:
+        self._most_tokens = most_tokens
+        self._rows, self._tokens = Counter[str](), Counter[str]()
+        for batch in batches:
+            _, length = batch.decoder.shape
+            for row in batch.rows:
+                self._rows[row.organization] += 1
+                self._tokens[row.organization] += length
+
+    def take(self, request: Request, rows: Collection[Row]) -> bool:
+        """Count these rows as held, where there is room for them."""
+        whose, tokens = request.organization, len(rows) * (len(request.prompt) + 1)
+        for held, more, most in ((self._rows, len(rows), MAX_ROWS), (self._tokens, tokens, self._most_tokens)):
+            alone = held[whose] == 0
+            if held.total() + more > most or (not alone and held[whose] + more > MOST_OF_ONE * most):
+                return False
+        self._rows[whose] += len(rows)
+        self._tokens[whose] += tokens
+        return True
 
 
 def _cache_bytes_per_token(model: PreTrainedModel) -> int:

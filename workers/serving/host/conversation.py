@@ -1,9 +1,13 @@
 """The questions that one engine is at work on, from their prompts to their last event."""
 
 import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from service.inference.wire import End, Event, Failed, Question, Started
+from service.inference.wire import HOLD_SECONDS, End, Event, Failed, Question, Started, merged
 from workers.rollouts.engine import NonFiniteLogits
 from workers.serving import lines
 from workers.serving.host import prompts as making
@@ -11,25 +15,77 @@ from workers.serving.host.engine import Engine, Key, Refused, Request
 from workers.serving.host.vocabulary import Vocabulary
 from workers.serving.host.writer import Writer
 
+READERS = 8
+"""Questions that are read at a time; the worker gives each organisation two."""
+
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Read:
+    """A question that was read: what the engine is to be asked, or why it cannot be."""
+
+    question: Question
+    requests: list[Request]
+    writers: dict[int, Writer]
+    failed: Failed | None = None
+
+
+@dataclass
+class Held:
+    """Events of an answer that is not streamed, and since when they are kept."""
+
+    since: float
+    events: list[Event] = field(default_factory=list)
+    noticed: bool = False
+    """Whether the worker knows that there are any."""
+
+    def take(self, events: list[Event], now: float) -> list[Event] | None:
+        """What is to be told now, if anything."""
+        self.events = merged([*self.events, *events])
+        if isinstance(self.events[-1], End | Failed) or now - self.since >= HOLD_SECONDS:
+            told, self.events, self.since = self.events, [], now
+            return told
+        if self.noticed:
+            return None
+        self.noticed = True
+        return []
+
+
 class Conversations:
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    """What ``take`` is given is read in other threads, beside the steps of what runs, and comes back to ``admit``.
+
+    Args:
+        back: takes what was read, in any thread.
+    """
+
+    def __init__(self, engine: Engine, back: Callable[[Read], None]) -> None:
+        self._engine, self._back = engine, back
         self._vocabulary = Vocabulary(engine.tokenizer)
+        self._readers = ThreadPoolExecutor(READERS)
+        self._reading: set[str] = set()
         self._writers: dict[str, dict[int, Writer]] = {}
         """The choices that are not complete, by question."""
+        self._held: dict[str, Held] = {}
 
     @property
     def busy(self) -> bool:
         return self._engine.busy
 
-    def take(self, line: lines.Ask | lines.Forget) -> list[lines.Said]:
+    def take(self, line: lines.Ask | lines.Forget) -> None:
         if isinstance(line, lines.Forget):
             self._forget(line.forget)
+            return
+        self._reading.add(line.ask.id)
+        self._readers.submit(lambda: self._back(self._read(line.ask, line.text)))
+
+    def admit(self, read: Read) -> list[lines.Said]:
+        """Have the engine begin with what was read."""
+        id = read.question.id
+        if id not in self._reading:
             return []
-        return [lines.Said(id=line.ask.id, events=[self._begin(line.ask)])]
+        self._reading.remove(id)
+        return [lines.Said(id=id, events=[self._begin(read)])]
 
     def step(self) -> list[lines.Said]:
         """What the next token of each choice makes certain. Failures that end the engine end the process."""
@@ -39,43 +95,77 @@ class Conversations:
             return self._fail_all("non_finite_logits", f"{error} The model is beyond repair.")
         said: dict[str, list[Event]] = {}
         for token in tokens:
-            writers = self._writers.get(token.key.question, {})
-            writer = writers.get(token.key.choice)
+            id = token.key.question
+            writer = self._writers.get(id, {}).get(token.key.choice)
             if writer is None:
                 continue
+            if token.error is not None:
+                said[id] = [
+                    Failed(status=400, code="invalid_json_schema", message=token.error, param="response_format")
+                ]
+                self._forget(id)
+                continue
             events = writer.take(token)
-            said.setdefault(token.key.question, []).extend(events)
+            said.setdefault(id, []).extend(events)
             if events and isinstance(events[-1], End):
-                del writers[token.key.choice]
+                del self._writers[id][token.key.choice]
                 if token.end is None:
                     self._engine.drop([token.key])
+        told = [each for id, events in said.items() if events for each in self._tell(id, events)]
         self._writers = {id: writers for id, writers in self._writers.items() if writers}
-        return [lines.Said(id=id, events=events) for id, events in said.items() if events]
+        self._held = {id: held for id, held in self._held.items() if id in self._writers}
+        return told
 
-    def _begin(self, question: Question) -> Event:
+    def _tell(self, id: str, events: list[Event]) -> list[lines.Said]:
+        held = self._held.get(id)
+        told = events if held is None else held.take(events, time.monotonic())
+        return [] if told is None else [lines.Said(id=id, events=told)]
+
+    def _read(self, question: Question, text: str | None) -> Read:
+        read = Read(question, [], {})
         try:
-            prompts = making.prompts(question, self._engine)
+            prompts = making.prompts(question, text, self._engine)
             adapter = None if question.adapter_path is None else Path(question.adapter_path)
             n = question.sampling.n
-            writers: dict[int, Writer] = {}
             for number, prompt in enumerate(prompts):
                 manner = making.manner(question, prompt, self._vocabulary)
                 keys = [Key(question.id, number * n + choice) for choice in range(n)]
                 most = making.max_tokens(question, prompt, self._engine)
-                reasons = manner.reasoning == "open"
-                self._engine.add(Request(keys, prompt, question.sampling, most, adapter, reasons))
-                writers |= {key.choice: Writer(key.choice, self._vocabulary, manner) for key in keys}
+                constraint = self._engine.constraint(question.sampling, reasons=manner.reasoning == "open")
+                request = Request(
+                    keys, prompt, question.sampling, most, adapter, constraint, organization=question.organization
+                )
+                read.requests.append(request)
+                read.writers.update({key.choice: Writer(key.choice, self._vocabulary, manner) for key in keys})
+        except Refused as error:
+            return Read(question, [], {}, _failed(error))
+        except Exception as error:
+            log.exception("%s cannot be read", question.id)
+            message = f"The model's process could not read the request: {type(error).__name__}. Its log says more."
+            return Read(question, [], {}, Failed(status=500, code="internal_error", message=message))
+        return read
+
+    def _begin(self, read: Read) -> Event:
+        if read.failed is not None:
+            return read.failed
+        question = read.question
+        try:
+            for request in read.requests:
+                self._engine.add(request)
         except Refused as error:
             self._engine.drop([Key(question.id, choice) for choice in range(question.choices)])
-            return Failed(status=400, code=error.code, message=error.message, param=error.param)
-        self._writers[question.id] = writers
+            return _failed(error)
+        self._writers[question.id] = read.writers
+        if not question.stream:
+            self._held[question.id] = Held(time.monotonic())
         texts = [
             prompt if isinstance(prompt, str) else str(self._engine.tokenizer.decode(prompt))
             for prompt in question.prompts
         ]
-        return Started(prompt_tokens=sum(map(len, prompts)), prompts=texts)
+        return Started(prompt_tokens=sum(len(request.prompt) for request in read.requests), prompts=texts)
 
     def _forget(self, id: str) -> None:
+        self._reading.discard(id)
         writers = self._writers.pop(id, {})
         self._engine.drop([Key(id, choice) for choice in writers])
 
@@ -86,3 +176,7 @@ class Conversations:
         for id in list(self._writers):
             self._forget(id)
         return said
+
+
+def _failed(refused: Refused) -> Failed:
+    return Failed(status=400, code=refused.code, message=refused.message, param=refused.param)

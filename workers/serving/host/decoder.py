@@ -3,6 +3,7 @@
 Rows are padded on the left to one length. R rows, T padded length, V vocabulary.
 """
 
+import copy
 import inspect
 from collections.abc import Sequence
 from typing import Any
@@ -62,6 +63,19 @@ class Decoder:
         if self.joinable:
             # The first column that is no padding in some row.
             self._cut(int(self._mask.any(0).int().argmax()))
+
+    def split(self, rows: Tensor) -> "Decoder":
+        """The rows that ``rows`` names, as a batch of their own; this one still has them. It is ``joinable``."""
+        assert self._cache is not None
+        other = copy.copy(self)
+        other._mask, other._cache = self._mask[rows], copy.copy(self._cache)
+        other._cache.layers = [copy.copy(layer) for layer in self._cache.layers]
+        for layer in other._cache.layers:
+            assert layer.keys is not None
+            assert layer.values is not None
+            layer.keys, layer.values = layer.keys[rows], layer.values[rows]
+        other._cut(int(other._mask.any(0).int().argmax()))
+        return other
 
     def join(self, other: "Decoder") -> None:
         """Take the rows of ``other`` behind one's own; both are ``joinable``."""

@@ -27,8 +27,10 @@ class Request:
     max_tokens: int
     """Most tokens of a choice; prompt and choice together fit into the context."""
     adapter: Path | None = None
-    reasons: bool = False
-    """Whether the prompt leaves the model in the middle of its reasoning."""
+    constraint: Any = None
+    """What the engine made of the schema that the answers have to fit."""
+    organization: str = ""
+    """Whose it is."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ class Token:
     logprob: float = 0.0
     top: list[tuple[int, float]] = field(default_factory=list)
     """The most likely tokens, where they are wanted."""
+    error: str | None = None
+    """Why the answer fails, instead of a token; nothing follows."""
 
 
 class Refused(Exception):
@@ -59,6 +63,13 @@ class Engine(ABC):
     stop_ids: Sequence[int]
     context_length: int
     vocabulary_size: int
+
+    @abstractmethod
+    def constraint(self, sampling: Sampling, *, reasons: bool) -> Any:
+        """What holds an answer to the schema, for ``Request``; called in any thread. Raises ``Refused``.
+
+        ``reasons`` says whether the prompt leaves the model in the middle of its reasoning.
+        """
 
     @abstractmethod
     def add(self, request: Request) -> None:

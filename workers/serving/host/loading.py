@@ -1,5 +1,6 @@
 """Loading a model into the engine that the operator chose."""
 
+import logging
 from pathlib import Path
 
 import torch
@@ -8,9 +9,14 @@ from service.inference.wire import Failed
 from workers.rollouts.errors import EngineUnavailable
 from workers.serving import memory
 from workers.serving.host.engine import Engine
+from workers.serving.host.tools import can_call
 from workers.serving.lines import Options, Ready
-from workers.training import policy
+from workers.training import data, policy
 from workers.training.errors import RunError
+
+MAX_REASON = 500
+
+log = logging.getLogger(__name__)
 
 
 class CannotLoad(Exception):
@@ -31,15 +37,36 @@ def load(options: Options) -> tuple[Engine, Ready]:
 
             # vLLM takes its share whole, for weights and for the keys and values of what it generates.
             used = int(total * options.memory_share) if device.type == "cuda" else weights
-            return VLLMServingEngine(folder, options), Ready(used_bytes=used, total_bytes=total)
+            vllm = VLLMServingEngine(folder, options)
+            return vllm, _ready(vllm, used, total)
         from workers.serving.host.batching import BatchingEngine
 
         model, tokenizer = policy.read(folder, "auto")
         engine = BatchingEngine(model.to(device).eval(), tokenizer, policy.stop_ids(folder, tokenizer))
-        return engine, Ready(used_bytes=weights, total_bytes=total)
+        return engine, _ready(engine, weights, total)
     except RunError as error:
         raise CannotLoad(400, error.code, str(error)) from error
     except EngineUnavailable as error:
         raise CannotLoad(503, "engine_unavailable", str(error)) from error
     except torch.OutOfMemoryError as error:
         raise CannotLoad(503, "out_of_memory", "There is not enough free GPU memory to load the model.") from error
+    except MemoryError as error:
+        raise CannotLoad(503, "out_of_memory", "There is not enough free memory to load the model.") from error
+    except Exception as error:
+        # What transformers raises over a folder that is not as it expects is of every kind.
+        log.exception("%s cannot be loaded", folder)
+        message = f"The model's folder cannot be loaded: {type(error).__name__}: {str(error)[:MAX_REASON]}"
+        raise CannotLoad(400, "invalid_model", message) from error
+
+
+def _ready(engine: Engine, used: int, total: int) -> Ready:
+    tokenizer = engine.tokenizer
+    template = tokenizer.chat_template
+    return Ready(
+        used_bytes=used,
+        total_bytes=total,
+        chat_template=None if template is None else data.template(tokenizer, None),
+        tools_template=None if template is None else data.template(tokenizer, [{}]),
+        special_tokens=data.special_tokens(tokenizer),
+        can_call=can_call(tokenizer),
+    )

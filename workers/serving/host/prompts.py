@@ -1,25 +1,38 @@
 """From what was asked to token ids, and how the answer is to be written."""
 
-import json
-from typing import Any
-
 from transformers import PreTrainedTokenizerBase
 
-from service.inference.wire import Chat, Question
+from service.inference.wire import Question
 from workers.serving.host.engine import Engine, Refused
-from workers.serving.host.tools import can_call
 from workers.serving.host.vocabulary import Vocabulary
 from workers.serving.host.writer import Manner
-from workers.training.data import UnusableRow, render
 
 
-def prompts(question: Question, engine: Engine) -> list[list[int]]:
-    """The prompts' token ids. Raises ``Refused`` for them, and for biases on tokens that are none."""
+def prompts(question: Question, text: str | None, engine: Engine) -> list[list[int]]:
+    """The prompts' token ids; ``text`` is what the model is shown of a chat.
+
+    Raises ``Refused`` for them, and for biases on tokens that are none.
+    """
     if max(question.sampling.logit_bias, default=0) >= engine.vocabulary_size:
         raise Refused(f"Token ids must be below {engine.vocabulary_size}, the size of the vocabulary.", "logit_bias")
     if question.chat is not None:
-        return [_checked(_chat(question.chat, engine.tokenizer), engine, "messages")]
-    return [_checked(_plain(prompt, engine.tokenizer), engine, "prompt") for prompt in question.prompts]
+        ids = encode(text or "", engine.tokenizer, special=engine.tokenizer.chat_template is None)
+        return [_checked(ids, engine, "messages", given=False)]
+    return [
+        _checked(prompt, engine, "prompt", given=True)
+        if isinstance(prompt, list)
+        else _checked(encode(prompt, engine.tokenizer, special=True), engine, "prompt", given=False)
+        for prompt in question.prompts
+    ]
+
+
+def encode(text: str, tokenizer: PreTrainedTokenizerBase, *, special: bool) -> list[int]:
+    """The text's token ids, with those that the tokenizer puts around texts where ``special``."""
+    if tokenizer.is_fast and type(tokenizer).__call__ is PreTrainedTokenizerBase.__call__:
+        # The same ids as a call of the tokenizer gives, without keeping the other threads from going on.
+        (encoding,) = tokenizer.backend_tokenizer.encode_batch_fast([text], add_special_tokens=special)
+        return list(encoding.ids)
+    return list(tokenizer(text, add_special_tokens=special)["input_ids"])
 
 
 def manner(question: Question, prompt: list[int], vocabulary: Vocabulary) -> Manner:
@@ -48,40 +61,19 @@ def max_tokens(question: Question, prompt: list[int], engine: Engine) -> int:
     return min(left, question.sampling.max_tokens or left)
 
 
-def _chat(chat: Chat, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    if chat.tools and not can_call(tokenizer):
-        raise Refused("This model's chat template knows no tool calls that can be told from text.", "tools")
-    item: dict[str, Any] = {"messages": [_with_arguments(message) for message in chat.messages]}
-    if chat.tools:
-        item["tools"] = chat.tools
-    try:
-        text = render(item, tokenizer)
-    except UnusableRow as error:
-        raise Refused(str(error).capitalize() + ".", "messages") from error
-    return list(tokenizer(text, add_special_tokens=tokenizer.chat_template is None)["input_ids"])
-
-
-def _with_arguments(message: dict[str, Any]) -> dict[str, Any]:
-    """Templates want a call's arguments as an object, OpenAI's API has them as a text."""
-    calls = []
-    for call in message.get("tool_calls", []):
-        try:
-            arguments = json.loads(call["function"]["arguments"] or "{}")
-        except ValueError as error:
-            raise Refused("A tool call's arguments are not JSON.", "messages") from error
-        calls.append({**call, "function": {**call["function"], "arguments": arguments}})
-    return {"content": None} | message | ({"tool_calls": calls} if calls else {})
-
-
-def _plain(prompt: str | list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    return prompt if isinstance(prompt, list) else list(tokenizer(prompt)["input_ids"])
-
-
-def _checked(prompt: list[int], engine: Engine, param: str) -> list[int]:
+def _checked(prompt: list[int], engine: Engine, param: str, *, given: bool) -> list[int]:
+    """``prompt``, whose ids were ``given``, or are the tokenizer's."""
     if not prompt:
         raise Refused("The prompt has no tokens.", param)
-    if max(prompt) >= engine.vocabulary_size:
+    if max(prompt) >= engine.vocabulary_size and given:
         raise Refused(f"Token ids must be below {engine.vocabulary_size}, the size of the vocabulary.", param)
+    if max(prompt) >= engine.vocabulary_size:
+        name = engine.tokenizer.convert_ids_to_tokens(max(prompt))
+        message = (
+            f"The model's folder cannot be used with this: its tokenizer has a token {name!r} beyond the "
+            f"{engine.vocabulary_size} of the model's vocabulary, and the prompt contains it."
+        )
+        raise Refused(message, "model", "invalid_model")
     if len(prompt) >= engine.context_length:
         message = (
             f"This model's context is {engine.context_length} tokens; the prompt has {len(prompt)}, and an answer "

@@ -25,6 +25,8 @@ class Chooser:
         self.logprobs = sampling.logprobs
         self._presence, self._frequency = sampling.presence_penalty, sampling.frequency_penalty
         self._bias = sampling.logit_bias
+        self._biased: tuple[Tensor, Tensor] | None = None
+        """Token ids and what is added to their logits, on the logits' device."""
         self._said: Counter[int] = Counter()
         self._random = random.Random(seeds.derive(sampling.seed, "choice", number))
         self._constraint = constraint
@@ -40,10 +42,17 @@ class Chooser:
             counts = torch.tensor(list(self._said.values()), device=logits.device, dtype=logits.dtype)
             logits[ids] -= self._presence + self._frequency * counts
         if self._bias:
-            ids = torch.tensor(list(self._bias), device=logits.device)
-            logits[ids] += torch.tensor(list(self._bias.values()), device=logits.device, dtype=logits.dtype)
+            if self._biased is None:
+                ids = torch.tensor(list(self._bias), device=logits.device)
+                self._biased = ids, torch.tensor(list(self._bias.values()), device=logits.device, dtype=logits.dtype)
+            logits[self._biased[0]] += self._biased[1]
         if self._constraint is not None:
             self._constraint.apply(logits)
+
+    @property
+    def broken(self) -> str | None:
+        """Why the answer cannot go on, if so."""
+        return None if self._constraint is None else self._constraint.broken
 
     def draw(self) -> float:
         return self._random.random()

@@ -34,9 +34,11 @@ class VLLMServingEngine(Engine):
         self._running: dict[str, tuple[Key, Sampling]] = {}
         """Choices that are not complete, by vLLM's name for them."""
 
-    def add(self, request: Request) -> None:
-        if request.sampling.json_schema is not None and request.reasons:
+    def constraint(self, sampling: Sampling, *, reasons: bool) -> None:
+        if sampling.json_schema is not None and reasons:
             raise Refused("vLLM cannot hold a model that reasons first to a schema here.", "response_format")
+
+    def add(self, request: Request) -> None:
         adapter = None if request.adapter is None else self._adapter(request.adapter)
         for key in request.keys:
             name = f"{key.question}/{key.choice}"
@@ -68,9 +70,14 @@ class VLLMServingEngine(Engine):
             key, sampling = self._running.get(output.request_id, (None, None))
             if key is None or sampling is None:
                 continue
-            tokens += _tokens(key, sampling, output.outputs[0])
+            said = _tokens(key, sampling, output.outputs[0])
+            tokens += said
             if output.finished:
                 del self._running[output.request_id]
+                if not said or said[-1].end is None:
+                    reason = output.outputs[0].finish_reason
+                    why = f"The answer could not be held to the JSON schema ({reason}). Make it simpler."
+                    tokens.append(Token(key, 0, error=why))
         return tokens
 
     def _adapter(self, folder: Path) -> Any:
@@ -154,6 +161,8 @@ def _start(folder: Path, options: Options) -> Any:
         "max_logprobs": MAX_LOGPROBS,
         "enable_prefix_caching": True,
         "disable_log_stats": True,
+        # The library that schemas were tried with.
+        "structured_outputs_config": {"backend": "guidance"},
         "enforce_eager": cpu,
     }
     arguments |= {"kv_cache_memory_bytes": CPU_CACHE_BYTES} if cpu else {"gpu_memory_utilization": options.memory_share}

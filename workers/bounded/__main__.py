@@ -1,0 +1,128 @@
+"""``python -m workers.bounded SOCKET_FD``: fork a process for each request that comes through the socket.
+
+A message of one name and a connection begins a request, whose process says on the connection that it is there, reads
+its tasks and writes the answers; the name alone kills it. It ends with the socket.
+"""
+
+import contextlib
+import json
+import os
+import resource
+import select
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+from workers.bounded import grammars, templates
+from workers.bounded.tasks import CPU_SECONDS, HERE, MEMORY_BYTES, Answer, Task
+
+MAX_NAME = 128
+LOOK_SECONDS = 0.1
+PATIENT_SECONDS = 0.25
+LEAST_PRIORITY = 19
+"""What takes longer than ``PATIENT_SECONDS`` goes on with what others leave of the processors."""
+
+
+class Children:
+    """Processes at work, by name."""
+
+    def __init__(self) -> None:
+        self._began: dict[bytes, tuple[int, float]] = {}
+        self._slow: set[bytes] = set()
+
+    def __len__(self) -> int:
+        return len(self._began)
+
+    def add(self, name: bytes, pid: int) -> None:
+        self._began[name] = pid, time.monotonic()
+
+    def kill(self, name: bytes) -> None:
+        # It is not waited for yet, so that its number is still its own.
+        if name in self._began:
+            os.kill(self._began[name][0], signal.SIGKILL)
+
+    def look(self) -> None:
+        """Let go of those that have ended, and lower the priority of those that take long."""
+        for name, (pid, began) in list(self._began.items()):
+            if os.waitpid(pid, os.WNOHANG)[0]:
+                del self._began[name]
+                self._slow.discard(name)
+            elif name not in self._slow and time.monotonic() - began > PATIENT_SECONDS:
+                self._slow.add(name)
+                os.setpriority(os.PRIO_PROCESS, pid, LEAST_PRIORITY)
+
+    def end(self) -> None:
+        for name in list(self._began):
+            self.kill(name)
+
+
+def serve(control: socket.socket) -> None:
+    children = Children()
+    while True:
+        ready, _, _ = select.select([control], [], [], LOOK_SECONDS if len(children) else None)
+        children.look()
+        if not ready:
+            continue
+        name, descriptors, _, _ = socket.recv_fds(control, MAX_NAME, 1)
+        if not name:
+            children.end()
+            return
+        if not descriptors:
+            children.kill(name)
+            continue
+        pid = os.fork()
+        if pid == 0:
+            control.close()
+            # Whatever happens, no process but the first may return to the loop.
+            try:
+                work(socket.socket(fileno=descriptors[0]))
+            finally:
+                os._exit(1)
+        os.close(descriptors[0])
+        children.add(name, pid)
+
+
+def work(connection: socket.socket) -> None:
+    """Do the tasks that come through ``connection``, and end the process."""
+    connection.sendall(HERE)
+    _confine()
+    with connection.makefile("rb") as received:
+        tasks: list[Task] = json.load(received)
+    for task in tasks:
+        _allow(CPU_SECONDS)
+        connection.sendall(json.dumps(do(task)).encode() + b"\n")
+    os._exit(0)
+
+
+def do(task: Task) -> Answer:
+    return templates.render(task) if task["kind"] == "render" else grammars.attempt(task)
+
+
+def _confine() -> None:
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    size = pages * os.sysconf("SC_PAGE_SIZE") + MEMORY_BYTES
+    resource.setrlimit(resource.RLIMIT_AS, (size, size))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # What a library writes as it aborts is told to whoever asked, in words of ours.
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
+    # Should memory run out on the whole machine, this goes first.
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
+
+
+def _allow(seconds: int) -> None:
+    """So many more seconds of a processor."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    limit = int(used.ru_utime + used.ru_stime) + 1 + seconds
+    resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.getrlimit(resource.RLIMIT_CPU)[1]))
+
+
+if __name__ == "__main__":
+    # An interrupt is for whoever started this, whose end is the end of the socket.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    serve(socket.socket(fileno=int(sys.argv[1])))
+    sys.exit(0)

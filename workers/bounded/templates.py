@@ -1,0 +1,64 @@
+"""Chat templates as transformers renders them: the same environment, filters and names, without transformers."""
+
+import json
+from datetime import datetime
+from typing import Any
+
+from jinja2 import TemplateError, nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from workers.bounded.tasks import Answer, Render, exceeded
+
+
+class Generation(Extension):
+    """``{% generation %}``, with which templates mark what the assistant says; the text is what is in it."""
+
+    tags = {"generation"}  # noqa: RUF012, jinja's own declaration
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def render(task: Render) -> Answer:
+    try:
+        template = _environment().from_string(task["template"])
+        parts, length = [], 0
+        names = {**task["special_tokens"], "messages": task["messages"], "tools": task["tools"], "documents": None}
+        for part in template.generate(**names, add_generation_prompt=task["answer_next"]):
+            parts.append(part)
+            length += len(part)
+            if length > task["most"]:
+                return exceeded(task)
+        return {"text": "".join(parts)}
+    except (
+        TemplateError,
+        TypeError,
+        ValueError,
+        LookupError,
+        AttributeError,
+        ArithmeticError,
+        RecursionError,
+    ) as error:
+        return {"refused": f"the model's chat template refuses the messages: {error}"}
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
+    made.filters["tojson"] = _to_json
+    made.globals["raise_exception"] = _raise_exception
+    made.globals["strftime_now"] = lambda format: datetime.now().strftime(format)
+    return made
+
+
+def _to_json(
+    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+) -> str:
+    # jinja's own escapes what HTML would read.
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise_exception(message: str) -> None:
+    raise TemplateError(message)
