@@ -17,6 +17,8 @@ from service.graders.template import Template
 
 MAX_GRADERS = 20
 MAX_SOURCE_BYTES = 256 * 1000
+MAX_REWARD = 1e6
+"""Rewards are from ``-MAX_REWARD`` to this; a grader that gives another has failed."""
 OUTPUT_TEXT = "{{sample.output_text}}"
 
 
@@ -193,6 +195,8 @@ class ScoreModel(_Judge):
     def _check_range(cls, value: tuple[float, float]) -> tuple[float, float]:
         if value[0] >= value[1]:
             raise ValueError(f"the first bound, {value[0]:g}, must be below the second, {value[1]:g}")
+        if max(map(abs, value)) > MAX_REWARD:
+            raise ValueError(f"rewards must be from {-MAX_REWARD:,.0f} to {MAX_REWARD:,.0f}")
         return value
 
 
