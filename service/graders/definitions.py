@@ -232,8 +232,8 @@ class MathVerify(_Definition):
 class CodeTests(_Definition):
     """1.0 when the program in ``input`` passes all ``tests``, else 0.0; with ``partial`` the fraction that it passes.
 
-    The program is the last fenced block of Python in ``input``, or all of it. ``tests`` is a template that gives a JSON list,
-    each entry of it ``{"stdin", "stdout"}``, ``{"call", "expected"}`` or the text ``assert call == literal``.
+    The program is the last fenced block of Python in ``input``, or all of it. ``tests`` is a template that gives a JSON
+    list, each entry of it ``{"stdin", "stdout"}``, ``{"call", "expected"}`` or the text ``assert call == literal``.
     ``timeout_seconds`` is for each script, and for all calls of an answer together.
     """
 
