@@ -152,7 +152,9 @@ def collect(job: Run, step: int, thread: Executor | None = None) -> Collection:
 
 
 def prompts_of(job: Run, step: int) -> list[data.Prompt]:
-    rows = data.rows_of_step(step, job.spec.job.seed, len(job.train_prompts), job.hyperparameters.batch_size)
+    h, number = job.hyperparameters, len(job.train_prompts)
+    total = data.rows_in_all(number, h.batch_size, h.n_steps, h.n_epochs)
+    rows = data.rows_of_step(step, job.spec.job.seed, number, h.batch_size, total)
     return [job.train_prompts[row] for row in rows]
 
 
