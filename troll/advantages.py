@@ -1,7 +1,10 @@
 """Advantages from rewards: group baselines, REINFORCE++ and generalised advantage estimation.
 
-B sequences, T padded length; `group_ids` `[B]` says which prompt a sequence answers.
+B sequences, T padded length; `group_ids` `[B]` says which prompt a sequence answers. Rewards count from the least of
+their group, so that equal ones have an advantage of exactly 0 however large they are.
 """
+
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,23 +17,25 @@ _EPSILON = 1e-6
 def grpo(rewards: Tensor, group_ids: Tensor) -> Tensor:
     """`(r - mean) / (std + 1e-6)` within each group, `[B]`; the sample standard deviation, 0 in a group of one."""
     groups, counts = _groups(rewards, group_ids)
-    centred = rewards - _group_means(rewards, groups, counts)[groups]
-    squares = counts.new_zeros(len(counts)).index_add(0, groups, centred.square())
+    centred = _centred(rewards, groups, counts)
+    # In parts of the group's largest, whose squares neither overflow nor vanish.
+    largest = _extremes(centred.abs(), groups, counts, "amax")
+    parts = torch.where(largest[groups] > 0, centred / largest[groups], 0.0)
+    squares = counts.new_zeros(len(counts)).index_add(0, groups, parts.square())
     deviation = (squares / (counts - 1).clamp(min=1)).sqrt()
-    return centred / (deviation[groups] + _EPSILON)
+    return parts / (deviation + _EPSILON / largest)[groups]
 
 
 def dr_grpo(rewards: Tensor, group_ids: Tensor) -> Tensor:
     """`r - mean` within each group, `[B]` (Dr. GRPO: no division by the deviation)."""
-    groups, counts = _groups(rewards, group_ids)
-    return rewards - _group_means(rewards, groups, counts)[groups]
+    return _centred(rewards, *_groups(rewards, group_ids))
 
 
 def rloo(rewards: Tensor, group_ids: Tensor) -> Tensor:
     """`r` minus the mean of the *other* sequences of its group, `[B]`; 0 in a group of one."""
     groups, counts = _groups(rewards, group_ids)
     size = counts[groups]
-    centred = rewards - _group_means(rewards, groups, counts)[groups]
+    centred = _centred(rewards, groups, counts)
     return torch.where(size > 1, centred * size / (size - 1).clamp(min=1), 0.0)
 
 
@@ -77,11 +82,17 @@ def gae(
 
 def whiten(values: Tensor, mask: Tensor) -> Tensor:
     """`[B, T]` values shifted and scaled to mean 0 and standard deviation 1 over the mask; zero outside it."""
-    chosen = values[mask != 0]
+    whitened, chosen = torch.zeros_like(values), values[mask != 0]
     if not len(chosen):
-        return torch.zeros_like(values)
-    variance = (chosen - chosen.mean()).square().sum() / max(len(chosen) - 1, 1)
-    return torch.where(mask != 0, (values - chosen.mean()) * torch.rsqrt(variance + _EPSILON**2), 0.0)
+        return whitened
+    centred = chosen - chosen.min()
+    centred = centred - centred.mean()
+    largest = centred.abs().max()
+    if largest > 0:
+        parts = centred / largest
+        deviation = (parts.square().sum() / max(len(chosen) - 1, 1)).sqrt()
+        whitened[mask != 0] = parts / torch.hypot(deviation, _EPSILON / largest)
+    return whitened
 
 
 def _groups(rewards: Tensor, group_ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -96,8 +107,16 @@ def _groups(rewards: Tensor, group_ids: Tensor) -> tuple[Tensor, Tensor]:
     return groups, counts.to(rewards.dtype)
 
 
-def _group_means(rewards: Tensor, groups: Tensor, counts: Tensor) -> Tensor:
-    return counts.new_zeros(len(counts)).index_add(0, groups, rewards) / counts
+def _centred(rewards: Tensor, groups: Tensor, counts: Tensor) -> Tensor:
+    """`r - mean` within each group, `[B]`."""
+    above = rewards - _extremes(rewards, groups, counts, "amin")[groups]
+    means = counts.new_zeros(len(counts)).index_add(0, groups, above) / counts
+    return above - means[groups]
+
+
+def _extremes(values: Tensor, groups: Tensor, counts: Tensor, which: Literal["amin", "amax"]) -> Tensor:
+    """The least or the greatest value of each group, `[G]`."""
+    return counts.new_zeros(len(counts)).scatter_reduce(0, groups, values, which, include_self=False)
 
 
 def _tokens_and_mask(name: str, values: Tensor, mask: Tensor) -> None:

@@ -122,8 +122,8 @@ def _try_grader(definition: schemas.Grader, training: Path, answer: Answer, give
     mendable = [grade.error in OWN for grade in failed.values()]
     if len(failed) == len(rows) and all(mendable):
         answer.problems[GRADER] = (
-            f"The grader fails on the first rows, whatever is answered ({'; '.join(told)}). Give answers that it "
-            "cannot read a low reward instead of failing: samples that it fails on are left out of training."
+            f"The grader fails on the first rows, whatever is answered ({'; '.join(told)}). It has to give a "
+            "reward to some answer."
         )
     elif told:
         answer.notes.append(f"The grader failed on some of the first rows: {'; '.join(told)}")

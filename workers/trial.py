@@ -9,6 +9,7 @@ from pydantic import TypeAdapter
 from service.core import ask
 from service.core.threads import FairThreads, Overloaded
 from service.graders import schemas
+from service.graders.bounds import least_reward
 from service.graders.configured import grader_settings
 from service.graders.schemas import GraderError
 from service.graders.trial import RanGrader, RunErrors, RunMetadata
@@ -54,7 +55,7 @@ def run(definition: dict[str, Any], model_sample: str, item: dict[str, Any]) -> 
         grade = Grade(None, error="python_grader_server_error", detail=str(error))
     usage = {model: _tokens(used.prompt_tokens, used.completion_tokens) for model, used in grade.usage.items()}
     return RanGrader(
-        reward=grade.reward if grade.reward is not None else 0.0,
+        reward=_reward(grader, grade),
         sub_rewards=grade.sub_rewards,
         model_grader_token_usage_per_model=usage,
         metadata=RunMetadata(
@@ -66,6 +67,13 @@ def run(definition: dict[str, Any], model_sample: str, item: dict[str, Any]) -> 
             errors=_errors(grade),
         ),
     )
+
+
+def _reward(grader: schemas.Grader, grade: Grade) -> float:
+    """As training counts it; 0 where it would leave the answer out."""
+    if grade.earns_least:
+        return least_reward(grader)
+    return grade.reward if grade.reward is not None else 0.0
 
 
 def _tokens(prompt: int, completion: int) -> dict[str, int]:

@@ -16,6 +16,8 @@ from service.graders.template import Template
 
 MAX_GRADERS = 20
 MAX_SOURCE_BYTES = 256 * 1000
+MAX_REWARD = 1e6
+"""Rewards are from ``-MAX_REWARD`` to this; a grader that gives another has failed."""
 OUTPUT_TEXT = "{{sample.output_text}}"
 
 
@@ -173,6 +175,8 @@ class ScoreModel(_Judge):
     def _check_range(cls, value: tuple[float, float]) -> tuple[float, float]:
         if value[0] >= value[1]:
             raise ValueError(f"the first bound, {value[0]:g}, must be below the second, {value[1]:g}")
+        if max(map(abs, value)) > MAX_REWARD:
+            raise ValueError(f"rewards must be from {-MAX_REWARD:,.0f} to {MAX_REWARD:,.0f}")
         return value
 
 
@@ -208,8 +212,8 @@ class MathVerify(_Definition):
 class CodeTests(_Definition):
     """1.0 when the program in ``input`` passes all ``tests``, else 0.0; with ``partial`` the fraction that it passes.
 
-    The program is the last fenced block of ``input``, or all of it. ``tests`` is a template that gives a JSON list,
-    each entry of it ``{"stdin", "stdout"}``, ``{"call", "expected"}`` or the text ``assert call == literal``.
+    The program is the last fenced block of Python in ``input``, or all of it. ``tests`` is a template that gives a JSON
+    list, each entry of it ``{"stdin", "stdout"}``, ``{"call", "expected"}`` or the text ``assert call == literal``.
     ``timeout_seconds`` is for each script, and for all calls of an answer together.
     """
 

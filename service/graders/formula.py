@@ -14,6 +14,7 @@ import math
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 MAX_LENGTH = 1000
 MAX_DEPTH = 50
@@ -41,6 +42,7 @@ class _Operation:
 
 
 _Instruction = float | str | _Operation
+Value = TypeVar("Value")
 _FUNCTIONS: dict[str, Callable[..., float]] = {
     "abs": abs,
     "floor": math.floor,
@@ -87,14 +89,22 @@ class Formula:
 
     def evaluate(self, values: Mapping[str, float]) -> float:
         """The value for these scores. Raises ``FormulaError`` where arithmetic has no finite answer."""
-        stack: list[float] = []
+        return self._run(lambda step: step if isinstance(step, float) else _score(step, values), _apply)
+
+    def fold(self, leaf: Callable[[float | str], Value], apply: Callable[[str, list[Value]], Value]) -> Value:
+        """What the formula comes to in another arithmetic: ``leaf`` is given each number and each variable's name,
+        ``apply`` each function's name or operator with its arguments."""
+        return self._run(leaf, lambda operation, arguments: apply(operation.symbol, arguments))
+
+    def _run(self, leaf: Callable[[float | str], Value], apply: Callable[[_Operation, list[Value]], Value]) -> Value:
+        stack: list[Value] = []
         for step in self._program:
             if isinstance(step, _Operation):
                 arguments = stack[-step.arity :]
                 del stack[-step.arity :]
-                stack.append(_apply(step, arguments))
+                stack.append(apply(step, arguments))
             else:
-                stack.append(step if isinstance(step, float) else _score(step, values))
+                stack.append(leaf(step))
         return stack.pop()
 
 

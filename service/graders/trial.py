@@ -66,7 +66,10 @@ class RunMetadata(BaseModel):
 
 
 class RanGrader(BaseModel):
-    """``reward`` is 0 when an error is set; training leaves such answers out instead."""
+    """``reward`` is as training counts it: an answer at fault earns the least that the grader gives.
+
+    It is 0 where a jail, a judge or a service failed; training leaves such answers out.
+    """
 
     model_config = ConfigDict(protected_namespaces=())
 

@@ -24,6 +24,7 @@ from service.core.errors import DomainError
 from service.inference import queue, wire
 from service.inference.wire import Accepted, End, Failed, Question
 from service.jobs import seats
+from service.settings import required
 
 ANY_WORKER = "serving:worker"
 """Exists while any worker is alive."""

@@ -32,7 +32,8 @@ class _Shared(_Frozen):
     learning_rate_multiplier: Annotated[float, Field(gt=0, le=1000)] | Auto = AUTO
     """Scales the default learning rate, the method's or LoRA's. Ignored when ``learning_rate`` is given."""
     n_epochs: Annotated[int, Field(ge=1, le=50)] | Auto = AUTO
-    """Passes over the training file. Ignored when ``n_steps`` is given."""
+    """Passes over the training file; the last step trains on what is left of them. Where ``n_steps`` is given, it
+    is ignored, and shows the passes that the steps begin."""
     n_steps: Annotated[int, Field(ge=1, le=100_000)] | Auto = AUTO
     learning_rate: Annotated[float, Field(gt=0, le=1)] | Auto = AUTO
     lora_rank: Annotated[int, Field(ge=0, le=512)] = 0
@@ -82,6 +83,7 @@ class Hyperparameters(_Shared):
     mini_batches: Annotated[int, Field(ge=1, le=64)] | Auto = AUTO
     """Optimizer updates made of one step's rollouts."""
     warmup_steps: Annotated[int, Field(ge=0, le=10_000)] = 0
+    """Steps over which the learning rate rises; all updates of a step have the same."""
     temperature: Annotated[float, Field(gt=0, le=2)] = 1.0
     """Sampling temperature of rollouts; the trust region is measured at this temperature."""
     eval_temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
@@ -158,12 +160,12 @@ def resolve(
     """Replace every ``"auto"`` for a training file of ``training_rows`` rows and the operator's ``rollout_engine``."""
     batch_size = min(_given(asked.batch_size, 32), training_rows)
     n_epochs = _given(asked.n_epochs, 1)
-    n_steps = _given(asked.n_steps, math.ceil(training_rows / batch_size) * n_epochs)
+    n_steps = _given(asked.n_steps, math.ceil(training_rows * n_epochs / batch_size))
     multiplier = _given(asked.learning_rate_multiplier, 1.0)
     compute = _given(asked.compute_multiplier, 1.0)
     resolved = {
         "batch_size": batch_size,
-        "n_epochs": n_epochs,
+        "n_epochs": n_epochs if asked.n_steps == AUTO else math.ceil(n_steps * batch_size / training_rows),
         "n_steps": n_steps,
         "learning_rate_multiplier": multiplier,
         "learning_rate": _learning_rate(asked, DEFAULT_LEARNING_RATE, multiplier),
@@ -188,7 +190,7 @@ def resolve_supervised(asked: SupervisedHyperparameters, *, training_rows: int) 
     multiplier = _given(asked.learning_rate_multiplier, 1.0)
     resolved = {
         "batch_size": batch_size,
-        "n_epochs": n_epochs,
+        "n_epochs": n_epochs if asked.n_steps == AUTO else math.ceil(n_steps * batch_size / training_rows),
         "n_steps": n_steps,
         "learning_rate_multiplier": multiplier,
         "learning_rate": _learning_rate(asked, DEFAULT_SUPERVISED_LEARNING_RATE, multiplier),

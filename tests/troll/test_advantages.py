@@ -1,13 +1,18 @@
 """Advantage estimators against numbers computed by hand or by loops."""
 
+from typing import Any
+
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from troll import advantages
 
 REWARDS = torch.tensor([1.0, 0.0, 3.0, 2.0, 5.0], dtype=torch.float64)
 GROUPS = torch.tensor([7, 2, 7, 2, 9])
+MASK = torch.ones(1, 3)
 
 
 def test_grpo() -> None:
@@ -16,8 +21,30 @@ def test_grpo() -> None:
     assert torch.allclose(advantages.grpo(REWARDS, GROUPS), torch.tensor(expected, dtype=torch.float64))
 
 
-def test_grpo_of_equal_rewards_is_zero() -> None:
-    assert torch.count_nonzero(advantages.grpo(torch.full((4,), 0.3), torch.zeros(4, dtype=torch.long))) == 0
+@settings(derandomize=True, max_examples=200, deadline=None)
+@given(
+    st.floats(-1e308, 1e308) | st.sampled_from([0.1, 0.3, 3.3e9, 1e-320]),
+    st.integers(1, 200),
+    st.sampled_from([torch.float32, torch.float64]),
+)
+def test_equal_rewards_have_no_advantage_at_all(reward: float, size: int, dtype: torch.dtype) -> None:
+    rewards = torch.tensor([reward, -reward, 0.7], dtype=torch.float64).clamp(-1e38, 1e38).to(dtype)
+    rewards = rewards.repeat_interleave(torch.tensor([size, size + 1, 1]))
+    groups = torch.tensor([4, 1, 9]).repeat_interleave(torch.tensor([size, size + 1, 1]))
+    for estimator in (advantages.grpo, advantages.dr_grpo, advantages.rloo):
+        assert torch.count_nonzero(estimator(rewards, groups)) == 0
+    mask = torch.ones(len(rewards), 3)
+    assert torch.count_nonzero(advantages.reinforce_plus_plus_baseline(rewards, groups, mask)) == 0
+    alike = torch.full((size, 3), float(rewards[0]), dtype=dtype)
+    assert torch.count_nonzero(advantages.whiten(alike, torch.ones(size, 3))) == 0
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+@pytest.mark.parametrize("estimator", [advantages.grpo, lambda rewards, _: advantages.whiten(rewards[None], MASK)[0]])
+def test_large_rewards_are_told_apart_as_small_ones_are(scale: float, estimator: Any) -> None:
+    got = estimator(torch.tensor([1.0, 2.0, 3.0]) * scale, torch.zeros(3, dtype=torch.long))
+    expected = torch.tensor([-1.0, 0.0, 1.0]) if scale >= 1 else torch.tensor([-1.0, 0.0, 1.0]) * scale / 1e-6
+    assert torch.allclose(got, expected, rtol=1e-4, atol=1e-6 * float(expected.max()))
 
 
 def test_dr_grpo() -> None:

@@ -5,7 +5,7 @@ from service.graders.admission import check_allowed
 from service.graders.settings import GraderSettings
 from workers.graders import http
 from workers.graders.code_tests import CodeTestsGrader
-from workers.graders.grading import Grade, GradeError, Grader, Sample, TokenUsage
+from workers.graders.grading import Grade, GradeError, Grader, Limited, Sample, TokenUsage
 from workers.graders.http import HttpGrader
 from workers.graders.jail import JailError
 from workers.graders.judge import JudgeGrader
@@ -55,12 +55,14 @@ def _build(grader: schemas.Grader, settings: GraderSettings) -> Grader:
         case schemas.MathVerify():
             return MathVerifyGrader(grader)
         case schemas.Python():
-            return PythonGrader(grader, settings)
+            own = PythonGrader(grader, settings)
+            return Limited(own, grader.name, "python_grader_runtime_error", raised=True)
         case schemas.CodeTests():
             return CodeTestsGrader(grader, settings)
         case schemas.ScoreModel() | schemas.LabelModel():
             return JudgeGrader(grader, settings)
         case schemas.Http():
-            return HttpGrader(grader, settings)
+            return Limited(HttpGrader(grader, settings), grader.name, "other_error", raised=False)
         case schemas.Multi():
-            return MultiGrader(grader, {key: _build(each, settings) for key, each in grader.graders.items()})
+            parts = {key: _build(each, settings) for key, each in grader.graders.items()}
+            return Limited(MultiGrader(grader, parts), grader.name, "formula_parse_error", raised=True)

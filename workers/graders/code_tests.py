@@ -6,7 +6,6 @@ values they return, and what is expected never enters the jail, so that the only
 
 import ast
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,12 +18,12 @@ from workers.graders import jail
 from workers.graders.confinement import ensure_confined
 from workers.graders.grading import Grade, Sample, fill
 from workers.graders.lanes import run_all
+from workers.graders.programs import names_called, program_of
 from workers.sandbox.programs import plain
 
 MAX_TESTS = 100
 TOLERANCE = 1e-6
 """Relative difference of floats that count as equal."""
-_FENCE = re.compile(r"```[ \t]*(?:python3?|py)?[ \t]*\r?\n(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
 _SHAPES = '{"stdin", "stdout"}, {"call", "expected"} or "assert call == literal"'
 
 
@@ -70,9 +69,11 @@ class CodeTestsGrader:
         if isinstance(texts, Grade):
             return texts
         try:
-            return _Run(program_of(texts[0]), parse_tests(texts[1]))
+            tests = parse_tests(texts[1])
         except BadTests as error:
             return Grade(None, error="invalid_variable_error", detail=str(error))
+        called = names_called([test.expression for test in tests if isinstance(test, Call)])
+        return _Run(program_of(texts[0], called), tests)
 
     def _judge(self, run: "_Run", outcomes: Any) -> Grade:
         own = [next(outcomes) for _ in run.programs(self._seconds)]
@@ -150,12 +151,6 @@ def _close(value: float, expected: float) -> bool:
     except OverflowError:
         # An integer too large for a float.
         return False
-
-
-def program_of(answer: str) -> str:
-    """The last fenced block of ``answer``, or the whole of it when it has none."""
-    blocks = _FENCE.findall(answer)
-    return blocks[-1] if blocks else answer
 
 
 def parse_tests(text: str) -> list[Script | Call]:

@@ -1,11 +1,12 @@
 """What goes into a grader and what comes out: ``Sample`` and ``Grade``, and the filling of templates between them."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, Protocol
 
 from service.graders import strict_json
+from service.graders.definitions import MAX_REWARD
 from service.graders.template import MissingVariable, Template, TooLong
 
 GradeError = Literal[
@@ -77,9 +78,10 @@ class Grade:
     """A reward, or the reason why there is none. Exactly one of ``reward`` and ``error`` is None.
 
     ``sub_rewards`` and ``sub_errors`` are a multi grader's, by key; each key is in one of the two. ``sample_at_fault``
-    tells an answer that lacks what the grader reads (no JSON, a field missing in it) from a grader or a row that is
-    wrong: the model can learn to avoid the former, so a trainer may prefer to count it and reward it with the minimum.
-    ``usage`` is what judges used for this sample, by model, whether or not they came to a reward. ``away`` says that a
+    says that the answer lacks what the grader reads (no JSON, a field missing in it), ``raised`` that the grader's own
+    code or formula failed on this answer, as it would again. Either earns the least reward; otherwise what failed was a
+    row, or a jail, judge or service, and nothing is known of the answer. ``usage`` is what judges used for this sample,
+    by model, whether or not they came to a reward. ``away`` says that a
     server did not answer, and that the same sample may be graded later.
     """
 
@@ -90,7 +92,13 @@ class Grade:
     sub_errors: dict[str, GradeError] = field(default_factory=dict)
     sample_at_fault: bool = False
     usage: dict[str, TokenUsage] = field(default_factory=dict)
+    raised: bool = False
     away: bool = False
+
+    @property
+    def earns_least(self) -> bool:
+        """Whether the answer has no reward of its own and counts with the least that the grader gives."""
+        return self.reward is None and (self.sample_at_fault or self.raised)
 
 
 class Grader(Protocol):
@@ -117,6 +125,25 @@ def _fill(template: Template, sample: Sample) -> str:
     if template.needs_json:
         known["output_json"] = sample.output_json
     return template.render(item=sample.item, sample=known)
+
+
+class Limited:
+    """``grader``, whose rewards beyond ``MAX_REWARD`` are failures of it; ``raised`` says whether of its own code."""
+
+    def __init__(self, grader: Grader, name: str, error: GradeError, *, raised: bool) -> None:
+        self._grader, self._name, self._error, self._raised = grader, name, error, raised
+
+    def grade(self, samples: list[Sample]) -> list[Grade]:
+        return [self._limit(each) for each in self._grader.grade(samples)]
+
+    def _limit(self, grade: Grade) -> Grade:
+        if grade.reward is None or abs(grade.reward) <= MAX_REWARD:
+            return grade
+        detail = (
+            f"The grader '{self._name}' gave {grade.reward:g}; rewards must be finite numbers from {-MAX_REWARD:,.0f} "
+            f"to {MAX_REWARD:,.0f}."
+        )
+        return replace(grade, reward=None, error=self._error, detail=detail, raised=self._raised)
 
 
 class Comparison:

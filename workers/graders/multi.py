@@ -29,12 +29,13 @@ class MultiGrader:
         if failed:
             key, first = next(iter(failed.items()))
             at_fault = all(part.sample_at_fault for part in failed.values())
+            raised = not at_fault and all(part.earns_least for part in failed.values())
             away = any(part.away for part in failed.values())
-            return Grade(None, rewards, first.error, f"{key}: {first.detail}", errors, at_fault, usage, away)
+            return Grade(None, rewards, first.error, f"{key}: {first.detail}", errors, at_fault, usage, raised, away)
         try:
             return Grade(self._formula.evaluate(rewards), rewards, sub_errors=errors, usage=usage)
         except FormulaError as error:
-            return Grade(None, rewards, "formula_parse_error", str(error), errors, usage=usage)
+            return Grade(None, rewards, "formula_parse_error", str(error), errors, usage=usage, raised=True)
 
 
 def _total(usages: Iterable[Mapping[str, TokenUsage]]) -> dict[str, TokenUsage]:

@@ -36,12 +36,14 @@ def _grade(outcome: jail.Outcome | jail.JailError, seconds: float) -> Grade:
         return Grade(None, error="python_grader_server_error", detail=str(outcome))
     lines = list(outcome.lines())
     if outcome.stopped is not None or not lines:
-        return _failed(f"The grader gave no reward: {outcome.why(seconds)}.")
+        # Where it hardly got to compute, the time went by for the machine's reasons and not for the answer's.
+        waited = outcome.stopped == "time" and outcome.cpu_seconds < seconds / 2
+        return _failed(f"The grader gave no reward: {outcome.why(seconds)}.", raised=not waited)
     reward = lines[-1].get("reward")
     if isinstance(reward, int | float) and not isinstance(reward, bool) and math.isfinite(reward):
         return Grade(float(reward))
-    return _failed(str(lines[-1].get("error", "The grader gave no reward.")))
+    return _failed(str(lines[-1].get("error", "The grader gave no reward.")), raised=True)
 
 
-def _failed(detail: str) -> Grade:
-    return Grade(None, error="python_grader_runtime_error", detail=detail[:MAX_DETAIL])
+def _failed(detail: str, *, raised: bool) -> Grade:
+    return Grade(None, error="python_grader_runtime_error", detail=detail[:MAX_DETAIL], raised=raised)

@@ -8,17 +8,21 @@ that can be killed.
 import json
 import logging
 import os
+import re
 import resource
 import sys
 from typing import Any
 
 from workers.sandbox import seccomp
+from workers.sandbox.notation import answer_in, rewritten
 
 BOOT = (
     "import sys; sys.path.insert(0, sys.argv[1]);"
     "from workers.sandbox import mathematics; mathematics.serve(int(sys.argv[2]))"
 )
 MEMORY_BYTES = 2 * 1024**3
+SMALL = 1e-3
+_MARK = re.compile(r"(?<!\\)\$|\\boxed|\\\(|\\\[")
 
 
 def serve(packages: int) -> None:
@@ -40,17 +44,30 @@ def serve(packages: int) -> None:
     _tell(answers, {"ready": True})
     for line in sys.stdin.buffer:
         task = json.loads(line)
-        reference = math_verify.parse(_delimited(task["reference"]), parsing_timeout=None)
+        reference = math_verify.parse(_delimited(rewritten(task["reference"])), parsing_timeout=None)
         _tell(answers, {"reference": bool(reference)})
         if reference:
-            answer = math_verify.parse(task["answer"], extraction_config=_configs(math_verify), parsing_timeout=None)
-            _tell(answers, {"equal": bool(math_verify.verify(reference, answer, timeout_seconds=None))})
+            text = rewritten(answer_in(task["answer"]))
+            answer = math_verify.parse(text, extraction_config=_configs(math_verify), parsing_timeout=None)
+            equal = bool(math_verify.verify(reference, answer, timeout_seconds=None)) and _as_small(reference, answer)
+            _tell(answers, {"equal": equal})
 
 
 def _delimited(reference: str) -> str:
     """A reference as LaTeX: without delimiters only numbers would be seen, and of ``\\frac{1}{2}`` only the 1."""
-    marked = any(mark in reference for mark in ("$", "\\boxed", "\\(", "\\["))
-    return reference if marked else f"\\boxed{{{reference}}}"
+    return reference if _MARK.search(reference) else f"\\boxed{{{reference}}}"
+
+
+def _as_small(reference: list[Any], answer: list[Any]) -> bool:
+    """Whether numbers that agree to six decimals do so to three digits as well, as far as both are small numbers."""
+    ends = [each[0] for each in (reference, answer)]
+    if not all(getattr(each, "is_number", False) for each in ends):
+        return True
+    try:
+        wanted, found = (complex(each if each.is_Number else each.evalf(15)) for each in ends)
+    except (TypeError, ValueError, OverflowError):
+        return True
+    return abs(wanted) >= SMALL or abs(wanted - found) <= SMALL * abs(wanted)
 
 
 def _configs(library: Any) -> list[Any]:

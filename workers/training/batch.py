@@ -28,12 +28,13 @@ class Sample:
     rollout: Rollout
     answer: Answer
     grade: Grade
+    least: float = 0.0
+    """What it earns where it cannot be graded through its own fault; ``workers.training.rewards`` finds it."""
 
     @property
     def reward(self) -> float | None:
-        """An answer that cannot be graded through its own fault earns 0; a grader that failed says nothing, None."""
-        at_fault = self.grade.reward is None and self.grade.sample_at_fault
-        return 0.0 if at_fault else self.grade.reward
+        """None where not the answer but what grades it failed."""
+        return self.least if self.grade.earns_least else self.grade.reward
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,8 @@ class TrainerState:
     """Time spent in steps so far, over all attempts."""
     metrics: dict[str, float | None] = field(default_factory=dict)
     """The newest of each of the numbers that go with a checkpoint or the result."""
+    least_given: float | None = None
+    """The least reward that the grader gave so far."""
 
 
 class Damaged(Exception):

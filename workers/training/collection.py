@@ -5,7 +5,6 @@ waited for before sampling is over. Graders whose batches cost something by them
 """
 
 import time
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -24,7 +23,7 @@ from workers.training import distributed
 from workers.training.answers import AnswerReader
 from workers.training.batch import Sample
 from workers.training.data import Prompt
-from workers.training.errors import RunError
+from workers.training.errors import RunError, grader_failed
 from workers.training.patience import GraderAway, first_reason
 from workers.wire import ExitCode
 
@@ -222,14 +221,9 @@ def staleness(groups: Sequence[Sequence[Sample]], version: int, bound: int) -> d
 def refuse_a_failing_grader(samples: Iterable[Sample]) -> None:
     """Raises ``RunError`` where the grader fails on too many.
 
-    An answer that cannot be read is the model's fault and no reason to stop; everything else is the grader's.
+    Answers that earn the least are no reason to stop; ``workers.training.rewards`` tells of them.
     """
     grades = [sample.grade for sample in samples]
-    reasons = Counter(
-        f"{each.error}: {each.detail}" for each in grades if each.reward is None and not each.sample_at_fault
-    )
-    failed = reasons.total()
-    if failed > MAX_UNGRADED * len(grades):
-        reason = reasons.most_common(1)[0][0]
-        message = f"The grader failed on {failed} of {len(grades)} samples, most often with {reason}"
-        raise RunError("grader_failed", message, param="method.reinforcement.grader", exit_code=ExitCode.GRADER_ERROR)
+    reasons = [f"{each.error}: {each.detail}" for each in grades if each.reward is None and not each.earns_least]
+    if len(reasons) > MAX_UNGRADED * len(grades):
+        raise grader_failed(len(grades), reasons)

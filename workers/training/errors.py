@@ -1,5 +1,8 @@
 """Why a run ends when its user, or whoever runs the machine, can do something about it."""
 
+from collections import Counter
+from collections.abc import Sequence
+
 from service import disk
 from service.graders.schemas import GraderError
 from workers.graders import JailError
@@ -57,6 +60,13 @@ def non_finite(what: str) -> RunError:
         "warmup_steps.",
         param="hyperparameters.learning_rate",
     )
+
+
+def grader_failed(samples: int, reasons: Sequence[str]) -> RunError:
+    """The grader failed on too many of ``samples``, with these ``reasons``."""
+    most = Counter(reasons).most_common(1)[0][0]
+    message = f"The grader failed on {len(reasons)} of {samples} samples, most often with {most}"
+    return RunError("grader_failed", message, param="method.reinforcement.grader", exit_code=ExitCode.GRADER_ERROR)
 
 
 def explain(error: BaseException, phase: str, method: str = "reinforcement") -> RunError | None:

@@ -1,7 +1,7 @@
 """A job from its frozen specification to a trained model: read ``run`` from top to bottom.
 
 Everything random follows from the job's seed and the step, so a run resumed from a checkpoint is the run that was never
-interrupted. Graded samples without a reward are no part of the update, and no reward is made up for them.
+interrupted. Samples that a jail, judge or service left without a reward are no part of the update.
 """
 
 import json
@@ -25,6 +25,7 @@ from workers.training.clock import Clock
 from workers.training.collection import Collection, Grading, staleness
 from workers.training.errors import RunError
 from workers.training.patience import GraderAway, Patient
+from workers.training.rewards import Rewards
 from workers.training.sampler import Sampler
 
 UNREPORTED, NUMBERS = "unreported", "numbers.json"
@@ -46,6 +47,7 @@ class Run(Attempt):
     method: Reinforcement
     sampler: Sampler
     grading: Grading
+    rewards: Rewards
     sampling: Executor
     """The thread that samples ahead."""
     train_prompts: list[data.Prompt]
@@ -143,6 +145,7 @@ def prepare(spec: RunSpec, method: Reinforcement, channel: Channel, clock: Clock
             AnswerReader(loaded.tokenizer),
             graders.batch_size(method.grader),
         ),
+        rewards=Rewards(method.grader, channel, attempt.trainer.least_given),
         sampling=ThreadPoolExecutor(1, thread_name_prefix="sampling"),
         train_prompts=train,
         valid_prompts=valid,
@@ -166,7 +169,7 @@ def roll_out(job: Run, step: int) -> list[list[Sample]]:
     """``group_size`` graded answers to each prompt of the step: sampled now, or while the step before was trained."""
     if job.restored is not None:
         samples, job.restored = job.restored, None
-        return samples
+        return settle(job, samples)
     collection, job.ahead = job.ahead or collect(job, step), None
     with job.clock("sampling"):
         collection.wait_until_sampled()
@@ -174,7 +177,14 @@ def roll_out(job: Run, step: int) -> list[list[Sample]]:
         samples = collection.result()
     job.clock.seconds["sampling_hidden"] += collection.hidden("sampling")
     job.clock.seconds["grading_hidden"] += collection.hidden("grading")
-    return samples
+    return settle(job, samples)
+
+
+def settle(job: Run, samples: list[list[Sample]]) -> list[list[Sample]]:
+    """What every answer earns, those at fault included."""
+    settled = job.rewards.settle(samples)
+    job.trainer.least_given = job.rewards.given
+    return settled
 
 
 def collect(job: Run, step: int, thread: Executor | None = None) -> Collection:
@@ -191,7 +201,9 @@ def collect(job: Run, step: int, thread: Executor | None = None) -> Collection:
 
 
 def prompts_of(job: Run, step: int) -> list[data.Prompt]:
-    rows = data.rows_of_step(step, job.spec.job.seed, len(job.train_prompts), job.hyperparameters.batch_size)
+    h, number = job.hyperparameters, len(job.train_prompts)
+    total = data.rows_in_all(number, h.batch_size, h.n_steps, h.n_epochs)
+    rows = data.rows_of_step(step, job.spec.job.seed, number, h.batch_size, total)
     return [job.train_prompts[row] for row in rows]
 
 
@@ -236,7 +248,7 @@ def learn(job: Run, step: int, samples: list[list[Sample]]) -> update.Numbers:
 
 
 def evaluate(job: Run, step: int) -> list[list[Sample]]:
-    return evaluation.evaluate(
+    samples = evaluation.evaluate(
         job.sampler.engine,
         job.grading,
         job.valid_prompts,
@@ -245,6 +257,7 @@ def evaluate(job: Run, step: int) -> list[list[Sample]]:
         step=step,
         clock=job.clock,
     )
+    return settle(job, samples)
 
 
 def before_the_first_step(job: Run) -> None:

@@ -1,6 +1,7 @@
 """The metrics event of a step: OpenAI's names for reinforcement fine-tuning, and TROLL's numbers under ``troll``.
 
 Numbers that a step has not (``valid_…`` where nothing was evaluated, ``train_…`` before the first step) are null.
+Beside each mean reward, ``…_reward_count`` says how many answers it was taken over: those that have a reward.
 """
 
 import math
@@ -10,6 +11,7 @@ from typing import Any
 
 from service.graders import schemas
 from workers import wire
+from workers.graders import TokenUsage
 from workers.training.batch import Sample
 
 Groups = Sequence[Sequence[Sample]]
@@ -22,7 +24,10 @@ ERRORS = (
     "python_grader_server_error",
     "python_grader_runtime_error",
     "model_grader_server_error",
+    "model_grader_refusal_error",
+    "model_grader_parse_error",
 )
+TOKENS = ("prompt_tokens", "completion_tokens", "cached_tokens")
 LASTING = ("kl_before", "kl_after", "fraction_projected", "entropy", "grad_norm")
 SAMPLES_SHOWN = 3
 MAX_PROMPT, MAX_ANSWER = 200, 500
@@ -46,14 +51,14 @@ def event(
         **_headline(parts["train"], parts["valid"]),
         **_groups(train),
         "scores": _scores(grader, parts),
-        "usage": {"graders": [], "samples": _reasoning(parts)},
+        "usage": {"graders": _judges(grader, parts), "samples": _reasoning(parts)},
         "errors": {"graders": _errors(grader, parts)},
         "timing": _timing(grader, parts, seconds),
         "completions": _completions(parts["train"]),
         "troll": {name: _finite(value) for name, value in numbers.items()},
         "samples": [_shown(group[0]) for group in (valid or [])[:SAMPLES_SHOWN]],
     }
-    return wire.Event(type="metrics", message=_message(data), data=data, key=f"step-{step}")
+    return wire.Event(type="metrics", message=_message(data, parts), data=data, key=f"step-{step}")
 
 
 def reward_mean(groups: Groups | None) -> float | None:
@@ -76,14 +81,24 @@ def lasting(
     return new | {name: _finite(numbers[name]) for name in LASTING if name in numbers}
 
 
-def _message(data: dict[str, Any]) -> str:
+def _message(data: dict[str, Any], parts: dict[str, list[Sample]]) -> str:
     names = {
-        "train mean reward": "train_mean_reward",
-        "full validation mean reward": "full_valid_mean_reward",
-        "full validation mean parse error": "full_valid_mean_parse_error",
+        "train mean reward": ("train_mean_reward", "train"),
+        "full validation mean reward": ("full_valid_mean_reward", "valid"),
+        "full validation mean parse error": ("full_valid_mean_parse_error", None),
     }
-    known = [f"{text}={data[name]:.4f}" for text, name in names.items() if data[name] is not None]
+    known = [
+        f"{text}={data[name]:.4f}{_of_how_many(parts[part]) if part else ''}"
+        for text, (name, part) in names.items()
+        if data[name] is not None
+    ]
     return ", ".join([f"Step {data['step']}/{data['total_steps']}", *known])
+
+
+def _of_how_many(samples: list[Sample]) -> str:
+    """What a mean reward leaves out, where it leaves something out."""
+    counted = len(_rewards(samples))
+    return f" (of {counted} of {len(samples)} answers)" if counted < len(samples) else ""
 
 
 def _headline(train: list[Sample], valid: list[Sample]) -> dict[str, Any]:
@@ -96,7 +111,7 @@ def _headline(train: list[Sample], valid: list[Sample]) -> dict[str, Any]:
         "valid_reasoning_tokens_mean": _mean([sample.answer.reasoning_tokens for sample in valid]),
         "completion_tokens_mean": _mean([len(sample.rollout.token_ids) for sample in train]),
         "valid_completion_tokens_mean": _mean([len(sample.rollout.token_ids) for sample in valid]),
-        "model_graders_token_usage": {},
+        "model_graders_token_usage": _tokens_by_model({"train": train, "eval": valid}),
     }
 
 
@@ -109,12 +124,17 @@ def _groups(train: Groups | None) -> dict[str, float | None]:
 def _scores(grader: schemas.Grader, parts: dict[str, list[Sample]]) -> dict[str, Any]:
     rows = [
         {"name": name, "type": kind}
-        | {f"{part}_reward_mean": _mean(_part_rewards(samples, key)) for part, samples in parts.items()}
+        | _mean_and_count({part: _part_rewards(samples, key) for part, samples in parts.items()})
         for key, name, kind in _graders(grader)
         if not (key is None and isinstance(grader, schemas.Multi))
     ]
-    means = {f"{part}_reward_mean": reward_mean([samples]) for part, samples in parts.items()}
-    return {**means, "graders": rows}
+    whole = _mean_and_count({part: _rewards(samples) for part, samples in parts.items()})
+    return {**whole, "graders": rows}
+
+
+def _mean_and_count(rewards: dict[str, list[float]]) -> dict[str, float | None]:
+    means = {f"{part}_reward_mean": _mean(values) for part, values in rewards.items()}
+    return means | {f"{part}_reward_count": len(values) for part, values in rewards.items()}
 
 
 def _errors(grader: schemas.Grader, parts: dict[str, list[Sample]]) -> list[dict[str, Any]]:
@@ -142,6 +162,36 @@ def _part_rewards(samples: list[Sample], key: str | None) -> list[float]:
     if key is None:
         return _rewards(samples)
     return [sample.grade.sub_rewards[key] for sample in samples if key in sample.grade.sub_rewards]
+
+
+def _tokens_by_model(parts: dict[str, list[Sample]]) -> dict[str, dict[str, int]]:
+    """What judges used, by model."""
+    usage: dict[str, dict[str, int]] = {}
+    for part, samples in parts.items():
+        for sample in samples:
+            for model, used in sample.grade.usage.items():
+                row = usage.setdefault(model, {f"{each}_{kind}": 0 for each in parts for kind in TOKENS})
+                for kind in TOKENS:
+                    row[f"{part}_{kind}"] += getattr(used, kind)
+    return usage
+
+
+def _judges(grader: schemas.Grader, parts: dict[str, list[Sample]]) -> list[dict[str, Any]]:
+    """What judges used, a row for each model; graders that share one are named together."""
+    single = grader.graders if isinstance(grader, schemas.Multi) else {grader.name: grader}
+    judges = {name: each for name, each in single.items() if isinstance(each, schemas.ScoreModel | schemas.LabelModel)}
+    rows = []
+    for model in dict.fromkeys(each.model for each in judges.values()):
+        sharing = {name: each for name, each in judges.items() if each.model == model}
+        kinds = dict.fromkeys(each.type for each in sharing.values())
+        row: dict[str, Any] = {"name": ", ".join(sharing), "type": ", ".join(kinds), "model": model}
+        for part, samples in parts.items():
+            used = [sample.grade.usage.get(model, TokenUsage()) for sample in samples]
+            for kind in TOKENS[:2]:
+                counts = [getattr(each, kind) for each in used]
+                row[f"{part}_{kind}_mean"], row[f"{part}_{kind}_count"] = _mean(counts), sum(counts) if counts else None
+        rows.append(row)
+    return rows
 
 
 def _reasoning(parts: dict[str, list[Sample]]) -> dict[str, float | None]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
+from jinja2 import TemplateError
 from peft import LoraConfig
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -239,18 +240,42 @@ def context_length(config: PreTrainedConfig) -> int:
 
 
 def stop_ids(folder: Path, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Every token that ends an answer, by the tokenizer and by the generation config."""
-    found = {tokenizer.eos_token_id}
+    """Every token that ends an answer, by the tokenizer, its chat template, the config and the generation config."""
+    found = {tokenizer.eos_token_id, end_of_turn(tokenizer)}
+    config = _settings(folder / "config.json")
+    text = config.get("text_config")
+    for each in (config, text if isinstance(text, dict) else {}):
+        found |= _ids(each.get("eos_token_id"))
     if (folder / "generation_config.json").is_file():
         try:
-            configured = GenerationConfig.from_pretrained(folder, local_files_only=True).eos_token_id
+            found |= _ids(GenerationConfig.from_pretrained(folder, local_files_only=True).eos_token_id)
         except (OSError, ValueError) as error:
             raise _unusable(f"has a generation_config.json that cannot be read: {error}") from error
-        found |= set(configured) if isinstance(configured, list) else {configured}
-    found -= {None}
-    if not found:
-        raise _unusable("names no end-of-sequence token, in the tokenizer or in generation_config.json")
-    return sorted(found)
+    ends = sorted(found - {None})
+    if not ends:
+        raise _unusable("names no end-of-sequence token, in the tokenizer, in config.json or in generation_config.json")
+    return ends
+
+
+def _ids(ends: Any) -> set[int]:
+    return {each for each in (ends if isinstance(ends, list) else [ends]) if isinstance(each, int)}
+
+
+def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The token that the chat template puts right behind what the assistant says last; None where it puts none."""
+    if tokenizer.chat_template is None:
+        return None
+    said = "2701 and 96"
+    messages = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": said}]
+    try:
+        text = str(tokenizer.apply_chat_template(messages, tokenize=False))
+    except (TemplateError, TypeError, ValueError):
+        # A template may want messages of another kind.
+        return None
+    after = text.rpartition(said)[2].lstrip() if said in text else ""
+    tokens = tokenizer.get_added_vocab()
+    ends = [token for token in tokens if after.startswith(token)]
+    return int(tokens[max(ends, key=len)]) if ends else None
 
 
 def _at(states: Tensor, positions: Tensor) -> Tensor:

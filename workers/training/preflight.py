@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from service.graders import schemas
+from service.graders.bounds import bounds
 from service.jobs.spec import ResolvedHyperparameters, RunSpec
 from workers import wire
 from workers.rollouts.engine import Rollout
@@ -147,18 +148,18 @@ def nothing_to_learn(grader: schemas.Grader, groups: Sequence[Sequence[Sample]])
     every = [reward for group in rewards for reward in group]
     if not every or any(len(set(group)) > 1 for group in rewards):
         return None
-    worst, best = bounds(grader)
+    ends = bounds(grader)
     answers = f"All {len(every)} answers to the first {len(groups)} training prompts earned"
-    if set(every) == {worst}:
+    if set(every) == {ends.low}:
         return (
-            f"{answers} {worst:g}, the least that this grader gives. Reinforcement makes the better answers likelier, "
-            "and there are none: nothing will be learned. Train the model on example answers first (supervised "
-            "fine-tuning), begin with easier prompts, or let the grader give credit for parts of an answer."
+            f"{answers} {ends.low:g}, the least that this grader gives. Reinforcement makes the better answers "
+            "likelier, and there are none: nothing will be learned. Train the model on example answers first "
+            "(supervised fine-tuning), begin with easier prompts, or let the grader give credit for parts of an answer."
         )
-    if set(every) == {best}:
+    if set(every) == {ends.high}:
         return (
-            f"{answers} {best:g}, the most that this grader gives: there is nothing to gain. Use harder prompts or a "
-            "stricter grader."
+            f"{answers} {ends.high:g}, the most that this grader gives: there is nothing to gain. Use harder prompts "
+            "or a stricter grader."
         )
     if len(set(every)) == 1:
         same = f"{answers} {every[0]:g}"
@@ -169,17 +170,6 @@ def nothing_to_learn(grader: schemas.Grader, groups: Sequence[Sequence[Sample]])
         "answers from bad ones, raise group_size or temperature, or train the model on example answers first "
         "(supervised fine-tuning)."
     )
-
-
-def bounds(grader: schemas.Grader) -> tuple[float, float] | tuple[None, None]:
-    """The least and the greatest reward that a grader can give, where its definition tells."""
-    match grader:
-        case schemas.ScoreModel():
-            return grader.range
-        case schemas.Python() | schemas.Http() | schemas.Multi():
-            return None, None
-        case _:
-            return 0.0, 1.0
 
 
 def tell(channel: Channel, worst: WorstCase, room: DiskRoom, seconds: float) -> None:

@@ -100,7 +100,8 @@ def try_largest_step(job: Run) -> None:
 def learn(job: Run, step: int) -> tuple[Score, dict[str, float]]:
     """One update; how the step's rows were predicted before it, and the update's numbers."""
     h = job.hyperparameters
-    rows = data.rows_of_step(step, job.spec.job.seed, len(job.train_rows), h.batch_size)
+    total = data.rows_in_all(len(job.train_rows), h.batch_size, h.n_steps, h.n_epochs)
+    rows = data.rows_of_step(step, job.spec.job.seed, len(job.train_rows), h.batch_size, total)
     examples = [example for row in rows for example in job.train_rows[row]]
     rate = learning_rate(h, step)
     with job.clock("training"):

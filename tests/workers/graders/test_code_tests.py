@@ -8,7 +8,7 @@ from service.graders.schemas import parse_grader
 from service.graders.settings import JailTier
 from tests.workers.graders import jails
 from workers.graders import Grade, Sample, build
-from workers.graders.code_tests import BadTests, Call, Script, parse_tests, program_of, same
+from workers.graders.code_tests import BadTests, Call, Script, parse_tests, same
 
 ADD = ["assert add(1, 2) == 3", {"call": "add('a', 'b')", "expected": "ab"}]
 DOUBLE = [{"stdin": "2\n", "stdout": "4\n"}, {"stdin": "5", "stdout": "10"}]
@@ -143,19 +143,6 @@ def test_tests_are_parsed_once_and_for_all() -> None:
 def test_no_tests_is_an_error() -> None:
     with pytest.raises(BadTests):
         parse_tests("[]")
-
-
-@pytest.mark.parametrize(
-    ("answer", "program"),
-    [
-        ("x = 1", "x = 1"),
-        ("```python\nx = 1\n```", "x = 1\n"),
-        ("a\n```\nx = 1\n```\nb\n```Python\ny = 2\n```", "y = 2\n"),
-        ("cut off:\n```python\nx = 1", "x = 1"),
-    ],
-)
-def test_the_last_block_is_the_program(answer: str, program: str) -> None:
-    assert program_of(answer) == program
 
 
 @pytest.mark.parametrize(

@@ -154,11 +154,29 @@ def test_a_field_the_row_lacks_is_not() -> None:
     assert "item has no field 'solution'" in result.detail
 
 
-def test_a_formula_without_a_value_has_no_reward() -> None:
+def test_a_formula_without_a_value_has_raised() -> None:
     result = grade(multi("1 / exact", exact=string_check()), "47")
     assert (result.reward, result.error, result.sample_at_fault) == (None, "formula_parse_error", False)
+    assert result.raised
+    assert result.earns_least
     assert result.detail == "Division by zero at character 3."
     assert result.sub_rewards == {"exact": 0.0}
+
+
+def test_a_reward_that_is_too_large_names_the_grader_and_the_bound() -> None:
+    result = grade(multi("1e6 + exact", exact=string_check()), "46")
+    assert (result.reward, result.error, result.raised) == (None, "formula_parse_error", True)
+    assert result.detail is not None
+    assert "The grader 'multi' gave 1e+06; rewards must be finite numbers from -1,000,000 to 1,000,000" in result.detail
+    assert grade(multi("1e6 * exact", exact=string_check()), "46").reward == 1e6
+
+
+def test_a_part_that_raised_and_one_that_the_answer_lacks_earn_the_least() -> None:
+    parts = {"a": string_check(input="{{sample.output_json.x}}"), "b": string_check()}
+    result = grade(multi("a + 1/b", **parts), "?")
+    assert result.earns_least
+    result = grade(multi("a + b", a=parts["a"], b=string_check(reference="{{item.none}}")), "?")
+    assert not result.earns_least
 
 
 def test_one_failed_sample_leaves_the_others_alone() -> None:

@@ -51,6 +51,8 @@ def test_numbers_of_any_kind_are_rewards(tier: JailTier, expression: str, reward
         ("return None", "grade returned NoneType, not a number"),
         ("return '1.0'", "grade returned str, not a number"),
         ("return float('nan')", "grade returned nan, not a finite number"),
+        ("return 1e308", "The grader 'python' gave 1e+308; rewards must be finite numbers from -1,000,000"),
+        ("return -10**400", "OverflowError: int too large"),
         ("return item['answer']", "line 2, in grade\n    return item['answer']"),
         ("1 / 0", "ZeroDivisionError: division by zero"),
         ("raise SystemExit(0)", "SystemExit: 0"),
@@ -60,7 +62,7 @@ def test_numbers_of_any_kind_are_rewards(tier: JailTier, expression: str, reward
 )
 def test_a_failure_is_no_reward_and_says_why(tier: JailTier, body: str, says: str) -> None:
     (result,) = grade(tier, f"def grade(sample, item):\n    {body}\n", Sample({}, ""))
-    assert (result.reward, result.error, result.sample_at_fault) == (None, "python_grader_runtime_error", False)
+    assert (result.reward, result.error, result.raised) == (None, "python_grader_runtime_error", True)
     assert result.detail is not None
     assert says in result.detail
 
@@ -69,6 +71,12 @@ def test_a_grader_that_does_not_end_is_stopped(tier: JailTier) -> None:
     (result,) = grade(tier, "def grade(sample, item):\n    while True: pass\n", Sample({}, ""), seconds=0.7)
     assert (result.reward, result.error, result.sample_at_fault) == (None, "python_grader_runtime_error", False)
     assert result.detail == "The grader gave no reward: it was stopped after 0.7 seconds."
+
+
+def test_a_grader_that_only_waits_says_nothing_of_the_answer(tier: JailTier) -> None:
+    source = "import time\ndef grade(sample, item):\n    time.sleep(60)\n"
+    (result,) = grade(tier, source, Sample({}, ""), seconds=0.7)
+    assert (result.error, result.earns_least) == ("python_grader_runtime_error", False)
 
 
 def test_a_failure_costs_that_sample_only(tier: JailTier) -> None:

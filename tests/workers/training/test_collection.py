@@ -209,5 +209,6 @@ def test_a_grader_that_fails_on_most_samples_ends_the_run(reader: AnswerReader, 
 
 def test_answers_that_cannot_be_read_do_not_end_the_run(reader: AnswerReader, thread: Executor) -> None:
     unreadable = Grade(None, error="sample_parse_error", sample_at_fault=True)
-    (samples,) = collected(reader, thread, *[unreadable] * 3)
-    assert [sample.reward for sample in samples] == [0.0] * 3
+    raised = Grade(None, error="python_grader_runtime_error", raised=True)
+    (samples,) = collected(reader, thread, unreadable, unreadable, raised)
+    assert all(sample.grade.earns_least for sample in samples)

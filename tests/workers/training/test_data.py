@@ -1,6 +1,7 @@
 """Prompts out of dataset rows, and the order they are trained on in."""
 
 import json
+from collections import Counter
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerBase
 
+from service.jobs.spec import Hyperparameters, SupervisedHyperparameters, resolve, resolve_supervised
 from tests.workers.training import tiny
 from workers.demo import make_tokenizer
 from workers.training import data
@@ -137,6 +139,29 @@ def test_every_epoch_has_every_row_once_in_another_order() -> None:
 def test_an_epoch_may_end_within_a_step() -> None:
     drawn = list(chain(*(data.rows_of_step(step, 1, 5, 3) for step in range(1, 6))))
     assert [sorted(drawn[start : start + 5]) for start in (0, 5, 10)] == [list(range(5))] * 3
+
+
+@pytest.mark.parametrize(
+    ("rows", "batch_size", "epochs"), [(33, 32, 1), (33, 16, 3), (32, 32, 2), (5, 3, 2), (1, 1, 4)]
+)
+def test_as_many_epochs_are_trained_as_were_asked_for(rows: int, batch_size: int, epochs: int) -> None:
+    for method, resolved in (
+        ("reinforcement", resolve(Hyperparameters(batch_size=batch_size, n_epochs=epochs), training_rows=rows)),
+        (
+            "supervised",
+            resolve_supervised(SupervisedHyperparameters(batch_size=batch_size, n_epochs=epochs), training_rows=rows),
+        ),
+    ):
+        total = data.rows_in_all(rows, batch_size, resolved.n_steps, resolved.n_epochs)
+        steps = [data.rows_of_step(step, 1, rows, batch_size, total) for step in range(1, resolved.n_steps + 1)]
+        assert Counter(chain(*steps)) == Counter(list(range(rows)) * epochs), method
+        assert all(len(step) == batch_size for step in steps[:-1])
+
+
+def test_steps_that_were_asked_for_are_whole_and_show_the_epochs_they_begin() -> None:
+    resolved = resolve(Hyperparameters(batch_size=32, n_epochs=3, n_steps=2), training_rows=33)
+    assert (resolved.n_steps, resolved.n_epochs) == (2, 2)
+    assert data.rows_in_all(33, 32, resolved.n_steps, resolved.n_epochs) == 64
 
 
 def test_another_seed_gives_another_order() -> None:

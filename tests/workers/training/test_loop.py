@@ -105,6 +105,16 @@ def test_the_model_is_evaluated_before_training_at_the_interval_and_at_the_end(
     assert evaluated == {0: True, 1: False, 2: True, 3: True}
 
 
+@pytest.mark.parametrize("settings", [{}, {"max_staleness": 1}], ids=["on policy", "one step ahead"])
+def test_the_last_step_takes_what_is_left_of_the_epochs(
+    make_spec: MakeSpec, execute: Execute, settings: dict[str, int]
+) -> None:
+    code, recorder = execute(make_spec(n_steps="auto", n_epochs=1, batch_size=8, eval_interval=1, **settings))
+    assert code == ExitCode.DONE
+    counts = {step: data["scores"]["train_reward_count"] for step, data in recorder.metrics().items()}
+    assert counts == {0: 0, 1: 32, 2: 4}
+
+
 @pytest.mark.parametrize(
     "settings",
     [{}, {"max_staleness": 1}, {"max_staleness": 1, "lora_rank": 2}],

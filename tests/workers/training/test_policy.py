@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.workers.training import tiny
+from workers.demo import make_tokenizer
 from workers.training import policy
 from workers.training.errors import RunError
 
@@ -90,7 +91,9 @@ def test_weights_that_are_missing_are_not_made_up(folder: Path) -> None:
 
 
 def test_a_model_without_an_end_token_is_refused(folder: Path) -> None:
-    edit(folder / "tokenizer_config.json", eos_token=None)
+    edit(folder / "tokenizer_config.json", eos_token=None, chat_template=None)
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    edit(folder / "config.json", eos_token_id=None)
     (folder / "generation_config.json").unlink()
     assert "end-of-sequence" in refused(folder)
 
@@ -98,6 +101,53 @@ def test_a_model_without_an_end_token_is_refused(folder: Path) -> None:
 def test_every_end_token_of_the_generation_config_stops(folder: Path) -> None:
     edit(folder / "generation_config.json", eos_token_id=[1, 4])
     assert load(folder).stop_ids == [1, 4]
+
+
+def test_without_a_generation_config_every_end_token_of_the_config_stops(folder: Path) -> None:
+    (folder / "generation_config.json").unlink()
+    edit(folder / "config.json", eos_token_id=[0, 2])
+    assert load(folder).stop_ids == [0, 1, 2]
+
+
+def test_end_tokens_of_a_nested_text_config_stop(folder: Path) -> None:
+    edit(folder / "config.json", text_config={"eos_token_id": [1, 3]})
+    assert policy.stop_ids(folder, policy.load_tokenizer(folder)) == [1, 3]
+
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+HARMONY = (
+    "{% for m in messages %}{% if m.role == 'assistant' %}<|start|>assistant<|channel|>final<|message|>{{ m.content }}"
+    "{% if loop.last %}<|return|>{% else %}<|end|>{% endif %}"
+    "{% else %}<|start|>user<|message|>{{ m.content }}<|end|>{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "end"),
+    [
+        (CHATML, "<|im_end|>"),
+        (HARMONY, "<|return|>"),
+        ("{% for m in messages %}{{ m.content }}{% endfor %}", None),
+        ("{% for m in messages %}{{ m.content }} </s>{% endfor %}", "</s>"),
+        ("{{ raise_exception('no') }}", None),
+        (None, None),
+    ],
+)
+def test_the_end_of_a_turn_is_the_templates(template: str | None, end: str | None) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens(["<|im_start|>", "<|im_end|>", "<|return|>", "<|end|>", "<|", "</s>"])
+    tokenizer.chat_template = template
+    assert policy.end_of_turn(tokenizer) == (None if end is None else tokenizer.convert_tokens_to_ids(end))
+
+
+def test_the_end_of_a_turn_stops(folder: Path) -> None:
+    tokenizer = policy.load_tokenizer(folder)
+    tokenizer.add_tokens(["<|im_start|>", "<|im_end|>"])
+    tokenizer.chat_template = CHATML
+    assert tokenizer.convert_tokens_to_ids("<|im_end|>") in policy.stop_ids(folder, tokenizer)
 
 
 def test_a_tokenizer_without_a_pad_token_will_do(folder: Path) -> None:
