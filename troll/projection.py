@@ -15,8 +15,10 @@ from torch import Tensor
 from troll import checks
 from troll.solver import exp_, solve
 
-# Float32 rows whose error could be seen in a bound of a few hundredths of a nat are solved again in float64.
-_VISIBLE_NOISE = 1e-6
+# Rows whose KL rounding may have moved by more nats than this are solved again, with care.
+_VISIBLE_NOISE = {torch.float32: 1e-6, torch.float64: 1e-11}
+# Smaller bounds could not be told from the rounding of float32 sums, and are worked on in float64 throughout.
+_SMALL_BOUND = 1e-3
 # Elements of the rows a CPU works on at a time, so that they stay in its last cache.
 _CPU_ELEMENTS = 1 << 21
 
@@ -33,7 +35,7 @@ class Projection(NamedTuple):
     kl_before: Tensor
     """`[...]` `KL(new || old)` in nats."""
     kl_after: Tensor
-    """`[...]` `KL(pi || old)`, at most `kl_bound`."""
+    """`[...]` `KL(pi || old)` as it was measured, at most `kl_bound`."""
 
 
 def project(log_old: Tensor, log_new: Tensor, kl_bound: float) -> Projection:
@@ -95,7 +97,7 @@ class _Project(torch.autograd.Function):
         score.nan_to_num_(0.0, 0.0, 0.0)
         direction = standardised(weight, score) * tight[rows].unsqueeze(-1)
         along = (g * direction).sum(-1, keepdim=True)
-        inner = g - weight * (g.sum(-1, keepdim=True) + direction * along)
+        inner = g - weight * g.sum(-1, keepdim=True) - (weight * direction) * along
         return grad.index_copy(0, rows, beta[rows].unsqueeze(-1) * inner), None, None, None
 
 
@@ -122,29 +124,60 @@ def _move_in_chunks(log_new: Tensor, log_old: Tensor, log_count: Tensor | None, 
     """Projects rows `[M, U]`, a cacheful at a time on a CPU."""
     rows, slots = log_new.shape
     step = max(1, _CPU_ELEMENTS // max(slots, 1)) if log_new.device.type == "cpu" else max(rows, 1)
+    narrow = log_new.dtype != checks.summation_dtype(log_new) and kl_bound < _SMALL_BOUND
     log_pi, parts = torch.empty_like(log_new), []
     for start in range(0, max(rows, 1), step):
         part = slice(start, start + step)
-        count = None if log_count is None else log_count[part]
-        moved = _move(log_new[part], log_old[part], count, kl_bound, log_pi[part])
-        if log_new.dtype != checks.summation_dtype(log_new):
-            _move_rough_rows(moved, log_new[part], log_old[part], count, kl_bound)
+        new, old, count = log_new[part], log_old[part], None if log_count is None else log_count[part]
+        if narrow:
+            moved = _move_again(new, old, count, None, kl_bound)
+            log_pi[part] = moved.log_pi
+        else:
+            moved = _move(new, old, count, None, kl_bound, log_pi[part])
+        _move_rough_rows(moved, new, old, count, kl_bound)
         parts.append(moved[1:])
     return _Moved(log_pi, *(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def _move_again(
+    log_new: Tensor, log_old: Tensor, log_count: Tensor | None, heaviest: Tensor | None, kl_bound: float
+) -> _Moved:
+    """`_move` in the widest dtype, rounded to that of the rows."""
+    dtype, wide = log_new.dtype, checks.summation_dtype(log_new)
+    if dtype == wide:
+        return _move(log_new, log_old, log_count, heaviest, kl_bound, torch.empty_like(log_new))
+    count = None if log_count is None else log_count.to(wide)
+    new, old = (_normalised(rows.to(wide), count) for rows in (log_new, log_old))
+    # Rounding must not lift what is reported above the bound.
+    bound = kl_bound * (1 - torch.finfo(dtype).eps)
+    found = _move(new, old, count, heaviest, bound, torch.empty_like(new))
+    moved = _Moved(*(value.to(dtype) if value.is_floating_point() else value for value in found))
+    returned = moved.active & ~moved.tight & (moved.beta == 0)
+    log_pi = torch.where(moved.active.unsqueeze(-1), moved.log_pi, log_new)
+    return moved._replace(log_pi=torch.where(returned.unsqueeze(-1), log_old, log_pi))
+
+
+def _normalised(log_probs: Tensor, log_count: Tensor | None) -> Tensor:
+    """Rows whose masses add up to 1: narrower ones do so to their own rounding, which a small bound feels."""
+    return log_probs - (log_probs if log_count is None else log_probs + log_count).logsumexp(-1, keepdim=True)
 
 
 def _move_rough_rows(
     moved: _Moved, log_new: Tensor, log_old: Tensor, log_count: Tensor | None, kl_bound: float
 ) -> None:
-    """Does rows whose rounding could be seen again in float64."""
-    rows = (moved.noise > _VISIBLE_NOISE).nonzero().squeeze(-1)
+    """Does rows whose rounding could be seen again.
+
+    Their scores are counted from that of the slot with most of the mass: nothing large is left to cancel.
+    """
+    rows = (~(moved.noise <= _VISIBLE_NOISE[moved.noise.dtype])).nonzero().squeeze(-1)
     if not len(rows):
         return
-    count = None if log_count is None else log_count[rows].double()
-    new, old = log_new[rows].double(), log_old[rows].double()
-    again = _move(new, old, count, kl_bound, torch.empty_like(new))
+    new, old, count = log_new[rows], log_old[rows], None if log_count is None else log_count[rows]
+    log_pi = torch.where(moved.log_pi[rows].isfinite(), moved.log_pi[rows], old)
+    heaviest = (log_pi if count is None else log_pi + count).argmax(-1, keepdim=True)
+    again = _move_again(new, old, count, heaviest, kl_bound)
     for coarse, fine in zip(moved, again, strict=True):
-        coarse[rows] = fine.to(coarse.dtype)
+        coarse[rows] = fine
 
 
 class _Scene(NamedTuple):
@@ -162,35 +195,55 @@ class _Scene(NamedTuple):
     """`[M]` `KL(new || old)`"""
     partitions: Tensor
     """`[2, M]` log of the old and of the new mass that takes part: 0 unless slots were taken out."""
+    centre: Tensor | None
+    """`[M]` what the score and the pull's are counted from; None for 0."""
 
     def select(self, rows: Tensor) -> "_Scene":
         log_old = self.log_old[rows]
         log_weight = log_old if self.log_weight is self.log_old else self.log_weight[rows]
         columns = (self.log_new[rows], log_weight, self.score[rows], self.pull[rows], self.kl_new[rows])
-        return _Scene(log_old, *columns, self.partitions[:, rows])
+        centre = None if self.centre is None else self.centre[rows]
+        return _Scene(log_old, *columns, self.partitions[:, rows], centre)
 
 
-def _move(log_new: Tensor, log_old: Tensor, log_count: Tensor | None, kl_bound: float, out: Tensor) -> _Moved:
-    """Projects rows `[M, U]` into `out`; solves those that lie outside the trust region."""
+def _move(
+    log_new: Tensor,
+    log_old: Tensor,
+    log_count: Tensor | None,
+    heaviest: Tensor | None,
+    kl_bound: float,
+    out: Tensor,
+) -> _Moved:
+    """Projects rows `[M, U]` into `out`; solves those that lie outside the trust region.
+
+    With `heaviest` `[M, 1]` scores are counted from those of these slots.
+    """
     score = log_new - log_old
     log_weight = log_old if log_count is None else log_old + log_count
-    pull = exp_(log_new.clone() if log_count is None else log_new + log_count).mul_(score)
+    # Until the rows are written, `out` is work space.
+    mass = exp_(out.copy_(log_new) if log_count is None else torch.add(log_new, log_count, out=out))
+    pull = mass.mul_(score)
     kl_new = pull.sum(-1)
-    scene = _Scene(log_old, log_new, log_weight, score, pull, kl_new, torch.zeros_like(kl_new).expand(2, -1))
+    scene = _Scene(log_old, log_new, log_weight, score, pull, kl_new, torch.zeros_like(kl_new).expand(2, -1), None)
     # A probability of zero on either side shows in the sum, as infinity or as not a number.
     regular = bool(kl_new.isfinite().all())
     if not regular:
         scene = _share(scene, log_count)
+    if heaviest is not None:
+        scene = _centre(scene, log_count, heaviest)
     active = scene.kl_new > kl_bound
     rows = active.nonzero().squeeze(-1)
     if 2 * len(rows) > len(active):
         # Sorting out most rows costs more than taking the others along.
         return _solve(scene, active, kl_bound, regular, out)
+    found = None
+    if len(rows):
+        chosen = scene.select(rows)
+        found = _solve(chosen, active[rows], kl_bound, regular, torch.empty_like(chosen.score))
     out.copy_(log_new)
     zero = torch.zeros_like(kl_new)
     moved = _Moved(out, zero + 1, active, scene.kl_new, scene.kl_new.clone(), active.clone(), zero)
-    if len(rows):
-        found = _solve(scene.select(rows), active[rows], kl_bound, regular, torch.empty_like(out[rows]))
+    if found is not None:
         for target, values in zip(moved, found, strict=True):
             target[rows] = values
     return moved
@@ -199,17 +252,31 @@ def _move(log_new: Tensor, log_old: Tensor, log_count: Tensor | None, kl_bound: 
 def _solve(scene: _Scene, active: Tensor, kl_bound: float, regular: bool, out: Tensor) -> _Moved:
     """Moves the active rows along their geodesics to where they leave the trust region; the others stay."""
     partition_old, partition_new = scene.partitions
-    found = solve(scene.log_weight, scene.score, scene.pull, partition_old, partition_new, kl_bound)
+    found = solve(scene.log_weight, scene.score, scene.pull, partition_old, partition_new, scene.centre, kl_bound)
     beta = torch.where(active, found.beta, 1.0)
-    # At a weight of 1 this is the new policy, to the bit.
-    torch.lerp(scene.log_old, scene.log_new, beta.unsqueeze(-1), out=out)
+    if scene.centre is None:
+        # At a weight of 1 this is the new policy, to the bit.
+        torch.lerp(scene.log_old, scene.log_new, beta.unsqueeze(-1), out=out)
+    else:
+        torch.addcmul(scene.log_old, scene.score, beta.unsqueeze(-1), out=out)
     out.sub_(torch.where(active, found.log_partition, 0.0).unsqueeze(-1))
     if not regular:
         out.masked_fill_(scene.log_weight == -torch.inf, -torch.inf)
         out.copy_(torch.where(found.feasible.unsqueeze(-1), out, scene.log_old))
+    if scene.centre is not None or not regular:
         out.copy_(torch.where(active.unsqueeze(-1), out, scene.log_new))
     kl = torch.where(active, found.kl, scene.kl_new)
     return _Moved(out, beta, active, scene.kl_new, kl, active & found.tight, torch.where(active, found.noise, 0.0))
+
+
+def _centre(scene: _Scene, log_count: Tensor | None, heaviest: Tensor) -> _Scene:
+    """Counts scores from those of slots `heaviest` `[M, 1]`: a constant in a row's scores changes no distribution."""
+    centre = scene.score.gather(-1, heaviest)
+    shared = scene.log_weight > -torch.inf
+    score = torch.where(shared, scene.score - centre, 0.0)
+    mass = (scene.log_new if log_count is None else scene.log_new + log_count).exp()
+    pull = torch.where(shared, mass, 0.0).mul_(score)
+    return scene._replace(score=score, pull=pull, centre=centre.squeeze(-1))
 
 
 def _share(scene: _Scene, log_count: Tensor | None) -> _Scene:

@@ -7,8 +7,9 @@ With `s = log new - log old` and `psi(beta) = log sum(old e^(beta s))`, its poin
 
 Close to the old policy `K` is `beta^2 Var / 2`, so its square root is nearly a straight line. The solver keeps a
 bracket with value and slope of `sqrt(K)` at both ends, and reads the next `beta` off the monotone cubic through them,
-the other way round. Once cubic and tangent agree there, `psi` is known as well, from its derivatives at the nearer end:
-the solution itself is never evaluated. One or two evaluations are usually enough. M rows, U slots.
+the other way round. Where such steps come no closer to the bound the bracket is halved. What comes back is the lower
+end of the bracket, a point that was evaluated: its KL is measured, and on the side that satisfies the constraint. Two
+or three evaluations are usually enough. M rows, U slots.
 """
 
 import math
@@ -17,15 +18,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-_MAX_STEPS = 80
+# Bisection alone, at every third step, ends long before.
+_MAX_STEPS = 600
+# After so many steps a row is bisected unless they halved its distance from the bound.
+_PATIENCE = 3
 # How many roundings of the quantities a KL is summed from stand for its error.
 _ROUNDINGS = 2.0
-# The rows of a point's `[6, M]` tensor: `psi'` is the mean, `d beta / d sqrt(K)` the slope, and the noise what rounding
-# may do to the KL.
-_BETA, _PARTITION, _MEAN, _KL, _SLOPE, _NOISE = range(6)
+# The rows of a point's `[5, M]` tensor: the slope is `d beta / d sqrt(K)`, the noise what rounding may do to the KL.
+_BETA, _PARTITION, _KL, _SLOPE, _NOISE = range(5)
 _BITS = 1 / math.log(2)
-# How far, relative to the bound, the KL of an evaluated point may be from that of a solution read off it.
-_CLOSE = 2e-3
 # Sums below this have lost terms that count to underflow.
 _VANISHING = {kind: 1e3 * torch.finfo(kind).tiny / torch.finfo(kind).eps for kind in (torch.float32, torch.float64)}
 
@@ -51,20 +52,28 @@ def exp_(exponent: Tensor) -> Tensor:
 
 
 def solve(
-    log_weight: Tensor, score: Tensor, pull: Tensor, partition_old: Tensor, partition_new: Tensor, kl_bound: float
+    log_weight: Tensor,
+    score: Tensor,
+    pull: Tensor,
+    partition_old: Tensor,
+    partition_new: Tensor,
+    centre: Tensor | None,
+    kl_bound: float,
 ) -> Solution:
     """Finds the largest `beta` in [0, 1] with `K(beta) <= kl_bound`, to the precision of the dtype, from below.
 
     Args:
         log_weight: `[M, U]` log of the old mass per slot, -inf for slots that take no part.
-        score: `[M, U]` `log new - log old`, finite.
+        score: `[M, U]` `log new - log old`, less the row's `centre`; finite.
         pull: `[M, U]` new mass per slot times its score. Overwritten: it becomes the work space.
         partition_old: `[M]` `psi(0)`.
         partition_new: `[M]` `psi(1)`.
+        centre: `[M]`, None for 0. `log_partition` belongs to the scores that are less it.
     """
     total, mean = partition_new.exp(), pull.sum(-1)
     second = pull.mul_(score).sum(-1)
-    high = _point(torch.ones_like(total), partition_new, mean / total, second / total)
+    partition_high = partition_new if centre is None else partition_new - centre
+    high = _point(torch.ones_like(total), partition_high, mean / total, second / total)
     low = _start(partition_old, high)
     feasible, loose = low[_KL] <= kl_bound, high[_KL] <= kl_bound
     low = torch.where(loose, high, low)
@@ -80,27 +89,24 @@ def solve(
 
 
 def _start(log_partition: Tensor, end: Tensor) -> Tensor:
-    """The point at `beta = 0`, `[6, M]`; its slope is that of the parabola through `sqrt(K) = 0` there and the end.
-
-    Its mean would take an evaluation, and is left out.
-    """
+    """The point at `beta = 0`, `[5, M]`; its slope is that of the parabola through `sqrt(K) = 0` there and the end."""
     zero = torch.zeros_like(log_partition)
     parabola = (2 * end[_KL].clamp(min=0).sqrt() - 1 / end[_SLOPE]).clamp_(min=0)
     noise = zero + _ROUNDINGS * torch.finfo(zero.dtype).eps
-    return torch.stack([zero, log_partition, zero + torch.nan, -log_partition, 1 / parabola, noise])
+    return torch.stack([zero, log_partition, -log_partition, 1 / parabola, noise])
 
 
 def _point(beta: Tensor, log_partition: Tensor, mean: Tensor, second: Tensor) -> Tensor:
-    """The point at `beta`, `[6, M]`, from its log-partition and the first two moments of the scores there."""
+    """The point at `beta`, `[5, M]`, from its log-partition and the first two moments of the scores there."""
     reach, curvature = beta * mean, (second - mean.square()).clamp_(min=0).mul_(beta)
     kl = reach - log_partition
     slope = kl.clamp(min=0).sqrt_().mul_(2).div_(curvature)
     noise = reach.abs().add_(beta * curvature).add_(1).mul_(_ROUNDINGS * torch.finfo(beta.dtype).eps)
-    return torch.stack([beta, log_partition, mean, kl, slope, noise])
+    return torch.stack([beta, log_partition, kl, slope, noise])
 
 
 def _evaluate(log_weight: Tensor, score: Tensor, beta: Tensor, work: Tensor) -> Tensor:
-    """The point at `beta`, `[6, M]`; `work` `[M, U]` is overwritten."""
+    """The point at `beta`, `[5, M]`; `work` `[M, U]` is overwritten."""
     mass = exp_(torch.addcmul(log_weight, score, beta.unsqueeze(-1), out=work))
     total = mass.sum(-1)
     log_partition = total.log()
@@ -117,68 +123,55 @@ def _evaluate(log_weight: Tensor, score: Tensor, beta: Tensor, work: Tensor) -> 
     return _point(beta, log_partition, mean, mass.mul_(score).sum(-1).div_(total))
 
 
-def _interpolate(low: Tensor, high: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """`beta` at `sqrt(K) = target`, read off a monotone cubic through both ends of the bracket.
+def _interpolate(low: Tensor, high: Tensor, target: Tensor) -> Tensor:
+    """`beta` `[M]` at `sqrt(K) = target`, read off a monotone cubic through both ends of the bracket.
 
     Slopes above three times the chord are cut, which keeps the cubic monotone and its value inside the bracket.
-
-    Returns `beta` and its distance to the tangent of the nearer end `[M]`, and that end `[6, M]`.
     """
-    left, right = low[_KL].clamp(min=0).sqrt(), high[_KL].sqrt()
+    left, right = low[_KL].clamp(min=0).sqrt_(), high[_KL].sqrt()
     chord, width = high[_BETA] - low[_BETA], right - left
-    t = (target - left) / width
-    rest, near_low, steepest = 1 - t, t < 0.5, 3 * chord
+    t = (target - left).div_(width)
+    rest, steepest = 1 - t, 3 * chord
     rise_low, rise_high = low[_SLOPE] * width, high[_SLOPE] * width
     rise = torch.minimum(rise_low, steepest) * rest - torch.minimum(rise_high, steepest) * t
     cubic = low[_BETA] + t * rest * rise + chord * t.square() * (3 - 2 * t)
-    tangent = torch.where(near_low, low[_BETA] + rise_low * t, high[_BETA] - rise_high * rest)
     # Far from the other end its shape says little: follow the tangent of the near one, if it stays in the bracket.
+    near_low = t < 0.5
+    tangent = torch.where(near_low, low[_BETA] + rise_low * t, high[_BETA] - rise_high * rest)
     cut = torch.where(near_low, rise_low, rise_high) > steepest
-    beta = torch.where(cut & (tangent > low[_BETA]) & (tangent < high[_BETA]), tangent, cubic)
-    return beta, (cubic - tangent).abs_(), torch.where(near_low, low, high)
-
-
-def _extrapolate(near: Tensor, beta: Tensor, target: Tensor) -> Tensor:
-    """The point at `beta`, `[6, M]`, where `sqrt(K)` is `target`, from a point close by."""
-    step = beta - near[_BETA]
-    # From K' = beta psi'' and the slope, which is 2 sqrt(K) / K'.
-    variance = 2 * near[_KL].clamp(min=0).sqrt() / (near[_SLOPE] * near[_BETA])
-    log_partition = near[_PARTITION] + step * (near[_MEAN] + 0.5 * step * variance)
-    return torch.stack([beta, log_partition, near[_MEAN], target.square(), near[_SLOPE], near[_NOISE]])
+    return torch.where(cut & (tangent > low[_BETA]) & (tangent < high[_BETA]), tangent, cubic)
 
 
 def _refine(log_weight: Tensor, score: Tensor, work: Tensor, low: Tensor, high: Tensor, kl_bound: float) -> Tensor:
-    """Shrinks the brackets `low`..`high` (`[6, M]` each) until they are solved; returns the solutions, `[6, M]`.
+    """Shrinks the brackets `low`..`high` (`[5, M]` each) until they are solved; returns the solutions, `[5, M]`.
 
     The steps aim a few rounding errors below the bound, so that what they end at lies on the side that satisfies it.
     Rows leave the iteration as they are solved, once that is half of them.
     """
     result, place = low.clone(), torch.arange(low.shape[1], device=low.device)
     epsilon = 2 * torch.finfo(score.dtype).eps
-    for step in range(_MAX_STEPS):
-        nearer_low = kl_bound - low[_KL] < high[_KL] - kl_bound
-        margin = torch.where(nearer_low, low[_NOISE], high[_NOISE]).clamp(max=0.25 * kl_bound)
-        target = (kl_bound - margin).sqrt()
-        beta, doubt, near = _interpolate(low, high, target)
-        inside = (beta > low[_BETA]) & (beta < high[_BETA])
-        close = (near[_KL] - target.square()).abs() <= _CLOSE * kl_bound
-        found = inside & close & (2 * target * doubt <= margin * near[_SLOPE]) & near[_MEAN].isfinite()
-        settled = (low[_KL] >= kl_bound - 2 * torch.maximum(low[_NOISE], margin)) | (
-            high[_BETA] - low[_BETA] <= epsilon * high[_BETA]
-        )
-        left = (~found & ~settled).nonzero().squeeze(-1)
-        if len(left) <= 0.5 * len(found):
-            result[:, place] = torch.where(found, _extrapolate(near, beta, target), low)
-            if not len(left):
-                return result
-            place, low, high, beta, inside = place[left], low[:, left], high[:, left], beta[left], inside[left]
-            log_weight, score = log_weight[left], score[left]
-        # Every eighth step halves the bracket, whatever the curve looks like.
-        if step % 8 == 7:
-            inside = torch.zeros_like(inside)
-        beta = torch.where(inside, beta, 0.5 * (low[_BETA] + high[_BETA]))
+    distance = torch.full_like(high[_KL], torch.inf)
+    for step in range(1, _MAX_STEPS + 1):
+        below, above = kl_bound - low[_KL], high[_KL] - kl_bound
+        margin = torch.where(below < above, low[_NOISE], high[_NOISE]).clamp_(max=0.25 * kl_bound)
+        beta = _interpolate(low, high, (kl_bound - margin).sqrt_())
+        useful = (beta > low[_BETA]) & (beta < high[_BETA])
+        if step % _PATIENCE == 0:
+            nearest = torch.minimum(below, above)
+            useful &= nearest <= 0.5 * distance
+            distance = nearest
+        beta = torch.where(useful, beta, 0.5 * (low[_BETA] + high[_BETA]))
         point = _evaluate(log_weight, score, beta, work[: len(beta)])
-        above = point[_KL] > kl_bound
-        low, high = torch.where(above, low, point), torch.where(above, point, high)
+        outside = point[_KL] > kl_bound
+        low, high = torch.where(outside, low, point), torch.where(outside, point, high)
+        short = kl_bound - low[_KL] > 2 * torch.maximum(low[_NOISE], margin)
+        # What is not a number is not solved by going on.
+        left = (short & (high[_BETA] - low[_BETA] > epsilon * high[_BETA])).nonzero().squeeze(-1)
+        if len(left) <= 0.5 * len(short):
+            result[:, place] = low
+            if not len(left):
+                break
+            place, low, high, distance = place[left], low[:, left], high[:, left], distance[left]
+            log_weight, score = log_weight[left], score[left]
     result[:, place] = low
     return result

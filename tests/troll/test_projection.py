@@ -3,15 +3,18 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 import troll
+from benchmarks.projection_error import KINDS, exact_kl, measure
 from tests.troll import oracle
 from troll.projection import project_rows
 
 BOUND = 0.05
+EXCESS = {torch.float32: 1e-6, torch.float64: 1e-9}
+"""How far above the bound the KL may be, in nats; times the bound where that is above 1."""
 
 
 def random_rows(
@@ -24,12 +27,6 @@ def random_rows(
     return old.log_softmax(-1).to(dtype), new.log_softmax(-1).to(dtype)
 
 
-def exact_kl(log_a: Tensor, log_b: Tensor) -> Tensor:
-    """`KL(a || b)` per row in float64; where `a` is zero nothing is added."""
-    log_a, log_b = log_a.double(), log_b.double()
-    return torch.where(log_a > -torch.inf, log_a.exp() * (log_a - log_b), 0.0).sum(-1)
-
-
 def test_no_row_of_a_million_leaves_the_region() -> None:
     checked = 0
     for seed, size in enumerate((2, 3, 5, 8, 16, 16, 24, 32, 48, 64)):
@@ -40,6 +37,42 @@ def test_no_row_of_a_million_leaves_the_region() -> None:
         assert worst <= BOUND + 1e-6, f"vocabulary {size}, logits {sharp}, moved {moved}: KL {worst}"
         checked += len(log_old)
     assert checked == 1_000_000
+
+
+@pytest.mark.parametrize("dtype", EXCESS, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_of_every_kind_keep_their_bound_and_have_gradients(kind: str, dtype: torch.dtype) -> None:
+    """`python -m benchmarks.projection_error` does the same for a million rows of each kind."""
+    excess, error, broken = measure(KINDS[kind], dtype, rows=1000, seed=1)
+    assert excess <= EXCESS[dtype]
+    assert error <= (1e-5 if dtype == torch.float32 else 1e-9)
+    assert broken == 0
+
+
+@pytest.mark.parametrize("dtype", EXCESS, ids=str)
+@pytest.mark.parametrize("bound", [0.05, 1.0, 1.4692, 1.4732])
+@pytest.mark.parametrize("far", [10.0, 744.0, 74400.0, 1e7])
+def test_a_slot_that_is_ruled_out(dtype: torch.dtype, bound: float, far: float) -> None:
+    """The KL has no end of its slope where the slot's mass vanishes, which no interpolation there survives."""
+    log_old = torch.tensor([[0.229, 0.771]], dtype=torch.float64).log().to(dtype)
+    log_new = torch.tensor([[0.0, -far]], dtype=dtype)
+    result = troll.project(log_old, log_new, bound)
+    assert result.active.item()
+    assert exact_kl(result.log_probs, log_old).item() == pytest.approx(bound, abs=EXCESS[dtype] * max(bound, 1.0))
+    assert result.kl_after.item() == pytest.approx(exact_kl(result.log_probs, log_old).item(), abs=2e-6)
+
+
+@pytest.mark.parametrize("bound", [1e-8, 7e-7, 1e-4])
+def test_bounds_below_float32s_rounding_are_kept_and_leave_gradients(bound: float) -> None:
+    log_old, log_new = random_rows(400, 8, 90.0, 3.0, dtype=torch.float32)
+    log_new.requires_grad_()
+    result = troll.project(log_old, log_new, bound)
+    assert result.active.sum() > 20
+    assert (result.beta[result.active & (result.kl_before > 2e-7)] > 0).all()
+    assert exact_kl(result.log_probs.detach(), log_old).max().item() <= bound + EXCESS[torch.float32]
+    result.log_probs.sum().backward()
+    assert log_new.grad is not None
+    assert log_new.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("size", [2, 5, 64])
@@ -70,12 +103,13 @@ def test_a_path_on_which_every_mass_vanishes() -> None:
     bound=st.floats(1e-3, 2.0),
     seed=st.integers(0, 10**6),
 )
-@settings(max_examples=100, deadline=None)
+@example(size=37, sharp=28.467528406196344, moved=20.234375, bound=0.001, seed=37)
+@settings(max_examples=100, deadline=None, derandomize=True)
 def test_active_rows_end_on_the_boundary(size: int, sharp: float, moved: float, bound: float, seed: int) -> None:
     log_old, log_new = random_rows(16, size, sharp, moved, seed)
     result = troll.project(log_old, log_new, bound)
     kl = exact_kl(result.log_probs, log_old)
-    assert (kl <= bound + 1e-12).all()
+    assert (kl <= bound + EXCESS[torch.float64]).all()
     assert torch.allclose(kl[result.active], torch.tensor(bound, dtype=kl.dtype), rtol=1e-9)
     assert torch.equal(result.log_probs[~result.active], log_new[~result.active])
 

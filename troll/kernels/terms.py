@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 _CHUNK = 16
-_MAX_STEPS = 100
+# Bisection alone, at every third step, ends long before.
+_MAX_STEPS = 600
 
 
 class Terms(NamedTuple):
@@ -133,7 +134,8 @@ def _evaluate(log_weight, score, beta):
 def _solve(log_weight, score, variance, kl_old, log_partition_old, kl_high, slope_high, kl_bound, STEPS: tl.constexpr):
     """The largest `beta` with `KL <= kl_bound`, from below, with its log-partition and KL.
 
-    Newton steps on `sqrt(KL)`, which is close to a straight line, inside a bracket that shrinks with every evaluation.
+    Newton steps on `sqrt(KL)`, which is close to a straight line, inside a bracket that shrinks with every evaluation;
+    where three of them did not halve the distance from the bound, a bisection.
     """
     low, high = tl.zeros_like(kl_bound), tl.zeros_like(kl_bound) + 1.0
     low_partition, low_kl = log_partition_old, kl_old
@@ -143,6 +145,8 @@ def _solve(log_weight, score, variance, kl_old, log_partition_old, kl_high, slop
     beta = tl.where(beta < high, beta, tangent)
     beta = tl.where((beta > low) & (beta < high), beta, 0.5 * high)
     step = 0
+    above_by = kl_high - kl_bound
+    distance = above_by
     solved = kl_high <= kl_bound
     while (step < STEPS) & (solved == 0):
         partition, kl, slope, noise = _evaluate(log_weight, score, beta)
@@ -152,11 +156,15 @@ def _solve(log_weight, score, variance, kl_old, log_partition_old, kl_high, slop
         low_partition = tl.where(above, low_partition, partition)
         low_kl = tl.where(above, low_kl, kl)
         high = tl.where(above, beta, high)
+        above_by = tl.where(above, kl - kl_bound, above_by)
         close = (kl <= kl_bound) & (kl >= kl_bound - 4.0 * noise)
         solved = close | (high - low <= 4.5e-16 * high)
         # The aim lies a few roundings below the bound, so that the point accepted is on the right side of it.
         aim = beta - (tl.sqrt(tl.maximum(kl, 0.0)) - tl.sqrt(kl_bound - 2.0 * noise)) * slope
-        usable = (aim > low) & (aim < high) & (step % 8 != 7)
+        nearest = tl.minimum(above_by, kl_bound - low_kl)
+        due = step % 3 == 2
+        usable = (aim > low) & (aim < high) & ~(due & (nearest > 0.5 * distance))
+        distance = tl.where(due, nearest, distance)
         beta = tl.where(usable, aim, 0.5 * (low + high))
         step += 1
     return low, low_partition, low_kl

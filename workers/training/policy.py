@@ -11,14 +11,14 @@ N response tokens of a micro-batch, H hidden size, V vocabulary.
 
 import inspect
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
 from jinja2 import TemplateError
 from peft import LoraConfig
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
@@ -39,6 +39,7 @@ from workers.training.recomputation import Recomputation, When
 from workers.training.sharing import longest_shared
 
 CODE = {".py", ".pkl", ".pickle"}
+WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 UNBOUNDED_CONTEXT = 1 << 20
 
 
@@ -145,6 +146,8 @@ def load(folder: Path, device: torch.device, adapters: Lora | None = None, *, re
     model.to(device if distributed.size() == 1 else "cpu").eval()
     try:
         config = lora.attach(model, adapters) if adapters else None
+        if config:
+            _check_stored(folder, lora.stored_names(model))
         return Policy(folder, model, tokenizer, config, device=device, recompute=recompute)
     except ValueError as error:
         raise _unusable(f"has a model that does not take what the job asks for: {error}") from error
@@ -202,11 +205,26 @@ def check_folder(folder: Path) -> None:
             raise _unusable(f"asks for code of its own (auto_map in {name}), which is never run here")
         if "quantization_config" in settings:
             raise _unusable("has quantized weights, which cannot be trained; use the original ones")
-    index = folder / "model.safetensors.index.json"
-    weights = set(_settings(index).get("weight_map", {}).values()) if index.is_file() else {"model.safetensors"}
-    missing = sorted(name for name in weights if not (folder / name).is_file())
+    missing = sorted(name for name in weight_files(folder) if not (folder / name).is_file())
     if missing:
         raise _unusable(f"lacks {', '.join(missing)}; weights are read from safetensors files only")
+
+
+def weight_files(folder: Path) -> list[str]:
+    """The names of the files that hold a model folder's weights."""
+    index = folder / WEIGHTS_INDEX
+    return sorted(set(_settings(index).get("weight_map", {}).values())) if index.is_file() else [WEIGHTS]
+
+
+def _check_stored(folder: Path, names: Mapping[str, str]) -> None:
+    """Raises ``ValueError`` unless the weights of adapted layers, called ``names`` there, are in the folder."""
+    stored: set[str] = set()
+    for file in weight_files(folder):
+        with safe_open(folder / file, framework="pt") as opened:
+            stored.update(opened.keys())
+    lacking = sorted(layer for layer, name in names.items() if name not in stored)
+    if lacking:
+        raise ValueError(f"the weights of {lacking[:5]} are not in its files by themselves")
 
 
 def _settings(path: Path) -> dict[str, Any]:

@@ -98,12 +98,139 @@ SCALED: dict[str, Callable[[int], transformers.PreTrainedConfig]] = {
 }
 """More that scale or cap their logits."""
 
+_EXPERTS = {"moe_intermediate_size": 16, "num_experts_per_tok": 2}
+_LATENT = {
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 8,
+    "q_lora_rank": 8,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+}
+_GROUPED = {"n_routed_experts": 4, "n_shared_experts": 1, "n_group": 1, "topk_group": 1}
+
+MIXTURES: dict[str, Callable[[int], transformers.PreTrainedConfig]] = {
+    "mixtral": lambda v: transformers.MixtralConfig(**plain(v), num_local_experts=4),
+    "qwen2_moe": lambda v: transformers.Qwen2MoeConfig(
+        **plain(v), num_experts=4, shared_expert_intermediate_size=16, **_EXPERTS
+    ),
+    "qwen3_moe": lambda v: transformers.Qwen3MoeConfig(**plain(v), head_dim=8, num_experts=4, **_EXPERTS),
+    "qwen3_next": lambda v: transformers.Qwen3NextConfig(
+        **plain(v),
+        head_dim=8,
+        num_experts=4,
+        shared_expert_intermediate_size=16,
+        linear_num_key_heads=2,
+        linear_num_value_heads=2,
+        linear_key_head_dim=8,
+        linear_value_head_dim=8,
+        layer_types=["linear_attention", "full_attention"],
+        **_EXPERTS,
+    ),
+    "deepseek_v2": lambda v: transformers.DeepseekV2Config(
+        **(plain(v) | _LATENT), **_GROUPED, first_k_dense_replace=1, **_EXPERTS
+    ),
+    "deepseek_v3": lambda v: transformers.DeepseekV3Config(
+        **(plain(v) | _LATENT), **_GROUPED, first_k_dense_replace=1, **_EXPERTS
+    ),
+    "glm4_moe": lambda v: transformers.Glm4MoeConfig(
+        **plain(v), head_dim=8, **_GROUPED, first_k_dense_replace=1, **_EXPERTS
+    ),
+    "dots1": lambda v: transformers.Dots1Config(**plain(v), **_GROUPED, first_k_dense_replace=1, **_EXPERTS),
+    "gpt_oss": lambda v: transformers.GptOssConfig(
+        **plain(v),
+        head_dim=8,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        sliding_window=8,
+        layer_types=["sliding_attention", "full_attention"],
+    ),
+    "olmoe": lambda v: transformers.OlmoeConfig(**plain(v), num_experts=4, num_experts_per_tok=2),
+    "flex_olmo": lambda v: transformers.FlexOlmoConfig(**plain(v), num_experts=4, num_experts_per_tok=2),
+    "granitemoe": lambda v: transformers.GraniteMoeConfig(**plain(v), num_local_experts=4, num_experts_per_tok=2),
+    "granitemoeshared": lambda v: transformers.GraniteMoeSharedConfig(
+        **plain(v), num_local_experts=4, num_experts_per_tok=2, shared_intermediate_size=16
+    ),
+    "granitemoehybrid": lambda v: transformers.GraniteMoeHybridConfig(
+        **plain(v),
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        shared_intermediate_size=16,
+        layer_types=["mamba", "attention"],
+        mamba_n_heads=8,
+        mamba_d_head=8,
+        mamba_d_state=8,
+        mamba_n_groups=1,
+    ),
+    "phimoe": lambda v: transformers.PhimoeConfig(**plain(v), num_local_experts=4, num_experts_per_tok=2),
+    "dbrx": lambda v: transformers.DbrxConfig(
+        d_model=32,
+        n_heads=4,
+        n_layers=2,
+        max_seq_len=48,
+        vocab_size=v,
+        ffn_config={"ffn_hidden_size": 32, "moe_num_experts": 4, "moe_top_k": 2},
+        attn_config={"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8},
+    ),
+    "jamba": lambda v: transformers.JambaConfig(
+        **plain(v),
+        num_experts=4,
+        num_experts_per_tok=2,
+        use_mamba_kernels=False,
+        mamba_d_state=4,
+        mamba_dt_rank=4,
+        attn_layer_period=2,
+        attn_layer_offset=1,
+        expert_layer_period=2,
+        expert_layer_offset=1,
+    ),
+    "llama4": lambda v: transformers.Llama4TextConfig(
+        **plain(v),
+        head_dim=8,
+        num_local_experts=4,
+        num_experts_per_tok=1,
+        intermediate_size_mlp=32,
+        interleave_moe_layer_step=1,
+    ),
+    "ernie4_5_moe": lambda v: transformers.Ernie4_5_MoeConfig(
+        **plain(v),
+        moe_num_experts=4,
+        moe_k=2,
+        moe_num_shared_experts=1,
+        moe_layer_start_index=1,
+        moe_intermediate_size=16,
+    ),
+    "hunyuan_moe": lambda v: transformers.HunYuanMoEV1Config(**plain(v), num_experts=4, moe_topk=2, head_dim=8),
+    "minimax": lambda v: transformers.MiniMaxConfig(**plain(v), num_local_experts=4, head_dim=8),
+    "lfm2_moe": lambda v: transformers.Lfm2MoeConfig(
+        **plain(v), num_experts=4, layer_types=["conv", "full_attention"], num_dense_layers=1, **_EXPERTS
+    ),
+    "jetmoe": lambda v: transformers.JetMoeConfig(
+        vocab_size=v,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_key_value_heads=2,
+        kv_channels=8,
+        intermediate_size=64,
+        max_position_embeddings=48,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+    ),
+    "aria": lambda v: transformers.AriaTextConfig(
+        **plain(v), moe_num_experts=4, moe_topk=2, moe_num_shared_experts=1, head_dim=8
+    ),
+    "glm4_moe_lite": lambda v: transformers.Glm4MoeLiteConfig(
+        **(plain(v) | _LATENT), **_GROUPED, mlp_layer_types=["dense", "sparse"], **_EXPERTS
+    ),
+}
+"""Mixtures of experts, with and without shared experts, dense first layers, state space layers."""
+
 
 def model(family: str, seed: int = 0) -> PreTrainedModel:
     """A random model whose next-token distributions are far from uniform."""
     torch.manual_seed(seed)
     tokenizer = make_tokenizer()
-    config = (CONFIGS | SCALED)[family](len(tokenizer))
+    config = (CONFIGS | SCALED | MIXTURES)[family](len(tokenizer))
     config.eos_token_id, config.pad_token_id, config.bos_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id, None
     made: PreTrainedModel = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     with torch.no_grad():
