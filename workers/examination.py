@@ -69,7 +69,7 @@ def _count_tokens(question: Question, model: Path, answer: Answer, give_up_at: f
 
         from workers.training import conversations, data
         from workers.training.errors import RunError
-        from workers.training.policy import check_folder, context_length, load_tokenizer, stop_ids
+        from workers.training.policy import check_folder, context_length, load_tokenizer, stop_ids, without_embedding
     except ImportError as error:
         log.warning("rows are not counted in tokens: %s", error)
         answer.notes.append("Rows were not counted in tokens: the control worker lacks the extra 'worker'")
@@ -83,7 +83,7 @@ def _count_tokens(question: Question, model: Path, answer: Answer, give_up_at: f
         answer.problems["model"] = f"The model cannot be trained: {error}"
         return
     for param, path in question.files.items():
-        problems, usable = data.Problems(), 0
+        problems, usable, highest = data.Problems(), 0, 0
         for part in data.batches(path):
             if time.monotonic() > give_up_at:
                 answer.notes.append(
@@ -95,12 +95,22 @@ def _count_tokens(question: Question, model: Path, answer: Answer, give_up_at: f
             # Prompts and examples are forgotten at once: the tokens of a whole file take many times its size.
             try:
                 if question.method == "supervised":
-                    usable += len(conversations.read(part, tokenizer, ends, length, problems))
+                    rows = conversations.read(part, tokenizer, ends, length, problems)
+                    tokens = [max(example.token_ids) for examples in rows for example in examples]
+                    usable += len(rows)
+                    del rows
                 else:
-                    usable += len(data.read(part, tokenizer, length, problems))
+                    prompts = data.read(part, tokenizer, length, problems)
+                    tokens = [max(prompt.token_ids) for prompt in prompts]
+                    usable += len(prompts)
+                    del prompts
             except RunError as error:
                 answer.problems[error.param or param] = error.message
                 return
+            highest = max(highest, *tokens, 0)
+        if highest >= config.get_text_config().vocab_size:
+            wrong = without_embedding(tokenizer, highest, config.get_text_config().vocab_size, param)
+            answer.problems["model"] = f"The model cannot be trained: its folder {wrong}."
         if problems.count or not usable:
             answer.problems[param] = str(problems.refusal(param))
 

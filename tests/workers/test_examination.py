@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 import weakref
 from pathlib import Path
 from types import SimpleNamespace
@@ -71,6 +72,23 @@ def test_prompts_that_leave_no_room_are_named_by_line_in_both_files(model: Path,
     assert "line 4: the prompt has 502 tokens" in problems["training_file"]
     assert "line 1" not in problems["training_file"]
     assert "line 2: the prompt has 502 tokens" in problems["validation_file"]
+
+
+@pytest.mark.parametrize("method", ["reinforcement", "supervised"])
+def test_tokens_without_an_embedding_are_named(model: Path, write: Any, tmp_path: Path, method: Any) -> None:
+    folder = tmp_path / "added"
+    shutil.copytree(model, folder)
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens(["<new>"])
+    tokenizer.save_pretrained(folder)
+
+    def asked(prompt: str) -> Answer:
+        answer = [{"role": "assistant", "content": "46"}] if method == "supervised" else []
+        files = {"training_file": write("train", {"messages": [*row(prompt)["messages"], *answer]})}
+        return examine(Question(model=folder, files=files, grader=None, method=method))
+
+    assert asked("1+2=").problems == {}
+    assert "'<new>'" in asked("1+<new>=").problems["model"]
 
 
 def test_conversations_of_a_supervised_job_are_counted_with_their_answers(model: Path, write: Any) -> None:

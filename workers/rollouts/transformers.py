@@ -5,7 +5,8 @@ trained.
 
 Each unique prompt is read once; its cache is then repeated for the group. Rows whose answer has ended leave the batch
 once they are half of it. Every row has its own random numbers, so that what one row samples does not depend on which
-others are in the batch. Prompts are padded on the left.
+others are in the batch. Prompts are padded on the left, but for models that read the padding (rwkv's recurrent state
+takes in whatever it is shown): of them only prompts of one length are read together.
 
 P prompts, R rows (prompts times samples), L padded prompt length, V vocabulary.
 """
@@ -26,6 +27,9 @@ from workers.rollouts.precision import autocast
 CACHE_BYTES = 4 << 30
 LOGITS_PER_BATCH = 1 << 26
 MAX_ROWS = 1024
+PROBE_LENGTHS = 8, 24
+PADDING_SEEN = {torch.float32: 1e-3, torch.bfloat16: 0.1}
+"""Nats by which padding may move a log-probability where a model leaves it out, by the dtype it computes in."""
 
 
 class TransformersEngine(RolloutEngine):
@@ -42,6 +46,7 @@ class TransformersEngine(RolloutEngine):
         self._context_length = context_length
         self._accepted = set(inspect.signature(model.forward).parameters)
         self._sampling = False
+        self._pads: bool | None = None  # not known until there is something to pad
         self.version = 0
 
     @torch.no_grad()
@@ -75,15 +80,28 @@ class TransformersEngine(RolloutEngine):
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         per_token, room = _cache_bytes_per_token(self._model), _cache_room(self._model.device)
         most_rows = min(MAX_ROWS, LOGITS_PER_BATCH // self._model.config.get_text_config().vocab_size)
+        one_length = len({len(prompt) for prompt in prompts}) > 1 and not self._leaves_out_padding()
         chunk: list[int] = []
         for i in order:
             rows = (len(chunk) + 1) * samples
-            if chunk and (rows > most_rows or rows * (len(prompts[i]) + max_tokens) * per_token > room):
+            too_many = rows > most_rows or rows * (len(prompts[i]) + max_tokens) * per_token > room
+            if chunk and (too_many or (one_length and len(prompts[i]) != len(prompts[chunk[0]]))):
                 yield chunk
                 chunk = []
             chunk.append(i)
         if chunk:
             yield chunk
+
+    def _leaves_out_padding(self) -> bool:
+        """Whether a prompt's next token is as likely behind padding as without it."""
+        if self._pads is None:
+            size = self._model.config.get_text_config().vocab_size
+            short, long = (torch.arange(length).remainder(size).tolist() for length in PROBE_LENGTHS)
+            alone, padded = (self._prefill(prompts, 1)[1][0].float() for prompts in ([short], [short, long]))
+            apart = (alone.log_softmax(-1) - padded.log_softmax(-1)).abs().max()
+            narrow = self._model.device.type == "cuda"
+            self._pads = float(apart) <= PADDING_SEEN[torch.bfloat16 if narrow else torch.float32]
+        return self._pads
 
     def _stream(
         self, prompts: list[Sequence[int]], samples: int, sampling: Sampling, draws: Tensor
@@ -114,7 +132,7 @@ class TransformersEngine(RolloutEngine):
             logits = decoder.step(tokens)
         yield from answer.groups(open_rows=rows[:0])
 
-    def _prefill(self, prompts: list[Sequence[int]], samples: int) -> tuple["_Decoder", Tensor]:
+    def _prefill(self, prompts: Sequence[Sequence[int]], samples: int) -> tuple["_Decoder", Tensor]:
         """A decoder that has read the prompts, its rows repeated for the samples, and the next logits ``[R, V]``."""
         longest = max(len(prompt) for prompt in prompts)
         device = self._model.device

@@ -134,6 +134,8 @@ def prepare(spec: RunSpec, method: Reinforcement, channel: Channel, clock: Clock
             data.load(path, loaded.tokenizer, loaded.context_length, param)
             for param, path in (("training_file", spec.training_path), ("validation_file", spec.validation_path))
         )
+        for param, prompts in (("training_file", train), ("validation_file", valid)):
+            loaded.check_tokens((prompt.token_ids for prompt in prompts), param)
         sampler = samplers.make(loaded, method.hyperparameters, [*train, *valid], spec.rollout_tensor_parallel)
     tell_start(attempt)
     job = Run(

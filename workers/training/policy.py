@@ -11,7 +11,7 @@ N response tokens of a micro-batch, H hidden size, V vocabulary.
 
 import inspect
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -93,6 +93,13 @@ class Policy:
     @property
     def vocabulary_size(self) -> int:
         return int(self.model.config.get_text_config().vocab_size)
+
+    def check_tokens(self, sequences: Iterable[Sequence[int]], param: str) -> None:
+        """Raises ``RunError`` where the file that ``param`` names has tokens that the model has no embedding for."""
+        highest = max((max(ids) for ids in sequences if ids), default=0)
+        rows = int(self.model.get_input_embeddings().num_embeddings)
+        if highest >= rows:
+            raise _unusable(without_embedding(self.tokenizer, highest, rows, param))
 
     @property
     def tied(self) -> bool:
@@ -225,6 +232,15 @@ def _check_stored(folder: Path, names: Mapping[str, str]) -> None:
     lacking = sorted(layer for layer, name in names.items() if name not in stored)
     if lacking:
         raise ValueError(f"the weights of {lacking[:5]} are not in its files by themselves")
+
+
+def without_embedding(tokenizer: PreTrainedTokenizerBase, token: int, rows: int, param: str) -> str:
+    """What is wrong with a folder whose tokenizer makes ``token`` of the file that ``param`` names."""
+    return (
+        f"has a tokenizer that makes token {token} ({tokenizer.convert_ids_to_tokens(token)!r}) of the {param}, and "
+        f"embeddings for {rows} tokens, 0 to {rows - 1}. Give the model an embedding for each token that was added to "
+        "its tokenizer (resize_token_embeddings), or take the token out of the rows or the tokenizer"
+    )
 
 
 def _settings(path: Path) -> dict[str, Any]:

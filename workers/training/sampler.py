@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from service.jobs.spec import ResolvedHyperparameters
 from workers.rollouts import probe
+from workers.rollouts.engine import Sampling
 from workers.rollouts.transformers import TransformersEngine
 from workers.rollouts.vllm.engine import VLLMEngine
 from workers.rollouts.vllm.start import EngineSettings
@@ -23,7 +24,7 @@ from workers.training.errors import RunError
 from workers.training.policy import Policy
 from workers.wire import ExitCode
 
-PROBES, PROBE_TOKENS = 4, 128
+PROBES, PROBE_TOKENS, PROBE_ANSWER = 4, 128, 8
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,27 @@ def make(
         engine = TransformersEngine(model, policy.stop_ids, policy.context_length)
     sampler = Sampler(engine, policy, probes)
     sampler.push()
+    if isinstance(engine, TransformersEngine) and probes:
+        _check_own_answers(engine, policy, probes)
     return sampler
+
+
+def _check_own_answers(engine: TransformersEngine, policy: Policy, probes: list[list[int]]) -> None:
+    """Raises ``RunError`` where tokens, sampled in a batch, are not as likely as when they are trained on."""
+    answers = [group[0] for group in engine.generate(probes, 1, Sampling(1.0, PROBE_ANSWER, seed=0))]
+    scores = policy.score([[*prompt, *answer.token_ids] for prompt, answer in zip(probes, answers, strict=True)])
+    trained = [score[len(prompt) - 1 :] for prompt, score in zip(probes, scores, strict=True)]
+    tolerance = probe.tolerance_for(_dtype(policy), policy.model.config.model_type)
+    try:
+        probe.compare([answer.log_probs for answer in answers], trained, tolerance)
+    except probe.WeightsPartedError as error:
+        raise RunError(
+            "weights_parted",
+            "The model gives its tokens other probabilities where it samples them than where it is trained on them: "
+            f"{error.difference.mean:.3g} nats apart on average, {error.difference.worst:.3g} at worst. Training would "
+            "learn from answers of another model. Use a model of another family, and report this one's with the "
+            "version of transformers.",
+        ) from error
 
 
 def _check_split(policy: Policy, tensor_parallel: int, max_staleness: int) -> None:

@@ -82,7 +82,9 @@ def prepare(spec: RunSpec, method: Supervised, channel: Channel, clock: Clock) -
 
 
 def load(policy: Policy, path: Path, param: str) -> list[list[Example]]:
-    return conversations.load(path, policy.tokenizer, policy.stop_ids, policy.context_length, param)
+    rows = conversations.load(path, policy.tokenizer, policy.stop_ids, policy.context_length, param)
+    policy.check_tokens((example.token_ids for row in rows for example in row), param)
+    return rows
 
 
 def try_largest_step(job: Run) -> None:

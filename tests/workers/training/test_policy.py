@@ -153,3 +153,15 @@ def test_the_end_of_a_turn_stops(folder: Path) -> None:
 def test_a_tokenizer_without_a_pad_token_will_do(folder: Path) -> None:
     edit(folder / "tokenizer_config.json", pad_token=None)
     assert load(folder).tokenizer.pad_token is None
+
+
+def test_tokens_beyond_the_embedding_are_refused_by_name(folder: Path) -> None:
+    loaded = load(folder)
+    size = loaded.model.get_input_embeddings().num_embeddings
+    loaded.tokenizer.add_tokens(["<new>"])
+    (new,) = loaded.tokenizer("<new>", add_special_tokens=False)["input_ids"]
+    assert new >= size
+    loaded.check_tokens([[1, 2], [size - 1], []], "training_file")
+    with pytest.raises(RunError, match=r"'<new>'.*training_file") as caught:
+        loaded.check_tokens([[1, 2], [3, new]], "training_file")
+    assert (caught.value.code, caught.value.param) == ("invalid_model", "model")

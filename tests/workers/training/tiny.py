@@ -79,6 +79,15 @@ CONFIGS: dict[str, Callable[[int], transformers.PreTrainedConfig]] = {
     ),
     # Keeps a recurrent state instead of a cache of keys and values.
     "mamba": _mamba,
+    # Its recurrent state reads padding like any token.
+    "rwkv": lambda v: transformers.RwkvConfig(
+        vocab_size=v,
+        hidden_size=32,
+        attention_hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        context_length=CONTEXT,
+    ),
 }
 
 
