@@ -266,6 +266,27 @@ def test_the_bound_holds_where_a_confident_old_policy_meets_one_that_moved_far()
     torch.testing.assert_close(got.beta.cpu().double(), want.beta, rtol=1e-5, atol=1e-9)
 
 
+@pytest.mark.parametrize("bound", [1e-8, 0.05, 1.0, 1.4692])
+def test_the_bound_is_met_where_the_divergence_has_an_infinite_slope(bound: float) -> None:
+    """A slot that the new policy all but rules out: the KL's slope has no end where its mass vanishes."""
+    old_logits = torch.tensor([[0.229, 0.771]] * 3, device=DEVICE).log()
+    logits = torch.tensor([[0.0, -20.0], [0.0, -744.0], [0.0, -74400.0]], device=DEVICE)
+    tokens = torch.tensor([0, 1, 0], device=DEVICE)
+    ids, log_probs = kept_rows(logits, tokens, 2)
+    old = old_rows(old_logits, tokens, 2, "constant")
+    leaf = log_probs.clone().requires_grad_()
+    columns = (old.ids, old.log_probs, old.tail_log_prob)
+    got = terms.Terms(*kernels.token_terms(ids, leaf, *columns, 2, bound, DEFAULT, "constant"))
+    got.log_ratio.sum().backward()
+    assert got.active.all()
+    first = torch.where(tokens == 0, got.log_ratio.exp() * 0.229, 1 - got.log_ratio.exp() * 0.771).double().cpu()
+    measured = first * (first / 0.229).log() + (1 - first) * ((1 - first) / 0.771).clamp(min=1e-300).log()
+    torch.testing.assert_close(got.kl_after.cpu().double(), torch.full((3,), bound).double(), rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(measured, torch.full((3,), bound).double(), rtol=2e-6, atol=2e-6)
+    assert leaf.grad is not None
+    assert leaf.grad.isfinite().all()
+
+
 def test_a_token_the_new_policy_rules_out_has_a_ratio_of_zero() -> None:
     old_logits = torch.tensor([[-4.0, 1, 0, 2, 0, 1], [-4.0, 1, 0, 2, 0, 1]], device=DEVICE)
     logits, tokens = old_logits.clone(), torch.tensor([0, 1], device=DEVICE)
