@@ -61,7 +61,6 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[embedded.Serve
         # How long things take here says nothing: other tests run beside.
         patch.setattr("service.jobs.creation.ANSWER_SECONDS", 60.0)
         patch.setattr("service.core.threads.REQUEST_SECONDS", 60.0)
-        patch.setattr("service.core.live.ANSWER_SECONDS", 30.0)
         try:
             started = embedded.start(folder, children, durable=False)
             _point_to(patch, started, folder)
@@ -134,8 +133,7 @@ def own_redis(database: embedded.Servers, monkeypatch: pytest.MonkeyPatch) -> It
     from service.inference import exchange
 
     url = f"{database.redis_url}{'&' if '?' in database.redis_url else '?'}db=9"
-    changed = settings().model_copy(update={"redis_url": url})
-    monkeypatch.setattr(exchange, "settings", lambda: changed)
+    monkeypatch.setattr(exchange, "required", lambda name: url)
     with redis.Redis.from_url(url) as client:
         yield client
 

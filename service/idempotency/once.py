@@ -9,6 +9,7 @@ A request that takes longer than a transaction is held meanwhile by a row of its
 that it is still being carried out. Equal requests that are no repetitions do not wait for each other.
 """
 
+import asyncio
 import hashlib
 import json
 from collections.abc import Awaitable, Callable
@@ -23,6 +24,7 @@ from sqlalchemy.orm import Session
 
 from service.accounts.caller import Known, in_transaction
 from service.accounts.service import Principal
+from service.core import threads
 from service.core.db import tenant
 from service.core.errors import DomainError, invalid
 from service.core.ids import new_id
@@ -83,9 +85,12 @@ class Attempt:
                 lambda session: self._keep(session, content, finish(session, prepared)),
                 undo=lambda: undo(prepared),
             )
-        except BaseException:
-            # Not waited for: if it does not come to it, the hold runs out.
-            request_threads.submit(self.known.organization_id, self._release, content, begun=True)
+        except BaseException as error:
+            released = request_threads.submit(self.known.organization_id, self._release, content, begun=True)
+            if isinstance(error, DomainError) and error.status < 500:
+                # Whoever corrects the request may send it with the same key at once.
+                await asyncio.wait([asyncio.wrap_future(released)], timeout=threads.REQUEST_SECONDS)
+            # Otherwise it is not waited for: what made the request fail may last, and the hold runs out.
             raise
 
     def _begin(self, session: Session, content: Any, model: type[BaseModel], held_for: timedelta) -> Response | None:

@@ -59,7 +59,9 @@ async def follow(organization_id: str, key_id: str, seat: str, job_id: str, afte
             await seats.stay(client, key_id, seat)
             try:
                 stored = _stored, organization_id, key_id, job_id, last
-                events, ended, welcome = await request_threads.run(organization_id, *stored, begun=True)
+                events, ended, welcome = await request_threads.run(
+                    organization_id, *stored, seconds=DATABASE_SECONDS, begun=True
+                )
             except (OperationalError, InterfaceError, NoConnection, DomainError) as error:
                 log.warning("a stream of %s ends, PostgreSQL does not answer: %s", job_id, error)
                 yield AWAY

@@ -149,8 +149,11 @@ def test_logins_reach_one_database_with_their_own_password(folder: Folder, child
         assert not connects(folder, "postgres", folder.password(role))
 
 
-def test_a_cluster_without_passwords_gets_them(folder: Folder, children: Children) -> None:
+def test_a_cluster_without_passwords_gets_them(
+    folder: Folder, children: Children, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As versions with one login left it: everybody on the socket was taken at their word."""
+    monkeypatch.delenv("TROLL_KEY_PEPPER", raising=False)
     running = servers.start(folder, children)
     remember(running, "kept")
     with psycopg.connect(running.database_owner_url) as connection:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import stat
@@ -15,7 +16,6 @@ from typing import Any
 
 import httpx2
 import psutil
-import psycopg
 import pytest
 from openai import InternalServerError, OpenAI
 
@@ -266,9 +266,16 @@ def test_a_full_data_folder_ends_nothing_and_all_goes_on_when_there_is_room(tmp_
             grader: Any = {"type": "string_check", "name": "g", "operation": "eq", "input": "1", "reference": "1"}
             # A control worker is there again.
             assert client(ready).fine_tuning.alpha.graders.run(grader=grader, model_sample="x", item={}).reward == 1.0
-            assert all(find(entry["pid"], entry["started"]) for entry in recorded(folder))
+            wait_until_all_run(folder)
         finally:
             troll("down", "--data-dir", folder)
+
+
+def wait_until_all_run(folder: Path, seconds: float = 90.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not all(find(entry["pid"], entry["started"]) for entry in recorded(folder)):
+        assert time.monotonic() < deadline, "something does not run again"
+        time.sleep(0.2)
 
 
 def wait_until_ready(ready: dict[str, Any], seconds: float = 90.0) -> None:
@@ -283,18 +290,18 @@ def wait_until_ready(ready: dict[str, Any], seconds: float = 90.0) -> None:
         time.sleep(0.2)
 
 
-def test_another_database_under_the_folder_is_refused_and_nothing_is_lost(empty: Path, servers: Servers) -> None:
+def test_another_database_under_the_folder_is_refused_and_nothing_is_lost(empty: Path) -> None:
     ready = up(empty)
     id = client(ready).files.create(file=("rows.jsonl", ROWS), purpose="fine-tune").id
     assert troll("down", "--data-dir", empty).returncode == 0
     (empty / "files" / "notes.txt").write_text("a stranger's")
-    with psycopg.connect(servers.database_owner_url, autocommit=True) as connection:
-        connection.execute("CREATE DATABASE another")
-    other = servers.database_owner_url.replace("/troll?", "/another?")
-    refused = troll("up", "--data-dir", empty, "--port", 0, "--detach", DATABASE_URL=other, TROLL_KEY_PEPPER="x" * 40)
+    (empty / "postgres").rename(empty / "aside")
+    refused = troll("up", "--data-dir", empty, "--port", 0, "--detach")
     assert refused.returncode == 1
     assert "do not belong together" in refused.stderr
     assert f"> {empty / 'installation'}" in refused.stderr
+    shutil.rmtree(empty / "postgres")
+    (empty / "aside").rename(empty / "postgres")
     assert client(up(empty)).files.content(id).read() == ROWS
     assert (empty / "files" / "notes.txt").exists()
 
