@@ -157,7 +157,8 @@ def follow(running: Child, spec: RunSpec, on_line: Callable[[wire.Line], None] =
 
 
 def followers_of(process: int) -> list[int]:
-    return [int(pid) for pid in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+    children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    return [int(pid) for pid in children if "--follow" in Path(f"/proc/{pid}/cmdline").read_text()]
 
 
 def is_gone(process: int) -> bool:
