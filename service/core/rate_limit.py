@@ -142,13 +142,16 @@ class RateLimit:
         """One of the tokens of the bucket ``name``; None where nobody counts them."""
         if per_minute == 0 or time.monotonic() < self._away_until:
             return None
+        began = time.monotonic()
         try:
             return await take(name, per_minute)
         except RedisError as error:
             if time.monotonic() >= self._away_until:
                 log.warning("Redis is away, requests are not limited: %s", error)
             self._away_until = time.monotonic() + AWAY_SECONDS
-            live.silence.note()
+            # A server that is frozen lets us wait; one that is gone refuses at once, and may be back at once.
+            if time.monotonic() - began >= live.ANSWER_SECONDS / 2:
+                live.silence.note()
             return None
 
 

@@ -7,6 +7,7 @@ streamed, so memory does not grow with their size. Nothing here needs a database
 offline.
 """
 
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -46,8 +47,9 @@ class Problem:
 class DatasetReport:
     """What a check found. ``rows`` counts the lines up to the last that is not blank.
 
-    ``problems`` are the first ``MAX_PROBLEMS`` in the order of the file; ``problem_count`` is how many there are, on
-    ``invalid_lines`` different lines. ``gave_up``: the rest of the file was not read and is not counted.
+    ``problems`` are the first ``MAX_PROBLEMS`` in the order of the file, and the first of each kind behind them, as
+    many again at most; ``problem_count`` is how many there are, on ``invalid_lines`` different lines. ``gave_up``: the
+    rest of the file was not read and is not counted.
     """
 
     rows: int = 0
@@ -55,12 +57,16 @@ class DatasetReport:
     problem_count: int = 0
     problems: list[Problem] = field(default_factory=list)
     gave_up: bool = False
+    _kinds: set[str] = field(default_factory=set, repr=False, compare=False)
 
     def add(self, line: int | None, reasons: list[str]) -> None:
         self.invalid_lines += bool(reasons) and line is not None
         self.problem_count += len(reasons)
-        room = MAX_PROBLEMS - len(self.problems)
-        self.problems += [Problem(line, _shortened(reason, 300)) for reason in reasons[:room]]
+        for reason in reasons:
+            kind, number = _kind(reason), len(self.problems)
+            if number < MAX_PROBLEMS or (kind not in self._kinds and number < 2 * MAX_PROBLEMS):
+                self.problems.append(Problem(line, _shortened(reason, 300)))
+                self._kinds.add(kind)
 
 
 def check(path: Path) -> DatasetReport:
@@ -120,10 +126,16 @@ def rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def summarise(report: DatasetReport, limit: int = 2000) -> str:
-    """The problems as one message of about ``limit`` characters at most; lines with the same problem share a clause."""
+    """The problems as one message of about ``limit`` characters at most; lines with the same problem share a clause.
+
+    Where there is no room for all, each kind of problem has an example before any has another.
+    """
     lines_by_reason: dict[str, list[int]] = {}
     for problem in report.problems:
         lines_by_reason.setdefault(problem.reason, []).extend([problem.line] if problem.line is not None else [])
+    if len("; ".join(lines_by_reason)) > limit:
+        firsts = {_kind(reason): reason for reason in reversed(lines_by_reason)}
+        lines_by_reason = {reason: lines_by_reason[reason] for reason in [*reversed(firsts.values()), *lines_by_reason]}
     clauses = [f"{_ranges(lines)}: {reason}" if lines else reason for reason, lines in lines_by_reason.items()]
     fitting = next((n for n in range(len(clauses), 1, -1) if len("; ".join(clauses[:n])) <= limit), 1)
     shown = sum(max(len(lines), 1) for lines in list(lines_by_reason.values())[:fitting])
@@ -131,6 +143,11 @@ def summarise(report: DatasetReport, limit: int = 2000) -> str:
     read = f"the first {report.rows}" if report.gave_up else f"{report.rows}"
     head = f"{report.invalid_lines} of {read} lines are invalid: " if report.invalid_lines else ""
     return head + "; ".join(clauses[:fitting] + more)
+
+
+def _kind(reason: str) -> str:
+    """What problems have in common that differ in numbers and in what they quote."""
+    return re.sub(r"'[^']*'|\d+", "", reason)
 
 
 class _BadLine(ValueError):
@@ -178,6 +195,8 @@ def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
     number = 0
     while line := file.readline(MAX_LINE_BYTES + len(b"\r\n")):
         number += 1
+        if number == 1:
+            line = line.removeprefix(_BOM)
         if len(line) - line.endswith(b"\n") - line.endswith(b"\r\n") <= MAX_LINE_BYTES:
             yield number, line
             continue
@@ -195,8 +214,6 @@ def _parse(line: bytes | None) -> dict[str, Any]:
         raise _BadLine(f"longer than {MAX_LINE_BYTES:,} bytes")
     if _is_blank(line):
         raise _BadLine("empty line")
-    if line.startswith(_BOM):
-        raise _BadLine("begins with a byte order mark; save the file as UTF-8 without one")
     try:
         row = strict_json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:

@@ -69,7 +69,8 @@ _SINGLE: dict[str, type[Single]] = {
     "http": Http,
 }
 SUPPORTED = (*_SINGLE, "multi")
-_REFUSED = {"endpoint": "Graders of type 'endpoint' are not supported; 'http' calls a scoring service of your own."}
+_OTHER_NAMES = {"endpoint": "http"}
+"""Azure's name for it."""
 
 
 def parse_grader(raw: Any, path: str) -> Grader:
@@ -100,11 +101,11 @@ def _fields_and_type(raw: Any, path: str) -> tuple[dict[str, Any], str]:
     type_ = fields.get("type")
     if type_ is None:
         raise GraderError(f"Missing required field 'type'. {supported}", f"{path}.type")
-    if isinstance(type_, str) and type_ in _REFUSED:
-        raise GraderError(_REFUSED[type_], f"{path}.type")
+    if isinstance(type_, str):
+        type_ = _OTHER_NAMES.get(type_, type_)
     if type_ not in SUPPORTED:
         raise GraderError(f"Unknown grader type {_shown(type_)}. {supported}", f"{path}.type")
-    return fields, type_
+    return fields | {"type": type_}, type_
 
 
 def _parse_single(fields: dict[str, Any], type_: str, path: str) -> Single:

@@ -13,8 +13,8 @@ from typing import Any
 from service.graders import strict_json
 
 NAMESPACES = ("item", "sample")
-SAMPLE_MEMBERS = ("output_text", "output_json")
-_MEMBERS_OF_THE_HOSTED_API = ("output_tools", "choices", "output_audio")
+SAMPLE_MEMBERS = ("output_text", "output_json", "output_tools")
+_MEMBERS_OF_THE_HOSTED_API = ("choices", "output_audio")
 _ALLOWED = "allowed are {{item.FIELD}}, {{sample.output_text}} and {{sample.output_json.FIELD}}"
 
 MAX_LENGTH = 256 * 1000

@@ -93,9 +93,9 @@ class Hyperparameters(_Shared):
     """What samples the answers. ``auto`` is what the operator set as ``TROLL_ROLLOUT_ENGINE``."""
     old_policy: Literal["trainer", "sampler"] = "trainer"
     """Where the old policy's distributions come from: the trainer's own forward, or the sampler (vLLM only)."""
-    mismatch_correction: Literal["sequence-mask", "token-truncate", "none"] = "sequence-mask"
+    mismatch_correction: Literal["sequence-mask", "token-truncate", "none"] = "token-truncate"
     """How answers count that the sampler and the trainer's old policy find unequally likely: importance weights of
-    whole answers, dropped above the cap; of tokens, cut at the cap; or none."""
+    tokens, cut at the cap; of whole answers, dropped above the cap; or none."""
     mismatch_cap: Annotated[float, Field(gt=1, le=1000)] | Auto = AUTO
     """Largest importance weight: 3 for sequences, 2 for tokens."""
     max_staleness: Annotated[int, Field(ge=0, le=1)] = 0

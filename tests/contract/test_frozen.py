@@ -5,7 +5,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import httpx2 as httpx
@@ -23,18 +23,23 @@ WITHIN = 10.0
 """Seconds within which everybody has an answer."""
 
 
+def tell(processes: list[psutil.Process], number: signal.Signals) -> None:
+    for process in processes:
+        # PostgreSQL's helpers come and go.
+        with suppress(psutil.NoSuchProcess):
+            process.send_signal(number)
+
+
 @contextmanager
 def frozen(name: str) -> Iterator[None]:
     """Processes of this run that are called ``name``, stopped for a while."""
     processes = [child for child in psutil.Process().children(recursive=True) if child.name() == name]
     assert processes, f"no {name} runs"
     try:
-        for process in processes:
-            process.send_signal(signal.SIGSTOP)
+        tell(processes, signal.SIGSTOP)
         yield
     finally:
-        for process in processes:
-            process.send_signal(signal.SIGCONT)
+        tell(processes, signal.SIGCONT)
         live.silence.until = 0.0
 
 

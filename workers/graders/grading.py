@@ -1,6 +1,9 @@
 """What goes into a grader and what comes out: ``Sample`` and ``Grade``, and the filling of templates between them."""
 
+import json
+import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, Protocol
@@ -23,6 +26,12 @@ GradeError = Literal[
 """Names of the flags under which the API reports that a sample could not be graded."""
 
 
+_FENCED = re.compile(
+    r"^[ \t]*```[ \t]*(?:json)?[ \t]*\r?\n(.*?)^[ \t]*```[ \t]*\r?$", re.DOTALL | re.MULTILINE | re.IGNORECASE
+)
+_CALL = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
+
+
 class SampleNotJSON(Exception):
     """A template asks for the answer as JSON and the answer is not JSON."""
 
@@ -36,11 +45,27 @@ class Sample:
 
     @cached_property
     def output_json(self) -> Any:
-        """The answer parsed as JSON. Raises ``SampleNotJSON``."""
+        """The answer parsed as JSON, or the last fenced block of JSON in it. Raises ``SampleNotJSON``."""
         try:
             return strict_json.loads(self.output_text)
         except strict_json.InvalidJSON as error:
+            for block in reversed(_FENCED.findall(self.output_text)):
+                with suppress(strict_json.InvalidJSON):
+                    return strict_json.loads(block)
             raise SampleNotJSON(f"the answer is not JSON: {error}") from None
+
+    @cached_property
+    def output_tools(self) -> list[dict[str, Any]]:
+        """The tool calls in the answer, in the notation of Hermes and Qwen, as the hosted API gives them."""
+        calls: list[dict[str, Any]] = []
+        for text in _CALL.findall(self.output_text):
+            with suppress(strict_json.InvalidJSON):
+                call = strict_json.loads(text)
+                if isinstance(call, dict) and isinstance(call.get("name"), str):
+                    arguments = json.dumps(call.get("arguments", {}), ensure_ascii=False)
+                    function = {"name": call["name"], "arguments": arguments}
+                    calls.append({"id": f"call_{len(calls)}", "type": "function", "function": function})
+        return calls
 
     def as_object(self) -> dict[str, Any]:
         """The sample as code and scoring services get it; ``output_json`` is None for an answer that is not JSON."""
@@ -48,12 +73,13 @@ class Sample:
             output_json = self.output_json
         except SampleNotJSON:
             output_json = None
-        message = {"role": "assistant", "content": self.output_text}
+        calls = self.output_tools
+        message: dict[str, Any] = {"role": "assistant", "content": self.output_text}
         return {
             "output_text": self.output_text,
             "output_json": output_json,
-            "output_tools": [],
-            "choices": [{"index": 0, "message": message}],
+            "output_tools": calls,
+            "choices": [{"index": 0, "message": message | ({"tool_calls": calls} if calls else {})}],
         }
 
 
@@ -121,7 +147,7 @@ def fill(templates: Sequence[Template], sample: Sample) -> list[str] | Grade:
 
 
 def _fill(template: Template, sample: Sample) -> str:
-    known = {"output_text": sample.output_text}
+    known: dict[str, Any] = {"output_text": sample.output_text, "output_tools": sample.output_tools}
     if template.needs_json:
         known["output_json"] = sample.output_json
     return template.render(item=sample.item, sample=known)

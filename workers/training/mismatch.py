@@ -25,7 +25,7 @@ def weights(
 
     ``"token-truncate"``: ``min(π_old(a_t)/π_sampler(a_t), cap)`` per token (Yao et al., 2025, truncated importance
     sampling). ``"sequence-mask"``: the ratio of the whole answer's probabilities at each of its tokens, and 0 where it
-    is above ``cap``: such an answer is not learned from (TRL's default). ``"none"``: ones.
+    is above ``cap``: such an answer is not learned from. Of long answers it keeps few. ``"none"``: ones.
 
     Args:
         sequence_ids: ``[N]`` int64, which answer a token belongs to; 0 to the number of answers less one. All tokens of
@@ -54,7 +54,7 @@ def metrics(old: Tensor, sampler: Tensor, weights: Tensor | None = None) -> dict
     """The mismatch of a step's tokens, in nats, and the weights that were made of it.
 
     ``kl_k1`` and ``kl_k3`` estimate ``KL(π_sampler ‖ π_old)``: k1 without bias, k3 with less variance and
-    never below 0.
+    never below 0. ``effective_sample_size`` is the share of the tokens that equal weights would need.
 
     Returns an empty dictionary where there are no tokens. Raises ``ValueError`` on shapes that differ.
     """
@@ -73,8 +73,14 @@ def metrics(old: Tensor, sampler: Tensor, weights: Tensor | None = None) -> dict
             "mismatch_weight_min": weights.min(),
             "mismatch_weight_max": weights.max(),
             "mismatch_fraction_masked": (weights == 0).double().mean(),
+            "mismatch_effective_sample_size": _effective_share(weights.double()),
         }
     return {name: float(value) for name, value in numbers.items()}
+
+
+def _effective_share(weights: Tensor) -> Tensor:
+    """Of how many equal weights' worth the weights are, ``(Σw)² / Σw²``, as a share of their number."""
+    return weights.sum().square() / (len(weights) * weights.square().sum()).clamp(min=torch.finfo(weights.dtype).tiny)
 
 
 def _log_ratios(old: Tensor, sampler: Tensor) -> Tensor:

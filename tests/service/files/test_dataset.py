@@ -168,9 +168,15 @@ def test_a_file_without_rows(tmp_path: Path, content: bytes) -> None:
     assert dataset.summarise(report) == "the file has no rows"
 
 
-def test_a_byte_order_mark(tmp_path: Path) -> None:
-    report = dataset.check(write(tmp_path, b"\xef\xbb\xbf" + json.dumps(ROW).encode(), ROW))
-    assert reasons(report) == [(1, "begins with a byte order mark; save the file as UTF-8 without one")]
+def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path: Path) -> None:
+    path = write(tmp_path, b"\xef\xbb\xbf" + json.dumps(ROW).encode(), ROW)
+    assert reasons(dataset.check(path)) == []
+    assert [row for _, row in dataset.rows(path)] == [ROW, ROW]
+
+
+def test_a_byte_order_mark_elsewhere_is_a_problem(tmp_path: Path) -> None:
+    (problem,) = dataset.check(write(tmp_path, ROW, b"\xef\xbb\xbf" + json.dumps(ROW).encode())).problems
+    assert problem.line == 2
 
 
 @pytest.mark.parametrize(
@@ -355,12 +361,22 @@ def test_summary_is_limited_and_counts_what_it_leaves_out(tmp_path: Path) -> Non
     assert message.endswith(f"; and {150 - shown} more problems")
 
 
+@pytest.mark.parametrize("same", [True, False])
+def test_every_kind_of_problem_has_an_example(tmp_path: Path, same: bool) -> None:
+    many = [conversation({"role": "r" if same else f"r{i}", "content": "a"}) for i in range(150)]
+    report = dataset.check(write(tmp_path, *many, {"messages": []}, ROW, {"messages": []}))
+    assert (report.problem_count, report.problems[-1]) == (152, Problem(151, "'messages' is empty"))
+    message = dataset.summarise(report, limit=500)
+    assert "line 151: 'messages' is empty" in message
+    assert message.endswith("more problems")
+
+
 lines = st.lists(
     st.binary(max_size=30) | st.sampled_from([json.dumps(ROW).encode(), b"{}", b'{"messages": [{}]}', b""]), max_size=6
 )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(lines)
 def test_any_bytes_are_a_dataset_or_have_a_problem(tmp_path: Path, lines: list[bytes]) -> None:
     path = tmp_path / "rows.jsonl"

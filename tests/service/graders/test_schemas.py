@@ -41,6 +41,11 @@ def without(grader: dict[str, Any], *keys: str) -> dict[str, Any]:
     return {key: value for key, value in grader.items() if key not in keys}
 
 
+def test_endpoint_is_another_name_of_http() -> None:
+    raw = {"type": "endpoint", "name": "own", "url": "https://scores.example.com"}
+    assert parse_grader(raw, PATH) == parse_grader(raw | {"type": "http"}, PATH)
+
+
 def test_string_check() -> None:
     assert parse_grader(EXACT, PATH) == StringCheck.model_validate(EXACT)
 
@@ -175,7 +180,6 @@ def test_a_stored_grader_is_read_back() -> None:
         (without(EXACT, "type"), ".type", "Missing required field 'type'. Supported grader types: string_check"),
         (EXACT | {"type": "exact"}, ".type", "Unknown grader type 'exact'. Supported grader types: string_check"),
         (EXACT | {"type": ["multi"]}, ".type", "Unknown grader type a list"),
-        ({"type": "endpoint"}, ".type", "'endpoint' are not supported; 'http' calls a scoring service of your own."),
         (without(PYTHON, "source"), ".source", "Missing required field 'source'."),
         (PYTHON | {"source": "def grade(sample, item:"}, ".source", "Invalid 'source': line 1: '(' was never closed."),
         (PYTHON | {"source": "def score(sample, item): pass"}, ".source", "must define a function grade(sample, item)"),

@@ -88,7 +88,7 @@ def test_renders_the_sample() -> None:
         ("{{sample.text}}", "a sample has no 'text'"),
         ("{{sample[0]}}", "a sample has no '0'"),
         ("{{sample.output_text.a}}", "for JSON use sample.output_json"),
-        ("{{sample.output_tools[0].function.name}}", "sample.output_tools is not supported yet"),
+        ("{{sample.choices[0].message}}", "sample.choices is not supported yet"),
         ("{{sample.choices}}", "sample.choices is not supported yet"),
     ],
 )

@@ -127,6 +127,33 @@ def test_fields_of_a_json_answer() -> None:
     assert grade(raw, ' {"email": "a@b.c"}\n').reward == 1.0
 
 
+@pytest.mark.parametrize(
+    "output",
+    [
+        '```json\n{"email": "a@b.c"}\n```',
+        'Here it is:\n```\n{"email":\n "a@b.c"}\n```\nDone.',
+        '```json\n{"email": "x"}\n```\nNo:\n  ```JSON\r\n{"email": "a@b.c"}\r\n  ```',
+    ],
+)
+def test_json_in_a_fence_is_read(output: str) -> None:
+    raw = string_check(input="{{sample.output_json.email}}", reference="{{item.wanted.email}}")
+    assert grade(raw, output).reward == 1.0
+
+
+CALLED = 'I ask.\n<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call><tool_call>{"name": 7}</tool_call>'
+
+
+def test_tool_calls_are_read() -> None:
+    name = string_check(input="{{sample.output_tools[0].function.name}}", reference="add")
+    assert grade(name, CALLED).reward == 1.0
+    sample = Sample({}, CALLED).as_object()
+    function = {"name": "add", "arguments": '{"a": 1}'}
+    assert sample["output_tools"] == [{"id": "call_0", "type": "function", "function": function}]
+    assert sample["choices"][0]["message"]["tool_calls"] == sample["output_tools"]
+    missing = grade(name, "I do not ask.")
+    assert (missing.error, missing.earns_least) == ("invalid_variable_error", True)
+
+
 @pytest.mark.parametrize("output", ["", "not json", '{"email": ', '{"email": NaN}', "[" * 100_000])
 def test_an_answer_that_is_not_json_has_no_reward(output: str) -> None:
     result = grade(string_check(input="{{sample.output_json.email}}"), output)

@@ -86,6 +86,23 @@ def test_metrics_tell_what_was_masked() -> None:
     assert (numbers["mismatch_weight_min"], numbers["mismatch_weight_max"]) == pytest.approx((0, math.exp(0.3)))
 
 
+def test_metrics_tell_how_many_samples_the_weights_are_worth() -> None:
+    tokens = 4096
+    noise = 0.02 * torch.randn(64, tokens, generator=torch.Generator().manual_seed(0))
+    sampler = torch.zeros(64 * tokens)
+    answers = torch.arange(64).repeat_interleave(tokens)
+    worth = {
+        name: metrics(noise.flatten(), sampler, weights(noise.flatten(), sampler, answers, name))
+        for name in ("token-truncate", "sequence-mask", "none")
+    }
+    shares = {name: numbers["mismatch_effective_sample_size"] for name, numbers in worth.items()}
+    assert shares["none"] == 1
+    assert shares["token-truncate"] == pytest.approx(1, abs=1e-3)
+    assert shares["sequence-mask"] < 0.8
+    nothing = metrics(OLD, SAMPLER, torch.zeros(5))
+    assert nothing["mismatch_effective_sample_size"] == 0
+
+
 def test_no_tokens_have_no_metrics_and_no_weights() -> None:
     empty = torch.empty(0)
     assert metrics(empty, empty) == {}
