@@ -1,7 +1,8 @@
 """``python -m workers.bounded SOCKET_FD``: fork a process for each request that comes through the socket.
 
 A message of one name and a connection begins a request, whose process says on the connection that it is there, reads
-its tasks and writes the answers; the name alone kills it. It ends with the socket.
+its tasks and writes the answers; the name alone kills it. A chat template that comes through a connection named
+``LEARN`` is at hand in later processes, which otherwise take most of their time to read it. It ends with the socket.
 """
 
 import contextlib
@@ -14,11 +15,13 @@ import socket
 import sys
 import time
 from pathlib import Path
+from types import FrameType
 
 from workers.bounded import grammars, templates
-from workers.bounded.tasks import CPU_SECONDS, HERE, MEMORY_BYTES, Answer, Task
+from workers.bounded.tasks import CPU_SECONDS, HERE, LEARN, MEMORY_BYTES, Answer, Task
 
 MAX_NAME = 128
+LEARN_SECONDS, LEARN_BYTES = 1.0, 128 << 20
 LOOK_SECONDS = 0.1
 PATIENT_SECONDS = 0.25
 LEAST_PRIORITY = 19
@@ -72,6 +75,9 @@ def serve(control: socket.socket) -> None:
         if not descriptors:
             children.kill(name)
             continue
+        if name == LEARN:
+            learn(socket.socket(fileno=descriptors[0]))
+            continue
         pid = os.fork()
         if pid == 0:
             control.close()
@@ -82,6 +88,27 @@ def serve(control: socket.socket) -> None:
                 os._exit(1)
         os.close(descriptors[0])
         children.add(name, pid)
+
+
+def learn(connection: socket.socket) -> None:
+    """Take in a template, unless that takes long or much."""
+
+    def give_up(number: int, frame: FrameType | None) -> None:
+        raise TimeoutError
+
+    signal.signal(signal.SIGPROF, give_up)
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (_at_most(_size() + LEARN_BYTES, limits[1]), limits[1]))
+    signal.setitimer(signal.ITIMER_PROF, LEARN_SECONDS)
+    try:
+        with connection, connection.makefile("rb") as received:
+            templates.learn(received.read().decode())
+    except Exception:
+        # Whoever uses it is told what is wrong with it.
+        return
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        resource.setrlimit(resource.RLIMIT_AS, limits)
 
 
 def work(connection: socket.socket) -> None:
@@ -101,8 +128,7 @@ def do(task: Task) -> Answer:
 
 
 def _confine() -> None:
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    size = pages * os.sysconf("SC_PAGE_SIZE") + MEMORY_BYTES
+    size = _at_most(_size() + MEMORY_BYTES, resource.getrlimit(resource.RLIMIT_AS)[1])
     resource.setrlimit(resource.RLIMIT_AS, (size, size))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     # What a library writes as it aborts is told to whoever asked, in words of ours.
@@ -112,6 +138,15 @@ def _confine() -> None:
     # Should memory run out on the whole machine, this goes first.
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
+
+
+def _at_most(size: int, limit: int) -> int:
+    return size if limit == resource.RLIM_INFINITY else min(size, limit)
+
+
+def _size() -> int:
+    """Bytes of this process's address space."""
+    return int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _allow(seconds: int) -> None:

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Sequence
 from functools import cache
 
-from workers.bounded.tasks import HERE, Answer, Task, exceeded
+from workers.bounded.tasks import HERE, LEARN, Answer, Task, exceeded
 from workers.child import scrubbed_environment
 
 TRIES = 3
@@ -47,8 +47,16 @@ class Server:
 
     def begin(self) -> tuple[bytes, socket.socket]:
         """A new process that waits for its tasks: its name, and the connection to it."""
-        ours, theirs = socket.socketpair()
         name = str(next(self._numbers)).encode()
+        return name, self._connect(name)
+
+    def learn(self, template: str) -> None:
+        """Have a chat template at hand for those who use it."""
+        with self._connect(LEARN) as connection:
+            connection.sendall(template.encode())
+
+    def _connect(self, name: bytes) -> socket.socket:
+        ours, theirs = socket.socketpair()
         with theirs:
             self.start()
             try:
@@ -58,7 +66,7 @@ class Server:
                 with self._lock:
                     self._start()
                 socket.send_fds(self._control, [name], [theirs.fileno()])
-        return name, ours
+        return ours
 
     def kill(self, name: bytes) -> None:
         """End the process ``name``, whatever it is at; none, if it has ended."""

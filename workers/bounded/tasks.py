@@ -7,6 +7,7 @@ from typing import Any, Literal, NotRequired, TypedDict
 
 HERE = b"here\n"
 """What the process of a request says first. Without it, the request has not been taken."""
+LEARN = b"learn"
 CPU_SECONDS = 2
 """For one task; the kernel counts whole seconds, so that it may have one more."""
 MEMORY_BYTES = 512 << 20

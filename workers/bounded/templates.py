@@ -1,15 +1,18 @@
 """Chat templates as transformers renders them: the same environment, filters and names, without transformers."""
 
 import json
+from collections import OrderedDict
 from datetime import datetime
 from typing import Any
 
-from jinja2 import TemplateError, nodes
+from jinja2 import Template, TemplateError, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from workers.bounded.tasks import Answer, Render, exceeded
+
+MAX_KNOWN = 16
 
 
 class Generation(Extension):
@@ -22,9 +25,19 @@ class Generation(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
+_known: OrderedDict[str, Template] = OrderedDict()
+
+
+def learn(source: str) -> None:
+    """Have ``source`` at hand in this process and in those that are forked from it. Raises what it fails with."""
+    _known[source] = _environment().from_string(source)
+    while len(_known) > MAX_KNOWN:
+        _known.popitem(last=False)
+
+
 def render(task: Render) -> Answer:
     try:
-        template = _environment().from_string(task["template"])
+        template = _known.get(task["template"]) or _environment().from_string(task["template"])
         parts, length = [], 0
         names = {**task["special_tokens"], "messages": task["messages"], "tools": task["tools"], "documents": None}
         for part in template.generate(**names, add_generation_prompt=task["answer_next"]):

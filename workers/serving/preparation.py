@@ -45,6 +45,13 @@ class Preparation:
     def close(self) -> None:
         self._server.close()
 
+    async def learn(self, model: Ready) -> None:
+        """Have a loaded model's templates at hand."""
+        for template in {model.chat_template, model.tools_template} - {None}:
+            assert template is not None
+            with contextlib.suppress(OSError):
+                await asyncio.to_thread(self._server.learn, template)
+
     @contextlib.asynccontextmanager
     async def slot(self, organization: str) -> AsyncIterator[None]:
         """One of the organisation's own."""

@@ -205,6 +205,8 @@ class Worker:
 
     async def _follow(self, host: Host) -> None:
         """Pass on what ``host`` says, until it ends."""
+        if host.ready is not None:
+            await self._preparation.learn(host.ready)
         try:
             async for said in host.said():
                 await self._pass_on(said)

@@ -17,6 +17,8 @@ from typing import Any
 from workers.serving import lines
 from workers.serving.lines import Options
 
+SWITCH_SECONDS = 0.0005
+
 log = logging.getLogger(__name__)
 
 
@@ -28,6 +30,9 @@ def main(descriptor: int, options: Options) -> int:
         Path("/proc/self/oom_score_adj").write_text("500")
     inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(connection, inbox), daemon=True).start()
+    # Idle OpenMP threads that spin instead of sleeping take the processors from the API, Redis and the other models.
+    # OpenMP reads this when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from workers.serving.host import loading
 
     try:
@@ -39,6 +44,8 @@ def main(descriptor: int, options: Options) -> int:
     from workers.serving.host.conversation import Conversations
 
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        # Threads that read questions share the interpreter with the steps, and should not wait long for it.
+        sys.setswitchinterval(SWITCH_SECONDS)
         _serve(Conversations(engine, inbox.put), inbox, connection)
     return 0
 
