@@ -99,9 +99,11 @@ def test_a_broken_folder_breaks_no_answer(client: TestClient, models_dir: Path, 
 @pytest.mark.parametrize("path", ["org/closed", "org/closed/config.json"])
 def test_what_may_not_be_read_is_broken(root: Path, path: str) -> None:
     factories.offer_model(root, "org/closed")
-    for folder in [root, *root.parents]:
+    for folder in root.parents:
         if folder.owner() == "root" and "pytest" in str(folder):
             folder.chmod(0o755)
+    for part in [root, *root.rglob("*")]:
+        part.chmod(0o755)
     (root / path).chmod(0)
     os.seteuid(NOBODY)
     try:

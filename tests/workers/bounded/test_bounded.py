@@ -1,7 +1,9 @@
 """What templates and schemas may take, and that one that takes too much costs nobody else anything."""
 
+import json
 import os
 import signal
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ import psutil
 import pytest
 
 from tests.workers.serving import tiny
-from workers.bounded import client
+from workers.bounded import client, templates
 from workers.bounded.tasks import HERE, MAX_CHARACTERS, Compile, Render
 from workers.demo import make_tokenizer
 
@@ -164,9 +166,11 @@ def test_a_process_that_is_killed_ends_at_once() -> None:
     server = client.Server()
     name, connection = server.begin()
     (process,) = _children(server)
-    server.kill(name)
     connection.settimeout(30)
-    assert connection.makefile("rb").read() == HERE
+    received = connection.makefile("rb")
+    assert received.readline() == HERE
+    server.kill(name)
+    assert received.read() == b""
     psutil.wait_procs([process], timeout=30)
     assert not _alive(process)
     server.close()
@@ -189,6 +193,33 @@ def test_a_server_ends_with_whoever_started_it(tmp_path: Path) -> None:
     _, alive = psutil.wait_procs(processes, timeout=30)
     assert not [process for process in alive if _alive(process)]
     connection.close()
+
+
+def test_a_learned_template_is_not_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    templates.learn("{{ messages[0].content }}!")
+    monkeypatch.delattr(templates, "_environment")
+    assert templates.render(render("{{ messages[0].content }}!")) == {"text": "Hello!"}
+
+
+@pytest.mark.parametrize(
+    "template",
+    ["{% broken", "{{ 'x' * 999999999 }}" * 10, "{{ " + "(" * 100_000, "{{ a }}" * 3_000_000],
+    ids=["broken", "large", "deep", "long"],
+)
+def test_a_template_that_cannot_be_learned_ends_nobody(template: str) -> None:
+    server = client.Server()
+    server.start()
+    pid = server.pid
+    server.learn(template)
+    with server.begin()[1] as connection:
+        connection.settimeout(60)
+        connection.sendall(json.dumps([render("x")]).encode())
+        connection.shutdown(socket.SHUT_WR)
+        assert client.read(connection.makefile("rb").read()) == [{"text": "x"}]
+    assert server.pid == pid
+    assert pid is not None
+    assert psutil.Process(pid).memory_info().rss < 400 << 20
+    server.close()
 
 
 def test_the_server_is_small() -> None:
