@@ -146,7 +146,7 @@ def _tensors(policy: Policy, optimizer: torch.optim.Optimizer) -> dict[str, Tens
     sharding.let_go(policy.model)
     parameters = dict(policy.model.named_parameters())
     tensors: dict[str, Tensor] = {}
-    if policy.adapter is not None or policy.saved_dtype != torch.float32:
+    if policy.adapter is not None or policy.rounded:
         trained = {name: tensor for name, tensor in parameters.items() if tensor.requires_grad}
         tensors |= {f"{WEIGHT}/{name}": tensor.detach() for name, tensor in trained.items()}
     for name, parameter in parameters.items():

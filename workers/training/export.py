@@ -61,21 +61,26 @@ def write_model(policy: Policy, folder: Path) -> None:
 
 
 def _write_trained(policy: Policy, folder: Path) -> None:
-    """Write all weights as they are in memory."""
-    model, dtype = policy.model, policy.saved_dtype
+    """Write all weights as they are in memory, each in the dtype that the base model's files have it in."""
+    model, usual = policy.model, policy.saved_dtype
     weights: dict[str, Tensor] = {}
     for name, tensor in sharding.whole(model.state_dict().items()):
         if distributed.rank() == 0 and name not in model.all_tied_weights_keys:
-            # In the computer's memory: beside the model a GPU may have no room for it once more.
-            weights[name] = tensor.to("cpu", dtype if tensor.is_floating_point() else tensor.dtype)
+            # In the computer's memory: beside the model a GPU may have no room for it once more. Where all have one
+            # dtype they need not wait for the names that the files have for them.
+            early = tensor.is_floating_point() and not policy.stored_dtypes
+            weights[name] = tensor.to("cpu", usual if early else tensor.dtype)
     if distributed.rank() > 0:
         return
+    stored = dict(revert_weight_conversion(model, weights))
+    for name, tensor in stored.items():
+        if tensor.is_floating_point():
+            stored[name] = tensor.to(policy.stored_dtypes.get(name, usual))
     model.generation_config = GenerationConfig.from_model_config(model.config)
-    model.save_pretrained(folder, state_dict=weights)
-    _set_dtype(folder / "config.json", dtype)
-    expected = revert_weight_conversion(model, weights)
+    model.save_pretrained(folder, state_dict=dict(stored), save_original_format=False)
+    _set_dtype(folder / "config.json", usual)
     for file in weight_files(folder):
-        _compare(folder / file, expected)
+        _compare(folder / file, stored)
 
 
 def _write_merged(policy: Policy, config: LoraConfig, adapter: dict[str, Tensor], folder: Path) -> None:

@@ -41,6 +41,8 @@ from workers.training.sharing import longest_shared
 CODE = {".py", ".pkl", ".pickle"}
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 UNBOUNDED_CONTEXT = 1 << 20
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+"""Those a weight that can be trained is stored in, as safetensors calls them."""
 
 
 class Readable(Protocol):
@@ -76,6 +78,8 @@ class Policy:
         self.device = device or model.device
         """Where it is trained. Until it is spread over several of them, the model may lie elsewhere."""
         self.saved_dtype = _saved_dtype(folder)
+        self.stored_dtypes = _stored_dtypes(folder)
+        """By the name it has in the folder's files, the dtype of each weight that is stored in another one."""
         self.context_length = context_length(model.config)
         self.stop_ids = stop_ids(folder, tokenizer)
         self.output: nn.Linear | None
@@ -100,6 +104,11 @@ class Policy:
         rows = int(self.model.get_input_embeddings().num_embeddings)
         if highest >= rows:
             raise _unusable(without_embedding(self.tokenizer, highest, rows, param))
+
+    @property
+    def rounded(self) -> bool:
+        """Whether weights are trained in more precision than a folder of the model stores."""
+        return self.saved_dtype != torch.float32 or bool(self.stored_dtypes)
 
     @property
     def tied(self) -> bool:
@@ -265,6 +274,17 @@ def _saved_dtype(folder: Path) -> torch.dtype:
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise _unusable(f"has weights of dtype {name}, which cannot be trained")
     return dtype
+
+
+def _stored_dtypes(folder: Path) -> dict[str, torch.dtype]:
+    usual, found = _saved_dtype(folder), {}
+    for file in weight_files(folder):
+        with safe_open(folder / file, framework="pt") as opened:
+            for name in opened.keys():  # noqa: SIM118 (it is no mapping)
+                dtype = _DTYPES.get(opened.get_slice(name).get_dtype(), usual)
+                if dtype != usual:
+                    found[name] = dtype
+    return found
 
 
 def context_length(config: PreTrainedConfig) -> int:

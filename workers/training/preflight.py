@@ -25,7 +25,7 @@ from workers.training.batch import Sample, Trained
 from workers.training.channel import Channel
 from workers.training.data import Prompt
 from workers.training.errors import RunError, is_out_of_memory
-from workers.training.policy import Policy
+from workers.training.policy import Policy, weight_files
 
 MOMENTS = 2
 """Tensors that AdamW keeps of each parameter."""
@@ -189,13 +189,12 @@ def tell(channel: Channel, worst: WorstCase, room: DiskRoom, seconds: float) -> 
 
 
 def _model_bytes(policy: Policy) -> int:
-    count = sum(parameter.numel() for parameter in policy.model.parameters())  # tied ones are one
-    return count * policy.saved_dtype.itemsize
+    return sum((policy.folder / name).stat().st_size for name in weight_files(policy.folder))
 
 
 def _state_bytes(policy: Policy) -> int:
     trained = sum(parameter.numel() for parameter in policy.model.parameters() if parameter.requires_grad)
-    copies = MOMENTS + (policy.adapter is not None or policy.saved_dtype != torch.float32)
+    copies = MOMENTS + (policy.adapter is not None or policy.rounded)
     return trained * copies * torch.float32.itemsize
 
 

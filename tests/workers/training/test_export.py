@@ -147,6 +147,24 @@ def test_all_weights_of_a_base_in_several_files_are_trained_and_stored_in_its_dt
         assert are_the_same(again.get_parameter(name).detach(), parameter.detach().to(dtype)), name
 
 
+@pytest.mark.parametrize("usual", [torch.bfloat16, torch.float32], ids=str)
+def test_each_weight_is_stored_in_the_dtype_its_base_has_it_in(tmp_path: Path, usual: torch.dtype) -> None:
+    base = tiny.save(tmp_path / "model", "qwen3", dtype=usual)
+    other = torch.float32 if usual == torch.bfloat16 else torch.bfloat16
+    mixed = {name: each.to(other) if "norm" in name else each for name, each in weights_of(base).items()}
+    save_file(mixed, base / "model.safetensors", {"format": "pt"})
+    loaded = policy.load(base, CPU)
+    assert loaded.rounded
+    export.export(loaded, tmp_path / "out")
+    untrained = weights_of(tmp_path / "out")
+    assert untrained.keys() == mixed.keys()
+    assert [name for name in mixed if not are_the_same(untrained[name], mixed[name])] == []
+    train(loaded)
+    export.export(loaded, tmp_path / "out")
+    for name, weight in weights_of(tmp_path / "out").items():
+        assert are_the_same(weight, loaded.model.get_parameter(name).detach().to(mixed[name].dtype)), name
+
+
 def without_a_weight(tensors: dict[str, Any]) -> None:
     tensors.pop("model.layers.0.mlp.up_proj.weight")
 
