@@ -1,8 +1,10 @@
 """The HTTP API."""
 
 import logging
+import math
 import re
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -15,7 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 
 from service.accounts import keys
-from service.accounts.caller import tenant_of
+from service.accounts.caller import caller_of, tenant_of
 from service.bodies import Bodies
 from service.core import clock, http, live, logs, openapi, shutdown, storage
 from service.core.db import engine, transaction
@@ -40,6 +42,8 @@ log = logging.getLogger(__name__)
 
 # A server that is frozen holds whoever asks it for as long as it is: few threads, and those of no request.
 _askers = anyio.CapacityLimiter(2)
+# When the database was asked last, of the times that all was well.
+_answered = -math.inf
 
 
 @asynccontextmanager
@@ -86,7 +90,7 @@ def create_app() -> FastAPI:
     )
     http.install(app)
     # The last one is asked first.
-    app.add_middleware(Bodies, upload_limit=upload_limit)
+    app.add_middleware(Bodies, upload_limit=upload_limit, caller=caller_of)
     app.add_middleware(RateLimit, presented=keys.presented)
     app.add_middleware(Gate, tenant=tenant_of)
     app.add_middleware(http.RequestId)
@@ -112,7 +116,7 @@ async def healthz() -> dict[str, str]:
 async def readyz() -> dict[str, str]:
     """The process and what it depends on answer."""
     with anyio.move_on_after(DATABASE_SECONDS) as patience:
-        await anyio.to_thread.run_sync(_ask_database, limiter=_askers, abandon_on_cancel=True)
+        await anyio.to_thread.run_sync(_ask_database, time.monotonic(), limiter=_askers, abandon_on_cancel=True)
     if patience.cancelled_caught:
         log.warning("not ready, PostgreSQL did not answer within %.0f s", DATABASE_SECONDS)
         raise DomainError(503, "database_unavailable", "PostgreSQL does not answer.")
@@ -124,7 +128,12 @@ async def readyz() -> dict[str, str]:
     return {"status": "ready"}
 
 
-def _ask_database() -> None:
+def _ask_database(wanted_since: float) -> None:
+    """Raises a 503. What was answered since then is as good: anybody may ask, and many at once."""
+    global _answered
+    began = time.monotonic()
+    if _answered >= wanted_since:
+        return
     try:
         with transaction("troll_api") as session:
             session.execute(text("SELECT 1 FROM fine_tuning_jobs LIMIT 1"))
@@ -136,3 +145,4 @@ def _ask_database() -> None:
         raise DomainError(503, "data_folder_mismatch", str(error)) from error
     if not tied:
         raise DomainError(503, "data_folder_untied", "No worker has been there yet to tie data folder and database.")
+    _answered = began

@@ -5,7 +5,7 @@ Bodies are JSON, and read whole here, but for files and parts of uploads, which 
 
 import asyncio
 import re
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from starlette.datastructures import Headers
@@ -15,10 +15,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.core import paths
 from service.core.answers import error_answer
 from service.core.errors import DomainError
+from service.core.threads import parsing_threads
 from service.graders import strict_json
 from service.settings import settings
 
 MULTIPART_ALLOWANCE = 64 * 1024
+LARGE_BYTES = 32 * 1024
+"""What a JSON body may have to be read where all requests are taken in; a larger one is read on a thread."""
+MAX_CONTAINERS = 50_000
+"""Lists and objects of a body: they cost most to read and to look at."""
 MAX_FIELDS = 1000
 """Of one object: each that is wrong costs more to tell of than to send."""
 BODY_SECONDS = 30.0
@@ -28,17 +33,21 @@ STALL_SECONDS = 60.0
 LEAST_BYTES_PER_SECOND = 1024
 """What an upload has to make on average, beside one such pause."""
 
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _JSON = re.compile(r"application/(json|[^/;]+\+json)", re.IGNORECASE)
 
 
 class Bodies:
     """Refuses a body by its announced length and as it arrives, and answers what is no JSON before a route is asked.
 
-    ``upload_limit`` tells how large a file may be sent to a path; None where bodies are JSON.
+    ``upload_limit`` tells how large a file may be sent to a path; None where bodies are JSON. ``caller`` tells whose
+    request it is and raises a 401 where nobody's.
     """
 
-    def __init__(self, app: ASGIApp, upload_limit: Callable[[str], int | None]) -> None:
-        self.app, self._upload_limit = app, upload_limit
+    def __init__(
+        self, app: ASGIApp, upload_limit: Callable[[str], int | None], caller: Callable[[Scope], Awaitable[str]]
+    ) -> None:
+        self.app, self._upload_limit, self._caller = app, upload_limit, caller
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -56,17 +65,23 @@ class Bodies:
                 return
             body = await arriving.whole()
             if body and _JSON.fullmatch(headers.get("content-type", "").partition(";")[0].strip()):
-                scope.setdefault("state", {})["body"] = read_json(body)
+                scope.setdefault("state", {})["body"] = await self._read(scope, body)
         except HTTPException as error:
             code = "request_too_large" if error.status_code == 413 else "request_timeout"
             answer = error_answer(error.status_code, code, error.detail, headers=dict(error.headers or {}))
         except DomainError as error:
-            answer = error_answer(error.status, error.code, error.message, error.param)
+            answer = error_answer(error.status, error.code, error.message, error.param, error.headers)
         else:
             if body is not None:
                 await self.app(scope, _Again(body, receive), send)
             return
         await answer(scope, receive, send)
+
+    async def _read(self, scope: Scope, body: bytes) -> Any:
+        if len(body) <= LARGE_BYTES:
+            return read_json(body)
+        # What may take long is done for those whose key is right, and on a thread of their share.
+        return await parsing_threads.run_to_end(await self._caller(scope), read_json, body)
 
 
 class _Arriving:
@@ -128,6 +143,8 @@ class _Again:
 
 def read_json(body: bytes) -> Any:
     """The value of a JSON body. Raises a 400 for what is not JSON, too deep or too wide, or holds half a character."""
+    if _containers(body) > MAX_CONTAINERS and _containers(_STRING.sub(b"", body)) > MAX_CONTAINERS:
+        raise _not_json(f"it holds more than {MAX_CONTAINERS:,} lists and objects")
     try:
         text = body.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -144,6 +161,10 @@ def read_json(body: bytes) -> Any:
             reason = "holds a \\u escape that is half of a surrogate pair, which is no character"
             raise DomainError(400, "invalid_json", f"'{path or 'The body'}' {reason}.", path) from None
     return value
+
+
+def _containers(body: bytes) -> int:
+    return body.count(b"[") + body.count(b"{")
 
 
 def _too_large(limit: int) -> HTTPException:

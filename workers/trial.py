@@ -2,6 +2,7 @@
 
 import logging
 import time
+from dataclasses import replace
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -12,7 +13,7 @@ from service.graders import schemas
 from service.graders.bounds import least_reward
 from service.graders.configured import grader_settings
 from service.graders.schemas import GraderError
-from service.graders.trial import RanGrader, RunErrors, RunMetadata
+from service.graders.trial import RUN_SECONDS, RanGrader, RunErrors, RunMetadata
 from workers.graders import Grade, JailError, Sample, build
 
 _definition: TypeAdapter[schemas.Grader] = TypeAdapter(schemas.Grader)
@@ -49,7 +50,8 @@ def run(definition: dict[str, Any], model_sample: str, item: dict[str, Any]) -> 
     grader = _definition.validate_python(definition)
     began = time.perf_counter()
     try:
-        (grade,) = build(grader, grader_settings()).grade([Sample(item=item, output_text=model_sample)])
+        settings = replace(grader_settings(), batch_seconds=RUN_SECONDS)
+        (grade,) = build(grader, settings).grade([Sample(item=item, output_text=model_sample)])
     except (JailError, GraderError, OSError) as error:
         log.error("the grader cannot run here: %s", error)
         grade = Grade(None, error="python_grader_server_error", detail=str(error))

@@ -5,7 +5,6 @@ address that the operator does not trust.
 import json
 import logging
 import random
-import socket
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +27,7 @@ from service.webhooks import service as webhooks
 from service.webhooks.models import WebhookDelivery, WebhookEndpoint
 from workers.graders.addresses import ForbiddenAddress, resolve
 from workers.graders.http import signature
+from workers.graders.watch import Watch
 
 AT_ONCE, AT_ONCE_EACH = 16, 4
 """Deliveries on their way, in all and about so many of one organisation: its slow endpoints hold up only its own."""
@@ -150,7 +150,7 @@ def post(endpoint: WebhookEndpoint, event_id: str, payload: dict[str, Any], now:
     pinned = parts._replace(netloc=f"[{address}]:{port}" if ":" in address else f"{address}:{port}").geturl()
     headers = {"host": parts.netloc, "content-type": "application/json", "user-agent": "troll-webhooks/1"}
     headers |= _signatures(endpoint, event_id, body, now)
-    watch = _Watch(WHOLE_SECONDS)
+    watch = Watch(WHOLE_SECONDS)
     try:
         with (
             watch,
@@ -187,32 +187,3 @@ def _signatures(endpoint: WebhookEndpoint, event_id: str, body: bytes, now: date
         salts.append(endpoint.old_salt)
     each = [signature(secret.derive(endpoint.id, salt), event_id, timestamp, body) for salt in salts]
     return {**each[0], "webhook-signature": " ".join(headers["webhook-signature"] for headers in each)}
-
-
-class _Watch:
-    """Ends a connection after some seconds in all: time-outs of a client only bound each single wait."""
-
-    def __init__(self, seconds: float) -> None:
-        self.over = False
-        self._socket: socket.socket | None = None
-        self._timer = threading.Timer(seconds, self._end)
-        self._timer.daemon = True
-
-    def __enter__(self) -> "_Watch":
-        self._timer.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._timer.cancel()
-
-    def trace(self, event: str, info: dict[str, Any]) -> None:
-        if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
-            self._socket = info["return_value"].get_extra_info("socket")
-
-    def _end(self) -> None:
-        self.over = True
-        if self._socket is not None:
-            try:
-                self._socket.shutdown(socket.SHUT_RDWR)
-            except OSError as error:
-                log.debug("the connection had ended already: %s", error)

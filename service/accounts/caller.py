@@ -54,6 +54,15 @@ def tenant_of(scope: Scope) -> str:
     return (known_keys.organization(key) if key else None) or f"address {address_of(scope)}"
 
 
+async def caller_of(scope: Scope) -> str:
+    """The organisation whose request it is. Raises a 401 where nobody's; who asks much is looked up once."""
+    key = presented_key(Headers(scope=scope).get("authorization"))
+    organization_id = known_keys.organization(key)
+    if organization_id is None:
+        organization_id = (await request_threads.run(tenant_of(scope), _authenticated, key, None)).organization_id
+    return organization_id
+
+
 async def _known(request: Request, token: Token, openai_organization: OrganizationHeader = None) -> Principal:
     key = presented_key(f"{token.scheme} {token.credentials}" if token else None)
     return await request_threads.run(tenant_of(request.scope), _authenticated, key, openai_organization)

@@ -96,11 +96,8 @@ def attend() -> None:
 
 
 def attended() -> bool:
-    """Whether a control worker has been there lately."""
-    try:
-        return bool(live.client().exists(ATTENDED))
-    except RedisError:
-        return False
+    """Whether a control worker has been there lately. Raises ``redis.RedisError`` where that cannot be known."""
+    return bool(live.client().exists(ATTENDED))
 
 
 def _name(id: str) -> str:

@@ -37,6 +37,18 @@ class Overloaded(DomainError):
         super().__init__(503, "overloaded", message, headers={"Retry-After": "1"})
 
 
+class TookTooLong(DomainError):
+    """It was begun and has not ended in time; it may end yet."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            503,
+            "database_unavailable",
+            "The database does not answer in time. The request may still be carried out; look before you repeat it.",
+            headers={"Retry-After": "5"},
+        )
+
+
 class FairThreads:
     """``threads`` threads, of which one tenant has at most ``each``, and a queue of ``waiting`` (``waiting_each``)."""
 
@@ -81,8 +93,8 @@ class FairThreads:
     ) -> Result:
         """What ``function`` returns, within ``seconds`` in all, ``REQUEST_SECONDS`` unless given.
 
-        Raises ``Overloaded`` when it was not begun in that time, and a 503 when it was and has not ended: its thread is
-        left to it, and stays taken until it ends.
+        Raises ``Overloaded`` when it was not begun in that time, and ``TookTooLong`` when it was and has not ended: its
+        thread is left to it, and stays taken until it ends.
         """
         future = self.submit(tenant, function, *arguments, begun=begun)
         seconds = REQUEST_SECONDS if seconds is None else seconds
@@ -146,11 +158,14 @@ async def _result(future: "Future[Result]", seconds: float, too_slow: Callable[[
 def _too_slow(*, begun: bool) -> DomainError:
     if not begun:
         return Overloaded("The server is busy: this request waited for too long and was not begun. Try again shortly.")
-    message = "The database does not answer in time. The request may still be carried out; look before you repeat it."
-    return DomainError(503, "database_unavailable", message, headers={"Retry-After": "5"})
+    return TookTooLong()
 
 
 # What every request of the API runs on, each with one connection to the database.
 request_threads = FairThreads("request", threads=4, each=3, waiting=1000, waiting_each=200)
 # What reads or writes whole files, without a connection.
 bulk_threads = FairThreads("bulk", threads=4, each=2, waiting=200, waiting_each=50)
+# What makes sense of large bodies and of graders' sources, which takes nothing but a processor.
+parsing_threads = FairThreads("parsing", threads=4, each=1, waiting=200, waiting_each=50)
+# What reads whole models, which takes minutes once for each.
+digest_threads = FairThreads("digest", threads=4, each=1, waiting=100, waiting_each=20)

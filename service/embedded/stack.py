@@ -141,7 +141,8 @@ class Stack:
 
         return {
             "prepare": {"DATABASE_OWNER_URL": running.database_owner_url, **login("troll_operator"), **hashing},
-            "api": {**login("troll_api"), **redis, **hashing, **signing},
+            # Uploads are kept in the data folder while they arrive: where /tmp is memory, there is little of it.
+            "api": {**login("troll_api"), **redis, **hashing, **signing, "TMPDIR": str(self.folder.root)},
             "control-worker": {**login("troll_control"), **redis, **signing},
             "training-worker": {**login("troll_worker"), **redis, **tracking},
             "serving-worker": redis,

@@ -50,10 +50,10 @@ class MissingVariable(Exception):
 
 
 class TooLong(Exception):
-    """A template that is filled has more than ``MAX_FILLED`` characters."""
+    """A text is longer than what reads it takes, such as a filled template of more than ``MAX_FILLED`` characters."""
 
-    def __init__(self) -> None:
-        super().__init__(f"the template makes a text of more than {MAX_FILLED:,} characters")
+    def __init__(self, message: str = f"the template makes a text of more than {MAX_FILLED:,} characters") -> None:
+        super().__init__(message)
 
 
 @dataclass(frozen=True, slots=True)

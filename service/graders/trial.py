@@ -5,7 +5,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.core import ask, broker
+from service.core.threads import parsing_threads
 from service.graders.configured import admit
+from service.graders.definitions import Grader
 
 RUN_SECONDS = 150.0
 """How long one answer may take to be graded; a python grader alone may take two minutes."""
@@ -79,9 +81,14 @@ class RanGrader(BaseModel):
     model_grader_token_usage_per_model: dict[str, dict[str, int]]
 
 
+async def admitted(raw: dict[str, Any], organization_id: str) -> Grader:
+    """The grader of a request, read on a thread of the organisation's share. Raises a 400 that names the field."""
+    return await parsing_threads.run_to_end(organization_id, admit, raw, "grader", organization_id)
+
+
 async def run(request: RunGrader, organization_id: str) -> RanGrader:
     """Grade one answer in the control worker."""
-    grader = admit(request.grader, "grader", organization_id)
+    grader = await admitted(request.grader, organization_id)
     question = {
         "organization_id": organization_id,
         "grader": grader.model_dump(mode="json"),

@@ -12,6 +12,7 @@ that it is still being carried out. Equal requests that are no repetitions do no
 import asyncio
 import hashlib
 import json
+import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -28,7 +29,7 @@ from service.core import threads
 from service.core.db import tenant
 from service.core.errors import DomainError, invalid
 from service.core.ids import new_id
-from service.core.threads import request_threads
+from service.core.threads import TookTooLong, request_threads
 from service.idempotency import repository
 
 KEPT_FOR = timedelta(hours=24)
@@ -75,7 +76,7 @@ class Attempt:
         ``undo`` removes what was prepared, should that not commit. A repetition gets a 503 until then, or until
         ``held_for`` has passed.
         """
-        kept = await in_transaction(self.known, self._begin, content, model, held_for)
+        kept = await self._begun(content, model, held_for)
         if kept is not None:
             return kept
         try:
@@ -85,12 +86,31 @@ class Attempt:
                 lambda session: self._keep(session, content, finish(session, prepared)),
                 undo=lambda: undo(prepared),
             )
+        except TookTooLong:
+            # It may be carried out yet, and then keeps its answer. Otherwise the hold runs out.
+            raise
         except BaseException as error:
             released = request_threads.submit(self.known.organization_id, self._release, content, begun=True)
             if isinstance(error, DomainError) and error.status < 500:
                 # Whoever corrects the request may send it with the same key at once.
                 await asyncio.wait([asyncio.wrap_future(released)], timeout=threads.REQUEST_SECONDS)
             # Otherwise it is not waited for: what made the request fail may last, and the hold runs out.
+            raise
+
+    async def _begun(self, content: Any, model: type[BaseModel], held_for: timedelta) -> Response | None:
+        """``_begin`` in a transaction of its own, which does not commit once nobody waits for it."""
+        given_up = threading.Event()
+
+        def begin(session: Session) -> Response | None:
+            kept = self._begin(session, content, model, held_for)
+            if given_up.is_set():
+                raise TookTooLong
+            return kept
+
+        try:
+            return await in_transaction(self.known, begin)
+        except BaseException:
+            given_up.set()
             raise
 
     def _begin(self, session: Session, content: Any, model: type[BaseModel], held_for: timedelta) -> Response | None:
@@ -113,16 +133,19 @@ class Attempt:
             message = "This Idempotency-Key came with another request before. Send a new key with each new request."
             raise invalid(message, "Idempotency-Key", "idempotency_key_reused")
         if found is None or found.answer is None:
-            message = "The same request is still being handled. Ask again shortly for its answer."
-            waiting = {"Retry-After": "1", "retry-after-ms": "500"}
-            raise DomainError(503, "request_in_progress", message, headers=waiting)
+            raise _in_progress()
         answer = model.model_validate(found.answer).model_dump_json()
         return Response(answer, media_type="application/json", headers={"idempotent-replayed": "true"})
 
     def _keep(self, session: Session, content: Any, answer: Answer) -> Answer:
         fingerprint = self._fingerprint(content)
-        kept = answer.model_dump(mode="json")
-        repository.keep(session, self.known.organization_id, self._name(fingerprint), fingerprint, kept)
+        name, kept = self._name(fingerprint), answer.model_dump(mode="json")
+        if self.key is None:
+            # Equal requests without a key are each carried out; the last answer is kept.
+            repository.keep(session, self.known.organization_id, name, fingerprint, kept)
+        elif not repository.keep_own(session, self.known.organization_id, name, self.holder, kept):
+            # The hold ran out meanwhile, and a repetition is carried out. What this one did is rolled back.
+            raise _in_progress()
         return answer
 
     def _release(self, content: Any) -> None:
@@ -136,6 +159,11 @@ class Attempt:
 
     def _name(self, fingerprint: str) -> str:
         return f"body:{fingerprint}" if self.key is None else f"key:{self.key}"
+
+
+def _in_progress() -> DomainError:
+    message = "The same request is still being handled. Ask again shortly for its answer."
+    return DomainError(503, "request_in_progress", message, headers={"Retry-After": "1", "retry-after-ms": "500"})
 
 
 async def _attempt(

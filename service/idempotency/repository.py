@@ -3,7 +3,7 @@
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, delete, func, or_, select, true
+from sqlalchemy import ColumnElement, and_, delete, func, or_, select, true, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -56,6 +56,13 @@ def keep(session: Session, organization_id: str, key: str, fingerprint: str, ans
     session.execute(
         statement.on_conflict_do_update(index_elements=[KeptAnswer.organization_id, KeptAnswer.key], set_=again)
     )
+
+
+def keep_own(session: Session, organization_id: str, key: str, holder: str, answer: dict[str, Any]) -> bool:
+    """Keep the answer of ``holder``. False when it holds the request no more."""
+    mine = (KeptAnswer.organization_id == organization_id, KeptAnswer.key == key, KeptAnswer.holder == holder)
+    values = {"answer": answer, "holder": None, "held_until": None, "created_at": func.now()}
+    return session.scalar(update(KeptAnswer).where(*mine).values(values).returning(KeptAnswer.key)) is not None
 
 
 def release(session: Session, organization_id: str, key: str, holder: str) -> None:

@@ -22,6 +22,7 @@ from service.installation import repository
 from service.installation.models import Installation
 from service.jobs import repository as jobs
 from service.settings import settings
+from service.uploads import repository as uploads
 
 FILE = "installation"
 CAREFUL_FOR = timedelta(days=30)
@@ -106,7 +107,9 @@ def _introduce(session: Session, row: Installation) -> None:
     held, known = 0, False
     for ids in _batches(_ids()):
         held += len(ids)
-        known = known or bool(files.existing(session, ids) or jobs.existing(session, ids))
+        known = known or bool(
+            files.existing(session, ids) or jobs.existing(session, ids) or uploads.known(session, ids)
+        )
     if not known and (held or row.tied_at is not None or repository.has_files_or_jobs(session)):
         found = f"It holds {held} files and jobs, none of which the database names." if held else "It is empty."
         raise _mismatch(row, None, found)

@@ -13,6 +13,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from redis.exceptions import RedisError
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
@@ -22,7 +23,7 @@ from service.core import ask, broker, storage
 from service.core.db import after_commit
 from service.core.errors import DomainError, invalid
 from service.core.ids import new_id
-from service.core.threads import Overloaded, bulk_threads
+from service.core.threads import Overloaded, TookTooLong, bulk_threads, parsing_threads
 from service.files import check
 from service.files import repository as files
 from service.files.models import File
@@ -71,7 +72,11 @@ class Examined:
 async def prepare(known: Principal, request: CreateJob) -> Examined:
     """Find out about a job what can be found out in time. Raises a 400 for what forbids it, and leaves nothing."""
     until = time.monotonic() + ANSWER_SECONDS
-    draft = await in_transaction(known, _draft, known, request)
+    # Reading a grader takes a processor's time, and no transaction is open meanwhile.
+    asked = await parsing_threads.run_to_end(
+        known.organization_id, parse_method, request.method, request.hyperparameters, known.organization_id
+    )
+    draft = await in_transaction(known, _draft, known, request, asked)
     try:
         return await _examine(known, draft, until)
     except BaseException:
@@ -85,7 +90,7 @@ async def _examine(known: Principal, draft: Draft, until: float) -> Examined:
     if checked is None:
         return Examined(draft, question, None)
     question = question.model_copy(update={"files_checked": True, "warnings": checked.warnings})
-    if not await run_in_threadpool(ask.attended):
+    if not await _attended():
         untried = " and the grader was not tried" if question.grader else ""
         note = f"Rows were not counted in tokens{untried}: No control worker is running"
         return Examined(draft, question, Answer(notes=[note], warnings=checked.warnings))
@@ -96,6 +101,14 @@ async def _examine(known: Principal, draft: Draft, until: float) -> Examined:
     return Examined(draft, question, found)
 
 
+async def _attended() -> bool:
+    try:
+        return await run_in_threadpool(ask.attended)
+    except RedisError:
+        # It is not known; a control worker that is there finds the question in the database.
+        return True
+
+
 async def _check_files(known: Principal, question: Question, until: float) -> Answer | None:
     """What is found in the files; None when they are too large to be read in time, or too many others are read."""
     seconds = max(0.1, until - time.monotonic())
@@ -103,7 +116,7 @@ async def _check_files(known: Principal, question: Question, until: float) -> An
         checked = await bulk_threads.run(
             known.organization_id, examination.check_files, question, until, seconds=seconds
         )
-    except (TimeoutError, Overloaded):
+    except (TimeoutError, Overloaded, TookTooLong):
         return None
     _raise_refusal(checked)
     return checked
@@ -159,9 +172,10 @@ def _raise_refusal(found: Answer) -> None:
         raise refused
 
 
-def _draft(session: Session, known: Principal, request: CreateJob) -> Draft:
+def _draft(
+    session: Session, known: Principal, request: CreateJob, asked: AskedReinforcement | AskedSupervised
+) -> Draft:
     """Read a request against the database, and make the job's folder with its files."""
-    asked = parse_method(request.method, request.hyperparameters, known.organization_id)
     check_integrations(request.integrations or [], settings().wandb_mode)
     model = models.find(session, request.model, param="model", status=400)
     training = _file(session, request.training_file, "training_file", settings().max_training_rows)

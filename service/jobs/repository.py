@@ -256,29 +256,58 @@ def claim_examination(session: Session, *, lease: timedelta, each: int) -> Exami
     longest ago, then the oldest. An organisation has at most ``each`` at work. None when none may be taken.
     """
     session.execute(text("SELECT pg_advisory_xact_lock(hashtext(:name))"), {"name": EXAMINATIONS_LOCK})
-    other = aliased(Examination)
-    own = other.organization_id == Examination.organization_id
-    at_work = select(func.count()).where(own, other.answer.is_(None), other.lease_expires_at > func.now())
-    last_turn = select(func.max(other.claimed_at)).where(own)
-    running, turn = (query.correlate(Examination).scalar_subquery() for query in (at_work, last_turn))
-    chosen = (
-        select(Examination.id)
-        .where(*_UNEXAMINED, running < each)
-        .order_by(running, turn.asc().nulls_first(), Examination.sequence)
-        .limit(1)
-        .with_for_update(skip_locked=True)
-        .scalar_subquery()
-    )
-    return session.scalar(
-        update(Examination)
-        .where(Examination.id == chosen)
-        .values(
-            strikes=Examination.strikes + 1,
-            claimed_at=func.clock_timestamp(),
-            lease_expires_at=func.now() + lease,
+    for organization_id in session.scalars(_whose_examination(each)):
+        chosen = (
+            select(Examination.id)
+            .where(*_UNEXAMINED, Examination.organization_id == organization_id)
+            .order_by(Examination.sequence)
+            .limit(1)
+            .with_for_update(skip_locked=True)
+            .scalar_subquery()
         )
-        .returning(Examination)
+        examination = session.scalar(
+            update(Examination)
+            .where(Examination.id == chosen)
+            .values(
+                strikes=Examination.strikes + 1,
+                claimed_at=func.clock_timestamp(),
+                lease_expires_at=func.now() + lease,
+            )
+            .returning(Examination)
+        )
+        if examination is not None:
+            return examination
+    return None
+
+
+def _whose_examination(each: int) -> Select[str]:
+    """Organisations with an examination that may be begun, the one whose turn it is first."""
+    waiting = (
+        select(Examination.organization_id, func.min(Examination.sequence).label("oldest"))
+        .where(*_UNEXAMINED)
+        .group_by(Examination.organization_id)
+        .subquery()
     )
+    other = aliased(Examination)
+    own = other.organization_id == waiting.c.organization_id
+    at_work = select(func.count()).where(own, other.answer.is_(None), other.lease_expires_at > func.now())
+    last_turn = select(func.max(other.claimed_at)).where(own, other.claimed_at.is_not(None))
+    running, turn = at_work.scalar_subquery(), last_turn.scalar_subquery()
+    return (
+        select(waiting.c.organization_id)
+        .where(running < each)
+        .order_by(running, turn.asc().nulls_first(), waiting.c.oldest)
+    )
+
+
+def call_off_examination(session: Session, id: str, answer: dict[str, Any]) -> None:
+    """Keep ``answer`` in place of what nobody wants to find out any more.
+
+    One that is being concluded is left alone: whoever does has it locked and waits for the job, which the caller has.
+    """
+    mine = select(Examination.id).where(Examination.id == id, Examination.answer.is_(None))
+    unlocked = mine.with_for_update(skip_locked=True).scalar_subquery()
+    session.execute(update(Examination).where(Examination.id == unlocked).values(answer=answer))
 
 
 def remove_old_examinations(session: Session, older_than: timedelta, limit: int) -> None:

@@ -32,6 +32,9 @@ def cancel(session: Session, id: str) -> Job:
         raise _wrong_state(job, "cancelled")
     if job.status == Status.RUNNING:
         return _want(session, job, Desired.CANCEL, "Cancellation requested")
+    if job.status == Status.VALIDATING:
+        called_off = Answer(notes=["The job was cancelled"])
+        repository.call_off_examination(session, job.id, called_off.model_dump(mode="json"))
     end(session, job, Status.CANCELLED)
     tell(session, job, [EventDraft("Job cancelled")])
     return job

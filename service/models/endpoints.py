@@ -11,7 +11,7 @@ from service.accounts.caller import Caller, Known, Route, in_transaction
 from service.accounts.service import Principal
 from service.core import ranges
 from service.core.errors import not_found
-from service.core.threads import bulk_threads
+from service.core.threads import digest_threads
 from service.models import archive as archives
 from service.models import service
 from service.models.schemas import DeletedModel, ModelFileObject, ModelFiles, ModelList, ModelObject
@@ -78,7 +78,7 @@ async def archive(known: Known, model: str, range_: Range = None, if_range: IfRa
 
 async def _files(known: Principal, model: str) -> list[archives.ModelFile]:
     found = await in_transaction(known, partial(service.find, id=model, param="model"))
-    return await bulk_threads.run_to_end(known.organization_id, archives.contents, found.path)
+    return await digest_threads.run_to_end(known.organization_id, archives.contents, found.path)
 
 
 @router.get("/{model:path}")

@@ -70,7 +70,8 @@ def claim(
     due = (
         select(WebhookDelivery.id)
         .join(ranked, ranked.c.id == WebhookDelivery.id)
-        .where(ranked.c.turn <= each)
+        # Asked again of the row that was locked: another may have claimed it since it was ranked.
+        .where(ranked.c.turn <= each, *PENDING, WebhookDelivery.next_attempt_at <= func.now())
         .order_by(ranked.c.turn, WebhookDelivery.next_attempt_at)
         .limit(limit)
         .with_for_update(skip_locked=True, of=WebhookDelivery)

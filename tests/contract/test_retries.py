@@ -8,11 +8,16 @@ from typing import Any
 
 import openai
 import pytest
+from sqlalchemy import update
+from sqlalchemy.orm import Session
 
 import service
-from service.core import live
+from service.core import live, threads
+from service.core.db import tenant
 from service.core.errors import DomainError
 from service.files import service as files
+from service.idempotency.models import KeptAnswer
+from service.jobs import creation
 from service.settings import settings
 from tests import factories
 from tests.conftest import Key
@@ -130,6 +135,51 @@ def test_simultaneous_requests_of_one_key_make_one_job(acme: openai.OpenAI, body
     assert len(ids) == 4
     assert jobs(acme) == [ids[0]]
     assert len(set(ids)) == 1
+
+
+def test_a_request_that_lost_its_key_meanwhile_leaves_nothing(
+    acme: openai.OpenAI, body: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish, acme = creation.create, acme.with_options(max_retries=0)
+
+    def after_its_hold_ran_out(session: Session, examined: Any) -> Any:
+        with tenant(examined.draft.training.organization_id) as other:
+            other.execute(update(KeptAnswer).values(holder="attempt_of_another"))
+        return finish(session, examined)
+
+    monkeypatch.setattr(creation, "create", after_its_hold_ran_out)
+    with pytest.raises(openai.InternalServerError) as refusal:
+        acme.fine_tuning.jobs.create(**body, extra_headers={"Idempotency-Key": "slow"})
+    assert (refusal.value.status_code, refusal.value.code) == (503, "request_in_progress")
+    assert jobs(acme) == []
+
+
+def test_a_request_that_ends_late_keeps_its_key(
+    acme: openai.OpenAI, body: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish, release, acme = creation.create, threading.Event(), acme.with_options(max_retries=0)
+
+    def late(session: Session, examined: Any) -> Any:
+        job = finish(session, examined)
+        assert release.wait(30)
+        return job
+
+    monkeypatch.setattr(creation, "create", late)
+    monkeypatch.setattr(threads, "REQUEST_SECONDS", 2.0)
+    header = {"Idempotency-Key": "late"}
+    for code in ("database_unavailable", "request_in_progress"):
+        with pytest.raises(openai.InternalServerError) as refusal:
+            acme.fine_tuning.jobs.create(**body, extra_headers=header)
+        assert refusal.value.code == code
+    release.set()
+    monkeypatch.setattr(creation, "create", finish)
+    monkeypatch.setattr(threads, "REQUEST_SECONDS", 30.0)
+    deadline = time.monotonic() + 30
+    while not jobs(acme):
+        assert time.monotonic() < deadline, "the late request is never carried out"
+        time.sleep(0.05)
+    again = acme.fine_tuning.jobs.create(**body, extra_headers=header)
+    assert jobs(acme) == [again.id]
 
 
 @pytest.mark.parametrize(

@@ -26,10 +26,25 @@ GradeError = Literal[
 """Names of the flags under which the API reports that a sample could not be graded."""
 
 
-_FENCED = re.compile(
-    r"^[ \t]*```[ \t]*(?:json)?[ \t]*\r?\n(.*?)^[ \t]*```[ \t]*\r?$", re.DOTALL | re.MULTILINE | re.IGNORECASE
-)
+_FENCE = re.compile(r"[ \t]*```[ \t]*(json)?[ \t]*\r?\n?", re.IGNORECASE)
 _CALL = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
+
+
+def _fenced(text: str) -> list[str]:
+    """What stands in fences that say that it is JSON, or nothing; in time that grows with the text and no faster."""
+    blocks: list[str] = []
+    lines = text.split("\n")
+    begun: int | None = None
+    for number, line in enumerate(lines):
+        fence = _FENCE.fullmatch(line)
+        if fence is None:
+            continue
+        if begun is None:
+            begun = number + 1
+        elif not fence[1]:
+            blocks.append("\n".join(lines[begun:number]))
+            begun = None
+    return blocks
 
 
 class SampleNotJSON(Exception):
@@ -49,7 +64,7 @@ class Sample:
         try:
             return strict_json.loads(self.output_text)
         except strict_json.InvalidJSON as error:
-            for block in reversed(_FENCED.findall(self.output_text)):
+            for block in reversed(_fenced(self.output_text)):
                 with suppress(strict_json.InvalidJSON):
                     return strict_json.loads(block)
             raise SampleNotJSON(f"the answer is not JSON: {error}") from None
@@ -183,4 +198,7 @@ class Comparison:
         texts = fill(self._templates, sample)
         if isinstance(texts, Grade):
             return texts
-        return Grade(self._score(*texts))
+        try:
+            return Grade(self._score(*texts))
+        except TooLong as error:
+            return Grade(None, error="other_error", detail=str(error), raised=True)

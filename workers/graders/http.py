@@ -27,6 +27,7 @@ from service.graders.schemas import Http
 from service.graders.settings import GraderSettings, ScoringService
 from workers.graders.addresses import ForbiddenAddress, Unresolved, resolve
 from workers.graders.grading import Grade, Sample
+from workers.graders.watch import Watch
 
 BATCH = 64
 ATTEMPTS = 4
@@ -114,17 +115,25 @@ class HttpGrader:
         pinned = url._replace(netloc=f"[{address}]:{port}" if ":" in address else f"{address}:{port}").geturl()
         headers = {"host": url.netloc, "content-type": "application/json", "accept-encoding": "identity"}
         headers |= signature(self._secret, id, int(time.time()), body)
+        watch = Watch(max(deadline - time.monotonic(), 1.0))
         try:
             with (
+                watch,
                 httpx2.Client(timeout=TIMEOUT, trust_env=False, follow_redirects=False) as client,
                 client.stream(
-                    "POST", pinned, content=body, headers=headers, extensions={"sni_hostname": url.hostname}
+                    "POST",
+                    pinned,
+                    content=body,
+                    headers=headers,
+                    extensions={"sni_hostname": url.hostname, "trace": watch.trace},
                 ) as answer,
             ):
                 return _read(answer, deadline)
         except httpx2.TimeoutException:
             raise _TryAgain("took too long to answer", away=True) from None
         except (httpx2.NetworkError, httpx2.RemoteProtocolError) as error:
+            if watch.over:
+                raise ServiceFailed("took too long to answer") from None
             raise _TryAgain(f"could not be reached: {type(error).__name__}", away=not _is_distrust(error)) from None
         except httpx2.HTTPError as error:
             raise _TryAgain(f"could not be asked: {type(error).__name__}") from None

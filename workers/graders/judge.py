@@ -59,8 +59,12 @@ class JudgeGrader:
             if isinstance(texts, Grade):
                 return texts
             messages.append({"role": role, "content": "\n".join(texts)})
+        client = self._client
+        if (left := deadline - time.monotonic()) < TIMEOUT:
+            # Whoever waits for the batch waits no longer than it says, however often the judge would be asked.
+            client = client.with_options(timeout=max(left, 1.0), max_retries=0)
         try:
-            answer = self._client.chat.completions.create(model=self._model, messages=messages, **self._options)
+            answer = client.chat.completions.create(model=self._model, messages=messages, **self._options)
         except openai.APIStatusError as error:
             if error.status_code in AWAY:
                 away.set()

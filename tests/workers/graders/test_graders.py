@@ -140,6 +140,11 @@ def test_json_in_a_fence_is_read(output: str) -> None:
     assert grade(raw, output).reward == 1.0
 
 
+def test_many_fences_are_read_in_the_time_of_their_lines() -> None:
+    raw = string_check(input="{{sample.output_json.email}}", reference="{{item.wanted.email}}")
+    assert grade(raw, "```json\nx\n" * 100_000).error == "sample_parse_error"
+
+
 CALLED = 'I ask.\n<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call><tool_call>{"name": 7}</tool_call>'
 
 

@@ -1,6 +1,7 @@
 """``score_model`` and ``label_model``: what a judge is asked, and what its answers mean."""
 
 import json
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -203,6 +204,22 @@ def test_a_batch_out_of_time_is_given_up() -> None:
         allowed = GraderSettings(model_endpoints=(endpoint,), model_requests=1, batch_seconds=0.1)
         grades = build(parse_grader(SCORE, "grader"), allowed).grade([SAMPLE] * 3)
     assert [each.error for each in grades[1:]] == ["model_grader_server_error"] * 2
+    assert len(server.asked) == 1
+
+
+def test_a_judge_that_hangs_is_asked_no_longer_than_the_batch_may_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = threading.Event()
+
+    def hangs(_: Asked) -> dict[str, Any]:
+        ended.wait(60)
+        return result(1)
+
+    with serve(hangs) as server:
+        endpoint = ModelEndpoint(f"{server.origin}/v1", ("judge-1",))
+        allowed = GraderSettings(model_endpoints=(endpoint,), batch_seconds=1.0)
+        (only,) = build(parse_grader(SCORE, "grader"), allowed).grade([SAMPLE])
+        ended.set()
+    assert (only.error, only.away) == ("model_grader_server_error", True)
     assert len(server.asked) == 1
 
 

@@ -92,6 +92,16 @@ def test_meteor_matches_stems() -> None:
     assert rouge_n("cats running", "cat runs", 1) == 0.0
 
 
+@pytest.mark.parametrize("metric", ["fuzzy_match", "rouge_l"])
+def test_texts_too_long_to_be_compared_earn_least(metric: str) -> None:
+    raw = {"type": "text_similarity", "name": "x", "evaluation_metric": metric}
+    raw |= {"input": "{{sample.output_text}}", "reference": "{{item.answer}}"}
+    long = "ab " * 100_000
+    (found,) = build(parse_grader(raw, "grader")).grade([Sample({"answer": long}, long + "c")])
+    assert (found.error, found.earns_least) == ("other_error", True)
+    assert "too long to be compared" in str(found.detail)
+
+
 def test_the_time_of_meteor_does_not_grow_with_the_square_of_the_length() -> None:
     def seconds(length: int) -> float:
         words = [[str(random.Random(side).random() + i) for i in range(length)] for side in (1, 2)]
