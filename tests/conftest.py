@@ -4,9 +4,12 @@ Only tests that ask for them pay for them. The servers are started by the code o
 runs on what users run on.
 """
 
+import fcntl
 import os
 import secrets
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -45,6 +48,20 @@ class Key:
 def pytest_configure() -> None:
     # Fixtures are torn down after an interrupt, so being told to end should be one.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session")
+def demo_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the demo's base model, which takes most of a minute: built once for all processes of a run."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    folder = shared / "demo-model"
+    with (shared / "demo-model.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        command = [sys.executable, "-m", "workers.demo", "build", str(folder)]
+        subprocess.run(command, check=True, capture_output=True, timeout=280)
+    return folder
 
 
 @pytest.fixture(scope="session")

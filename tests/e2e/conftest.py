@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ import pytest
 from openai import OpenAI
 
 from service import demo
+from service.embedded.stack import DEMO_MODEL
 
 OUTSIDE = ("DATABASE_URL", "DATABASE_OWNER_URL", "REDIS_URL")
 
@@ -49,12 +51,13 @@ def troll(*arguments: str, timeout: float = 180) -> subprocess.CompletedProcess[
 
 
 @pytest.fixture(scope="session")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def stack(tmp_path_factory: pytest.TempPathFactory, demo_model: Path) -> Iterator[Stack]:
     folder = tmp_path_factory.mktemp("stack")
     # As somebody else may have made it, with a folder in it that an earlier version left open.
     folder.chmod(0o755)
     (folder / "uploads").mkdir()
     (folder / "uploads").chmod(0o755)
+    shutil.copytree(demo_model, folder / "models" / DEMO_MODEL)
     started = troll("up", "--data-dir", str(folder), "--port", "0", "--demo-model", "--detach")
     try:
         assert started.returncode == 0, started.stdout + started.stderr

@@ -77,8 +77,8 @@ def test_a_job_improves_the_model_and_leaves_weights(stack: Stack, create: Calla
 
 
 def test_a_killed_training_child_resumes_from_its_checkpoint(stack: Stack, create: Callable[..., Any]) -> None:
-    id = create(n_steps=24, eval_interval=4).id
-    wait(stack, id, lambda job: job.model_extra["progress"]["step"] >= 6)
+    id = create(n_steps=12, eval_interval=4).id
+    wait(stack, id, lambda job: job.model_extra["progress"]["step"] >= 5)
     children = stack.training_children()
     assert children
     for child in children:
@@ -86,7 +86,7 @@ def test_a_killed_training_child_resumes_from_its_checkpoint(stack: Stack, creat
     job = wait(stack, id)
     assert (job.status, job.model_extra["progress"]["attempt"]) == ("succeeded", 2)
     told = events(stack, id)
-    assert_told_once_and_in_order(told, steps=24)
+    assert_told_once_and_in_order(told, steps=12)
     assert any("esumed from" in event.message for event in told)
 
 
