@@ -38,5 +38,5 @@ def test_a_hostile_source_is_a_fault_in_words(kind: str) -> None:
 
 
 def test_a_source_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source, "SECONDS", 0.0)
+    monkeypatch.setattr(source, "PATIENCE", 0.0)
     assert source.fault(GOOD[0]) == "Python cannot read it: it is nested too deep or takes too long"
