@@ -4,17 +4,18 @@ from fastapi import APIRouter
 
 from service.accounts.caller import Known, Route
 from service.graders import trial
-from service.graders.configured import admit
 from service.graders.trial import RanGrader, RunGrader, ValidatedGrader, ValidateGrader
 
 router = APIRouter(prefix="/v1/fine_tuning/alpha/graders", tags=["graders"], route_class=Route)
 
 
 @router.post("/validate")
-def validate(known: Known, body: ValidateGrader) -> ValidatedGrader:
-    """Check a grader without running it. The answer holds it as a job would keep it."""
-    grader = admit(body.grader, "grader", known.organization_id)
-    return ValidatedGrader(grader=grader.model_dump(mode="json"))
+async def validate(known: Known, body: ValidateGrader) -> ValidatedGrader:
+    """Check a grader without grading: code is loaded, with what it imports.
+
+    The answer holds the grader as a job would keep it.
+    """
+    return await trial.validate(body, known.organization_id)
 
 
 @router.post("/run")
