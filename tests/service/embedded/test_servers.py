@@ -15,11 +15,15 @@ import psutil
 import psycopg
 import pytest
 import redis
+from celery import Celery
+from sqlalchemy import create_engine, text
 
-from service.core.db import ROLES
+from service.core.broker import broker_url
+from service.core.db import ROLES, driver_url
 from service.embedded import postgres, servers
 from service.embedded.folder import Folder
 from service.embedded.processes import Children, StartError, exited, write_json
+from tests.service.embedded.test_folder import UNUSUAL
 
 
 @pytest.fixture
@@ -257,6 +261,29 @@ def connects(folder: Folder, login: str, password: str | None = None) -> bool:
     except psycopg.OperationalError:
         return False
     return True
+
+
+def test_they_start_below_a_folder_of_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("DATABASE_URL", "DATABASE_OWNER_URL", "REDIS_URL"):
+        monkeypatch.delenv(name, raising=False)
+    folder = Folder(tmp_path / UNUSUAL)
+    folder.prepare()
+    folder.lock()
+    children = Children(folder.records, folder.logs)
+    try:
+        remember(servers.start(folder, children), "kept")
+        children.stop()
+        running = servers.start(folder, children)
+        assert remembered(running) == "kept"
+        with Celery(broker=broker_url(running.redis_url), set_as_current=False).connection_for_write() as broker:
+            broker.ensure_connection(max_retries=1)
+        engine = create_engine(driver_url(running.database_owner_url))
+        with engine.connect() as connection:
+            assert connection.execute(text("SELECT word FROM words")).scalar() == "kept"
+        engine.dispose()
+    finally:
+        children.stop()
+        folder.unlock()
 
 
 def test_nobody_is_taken_at_their_word(folder: Folder, children: Children) -> None:
