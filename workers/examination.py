@@ -22,7 +22,7 @@ from service.graders import schemas
 from service.graders.configured import grader_settings
 from service.graders.schemas import GraderError
 from service.jobs.examination import GRADER, Answer, Question, check_files
-from workers.graders import Grade, Grader, JailError, Sample, build
+from workers.graders import Grade, Grader, JailError, Sample, build, faults
 
 ROWS = 3
 STAND_INS = 6
@@ -118,8 +118,12 @@ def _count_tokens(question: Question, model: Path, answer: Answer, give_up_at: f
 def _try_grader(definition: schemas.Grader, training: Path, answer: Answer, give_up_at: float) -> None:
     rows = list(islice(dataset.rows(training), ROWS))
     batch_seconds = min(BATCH_SECONDS, max(give_up_at - time.monotonic(), 1.0))
+    settings = replace(grader_settings(), batch_seconds=batch_seconds)
     try:
-        grader = build(definition, replace(grader_settings(), batch_seconds=batch_seconds))
+        grader = build(definition, settings)
+        for field, fault in faults(definition, settings, GRADER).items():
+            answer.problems[GRADER] = f"The grader cannot be loaded ({field}): {fault}"
+            return
     except (JailError, GraderError, OSError) as error:
         log.warning("a grader cannot be tried here: %s", error)
         answer.notes.append(f"The grader was not tried: {error}")

@@ -5,7 +5,7 @@ from typing import Any
 from celery import Task
 
 from service.core import ask
-from service.core.broker import DELIVER_WEBHOOKS, EXAMINE_JOBS, RUN_GRADER, RUN_JOB, TEST_WEBHOOK
+from service.core.broker import DELIVER_WEBHOOKS, EXAMINE_JOBS, LOAD_GRADER, RUN_GRADER, RUN_JOB, TEST_WEBHOOK
 from workers import examiner, supervisor, trial, webhooks
 from workers import prune as pruning
 from workers import sweep as sweeping
@@ -32,6 +32,12 @@ def prune() -> None:
 def run_grader(id: str, question: dict[str, Any]) -> None:
     if ask.is_wanted(id):
         trial.answer(id, question)
+
+
+@app.task(name=LOAD_GRADER)
+def load_grader(id: str, question: dict[str, Any]) -> None:
+    if ask.is_wanted(id):
+        trial.answer_load(id, question)
 
 
 @app.task(name=EXAMINE_JOBS)

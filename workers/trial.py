@@ -1,11 +1,12 @@
-"""Running a grader on one answer for somebody who waits, on threads shared fairly between organisations."""
+"""Loading a grader, or running it on one answer, for somebody who waits; organisations share the threads fairly."""
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from pydantic import TypeAdapter
+from pydantic import BaseModel, TypeAdapter
 
 from service.core import ask
 from service.core.threads import FairThreads, Overloaded
@@ -13,8 +14,8 @@ from service.graders import schemas
 from service.graders.bounds import least_reward
 from service.graders.configured import grader_settings
 from service.graders.schemas import GraderError
-from service.graders.trial import RUN_SECONDS, RanGrader, RunErrors, RunMetadata
-from workers.graders import Grade, JailError, Sample, build
+from service.graders.trial import RUN_SECONDS, LoadedGrader, RanGrader, RunErrors, RunMetadata
+from workers.graders import Grade, JailError, Sample, build, faults
 
 _definition: TypeAdapter[schemas.Grader] = TypeAdapter(schemas.Grader)
 # Apart from the worker's other threads: a slow grader must never hold up the sweep, nor another organisation's.
@@ -27,22 +28,40 @@ log = logging.getLogger(__name__)
 
 def answer(id: str, question: dict[str, Any]) -> None:
     """Have graded what question ``id`` asks, and whoever waits be told. Returns at once."""
+    _begin(id, question, lambda: run(question["grader"], question["model_sample"], question["item"]))
+
+
+def answer_load(id: str, question: dict[str, Any]) -> None:
+    """Have the grader of question ``id`` loaded, and whoever waits be told. Returns at once."""
+    _begin(id, question, lambda: load(question["grader"]))
+
+
+def _begin(id: str, question: dict[str, Any], find: Callable[[], BaseModel]) -> None:
     try:
-        threads.submit(question["organization_id"], _answer, id, question)
+        threads.submit(question["organization_id"], _answer, id, find)
     except Overloaded:
         ask.reply(id, ask.BUSY)
     else:
         ask.reply(id, ask.ACCEPTED)
 
 
-def _answer(id: str, question: dict[str, Any]) -> None:
+def _answer(id: str, find: Callable[[], BaseModel]) -> None:
     try:
-        found = run(question["grader"], question["model_sample"], question["item"])
+        found = find()
     except Exception:
-        log.exception("a grader's run failed")
+        log.exception("a grader could not be tried")
         ask.reply(id, ask.FAILED)
     else:
         ask.reply(id, ask.ANSWER, found.model_dump(mode="json"))
+
+
+def load(definition: dict[str, Any]) -> LoadedGrader:
+    """What keeps the grader's code from being loaded in the jail."""
+    try:
+        return LoadedGrader(faults=faults(_definition.validate_python(definition), grader_settings()))
+    except (JailError, OSError) as error:
+        log.error("the grader cannot be loaded here: %s", error)
+        return LoadedGrader(unavailable=str(error))
 
 
 def run(definition: dict[str, Any], model_sample: str, item: dict[str, Any]) -> RanGrader:

@@ -1,5 +1,6 @@
 """``troll check``: what the service would say of data and grader, without a service."""
 
+import os
 import subprocess
 import sys
 from enum import StrEnum
@@ -10,6 +11,7 @@ import typer
 import yaml
 
 from service.cli.failure import CommandError
+from service.embedded import jail
 from service.files import check as checking
 from service.graders.schemas import Grader, GraderError, parse_grader
 from service.jobs.examination import Answer, Question
@@ -40,8 +42,8 @@ def check(
 ) -> None:
     """Check the files of a job as the service would: all bad lines at once, and fields that the grader misses.
 
-    Where the extra 'worker' is installed, the grader is tried on the first rows, as TROLL_GRADERS allows, and with
-    --model rows are counted in tokens.
+    Where the extra 'worker' is installed, the grader is tried on the first rows, code in a jail or as TROLL_GRADERS
+    says, and with --model rows are counted in tokens.
     """
     if grader and method is Method.SUPERVISED:
         raise CommandError("Supervised jobs have no grader: leave out --grader, or choose --method reinforcement.")
@@ -63,7 +65,18 @@ def check(
 def _examine(question: Question) -> Answer:
     """What a worker would find. It is a process of its own, for the worker's libraries are not the command line's."""
     command = [sys.executable, "-m", "workers.examination"]
-    done = subprocess.run(command, input=question.model_dump_json(), capture_output=True, text=True, check=False)
+    try:
+        settings = jail.wanted(jail.Jail.AUTO).settings
+    except ValueError as error:
+        raise CommandError(str(error)) from error
+    done = subprocess.run(
+        command,
+        input=question.model_dump_json(),
+        env=os.environ | jail.variables(settings),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode != 0:
         reason = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
         return Answer(notes=[f"Tokens were not counted, and a grader was not tried: {reason}"])

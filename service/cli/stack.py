@@ -15,12 +15,21 @@ import typer
 
 from service.cli.connection import DEFAULT_DATA_DIR
 from service.cli.failure import CommandError
+from service.embedded.jail import Jail
 
 if TYPE_CHECKING:
     from service.embedded.stack import Options, Ready
 
 POLL_SECONDS = 0.05
 
+JailChoice = Annotated[
+    Jail,
+    typer.Option(
+        "--jail",
+        help="Whether python graders and code tests run, in a jail. auto: where it proves itself on this machine, or "
+        "as TROLL_GRADERS says; on: no start without it.",
+    ),
+]
 DataDir = Annotated[Path, typer.Option("--data-dir", envvar="TROLL_DATA_DIR", help="Where everything is kept.")]
 
 
@@ -34,6 +43,7 @@ def up(
         bool, typer.Option("--detach", help="Return when all is ready; print JSON as the last line.")
     ] = False,
     demo_model: Annotated[bool, typer.Option("--demo-model", help="Also build the demo's base model.")] = False,
+    jail: JailChoice = Jail.AUTO,
 ) -> None:
     """Start PostgreSQL, Redis, the API and the workers on this machine, on one data folder.
 
@@ -44,10 +54,12 @@ def up(
     from service.embedded.stack import Options
 
     storage.restrict_umask()
-    options = Options(data_dir.absolute(), host, port, demo_model)
+    options = Options(data_dir.absolute(), host, port, demo_model, jail)
     typer.secho(f"Starting on {options.data_dir} …", err=True)
     if detach:
-        typer.echo(json.dumps(start_detached(options)))
+        ready = start_detached(options)
+        typer.secho(ready["jail_note"], err=True)
+        typer.echo(json.dumps(ready))
     else:
         _run(options)
 
@@ -63,6 +75,7 @@ def demo(
     data_dir: Annotated[
         Path, typer.Option("--data-dir", help="A folder for this demo; an earlier demo there is replaced.")
     ] = Path(".data/demo"),
+    jail: JailChoice = Jail.AUTO,
 ) -> None:
     """Teach a tiny language model two-digit additions through the whole service, and show it before and after."""
     _require_embedded()
@@ -70,7 +83,7 @@ def demo(
     from service.demo import run
 
     storage.restrict_umask()
-    raise typer.Exit(run(data_dir.absolute()))
+    raise typer.Exit(run(data_dir.absolute(), jail))
 
 
 def stop_stack(data_dir: Path) -> bool:
@@ -151,6 +164,7 @@ def _announce(ready: "Ready") -> None:
     typer.echo(f"OPENAI_API_KEY={ready.api_key}")
     if ready.model:
         typer.echo(f"Demo model: {ready.model}")
+    typer.secho(ready.jail_note, err=True)
     typer.secho(f"Ready. Data and logs are in {ready.data_dir}. Ctrl-C stops everything.", err=True)
 
 

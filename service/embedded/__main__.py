@@ -11,13 +11,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from service.embedded.jail import Jail
 from service.embedded.processes import StartError, Stopped
 from service.embedded.stack import Options, Stack
 
 
 def main(options: dict[str, Any]) -> int:
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
-    stack = Stack(Options(**{**options, "data_dir": Path(options["data_dir"])}))
+    typed = {"data_dir": Path(options["data_dir"]), "jail": Jail(options["jail"])}
+    stack = Stack(Options(**{**options, **typed}))
     stack.stop_on_signals()
     try:
         stack.run(lambda ready: _say({"ready": asdict(ready)}))

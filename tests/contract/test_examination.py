@@ -8,12 +8,12 @@ import pytest
 
 from service.core import ask
 from tests import factories
-from tests.contract.test_graders import control_worker
+from tests.contract.test_graders import code_allowed, control_worker, python
 from tests.workers.training import tiny
 from workers import examiner
 from workers.demo import make_tokenizer
 
-__all__ = ["control_worker"]
+__all__ = ["code_allowed", "control_worker"]
 
 BROKEN = {"type": "multi", "name": "m", "graders": {"exact": factories.GRADER}, "calculate_output": "exact / 0"}
 
@@ -63,6 +63,18 @@ def test_a_grader_that_fails_on_every_first_row_is_refused(
         connect(api_key).fine_tuning.jobs.create(**{**body, "method": factories.method(BROKEN)})
     assert (refusal.value.code, refusal.value.param) == ("invalid_grader", "method.reinforcement.grader")
     assert "line 1: formula_parse_error" in refusal.value.message
+
+
+@pytest.mark.parametrize("beginning", ["import nowhere", "def rarely_called():\n    import nowhere\n"])
+def test_a_grader_that_is_not_valid_is_refused_too(
+    acme: openai.OpenAI, body: dict[str, Any], attended: None, code_allowed: None, beginning: str
+) -> None:
+    method = factories.method(python(beginning))
+    with pytest.raises(openai.BadRequestError) as refusal:
+        acme.fine_tuning.jobs.create(**{**body, "method": method})
+    assert (refusal.value.code, refusal.value.param) == ("invalid_grader", "method.reinforcement.grader")
+    assert "(method.reinforcement.grader.source)" in refusal.value.message
+    assert "No module named 'nowhere'" in refusal.value.message
 
 
 def test_rows_that_a_worker_has_no_time_for_hold_no_job_up(

@@ -1,9 +1,11 @@
 """Alpha graders through the official client; a real Celery worker grades."""
 
+import json
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -16,6 +18,7 @@ from service.graders.configured import grader_settings
 from tests import factories
 from tests.conftest import Key
 from tests.contract.conftest import Official
+from tests.workers.graders.jails import first_tier
 from workers import trial
 from workers.trial import run as run_grader
 
@@ -69,6 +72,55 @@ def test_code_is_refused_where_no_jail_is_set(official: Official) -> None:
     with pytest.raises(openai.BadRequestError) as refusal:
         run(official, python, "x", {})
     assert refusal.value.param == "grader.type"
+
+
+@pytest.fixture
+def code_allowed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("TROLL_GRADERS", json.dumps({"jail": first_tier()}))
+    grader_settings.cache_clear()
+    yield
+    monkeypatch.undo()
+    grader_settings.cache_clear()
+
+
+def python(beginning: str) -> Any:
+    source = f"{beginning}\ndef grade(sample, item):\n    return 1.0\n"
+    return {"type": "python", "name": "p", "source": source}
+
+
+def test_a_grader_whose_imports_are_there_is_valid(
+    official: Official, control_worker: None, code_allowed: None
+) -> None:
+    grader = python("import numpy, rapidfuzz, scipy")
+    answer = official.ask(official.client.fine_tuning.alpha.graders.validate(grader=grader))
+    assert answer.grader.source == grader["source"]
+
+
+def test_a_grader_whose_imports_are_missing_is_not_valid(
+    connect: Any, api_key: Key, control_worker: None, code_allowed: None
+) -> None:
+    graders = connect(api_key).fine_tuning.alpha.graders
+    multi = {"type": "multi", "name": "m", "graders": {"code": python("import nowhere")}, "calculate_output": "code"}
+    for grader, field in ((python("import nowhere"), "grader.source"), (multi, "grader.graders.code.source")):
+        with pytest.raises(openai.BadRequestError) as refusal:
+            graders.validate(grader=grader)
+        assert (refusal.value.code, refusal.value.param) == ("invalid_grader", field)
+        assert "No module named 'nowhere'" in refusal.value.message
+
+
+def test_where_no_jail_holds_a_grader_is_neither_valid_nor_not(
+    connect: Any,
+    api_key: Key,
+    control_worker: None,
+    code_allowed: None,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setenv("TROLL_GRADERS", json.dumps({"jail": "unshare", "jail_cgroup": str(tmp_path / "none")}))
+    grader_settings.cache_clear()
+    with pytest.raises(openai.InternalServerError) as failure:
+        connect(api_key, max_retries=0).fine_tuning.alpha.graders.validate(grader=python(""))
+    assert (failure.value.status_code, failure.value.code) == (503, "jail_unavailable")
 
 
 def test_a_run_gives_the_reward(official: Official, control_worker: None) -> None:

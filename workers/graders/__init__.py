@@ -3,7 +3,7 @@
 from service.graders import schemas
 from service.graders.admission import check_allowed
 from service.graders.settings import GraderSettings
-from workers.graders import http
+from workers.graders import http, python
 from workers.graders.code_tests import CodeTestsGrader
 from workers.graders.grading import Grade, GradeError, Grader, Limited, Sample, TokenUsage
 from workers.graders.http import HttpGrader
@@ -15,7 +15,7 @@ from workers.graders.python import PythonGrader
 from workers.graders.string_check import StringCheckGrader
 from workers.graders.text_similarity import TextSimilarityGrader
 
-__all__ = ["Grade", "GradeError", "Grader", "JailError", "Sample", "TokenUsage", "batch_size", "build"]
+__all__ = ["Grade", "GradeError", "Grader", "JailError", "Sample", "TokenUsage", "batch_size", "build", "faults"]
 
 JAILED_BATCH = 16
 """A jail starts anew for every batch; so many runs make up for it."""
@@ -31,6 +31,21 @@ def build(grader: schemas.Grader, settings: GraderSettings | None = None) -> Gra
     settings = settings or GraderSettings()
     check_allowed(grader, settings, "grader")
     return _build(grader, settings)
+
+
+def faults(grader: schemas.Grader, settings: GraderSettings, path: str = "grader") -> dict[str, str]:
+    """What keeps graders' sources from being loaded in the jail, such as what they import, by field.
+
+    Raises ``JailError`` where no jail holds.
+    """
+    match grader:
+        case schemas.Multi():
+            parts = [faults(each, settings, f"{path}.graders.{key}") for key, each in grader.graders.items()]
+            return {field: fault for part in parts for field, fault in part.items()}
+        case schemas.Python() if (fault := python.fault(grader, settings)) is not None:
+            return {f"{path}.source": fault}
+        case _:
+            return {}
 
 
 def batch_size(grader: schemas.Grader) -> int:

@@ -36,7 +36,10 @@ KILL_SECONDS = 10.0
 """How much longer than its time a program may take to be gone before the whole jail is killed."""
 CLOSE_SECONDS = 5.0
 MAX_LINE = 64 * 1024**2
-LIBRARIES = ("numpy", "scipy", "sympy", "pandas", "rapidfuzz", "sklearn", "nltk", "regex")
+LIBRARIES = (
+    *("numpy", "scipy", "sympy", "pandas", "rapidfuzz", "sklearn", "nltk", "regex"),
+    *("rouge_score", "deepdiff", "sqlparse", "jsonschema"),
+)
 ENVIRONMENT = {
     "PATH": "/usr/bin:/bin",
     "HOME": SCRATCH,
@@ -47,6 +50,7 @@ ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
+    "NLTK_DATA": f"{sys.prefix}/lib/nltk_data",
 }
 
 

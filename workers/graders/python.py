@@ -10,6 +10,7 @@ from workers.graders.grading import Grade, Sample
 from workers.graders.lanes import run_all
 
 MAX_DETAIL = 2000
+LOAD_SECONDS = 30.0
 
 
 class PythonGrader:
@@ -31,18 +32,39 @@ class PythonGrader:
         return {"kind": "grade", "source": self._source, "seconds": seconds, **given}
 
 
+def fault(definition: Python, settings: GraderSettings) -> str | None:
+    """Why the jail cannot load the source, with what its functions import; None when it can.
+
+    Raises ``JailError`` where no jail holds, or none had the time.
+    """
+    ensure_confined(settings)
+    seconds = min(settings.jail_limits.seconds, LOAD_SECONDS)
+    with jail.Jail(settings) as opened:
+        outcome = opened.run({"kind": "load", "source": definition.source, "seconds": seconds})
+    line = next(outcome.lines(), {})
+    if line.get("loaded") is True:
+        return None
+    if _only_waited(outcome, seconds):
+        raise jail.JailError(f"the grader was not loaded: {outcome.why(seconds)}")
+    return str(line.get("error", outcome.why(seconds)))[:MAX_DETAIL]
+
+
 def _grade(outcome: jail.Outcome | jail.JailError, seconds: float) -> Grade:
     if isinstance(outcome, jail.JailError):
         return Grade(None, error="python_grader_server_error", detail=str(outcome))
     lines = list(outcome.lines())
     if outcome.stopped is not None or not lines:
-        # Where it hardly got to compute, the time went by for the machine's reasons and not for the answer's.
-        waited = outcome.stopped == "time" and outcome.cpu_seconds < seconds / 2
-        return _failed(f"The grader gave no reward: {outcome.why(seconds)}.", raised=not waited)
+        detail = f"The grader gave no reward: {outcome.why(seconds)}."
+        return _failed(detail, raised=not _only_waited(outcome, seconds))
     reward = lines[-1].get("reward")
     if isinstance(reward, int | float) and not isinstance(reward, bool) and math.isfinite(reward):
         return Grade(float(reward))
     return _failed(str(lines[-1].get("error", "The grader gave no reward.")), raised=True)
+
+
+def _only_waited(outcome: jail.Outcome, seconds: float) -> bool:
+    """Whether it hardly got to compute: the time went by for the machine's reasons and not for the code's."""
+    return outcome.stopped == "time" and outcome.cpu_seconds < seconds / 2
 
 
 def _failed(detail: str, *, raised: bool) -> Grade:

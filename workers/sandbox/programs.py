@@ -1,9 +1,10 @@
-"""The programs that a jail can run: a grader's ``grade``, calls of a function, and a whole script.
+"""The programs that a jail can run: loading a grader, its ``grade``, calls of a function, and a whole script.
 
 Each runs in a process that is about to end, beside code that it does not trust. A report is JSON lines, and whoever
 reads it takes it for a claim: it may come from the code and not from here.
 """
 
+import ast
 import io
 import json
 import linecache
@@ -11,13 +12,14 @@ import math
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 MAX_TRACEBACK = 2000
 MAX_VALUE = 1 << 16
 """Characters of one value that a call may return."""
 MAX_NESTING = 50
+_NO_GRADE = "the source defines no function 'grade'"
 
 
 class _NotComparable(Exception):
@@ -30,12 +32,44 @@ def run(program: dict[str, Any], report: int) -> None:
     os._exit(0)
 
 
+def _load_alone(program: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> None:
+    """Load a grader without asking it anything, and import what its functions would import first of all."""
+    try:
+        namespace = _load(program["source"], "grader.py", "grader")
+        if not callable(namespace.get("grade")):
+            tell({"error": _NO_GRADE})
+            return
+        for statement in _imports_of_functions(ast.parse(program["source"])):
+            exec(compile(ast.Module([statement], []), "grader.py", "exec"), dict(namespace))
+        tell({"loaded": True})
+    except BaseException as error:
+        tell({"error": _describe(error, "grader.py")})
+
+
+def _imports_of_functions(tree: ast.Module) -> Iterator[ast.stmt]:
+    """The imports that functions carry out whenever they are called: under no condition, and in no ``try``.
+
+    Functions that are called in a ``try`` are left out, for their failure may be expected.
+    """
+    tried = {
+        getattr(call.func, "id", getattr(call.func, "attr", None))
+        for guarded in ast.walk(tree)
+        if isinstance(guarded, ast.Try)
+        for statement in guarded.body
+        for call in ast.walk(statement)
+        if isinstance(call, ast.Call)
+    }
+    for function in ast.walk(tree):
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef) and function.name not in tried:
+            yield from (each for each in function.body if isinstance(each, ast.Import | ast.ImportFrom))
+
+
 def _grade(program: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> None:
     try:
         namespace = _load(program["source"], "grader.py", "grader")
         grade = namespace.get("grade")
         if not callable(grade):
-            tell({"error": "the source defines no function 'grade'"})
+            tell({"error": _NO_GRADE})
             return
         tell(_as_reward(grade(program["sample"], program["item"])))
     except BaseException as error:
@@ -80,6 +114,7 @@ def _script(program: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> 
 
 
 _RUN: dict[str, Callable[[dict[str, Any], Callable[[dict[str, Any]], None]], None]] = {
+    "load": _load_alone,
     "grade": _grade,
     "call": _call,
     "script": _script,

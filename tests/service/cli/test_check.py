@@ -7,7 +7,9 @@ import pytest
 from typer.testing import CliRunner
 
 from service.cli import app
+from service.graders.configured import grader_settings
 from tests import factories
+from tests.workers.graders.jails import first_tier
 
 
 @pytest.fixture
@@ -63,6 +65,17 @@ def test_a_grader_that_is_none_is_explained(training: Path, tmp_path: Path) -> N
     result = CliRunner().invoke(app, ["check", str(training), "--grader", str(path)])
     assert result.exit_code == 1
     assert "cosine" in result.output
+
+
+def test_code_is_tried_in_a_jail_offline(training: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first_tier()
+    monkeypatch.delenv("TROLL_GRADERS", raising=False)
+    grader_settings.cache_clear()
+    definition = tmp_path / "grader.json"
+    source = "import nowhere\ndef grade(sample, item):\n    return 1.0\n"
+    definition.write_text(json.dumps({"type": "python", "name": "p", "source": source}))
+    result = CliRunner().invoke(app, ["check", str(training), "--grader", str(definition)])
+    assert (result.exit_code, "No module named 'nowhere'" in result.output) == (1, True)
 
 
 def test_a_grader_that_never_works_is_found_offline(tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
 """The data folder: private, locked by one, with secrets that stay."""
 
+import re
 import stat
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -96,10 +98,27 @@ def test_a_killed_holder_does_not_keep_the_folder(folder: Folder) -> None:
     folder.unlock()
 
 
-def test_sockets_of_a_deep_folder_go_where_their_path_is_short_enough(tmp_path: Path) -> None:
-    deep = Folder(tmp_path / ("x" * 120))
-    deep.prepare()
-    sockets = deep.sockets()
+UNUSUAL = "a clone, 100% + ünï?#&=;'\"\\"
+
+
+@pytest.mark.parametrize("name", ["x" * 120, UNUSUAL])
+@pytest.mark.parametrize("temporary", ["/tmp", "{tmp_path}/also, unusual"])
+def test_sockets_go_where_their_path_is_short_and_plain_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, temporary: str
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", temporary.format(tmp_path=tmp_path))
+    folder = Folder(tmp_path / name)
+    folder.prepare()
+    folder.lock()
+    sockets = folder.sockets()
     assert len(str(sockets / "postgres" / ".s.PGSQL.5432")) <= LONGEST_SOCKET_PATH
+    assert re.fullmatch("[A-Za-z0-9/._-]+", str(sockets))
     assert mode(sockets) == 0o700
-    sockets.rmdir()
+    folder.unlock()
+    assert not sockets.exists()
+
+
+def test_sockets_of_other_folders_are_in_them(folder: Folder) -> None:
+    assert folder.sockets() == folder.root / "run"
+    folder.unlock()
+    assert folder.sockets().exists()

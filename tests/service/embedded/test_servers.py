@@ -1,20 +1,29 @@
 """PostgreSQL and Redis for a folder: private, lasting, and up again after the worst."""
 
+import ctypes
 import os
+import shutil
 import stat
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
 import psutil
 import psycopg
 import pytest
 import redis
+from celery import Celery
+from sqlalchemy import create_engine, text
 
-from service.core.db import ROLES
-from service.embedded import servers
+from service.core.broker import broker_url
+from service.core.db import ROLES, driver_url
+from service.embedded import postgres, servers
 from service.embedded.folder import Folder
-from service.embedded.processes import Children, exited, write_json
+from service.embedded.processes import Children, StartError, exited, write_json
+from tests.service.embedded.test_folder import UNUSUAL
 
 
 @pytest.fixture
@@ -114,6 +123,134 @@ def test_they_start_in_a_folder_that_everybody_may_enter(monkeypatch: pytest.Mon
             children.stop()
 
 
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="others run PostgreSQL as themselves")
+PR_CAPBSET_DROP = 24
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that every user can reach, unlike those of pytest."""
+    with tempfile.TemporaryDirectory() as root:
+        Path(root).chmod(0o755)
+        yield Path(root)
+
+
+@pytest.fixture
+def wheel(tmp_path: Path, open_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """PostgreSQL's wheel, installed below a folder that only its owner can enter."""
+    package = postgres.installed()
+    site = tmp_path / "closed" / "site"
+    for name in (f"{package.name}/{postgres.INSTALLATION}", f"{package.name}.libs"):
+        shutil.copytree(package.parent / name, site / name, symlinks=True)
+    (tmp_path / "closed").chmod(0o700)
+    monkeypatch.setattr(postgres, "installed", lambda: site / package.name)
+    monkeypatch.setattr(postgres, "COPIES", open_folder / "copies")
+    return site
+
+
+@as_root
+def test_postgres_starts_from_a_wheel_in_a_closed_folder(folder: Folder, children: Children, wheel: Path) -> None:
+    running = servers.start(folder, children)
+    with psycopg.connect(running.database_owner_url) as connection:
+        # Full-text search and PL/pgSQL read files and libraries beside the program.
+        query = "SELECT to_tsvector('english', 'trusted regions')::text"
+        assert connection.execute(query).fetchone() == ("'region':2 'trust':1",)
+        connection.execute("DO $$ BEGIN PERFORM 1; END $$")
+    [server] = [child.process for child in children.running if child.program.name == "postgres"]
+    assert server.exe().startswith(str(postgres.COPIES))
+
+
+@as_root
+def test_postgres_starts_from_a_wheel_that_was_installed_for_its_owner_alone(
+    folder: Folder, children: Children, wheel: Path
+) -> None:
+    """As pip does under ``umask 077``."""
+    for path in wheel.rglob("*"):
+        if not path.is_symlink():
+            path.chmod(path.stat().st_mode & 0o700)
+    remember(servers.start(folder, children), "kept")
+    children.stop()
+    assert remembered(servers.start(folder, children)) == "kept"
+
+
+@as_root
+def test_the_copy_belongs_to_root_and_is_made_whole_or_not_at_all(
+    folder: Folder, children: Children, wheel: Path
+) -> None:
+    left = postgres.COPIES / (metadata.version(postgres.DISTRIBUTION) + ".partial") / "half"
+    left.parent.mkdir(parents=True)
+    left.write_text("of a start that was killed")
+    servers.start(folder, children)
+    (copy,) = postgres.COPIES.iterdir()
+    assert copy.name == metadata.version(postgres.DISTRIBUTION)
+    assert not (copy / "half").exists()
+    modes = [path.lstat() for path in [copy, *copy.rglob("*")] if not path.is_symlink()]
+    assert [each for each in modes if each.st_uid != 0 or each.st_mode & 0o022] == []
+
+
+@as_root
+def test_a_wheel_that_every_user_can_run_is_not_copied(
+    folder: Folder, children: Children, wheel: Path, open_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.move(wheel, open_folder / "site")
+    package = open_folder / "site" / postgres.installed().name
+    monkeypatch.setattr(postgres, "installed", lambda: package)
+    servers.start(folder, children)
+    assert not postgres.COPIES.exists()
+
+
+@as_root
+def test_where_no_copy_can_be_made_it_says_what_to_do(
+    folder: Folder, children: Children, wheel: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder.root / "file").touch()
+    monkeypatch.setattr(postgres, "COPIES", folder.root / "file" / "copies")
+    with pytest.raises(StartError, match=r"cannot be copied to .*copies.*Install where other users can read"):
+        servers.start(folder, children)
+
+
+def starts_without(capability: int, folder: Folder) -> str:
+    """What comes of starting the servers where root has not got this capability, as in some containers."""
+    code = """
+import sys
+from pathlib import Path
+from service.embedded import servers
+from service.embedded.folder import Folder
+from service.embedded.processes import Children, StartError
+folder = Folder(Path(sys.argv[1]))
+children = Children(folder.records, folder.logs)
+try:
+    servers.start(folder, children)
+    print("started")
+except StartError as error:
+    print(error)
+finally:
+    children.stop()
+"""
+    libc = ctypes.CDLL(None)
+    done = subprocess.run(
+        [sys.executable, "-c", code, folder.root],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[3],
+        preexec_fn=lambda: libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0),
+        check=False,
+    )
+    return done.stdout + done.stderr
+
+
+@as_root
+def test_it_starts_where_root_has_only_the_stronger_right_to_pass_closed_folders(folder: Folder) -> None:
+    assert starts_without(postgres.CAP_DAC_READ_SEARCH, folder) == "started\n"
+
+
+@as_root
+@pytest.mark.parametrize("name", postgres.RIGHTS)
+def test_where_root_may_not_run_it_as_another_user_it_says_so(folder: Folder, name: str) -> None:
+    said = starts_without(postgres.RIGHTS[name], folder)
+    assert f"root lacks here what it needs to run it as another user ({name}). Run as an ordinary user" in said
+
+
 LOGINS = ["postgres", "troll", *ROLES]
 
 
@@ -124,6 +261,29 @@ def connects(folder: Folder, login: str, password: str | None = None) -> bool:
     except psycopg.OperationalError:
         return False
     return True
+
+
+def test_they_start_below_a_folder_of_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("DATABASE_URL", "DATABASE_OWNER_URL", "REDIS_URL"):
+        monkeypatch.delenv(name, raising=False)
+    folder = Folder(tmp_path / UNUSUAL)
+    folder.prepare()
+    folder.lock()
+    children = Children(folder.records, folder.logs)
+    try:
+        remember(servers.start(folder, children), "kept")
+        children.stop()
+        running = servers.start(folder, children)
+        assert remembered(running) == "kept"
+        with Celery(broker=broker_url(running.redis_url), set_as_current=False).connection_for_write() as broker:
+            broker.ensure_connection(max_retries=1)
+        engine = create_engine(driver_url(running.database_owner_url))
+        with engine.connect() as connection:
+            assert connection.execute(text("SELECT word FROM words")).scalar() == "kept"
+        engine.dispose()
+    finally:
+        children.stop()
+        folder.unlock()
 
 
 def test_nobody_is_taken_at_their_word(folder: Folder, children: Children) -> None:

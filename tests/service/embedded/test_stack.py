@@ -17,7 +17,7 @@ from typing import Any
 import httpx2
 import psutil
 import pytest
-from openai import InternalServerError, OpenAI
+from openai import BadRequestError, InternalServerError, OpenAI
 
 from service.core.db import ROLES
 from service.embedded.folder import Folder
@@ -26,6 +26,7 @@ from service.embedded.servers import Servers
 from service.embedded.stack import Options, Stack
 from tests.disks import empty as empty_disk
 from tests.disks import fill, small_disk
+from tests.workers.graders.jails import first_tier
 
 pytestmark = pytest.mark.e2e
 
@@ -89,14 +90,14 @@ def empty(tmp_path: Path) -> Iterator[Path]:
 
 def test_up_says_where_it_is_as_its_last_line(lasting: Path) -> None:
     ready = up(lasting)
-    assert ready.keys() == {"base_url", "api_key", "data_dir", "model"}
+    assert ready.keys() == {"base_url", "api_key", "data_dir", "model", "jail", "jail_note"}
     assert (ready["data_dir"], ready["model"]) == (str(lasting), None)
     assert client(ready).models.list().data == []
 
 
 def test_every_process_has_a_log_of_its_own(folder: Path) -> None:
     assert [entry["name"] for entry in recorded(folder)] == PROCESSES
-    assert {path.stem for path in (folder / "logs").glob("*.log")} == {*PROCESSES, "prepare", "stack"}
+    assert {path.stem for path in (folder / "logs").glob("*.log")} == {*PROCESSES, "prepare", "jail-test", "stack"}
 
 
 def test_secrets_are_readable_by_their_owner_only(folder: Path) -> None:
@@ -131,6 +132,57 @@ def test_each_process_is_given_only_the_secrets_that_it_uses(tmp_path: Path, mon
         known = [role for role, password in passwords.items() if password in "\n".join(variables.values())]
         assert known == ([LOGINS[name]] if name in LOGINS else [])
         assert ("of-the-owner" in "\n".join(variables.values())) == (name == "prepare")
+
+
+PYTHON: Any = {"type": "python", "name": "p", "source": "import scipy\ndef grade(sample, item):\n    return 0.5\n"}
+NO_JAIL = {"TROLL_GRADERS": json.dumps({"jail_cgroup": "/nowhere"})}
+"""Settings under which no jail can be made, as on a machine that forbids namespaces."""
+
+
+def test_python_graders_run_in_a_jail_without_a_word_from_anybody(folder: Path) -> None:
+    first_tier()
+    assert state(folder)["jail"] == "unshare"
+    assert state(folder)["jail_note"].startswith("Python graders and code tests run in a jail (unshare)")
+    graders = client(state(folder)).fine_tuning.alpha.graders
+    assert graders.validate(grader=PYTHON).grader.name == "p"
+    assert graders.run(grader=PYTHON, model_sample="x", item={}).reward == 0.5
+
+
+def test_where_no_jail_holds_python_graders_are_off_and_it_says_why(empty: Path) -> None:
+    done = troll("up", "--data-dir", empty, "--port", 0, "--detach", **NO_JAIL)
+    assert done.returncode == 0, done.stderr
+    ready = json.loads(done.stdout.splitlines()[-1])
+    why = "the control group cannot be made"
+    assert ready["jail"] == "off"
+    assert ready["jail_note"].startswith(f"Python graders and code tests are off: {why}")
+    assert ready["jail_note"] in done.stderr.splitlines()
+    with pytest.raises(BadRequestError, match="turned off on this server"):
+        client(ready).fine_tuning.alpha.graders.validate(grader=PYTHON)
+
+
+@pytest.mark.parametrize("named", [False, True], ids=["jail on", "named by TROLL_GRADERS"])
+def test_a_jail_that_has_to_hold_and_does_not_is_an_error(empty: Path, named: bool) -> None:
+    if named:
+        graders = {"TROLL_GRADERS": json.dumps({"jail_cgroup": "/nowhere", "jail": "unshare"})}
+        done = troll("up", "--data-dir", empty, "--port", 0, "--detach", **graders)
+    else:
+        done = troll("up", "--data-dir", empty, "--port", 0, "--detach", "--jail", "on", **NO_JAIL)
+    assert done.returncode == 1
+    assert "none holds here: the control group cannot be made" in done.stderr
+    assert "'--jail off'" in done.stderr
+    assert leftovers(empty / "processes.json") == []
+
+
+def test_a_jail_can_be_refused(empty: Path) -> None:
+    ready = up(empty, "--jail", "off")
+    assert (ready["jail"], "are off: --jail off" in ready["jail_note"]) == ("off", True)
+    assert not (empty / "logs" / "jail-test.log").exists()
+
+
+def test_settings_of_graders_that_cannot_be_read_are_told_before_anything_starts(empty: Path) -> None:
+    done = troll("up", "--data-dir", empty, "--port", 0, "--detach", TROLL_GRADERS='{"jail": "docker"}')
+    assert (done.returncode, "TROLL_GRADERS cannot be read" in done.stderr) == (1, True)
+    assert not (empty / "postgres").exists()
 
 
 def test_only_the_api_listens_on_a_port(folder: Path) -> None:

@@ -1,14 +1,28 @@
 """``python``: what ``grade(sample, item)`` is given, and what its result or failure becomes."""
 
+import sys
+import tomllib
+from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
 
 from service.graders.schemas import GraderError, parse_grader
 from service.graders.settings import GraderSettings, JailTier
 from tests.workers.graders import jails
-from workers.graders import Grade, Sample, build
+from workers.graders import Grade, JailError, Sample, build, faults
 from workers.graders.jail import libraries_of
+
+ROOT = Path(__file__).parents[3]
+EXTRA = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["graders"]
+PACKAGES = [Requirement(text).name for text in EXTRA]
+MODULES = {"scikit-learn": "sklearn"}
+GRADE = "def grade(sample, item):\n    return 1.0\n"
+
+
+def module_of(package: str) -> str:
+    return MODULES.get(package, package.replace("-", "_"))
 
 
 @pytest.fixture(scope="module")
@@ -143,3 +157,119 @@ def test_known_libraries_are_loaded_once_per_jail() -> None:
         "numpy",
         "sympy",
     ]
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_what_the_hosted_service_offers_can_be_imported(tier: JailTier, package: str) -> None:
+    definition = parse_grader({"type": "python", "source": f"import {module_of(package)}\n{GRADE}"}, "grader")
+    assert faults(definition, GraderSettings(jail=tier)) == {}
+
+
+def test_packages_of_the_extra_are_loaded_once_for_all_samples() -> None:
+    modules = set(map(module_of, PACKAGES))
+    assert set(libraries_of("".join(f"import {module}\n" for module in modules))) == modules
+
+
+def test_packages_of_the_extra_work(tier: JailTier) -> None:
+    source = """
+import rapidfuzz, scipy.stats, sqlparse
+from deepdiff import DeepDiff
+from nltk.stem import PorterStemmer
+from rouge_score import rouge_scorer
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.metrics.pairwise import cosine_similarity
+def grade(sample, item):
+    said, meant = sample["output_text"], item["answer"]
+    assert DeepDiff({"a": 1}, {"a": 1}) == {} and PorterStemmer().stem("regions") == "region"
+    assert sqlparse.format("select 1", keyword_case="upper") == "SELECT 1"
+    assert rapidfuzz.fuzz.ratio(said, meant) == 100
+    assert rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True).score(meant, said)["rougeL"].fmeasure == 1
+    assert scipy.stats.pearsonr([1, 2, 3], [2, 4, 6]).statistic > 0.99
+    return cosine_similarity(TfidfVectorizer().fit_transform([said, meant]))[0, 1]
+"""
+    definition = parse_grader({"type": "python", "source": source}, "grader")
+    (result,) = build(definition, GraderSettings(jail=tier)).grade([Sample({"answer": "the answer"}, "the answer")])
+    assert result.detail is None
+    assert result.reward == pytest.approx(1.0)
+
+
+def test_data_of_nltk_is_looked_for_beside_the_libraries(tier: JailTier) -> None:
+    source = """
+import nltk, os
+def grade(sample, item):
+    return nltk.data.path[0] == item["folder"] and os.path.isdir(os.path.dirname(item["folder"]))
+"""
+    assert grade(tier, source, Sample({"folder": f"{sys.prefix}/lib/nltk_data"}, "")) == [Grade(1.0)]
+
+
+def fault_of(tier: JailTier, source: str, **fields: Any) -> str | None:
+    definition = parse_grader({"type": "python", "source": source}, "grader")
+    return faults(definition, jails.settings(tier, **fields)).get("grader.source")
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import nowhere\n" + GRADE,
+        "from nowhere import anything\n" + GRADE,
+        "import json.nowhere\n" + GRADE,
+        "from json import nowhere\n" + GRADE,
+        "def grade(sample, item):\n    import nowhere\n    return 1.0\n",
+        "def grade(sample, item):\n    return helper()\ndef helper():\n    from json import nowhere\n",
+        "class Scorer:\n    def score(self):\n        import nowhere\n" + GRADE,
+        "import importlib\nimportlib.import_module('nowhere')\n" + GRADE,
+    ],
+)
+def test_what_cannot_be_imported_is_found_without_an_answer(tier: JailTier, source: str) -> None:
+    fault = fault_of(tier, source)
+    assert fault is not None
+    assert "Error: " in fault.splitlines()[-1]
+    assert "nowhere" in fault.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        GRADE,
+        "from __future__ import annotations\nimport json, collections.abc as abc\n" + GRADE,
+        "try:\n    import nowhere\nexcept ImportError:\n    nowhere = None\n" + GRADE,
+        "def grade(sample, item):\n    try:\n        import nowhere\n    except ImportError:\n        return 1\n",
+        "def grade(sample, item):\n    if item['rare']:\n        import nowhere\n    return 1\n",
+        "def has():\n    import nowhere\ntry:\n    has()\nexcept ImportError:\n    pass\n" + GRADE,
+        "def grade(sample, item):\n    return item['what this row lacks']\n",
+        "grade = lambda sample, item: 1.0\n",
+    ],
+)
+def test_a_grader_that_can_be_loaded_has_no_fault(tier: JailTier, source: str) -> None:
+    assert fault_of(tier, source) is None
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("1 / 0\n" + GRADE, "ZeroDivisionError"),
+        ("grade = 5\n", "the source defines no function 'grade'"),
+        ("import os\nos._exit(3)\n" + GRADE, "exit code 3"),
+        ("raise SystemExit\n" + GRADE, "SystemExit"),
+        ("while True: pass\n" + GRADE, "it was stopped after 3 seconds"),
+    ],
+)
+def test_a_grader_that_cannot_be_loaded_says_why(tier: JailTier, source: str, says: str) -> None:
+    assert says in (fault_of(tier, source, seconds=3.0) or "")
+
+
+def test_a_load_that_only_waits_says_nothing_of_the_grader(tier: JailTier) -> None:
+    with pytest.raises(JailError, match=r"the grader was not loaded: it was stopped after 0\.7 seconds"):
+        fault_of(tier, "import time\ntime.sleep(60)\n" + GRADE, seconds=0.7)
+
+
+def test_the_faults_of_a_multi_grader_name_their_part(tier: JailTier) -> None:
+    sources = {"good": GRADE, "bad": "import nowhere\n" + GRADE}
+    parts = {name: {"type": "python", "source": source} for name, source in sources.items()}
+    definition = parse_grader({"type": "multi", "graders": parts, "calculate_output": "good + bad"}, "grader")
+    assert faults(definition, jails.settings(tier)).keys() == {"grader.graders.bad.source"}
+
+
+def test_where_no_jail_holds_nothing_is_said_of_the_grader(tier: JailTier, tmp_path: Path) -> None:
+    with pytest.raises(JailError, match="control group"):
+        fault_of(tier, GRADE, jail_cgroup=tmp_path / "none")
