@@ -22,8 +22,8 @@ from service.graders.template import MissingVariable, Reference, Template
 MAX_LINE_BYTES = 1 << 20
 MAX_PROBLEMS = 100
 """Problems listed in a report; the rest are counted."""
-MAX_INVALID_LINES = 1_000_000
-"""After so many, some twenty times the rows that a job may have, a file is given up: it is no JSON Lines at all."""
+MAX_INVALID_LINES = 200_000
+"""After so many, four times the rows that a job may have, a file is given up: it is no JSON Lines at all."""
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 _OTHER_ROWS = (
