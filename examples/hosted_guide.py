@@ -81,10 +81,10 @@ def main() -> None:
         print(f"{'*' if each is best else ' '} step {each.step_number}: validation reward {reward:.3f}")
 
     # 6. Talk to it.
-    said = client.chat.completions.create(
-        model=best.fine_tuned_model_checkpoint, messages=row["messages"], temperature=0, max_completion_tokens=8
+    said = client.responses.create(
+        model=best.fine_tuned_model_checkpoint, input=row["messages"], temperature=0, max_output_tokens=16
     )
-    print(f"{row['messages'][-1]['content']} {said.choices[0].message.content}")
+    print(f"{row['messages'][-1]['content']} {said.output_text}")
 
 
 def follow(client: OpenAI, job_id: str) -> None:

@@ -19,7 +19,7 @@ from starlette.concurrency import run_in_threadpool
 from service.accounts import keys
 from service.accounts.caller import caller_of, tenant_of
 from service.bodies import Bodies
-from service.core import clock, http, live, logs, openapi, shutdown, storage
+from service.core import clock, http, live, logs, openapi, reference, shutdown, storage
 from service.core.db import engine, transaction
 from service.core.errors import DomainError
 from service.core.gate import Gate
@@ -86,6 +86,8 @@ def create_app() -> FastAPI:
         summary="Self-hosted reinforcement fine-tuning behind OpenAI's fine-tuning API.",
         version="1",
         redirect_slashes=False,
+        docs_url=None,
+        redoc_url=None,
         lifespan=_lifespan,
     )
     http.install(app)
@@ -99,6 +101,7 @@ def create_app() -> FastAPI:
     app.add_api_route("/healthz", healthz, methods=["GET"], tags=["health"])
     app.add_api_route("/readyz", readyz, methods=["GET"], tags=["health"])
     openapi.install(app)
+    reference.install(app)
     return app
 
 

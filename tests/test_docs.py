@@ -1,7 +1,10 @@
 """README and docs say what the code does: every table of settings is held against the code."""
 
+import ast
+import dataclasses
 import re
 import typing
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +14,38 @@ import typer
 import yaml
 from pydantic.fields import FieldInfo
 
+from service.app import create_app
 from service.cli import app
 from service.files.check import check
+from service.graders.schemas import _SINGLE, Multi
+from service.graders.settings import GraderSettings, JailLimits
+from service.graders.trial import RunErrors
+from service.inference.requests import ChatRequest, CompletionRequest
+from service.inference.responses.requests import ResponseRequest
 from service.jobs.spec import AUTO, Hyperparameters, SupervisedHyperparameters
 from service.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
+API = (ROOT / "docs" / "api.md").read_text()
+GRADERS = (ROOT / "docs" / "graders.md").read_text()
+
+
+def rows_of(text: str, first_column: str) -> list[list[str]]:
+    """The cells of each row of the table whose first column is called so."""
+    body = text.split(f"| {first_column} |", 1)[1].split("\n\n", 1)[0]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in body.splitlines()[2:]]
+
+
+def names(cell: str) -> list[str]:
+    """What is in backticks."""
+    return re.findall(r"`([^`]+)`", cell)
 
 
 def table(text: str, first_column: str) -> dict[str, list[str]]:
     """The other cells of each row, by the names in backticks in its first cell."""
-    body = text.split(f"| {first_column} |", 1)[1].split("\n\n", 1)[0]
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in body.splitlines()[2:]]
-    return {name: row[1:] for row in rows for name in re.findall(r"`([^`]+)`", row[0])}
+    return {name: row[1:] for row in rows_of(text, first_column) for name in names(row[0])}
 
 
 HYPERPARAMETERS = table(README, "hyperparameter")
@@ -104,6 +124,118 @@ def test_operations_lists_every_setting_with_its_default() -> None:
             assert (default, list(info.default)) == ("none", []), name
 
 
+def test_the_api_lists_every_operation_and_no_other() -> None:
+    listed = [name for row in rows_of(API, "Client") for name in names(row[1])]
+    served = [
+        f"{method.upper()} {path.removeprefix('/v1')}"
+        for path, methods in create_app().openapi()["paths"].items()
+        for method in methods
+        if path.startswith("/v1/")
+    ]
+    assert sorted(listed) == sorted(served)
+
+
+CODE_POSITIONS = {
+    "DomainError": 1,
+    "error_answer": 1,
+    "invalid": 2,
+    "Unprepared": 2,
+    "Refused": 2,
+    "Failed": None,
+    "_another": 0,
+    "_fail_all": 0,
+    "__init__": 1,
+}
+"""Where calls that make an error of an answer hold its code, unless it is named ``code``."""
+NOT_TOLD = {"client_closed_request", "API_key_not_found"}
+"""To a client that has gone, and on the operator's command line."""
+
+
+def codes_in(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        holders: list[ast.AST] = []
+        if isinstance(node, ast.Call):
+            called = node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
+            if called == "not_found" and isinstance(node.args[0], ast.Constant):
+                yield f"{node.args[0].value}_not_found".replace(" ", "_")
+            if called in CODE_POSITIONS:
+                position = CODE_POSITIONS[called]
+                holders += [each.value for each in node.keywords if each.arg == "code"]
+                holders += node.args[position : position + 1] if position is not None else []
+        elif isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") in ("code", "codes"):
+            holders.append(node.value)
+        elif isinstance(node, ast.arguments):
+            pairs = zip(reversed(node.args), reversed(node.defaults), strict=False)
+            holders += [default for argument, default in pairs if argument.arg == "code"]
+        for holder in holders:
+            yield from texts_of(holder)
+
+
+def texts_of(node: ast.AST) -> Iterator[str]:
+    """The texts that an expression may be."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        yield node.value
+    for part in (node.body, node.orelse) if isinstance(node, ast.IfExp) else getattr(node, "values", []):
+        yield from texts_of(part) if not isinstance(node, ast.JoinedStr) else ()
+
+
+def test_the_api_lists_every_code_of_an_error_and_no_other() -> None:
+    files = [*(ROOT / "service").rglob("*.py"), *(ROOT / "workers" / "serving").rglob("*.py")]
+    raised = {code for file in files for code in codes_in(ast.parse(file.read_text()))}
+    # Made of the field that is at fault.
+    raised |= {"invalid_training_file", "invalid_validation_file"}
+    listed = {code for row in rows_of(API, "Status") for code in names(row[1]) if code != "Retry-After"}
+    assert raised - NOT_TOLD == listed
+
+
+def test_statuses_of_the_api_are_those_of_its_errors() -> None:
+    listed = {int(row[0]) for row in rows_of(API, "Status")}
+    assert listed == {400, 401, 403, 404, 405, 408, 413, 416, 429, 500, 503, 504, 507}
+
+
+@pytest.mark.parametrize(
+    ("column", "requests"),
+    [("Asked for", [ChatRequest, CompletionRequest]), ("Asked of `/responses`", [ResponseRequest])],
+)
+def test_what_may_be_asked_of_models_is_listed(column: str, requests: list[Any]) -> None:
+    listed = {name.split(".")[0].split(":")[0] for row in rows_of(API, column) for name in names(row[0])}
+    taken = {name for each in requests for name in each.model_fields}
+    refused = {"functions", "web_search_options"}
+    assert listed - refused <= taken
+    honoured = {name for each in requests for name, info in each.model_fields.items() if info.annotation is not Any}
+    assert honoured - listed - {"model", "messages", "input", "prompt", "modalities"} == set()
+
+
+def test_graders_lists_every_field_of_every_type() -> None:
+    listed = {names(row[0])[0]: (names(row[1]), names(row[2])) for row in rows_of(GRADERS, "grader")[:9]}
+    types: dict[str, Any] = {**_SINGLE, "multi": Multi}
+    assert listed.keys() == types.keys() == table(GRADERS, "type").keys()
+    for name, type_ in types.items():
+        fields = {field: info.is_required() for field, info in type_.model_fields.items() if field != "type"}
+        needed, optional = listed[name]
+        assert dict.fromkeys(needed, True) | dict.fromkeys(optional, False) == fields, name
+
+
+def test_graders_lists_every_flag() -> None:
+    flags = {name for name, info in RunErrors.model_fields.items() if info.annotation is bool}
+    # Of the hosted service, and never set here.
+    assert table(GRADERS, "flag").keys() == flags - {"truncated_observation_error", "unresponsive_reward_error"}
+
+
+def test_graders_lists_every_setting_with_its_default() -> None:
+    listed = table(GRADERS, "field")
+    settings = {field.name: field for field in dataclasses.fields(GraderSettings)}
+    limits = {f"jail_limits.{field.name}": field for field in dataclasses.fields(JailLimits)}
+    known = {name: field for name, field in settings.items() if name != "jail_limits"} | limits
+    assert listed.keys() == known.keys()
+    for name, field in known.items():
+        default = listed[name][0].strip("`")
+        if isinstance(field.default, int | float):
+            assert float(default) == field.default, name
+        else:
+            assert default == (field.default or "none"), name
+
+
 def test_the_readme_names_every_command() -> None:
     listed = set(table(README, "command"))
     group = typer.main.get_command(app)
@@ -117,7 +249,7 @@ def test_the_readmes_commands_are_make_targets() -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    for text, base in ((README, ROOT), (OPERATIONS, ROOT / "docs")):
+    for text, base in ((README, ROOT), (OPERATIONS, ROOT / "docs"), (API, ROOT / "docs"), (GRADERS, ROOT / "docs")):
         for target in re.findall(r"\]\(([^)#:]+)\)", text):
             assert (base / target).exists(), target
 

@@ -82,6 +82,7 @@ def _count_tokens(question: Question, model: Path, answer: Answer, give_up_at: f
     except (RunError, OSError, ValueError, KeyError, ImportError) as error:
         answer.problems["model"] = f"The model cannot be trained: {error}"
         return
+    shortest, all_counted = length, True
     for param, path in question.files.items():
         problems, usable, highest = data.Problems(), 0, 0
         for part in data.batches(path):
@@ -91,6 +92,7 @@ def _count_tokens(question: Question, model: Path, answer: Answer, give_up_at: f
                     "training starts"
                 )
                 usable += len(part)
+                all_counted = False
                 break
             # Prompts and examples are forgotten at once: the tokens of a whole file take many times its size.
             try:
@@ -102,6 +104,7 @@ def _count_tokens(question: Question, model: Path, answer: Answer, give_up_at: f
                 else:
                     prompts = data.read(part, tokenizer, length, problems)
                     tokens = [max(prompt.token_ids) for prompt in prompts]
+                    shortest = min([shortest, *(len(prompt.token_ids) for prompt in prompts)])
                     usable += len(prompts)
                     del prompts
             except RunError as error:
@@ -113,6 +116,9 @@ def _count_tokens(question: Question, model: Path, answer: Answer, give_up_at: f
             answer.problems["model"] = f"The model cannot be trained: its folder {wrong}."
         if problems.count or not usable:
             answer.problems[param] = str(problems.refusal(param))
+    if question.method == "reinforcement":
+        # A row that was not counted may have a prompt of a single token.
+        answer.longest_answer = length - (shortest if all_counted else 1)
 
 
 def _try_grader(definition: schemas.Grader, training: Path, answer: Answer, give_up_at: float) -> None:
@@ -132,15 +138,32 @@ def _try_grader(definition: schemas.Grader, training: Path, answer: Answer, give
     failed, untried = try_on(grader, [item for _, item in rows], most, give_up_at)
     if untried:
         answer.notes.append("The grader is slow: it was not tried with all stand-ins for answers")
-    told = [f"line {rows[index][0]}: {grade.error}, {grade.detail}" for index, grade in failed.items()]
-    mendable = [grade.error in OWN for grade in failed.values()]
-    if len(failed) == len(rows) and all(mendable):
-        answer.problems[GRADER] = (
-            f"The grader fails on the first rows, whatever is answered ({'; '.join(told)}). It has to give a "
-            "reward to some answer."
+    by_line = {rows[index][0]: grade for index, grade in failed.items()}
+    if len(failed) == len(rows) and all(grade.error in OWN for grade in failed.values()):
+        answer.problems[GRADER] = _refusal(by_line)
+    elif failed:
+        answer.notes.append(f"The grader failed on some of the first rows: {_told(by_line)}")
+
+
+def _refusal(failed: dict[int, Grade]) -> str:
+    """Why a grader is not taken that failed on these lines, whatever was answered."""
+    grades = list(failed.values())
+    reasons = " ".join(dict.fromkeys(str(grade.detail) for grade in grades))
+    if all(grade.away for grade in grades):
+        return (
+            f"The grader cannot be tried, for what it asks does not answer. {reasons} Create the job again when it "
+            "does, or tell the operator of this service."
         )
-    elif told:
-        answer.notes.append(f"The grader failed on some of the first rows: {'; '.join(told)}")
+    if all(grade.error == "model_grader_server_error" for grade in grades):
+        return f"The grader's judge cannot be asked. {reasons} Tell the operator of this service."
+    return (
+        f"The grader fails on the first rows, whatever is answered ({_told(failed)}). It has to give a reward to some "
+        "answer."
+    )
+
+
+def _told(failed: dict[int, Grade]) -> str:
+    return "; ".join(f"line {line}: {grade.error}, {grade.detail}" for line, grade in failed.items())
 
 
 def try_on(

@@ -17,7 +17,6 @@ from service.jobs import naming, repository
 from service.jobs import service as jobs
 from service.jobs.models import Job
 from service.jobs.repository import EventDraft
-from service.jobs.spec import JobSpec
 from service.jobs.states import Desired, Status, move
 from service.models import repository as models
 from service.models.models import TunedModel
@@ -127,7 +126,7 @@ def _queue_again(session: Session, job: Job, outcome: Outcome) -> None:
 def _result_file(session: Session, job: Job) -> File:
     """The job's metrics as a CSV, one row for each step, as OpenAI's result files are."""
     rows = [row for event in repository.metric_events(session, job.id) if (row := flatten(event.data or {}))]
-    if JobSpec.model_validate(job.spec).method.type == "supervised":
+    if job.as_spec().method.type == "supervised":
         columns = list(SUPERVISED_COLUMNS)
         rows = [{ours: row[theirs] for ours, theirs in SUPERVISED_COLUMNS.items() if theirs in row} for row in rows]
     else:

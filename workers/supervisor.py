@@ -23,7 +23,7 @@ from service.graders.configured import grader_settings
 from service.installation import service as installation
 from service.jobs import repository
 from service.jobs.models import Job
-from service.jobs.spec import JobSpec, RunSpec
+from service.jobs.spec import RunSpec
 from service.jobs.states import Desired
 from service.models import service as models
 from service.settings import settings
@@ -163,7 +163,7 @@ def _give_up(lease: Lease, code: int, failure: wire.Failure) -> None:
 
 def _prepare(job: Job) -> Path:
     """Write what the child needs to know into the attempt's folder."""
-    spec, folder = JobSpec.model_validate(job.spec), storage.job_dir(job.id)
+    spec, folder = job.as_spec(), storage.job_dir(job.id)
     output = folder / f"attempt-{job.attempt}"
     if output.exists():
         # Attempts are counted in the database: it was set back, and this is what came of a later state of it.

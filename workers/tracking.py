@@ -43,7 +43,7 @@ class Tracking:
         self._spool: IO[bytes] | None = None
         self._said = b""
         self._failed: set[int] = set()
-        spec = JobSpec.model_validate(job.spec)
+        spec = job.as_spec()
         self._count = len(spec.integrations)
         if not spec.integrations:
             return

@@ -33,7 +33,7 @@ Token = Annotated[
     HTTPAuthorizationCredentials | None,
     Depends(HTTPBearer(auto_error=False, scheme_name="API key", description="`sk-troll-…`, made by `troll keys`")),
 ]
-OrganizationHeader = Annotated[str | None, Header(include_in_schema=False)]
+TenantHeader = Annotated[str | None, Header(include_in_schema=False)]
 
 
 @dataclass
@@ -59,18 +59,21 @@ async def caller_of(scope: Scope) -> str:
     key = presented_key(Headers(scope=scope).get("authorization"))
     organization_id = known_keys.organization(key)
     if organization_id is None:
-        organization_id = (await request_threads.run(tenant_of(scope), _authenticated, key, None)).organization_id
+        organization_id = (await request_threads.run(tenant_of(scope), _authenticated, key, None, None)).organization_id
     return organization_id
 
 
-async def _known(request: Request, token: Token, openai_organization: OrganizationHeader = None) -> Principal:
+async def _known(
+    request: Request, token: Token, openai_organization: TenantHeader = None, openai_project: TenantHeader = None
+) -> Principal:
     key = presented_key(f"{token.scheme} {token.credentials}" if token else None)
-    return await request_threads.run(tenant_of(request.scope), _authenticated, key, openai_organization)
+    headers = (openai_organization, openai_project)
+    return await request_threads.run(tenant_of(request.scope), _authenticated, key, *headers)
 
 
-def _authenticated(key: str, organization_header: str | None) -> Principal:
+def _authenticated(key: str, organization_header: str | None, project_header: str | None) -> Principal:
     with transaction("troll_api") as session:
-        return authenticate(session, key, organization_header)
+        return authenticate(session, key, organization_header, project_header)
 
 
 Known = Annotated[Principal, Depends(_known)]

@@ -35,17 +35,23 @@ def presented_key(authorization: str | None) -> str:
     return token
 
 
-def authenticate(session: Session, key: str, organization_header: str | None = None) -> Principal:
+def authenticate(
+    session: Session, key: str, organization_header: str | None = None, project_header: str | None = None
+) -> Principal:
     """The principal of an API key; the rest of the transaction sees only its organisation's rows.
 
-    Raises a 401 that never says which part of a key was wrong.
+    Raises a 401 that never says which part of a key was wrong, and one for headers that name somebody else.
     """
     row = repository.live_key(session, keys.hashed(key))
     if row is None:
         known_keys.forget(key)
         raise _wrong_key()
     if organization_header and organization_header != row.organization_id:
-        raise _unauthorized(f"This API key does not belong to organization '{organization_header}'.")
+        what = "an organization that this API key does not belong to"
+        raise _another("wrong_organization", "OpenAI-Organization", organization_header, what, "OPENAI_ORG_ID")
+    if project_header:
+        what = "a project, and there are none here"
+        raise _another("wrong_project", "OpenAI-Project", project_header, what, "OPENAI_PROJECT_ID")
     act_for(session, row.organization_id)
     repository.touch(session, row, TOUCH_EVERY)
     organization = repository.organization(session, row.organization_id)
@@ -84,6 +90,15 @@ def revoke_key(session: Session, id: str) -> datetime:
 
 def _wrong_key() -> DomainError:
     return _unauthorized("Incorrect API key provided. An operator creates keys with 'troll keys create'.")
+
+
+def _another(code: str, header: str, value: str, what: str, variable: str) -> DomainError:
+    """The client sends these headers by itself where its environment is still that of another service."""
+    message = (
+        f"The request's header '{header}: {value[:100]}' names {what}. The official client takes it from the "
+        f"environment: unset {variable}. The API key alone says who you are."
+    )
+    return DomainError(401, code, message)
 
 
 def _unauthorized(message: str) -> DomainError:

@@ -15,6 +15,9 @@ from service.cli.output import show_table
 if TYPE_CHECKING:
     from openai.types.fine_tuning import FineTuningJob
 
+PAGE = 100
+"""Jobs that are fetched at a time where all are shown."""
+
 commands = typer.Typer(no_args_is_help=True, help="Your organisation's jobs.")
 
 
@@ -52,11 +55,14 @@ def follow(job_id: str, data_dir: StackFolder = None) -> None:
 @commands.command("list")
 def list_jobs(
     limit: Annotated[int, typer.Option(min=1, max=1000, help="Show at most this many, newest first.")] = 20,
+    everything: Annotated[bool, typer.Option("--all", help="Show all of them.")] = False,
     data_dir: StackFolder = None,
     as_json: AsJSON = False,
 ) -> None:
     """Show jobs, newest first."""
-    jobs = connect(data_dir).fine_tuning.jobs.list(limit=limit).data
+    pages = connect(data_dir).fine_tuning.jobs.list(limit=PAGE if everything else limit)
+    # A page that is iterated over fetches those behind it.
+    jobs = list(pages) if everything else pages.data
     if as_json:
         typer.echo(json.dumps([job.to_dict() for job in jobs]))
         return
@@ -86,8 +92,28 @@ def show(job_id: str, data_dir: StackFolder = None, as_json: AsJSON = False) -> 
 @commands.command("cancel")
 def cancel(job_id: str, data_dir: StackFolder = None) -> None:
     """End a job. A running one stops at its next step; its checkpoints stay."""
-    job = connect(data_dir).fine_tuning.jobs.cancel(job_id)
-    typer.echo(f"{job.id}: {'cancelled' if job.status == 'cancelled' else 'will be cancelled at its next step'}")
+    jobs = connect(data_dir).fine_tuning.jobs
+    jobs.cancel(job_id)
+    typer.echo(_becomes(jobs.retrieve(job_id), "cancelled", "will be cancelled at its next step"))
+
+
+@commands.command("pause")
+def pause(job_id: str, data_dir: StackFolder = None) -> None:
+    """Set a job aside. A running one stops at its next step and saves a checkpoint, which is a model too."""
+    jobs = connect(data_dir).fine_tuning.jobs
+    jobs.pause(job_id)
+    typer.echo(_becomes(jobs.retrieve(job_id), "paused", "will be paused with a checkpoint of its next step"))
+
+
+@commands.command("resume")
+def resume(job_id: str, data_dir: StackFolder = None) -> None:
+    """Let a paused job go on from its newest checkpoint."""
+    job = connect(data_dir).fine_tuning.jobs.resume(job_id)
+    typer.echo(f"{job.id}: {job.status}")
+
+
+def _becomes(job: "FineTuningJob", status: str, else_: str) -> str:
+    return f"{job.id}: {status if job.status == status else else_}"
 
 
 def _facts(job: "FineTuningJob") -> dict[str, Any]:
@@ -105,9 +131,15 @@ def _facts(job: "FineTuningJob") -> dict[str, Any]:
         "finished": _time(job.finished_at) if job.finished_at else "–",
         "method": method["type"],
         **({"grader": json.dumps(parts["grader"])} if "grader" in parts else {}),
+        **({"integrations": _integrations(job)} if job.integrations else {}),
         "hyperparameters": "  ".join(f"{k}={v}" for k, v in parts["hyperparameters"].items()),
     }
     return facts | ({"error": job.error.message} if job.error else {})
+
+
+def _integrations(job: "FineTuningJob") -> str:
+    runs: Any = job.to_dict()["integrations"]
+    return ", ".join(f"{each['type']} {each['wandb']['project']}/{each['wandb']['run_id']}" for each in runs)
 
 
 def _step(job: "FineTuningJob") -> str:

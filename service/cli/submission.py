@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 FILES = ("training_file", "validation_file")
 REQUIRED = ("model", "training_file")
-ALLOWED = ("model", *FILES, "method", "suffix", "seed", "metadata")
+ALLOWED = ("model", *FILES, "method", "suffix", "seed", "metadata", "integrations")
 
 
 class _Loader(yaml.SafeLoader):

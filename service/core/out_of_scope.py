@@ -1,8 +1,8 @@
 """Parts of OpenAI's API that are not served, and what to use instead."""
 
-_CHAT = "Talk to a model with POST /v1/chat/completions."
+_CHAT = "Talk to a model with POST /v1/responses or /v1/chat/completions."
 _WEIGHTS = (
-    "Talk to a model with POST /v1/chat/completions, or download it with GET /v1/models/{model}/archive and serve it "
+    "Talk to a model with POST /v1/responses, or download it with GET /v1/models/{model}/archive and serve it "
     "with any inference server."
 )
 _GRADERS = (
@@ -12,7 +12,7 @@ _FILES = "Files for fine-tuning go to POST /v1/files."
 _ORGANIZATION = "Organisations and keys are the operator's: 'troll keys'. Files are under /v1/files."
 
 ALTERNATIVES = {
-    "responses": _CHAT,
+    "responses": "Responses are not stored: POST /v1/responses answers at once, and nothing of it is kept.",
     "chat": _CHAT,
     "conversations": _CHAT,
     "assistants": _CHAT,

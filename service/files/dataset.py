@@ -22,10 +22,21 @@ from service.graders.template import MissingVariable, Reference, Template
 MAX_LINE_BYTES = 1 << 20
 MAX_PROBLEMS = 100
 """Problems listed in a report; the rest are counted."""
-MAX_INVALID_LINES = 10_000
-"""After so many a file is given up, so that a file that is no JSON Lines at all costs little."""
+MAX_INVALID_LINES = 200_000
+"""After so many, four times the rows that a job may have, a file is given up: it is no JSON Lines at all."""
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
+_OTHER_ROWS = (
+    (
+        {"preferred_output"},
+        "a row of 'input', 'preferred_output' and 'non_preferred_output' is for preference fine-tuning (DPO), which is "
+        "not served: give the preferred answer as the assistant's message, or let a grader prefer it",
+    ),
+    ({"custom_id", "body"}, "this is a request of a batch: a row is what its 'body' holds as 'messages'"),
+    ({"conversations"}, "turns of 'from' and 'value' must be rewritten as messages of 'role' and 'content'"),
+    ({"prompt"}, "rows of 'prompt' and 'completion' must be rewritten as messages"),
+)
+"""Rows for something else, by the keys that tell them, and what to do about them."""
 _BOM = b"\xef\xbb\xbf"
 _NOT_JSON_LINES = {
     b"\xff\xfe": "the file is UTF-16; save it as UTF-8",
@@ -247,8 +258,8 @@ def _line_reasons(line: bytes | None, further: Callable[[dict[str, Any]], Iterab
 
 def _messages_reasons(row: dict[str, Any]) -> Iterator[str]:
     if "messages" not in row:
-        old = "; rows of 'prompt' and 'completion' must be rewritten as messages" if "prompt" in row else ""
-        yield f"'messages' is missing{old}"
+        hint = next((text for names, text in _OTHER_ROWS if names <= row.keys()), None)
+        yield "'messages' is missing" + (f"; {hint}" if hint else "")
     elif not isinstance(row["messages"], list):
         yield f"'messages' must be a list, not {strict_json.kind(row['messages'])}"
     elif not row["messages"]:

@@ -17,8 +17,14 @@ def check_allowed(grader: Grader, settings: GraderSettings, path: str, organizat
     """
     match grader:
         case Multi():
+            errors = []
             for key, each in grader.graders.items():
-                check_allowed(each, settings, f"{path}.graders.{key}", organization_id)
+                try:
+                    check_allowed(each, settings, f"{path}.graders.{key}", organization_id)
+                except GraderError as error:
+                    errors.append(error)
+            if errors:
+                raise GraderError.of(errors)
         case Python() | CodeTests() if settings.jail == "off":
             raise GraderError(
                 f"Graders of type '{grader.type}' run code and are turned off on this server; its operator can turn "

@@ -4,6 +4,7 @@ The definitions it makes are in ``service.graders.definitions`` and are offered 
 """
 
 import re
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -46,6 +47,8 @@ __all__ = [
     "parse_grader",
 ]
 
+MAX_FAULTS = 10
+"""Faults of a grader that are told in words."""
 MAX_REFERENCES = 100
 """Different values that the templates of a grader may read."""
 
@@ -53,9 +56,22 @@ MAX_REFERENCES = 100
 class GraderError(Exception):
     """A grader that cannot be accepted. ``param`` is the path of the offending field in what was sent."""
 
-    def __init__(self, message: str, param: str) -> None:
+    def __init__(self, message: str, param: str, faults: "Sequence[GraderError]" = ()) -> None:
         super().__init__(message)
         self.message, self.param = message, param
+        self.faults: Sequence[GraderError] = faults or (self,)
+        """Each mistake by itself."""
+
+    @classmethod
+    def of(cls, errors: "Sequence[GraderError]") -> "GraderError":
+        """One error that tells the faults of all ``errors``, and names the first one's field."""
+        faults = [fault for error in errors for fault in error.faults]
+        if len(faults) == 1:
+            return faults[0]
+        told = [f"{each.message} ({each.param})" for each in faults[:MAX_FAULTS]]
+        more = [f"And {len(faults) - MAX_FAULTS} more."] if len(faults) > MAX_FAULTS else []
+        message = " ".join([f"This grader has {len(faults)} faults.", *told, *more])
+        return cls(message, faults[0].param, faults)
 
 
 _SINGLE: dict[str, type[Single]] = {
@@ -84,8 +100,7 @@ def parse_grader(raw: Any, path: str) -> Grader:
     if type_ != "multi":
         grader = _parse_single(fields, type_, path)
     else:
-        graders = _parse_graders(fields.get("graders"), f"{path}.graders")
-        grader = _validate(Multi, fields | {"graders": graders}, path)
+        grader = _parse_multi(fields, path)
     # Every row of a file is searched for each of them.
     read = {reference for text in grader.templates() for reference in Template.parse(text).paths}
     if len(read) > MAX_REFERENCES:
@@ -119,7 +134,31 @@ def _parse_single(fields: dict[str, Any], type_: str, path: str) -> Single:
     return grader
 
 
-def _parse_graders(raw: Any, path: str) -> dict[str, Single]:
+def _parse_multi(fields: dict[str, Any], path: str) -> Multi:
+    errors: list[GraderError] = []
+    graders: dict[str, Single] = {}
+    try:
+        members = _members(fields.get("graders"), f"{path}.graders")
+    except GraderError as error:
+        members = {}
+        errors.append(error)
+    for key, (raw, where) in members.items():
+        try:
+            graders[key] = _parse_member(raw, where)
+        except GraderError as error:
+            errors.append(error)
+    if not errors:
+        return _validate(Multi, fields | {"graders": graders}, path)
+    try:
+        # Without all of its graders a formula cannot be judged; what else is wrong can be told.
+        _validate(Multi, fields | {"graders": {}}, path)
+    except GraderError as error:
+        errors += [each for each in error.faults if each.param != f"{path}.graders"]
+    raise GraderError.of(errors)
+
+
+def _members(raw: Any, path: str) -> dict[str, tuple[Any, str]]:
+    """What is to become each grader of a multi grader, and its path, by key."""
     if raw is None:
         raise GraderError("Missing required field 'graders': an object that gives each grader a name.", path)
     if isinstance(raw, dict) and not isinstance(raw.get("type"), str):
@@ -135,7 +174,7 @@ def _parse_graders(raw: Any, path: str) -> dict[str, Single]:
         )
     if not 1 <= len(named) <= MAX_GRADERS:
         raise GraderError(f"A multi grader takes 1 to {MAX_GRADERS} graders, but got {len(named)}.", path)
-    return {key: _parse_member(each, where) for key, (each, where) in named.items()}
+    return named
 
 
 def _parse_member(raw: Any, path: str) -> Single:
@@ -179,11 +218,13 @@ def _validate(model: type[Model], fields: dict[str, Any], path: str) -> Model:
     try:
         return model.model_validate(fields)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        # Pydantic marks an error about a key, rather than the value under it, with a last step of its own.
-        steps = [step for step in first["loc"] if step != "[key]"]
-        param = path + "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps)
-        raise GraderError(_describe(first, model, param), param) from None
+        faults: dict[str, GraderError] = {}
+        for each in error.errors(include_url=False):
+            # Pydantic marks an error about a key, rather than the value under it, with a last step of its own.
+            steps = [step for step in each["loc"] if step != "[key]"]
+            param = path + "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps)
+            faults.setdefault(param, GraderError(_describe(each, model, param), param))
+        raise GraderError.of(list(faults.values())) from None
 
 
 def _describe(error: ErrorDetails, model: type[BaseModel], param: str) -> str:

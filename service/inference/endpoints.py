@@ -1,4 +1,4 @@
-"""``/v1/chat/completions`` and ``/v1/completions``"""
+"""``/v1/chat/completions``, ``/v1/completions`` and ``/v1/responses``"""
 
 from collections.abc import Coroutine
 from typing import Any, TypeVar
@@ -13,6 +13,10 @@ from service.core.ids import new_id
 from service.inference import questions, service, weights
 from service.inference.answers import FRAME, ChatCompletion, Completion
 from service.inference.requests import ChatRequest, CompletionRequest
+from service.inference.responses.answers import EVENT, ResponseObject
+from service.inference.responses.requests import ResponseRequest, as_chat, renamed
+from service.inference.responses.shapes import Response
+from service.inference.service import AsChunks, AsEvents, Written
 from service.inference.shapes import Answer
 from service.inference.wire import Question
 
@@ -21,6 +25,7 @@ T = TypeVar("T")
 router = APIRouter(prefix="/v1", tags=["inference"], route_class=Route)
 
 STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": FRAME}}}}
+EVENTS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": EVENT}}}}
 STREAM_HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
 
 
@@ -32,7 +37,7 @@ async def chat_completions(known: Known, request: Request, body: ChatRequest) ->
     answer = Answer(question)
     if body.stream:
         usage = _usage(answer, body, "chat.completion.chunk")
-        return await _stream(question, known, answer, answer.chat_chunks, usage, request)
+        return await _stream(question, known, AsChunks(answer, answer.chat_chunks, usage), request)
     await _whole(question, known, answer, request)
     return answer.chat()
 
@@ -45,20 +50,31 @@ async def completions(known: Known, request: Request, body: CompletionRequest) -
     answer = Answer(question, echo=bool(body.echo))
     if body.stream:
         usage = _usage(answer, body, "text_completion")
-        return await _stream(question, known, answer, answer.completion_chunks, usage, request)
+        return await _stream(question, known, AsChunks(answer, answer.completion_chunks, usage), request)
     await _whole(question, known, answer, request)
     return answer.completion()
 
 
-async def _whole(question: Question, known: Principal, answer: Answer, request: Request) -> None:
+@router.post("/responses", response_model=ResponseObject, responses=EVENTS)
+async def responses(known: Known, request: Request, body: ResponseRequest) -> Any:
+    """Answer a text, or a conversation of messages and function calls. Nothing of it is stored."""
+    with renamed():
+        served = await in_transaction(known, weights.find, body.model)
+        question = questions.of_chat(new_id("resp_"), known.organization_id, served, as_chat(body))
+        response = Response(question.id, body)
+        if body.stream:
+            return await _stream(question, known, AsEvents(response), request)
+        await _whole(question, known, response, request)
+        return response.object
+
+
+async def _whole(question: Question, known: Principal, answer: Answer | Response, request: Request) -> None:
     await _unless_gone(service.whole(question, known.key_id, answer), request)
 
 
-async def _stream(
-    question: Question, known: Principal, answer: Answer, chunks: service.Chunks, usage: Any, request: Request
-) -> StreamingResponse:
+async def _stream(question: Question, known: Principal, written: Written, request: Request) -> StreamingResponse:
     events, heard = await _unless_gone(service.begin(question, known.key_id), request)
-    frames = service.frames(events, heard, answer, chunks, usage)
+    frames = service.frames(events, heard, written)
     return StreamingResponse(frames, media_type="text/event-stream", headers=STREAM_HEADERS)
 
 

@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
+from service.spelling import Spelled
+
 MAX_CHOICES = 128
 MAX_BIASES = 1024
 
@@ -14,7 +16,9 @@ StopText = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
 # Of a long list the first mistake is told: telling of each costs more than sending it.
 TokenIds = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1, fail_fast=True)]
 Ignored = Annotated[Any, Field(None, description="Accepted, without effect.")]
-LogitBias = dict[Annotated[str, StringConstraints(pattern=r"^[0-9]{1,9}$")], Annotated[float, Field(ge=-100, le=100)]]
+TokenId = Annotated[str, Spelled("[0-9]{1,9}", "token ids, in digits, as names")]
+LogitBias = dict[TokenId, Annotated[float, Field(ge=-100, le=100)]]
+FunctionName = Annotated[str, Spelled("[A-Za-z0-9_.-]{1,64}", "1 to 64 letters, digits, '_', '.' and '-'")]
 
 
 class TextPart(BaseModel):
@@ -61,7 +65,7 @@ class Message(BaseModel):
 
 
 class Function(BaseModel):
-    name: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")
+    name: FunctionName
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None

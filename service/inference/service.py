@@ -3,12 +3,14 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
 from contextlib import aclosing, suppress
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
 
 from service.core.errors import DomainError, envelope
 from service.inference import exchange
+from service.inference.responses.shapes import Response
 from service.inference.shapes import Answer
 from service.inference.wire import Event, Question, Started
 
@@ -41,7 +43,7 @@ async def unless_gone(work: Coroutine[Any, Any, T], gone: Callable[[], Awaitable
             await asyncio.shield(working)
 
 
-async def whole(question: Question, key_id: str, answer: Answer) -> None:
+async def whole(question: Question, key_id: str, answer: Answer | Response) -> None:
     """Gather everything that is said on ``question`` in ``answer``. Raises ``DomainError`` where it fails."""
     async with aclosing(exchange.ask(question, key_id)) as events:
         async for event in events:
@@ -68,20 +70,26 @@ async def begin(question: Question, key_id: str) -> tuple[AsyncGenerator[Event |
     return events, heard
 
 
-async def frames(
-    events: AsyncGenerator[Event | None],
-    heard: list[Event],
-    answer: Answer,
-    chunks: Chunks,
-    usage: Callable[[], dict[str, Any]] | None,
-) -> AsyncIterator[bytes]:
-    """Server-sent events of ``data:`` and comments only: the official client fails on ``id:`` and ``retry:``."""
+class Written(Protocol):
+    """An answer as the frames of a stream, bytes of server-sent events."""
+
+    def frames(self, event: Event) -> Iterable[bytes]:
+        """Those that ``event`` amounts to."""
+
+    def end(self) -> Iterable[bytes]:
+        """Those behind the last event."""
+
+    def failure(self, error: DomainError) -> Iterable[bytes]:
+        """Those of an answer that cannot go on."""
+
+
+async def frames(events: AsyncGenerator[Event | None], heard: list[Event], written: Written) -> AsyncIterator[bytes]:
+    """The frames of ``heard``, of ``events``, and comments while nothing is said."""
     spoke = time.monotonic()
     try:
         for event in heard:
-            answer.take(event)
-            for chunk in chunks(event):
-                yield _frame(chunk, usage is not None)
+            for frame in written.frames(event):
+                yield frame
         async for next_event in events:
             if next_event is None:
                 if time.monotonic() - spoke >= PING_SECONDS:
@@ -89,19 +97,61 @@ async def frames(
                     yield PING
                 continue
             spoke = time.monotonic()
-            answer.take(next_event)
-            for chunk in chunks(next_event):
-                yield _frame(chunk, usage is not None)
-        if usage is not None:
-            yield _frame(usage(), False)
-        yield DONE
+            for frame in written.frames(next_event):
+                yield frame
+        for frame in written.end():
+            yield frame
     except DomainError as error:
-        yield _frame(envelope(error.status, error.code, error.message, error.param), False)
+        for frame in written.failure(error):
+            yield frame
     finally:
         await events.aclose()
 
 
-def _frame(chunk: dict[str, Any], with_null_usage: bool) -> bytes:
-    if with_null_usage:
-        chunk = chunk | {"usage": None}
-    return b"data: " + json.dumps(chunk, separators=(",", ":"), ensure_ascii=False).encode() + b"\n\n"
+@dataclass(frozen=True)
+class AsChunks:
+    """``data:`` alone, for the official client fails on ``id:`` and ``retry:``; ``[DONE]`` ends it.
+
+    ``usage`` makes a last chunk; the others then say that they have none.
+    """
+
+    answer: Answer
+    chunks: Chunks
+    usage: Callable[[], dict[str, Any]] | None
+
+    def frames(self, event: Event) -> Iterator[bytes]:
+        self.answer.take(event)
+        for chunk in self.chunks(event):
+            yield _data(chunk if self.usage is None else chunk | {"usage": None})
+
+    def end(self) -> Iterator[bytes]:
+        if self.usage is not None:
+            yield _data(self.usage())
+        yield DONE
+
+    def failure(self, error: DomainError) -> Iterator[bytes]:
+        yield _data(envelope(error.status, error.code, error.message, error.param))
+
+
+@dataclass(frozen=True)
+class AsEvents:
+    """Events that say their type twice, as the hosted service's do; the last one tells how it ended."""
+
+    response: Response
+
+    def frames(self, event: Event) -> Iterator[bytes]:
+        return map(_named, self.response.take(event))
+
+    def end(self) -> Iterator[bytes]:
+        return iter(())
+
+    def failure(self, error: DomainError) -> Iterator[bytes]:
+        return map(_named, self.response.fail(error))
+
+
+def _named(event: dict[str, Any]) -> bytes:
+    return f"event: {event['type']}\n".encode() + _data(event)
+
+
+def _data(value: dict[str, Any]) -> bytes:
+    return b"data: " + json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode() + b"\n\n"

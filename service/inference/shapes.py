@@ -165,8 +165,8 @@ def _chat_logprobs(scored: Sequence[TokenLogprob]) -> ChatLogprobs:
         ContentLogprob(
             token=each.token,
             logprob=each.logprob,
-            bytes=_bytes(each.token),
-            top_logprobs=[TopLogprob(token=t, logprob=p, bytes=_bytes(t)) for t, p in each.top],
+            bytes=utf8(each.token),
+            top_logprobs=[TopLogprob(token=t, logprob=p, bytes=utf8(t)) for t, p in each.top],
         )
         for each in scored
     ]
@@ -183,5 +183,5 @@ def _completion_logprobs(scored: Sequence[TokenLogprob]) -> CompletionLogprobs:
     )
 
 
-def _bytes(token: str) -> list[int] | None:
+def utf8(token: str) -> list[int] | None:
     return None if "\N{REPLACEMENT CHARACTER}" in token else list(token.encode())

@@ -34,7 +34,7 @@ from service.jobs.models import Examination, Job
 from service.jobs.repository import EventDraft
 from service.jobs.request import AskedReinforcement, AskedSupervised, check_integrations, parse_method
 from service.jobs.schemas import CreateJob
-from service.jobs.spec import JobSpec, Reinforcement, Supervised, resolve, resolve_supervised
+from service.jobs.spec import JobSpec, Reinforcement, Supervised, overruled, resolve, resolve_supervised
 from service.jobs.states import Desired, Status
 from service.models import service as models
 from service.settings import settings
@@ -136,7 +136,9 @@ def create(session: Session, examined: Examined) -> Job:
     found = examined.found or _found_meanwhile(session, examined)
     job = _row(draft)
     repository.add(session, job)
-    service.tell(session, job, [EventDraft(f"Created fine-tuning job: {job.id}")])
+    other = overruled(draft.asked.hyperparameters, job.as_spec().method.hyperparameters)
+    drafts = [EventDraft(f"Created fine-tuning job: {job.id}"), *(EventDraft(text, "warn") for text in other)]
+    service.tell(session, job, drafts)
     if found is None:
         files_told = " and ".join(file.id for file in (draft.training, draft.validation) if file is not None)
         service.tell(session, job, [EventDraft(f"Validating files: {files_told}")])

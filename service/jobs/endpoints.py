@@ -61,12 +61,14 @@ def retrieve(caller: Caller, fine_tuning_job_id: str) -> JobObject:
 
 @router.post("/{fine_tuning_job_id}/cancel")
 def cancel(caller: Caller, fine_tuning_job_id: str) -> JobObject:
-    return JobObject.of(service.cancel(caller.session, fine_tuning_job_id))
+    """The answer has the status that the job will have: one that runs stops within seconds."""
+    return JobObject.as_wanted(service.cancel(caller.session, fine_tuning_job_id))
 
 
 @router.post("/{fine_tuning_job_id}/pause")
 def pause(caller: Caller, fine_tuning_job_id: str) -> JobObject:
-    return JobObject.of(service.pause(caller.session, fine_tuning_job_id))
+    """The answer has the status that the job will have: one that runs saves a checkpoint first."""
+    return JobObject.as_wanted(service.pause(caller.session, fine_tuning_job_id))
 
 
 @router.post("/{fine_tuning_job_id}/resume")

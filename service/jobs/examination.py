@@ -49,6 +49,8 @@ class Answer(BaseModel):
     """What was left out of the examination."""
     warnings: list[str] = []
     """What may be wrong with the files."""
+    longest_answer: int | None = None
+    """How many tokens the context leaves for an answer to the shortest prompt; None where it was not found out."""
 
 
 def check_files(question: Question, give_up_at: float | None = None) -> Answer:

@@ -7,6 +7,7 @@ from sqlalchemy import ForeignKey, Index, func, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from service.core.db import Base, Sequenced
+from service.jobs.spec import JobSpec
 
 
 class Job(Sequenced, Base):
@@ -53,6 +54,13 @@ class Job(Sequenced, Base):
     fine_tuned_model: Mapped[str | None]
     result_files: Mapped[list[str]] = mapped_column(server_default="[]")
     error: Mapped[dict[str, Any] | None]
+    longest_answer: Mapped[int | None]
+    """Tokens that the context leaves beside the shortest prompt, if that was found out."""
+
+    def as_spec(self) -> JobSpec:
+        """What was asked for, as it will be run by what was found out since."""
+        spec = JobSpec.model_validate(self.spec)
+        return spec if self.longest_answer is None else spec.with_answers_of(self.longest_answer)
 
 
 class Event(Base):

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from service.core.errors import DomainError, invalid
 from service.core.http import describe
 from service.graders.configured import admit
-from service.graders.schemas import Grader
+from service.graders.schemas import MAX_FAULTS, Grader
 from service.jobs.integrations import Integration
 from service.jobs.spec import Hyperparameters, SupervisedHyperparameters
 
@@ -86,13 +86,21 @@ def _hyperparameters(kind: type[Asked], raw: Any, legacy: dict[str, Any] | None,
 
 
 def _hyperparameter_error(error: ValidationError, prefix: str, known: list[str]) -> DomainError:
-    problems = error.errors(include_url=False)
-    name = problems[0]["loc"][0]
+    """All that is wrong with them; the first one's name is the field."""
+    by_name: dict[Any, list[Any]] = {}
+    for problem in error.errors(include_url=False):
+        by_name.setdefault(problem["loc"][0], []).append(problem)
+    told = [_hyperparameter_fault(name, problems, prefix) for name, problems in by_name.items()]
+    unknown = any(problems[0]["type"] == "extra_forbidden" for problems in by_name.values())
+    names = [f"Known ones: {', '.join(known)}."] if unknown else []
+    code = "unknown_parameter" if next(iter(by_name.values()))[0]["type"] == "extra_forbidden" else "invalid_value"
+    return invalid(" ".join([*told[:MAX_FAULTS], *names]), f"{prefix}.{next(iter(by_name))}", code)
+
+
+def _hyperparameter_fault(name: Any, problems: list[Any], prefix: str) -> str:
     if problems[0]["type"] == "extra_forbidden":
-        message = f"Unknown hyperparameter: '{prefix}.{name}'. Known ones: {', '.join(known)}."
-        return invalid(message, f"{prefix}.{name}", "unknown_parameter")
+        return f"Unknown hyperparameter: '{prefix}.{name}'."
     # A field that may also be "auto" reports one problem for each alternative.
-    about_it = [problem for problem in problems if problem["loc"][0] == name]
-    reasons = list(dict.fromkeys(problem["msg"].removeprefix("Input should be ") for problem in about_it))
+    reasons = list(dict.fromkeys(problem["msg"].removeprefix("Input should be ") for problem in problems))
     first = {**problems[0], "loc": [name], "msg": "it should be " + " or ".join(reasons)}
-    return invalid(describe([first], prefix)[0], f"{prefix}.{name}")
+    return describe([first], prefix)[0]

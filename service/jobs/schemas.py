@@ -8,7 +8,7 @@ from service.core.pagination import Listed
 from service.jobs.integrations import MAX_INTEGRATIONS, Integration, IntegrationObject
 from service.jobs.methods import Method, RequestedMethod, method_object
 from service.jobs.models import Checkpoint, Event, Job
-from service.jobs.spec import JobSpec
+from service.jobs.states import TERMINAL, Desired, Status
 from service.spelling import Spelled
 
 SUFFIX_CHARACTERS = "the letters A to Z and a to z, digits, '.', '_' and '-', and no spaces"
@@ -104,7 +104,7 @@ class JobObject(Listed):
 
     @classmethod
     def of(cls, row: Job) -> "JobObject":
-        spec = JobSpec.model_validate(row.spec)
+        spec = row.as_spec()
         common = {name: getattr(spec.method.hyperparameters, name) for name in CommonHyperparameters.model_fields}
         return cls(
             id=row.id,
@@ -128,6 +128,13 @@ class JobObject(Listed):
             user_provided_suffix=spec.suffix,
             progress=Progress(step=row.step, total_steps=row.total_steps, attempt=row.attempt, desired=row.desired),
         )
+
+    @classmethod
+    def as_wanted(cls, row: Job) -> "JobObject":
+        """The job with the status that it will have when its worker has heard what is wanted of it."""
+        coming = {Desired.CANCEL: Status.CANCELLED, Desired.PAUSE: Status.PAUSED}
+        status = row.status if row.status in TERMINAL else coming.get(Desired(row.desired), row.status)
+        return cls.of(row).model_copy(update={"status": str(status)})
 
 
 class EventObject(Listed):

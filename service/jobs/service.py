@@ -13,6 +13,7 @@ from service.jobs.examination import Answer, refusal
 from service.jobs.models import Event, Job
 from service.jobs.repository import EventDraft
 from service.jobs.schemas import EventObject
+from service.jobs.spec import Supervised
 from service.jobs.states import TERMINAL, Desired, Status, move
 from service.settings import settings
 from service.webhooks import service as webhooks
@@ -92,14 +93,26 @@ def validated(session: Session, job: Job, counts: str, found: Answer) -> None:
         job.error = {"code": refused.code, "message": refused.message, "param": refused.param}
         tell(session, job, [EventDraft(f"The job failed: {refused.message}", "error", data={"code": refused.code})])
         return
+    shortened = _shorten_answers(job, found.longest_answer)
     paused = job.desired == Desired.PAUSE
     move(job, Status.PAUSED if paused else Status.QUEUED)
     job.eligible_at = clock.now(session)
     summary = f"Files validated: {counts}; job {job.status}"
     drafts = [EventDraft(". ".join([summary, *found.notes]), level="warn" if found.notes else "info")]
-    tell(session, job, [*drafts, *(EventDraft(f"{text[0].upper()}{text[1:]}", "warn") for text in found.warnings)])
+    warnings = [f"{text[0].upper()}{text[1:]}" for text in found.warnings]
+    tell(session, job, [*drafts, *(EventDraft(text, "warn") for text in (*shortened, *warnings))])
     if not paused:
         ring_after_commit(session, job.id)
+
+
+def _shorten_answers(job: Job, most: int | None) -> list[str]:
+    """Take note of the longest answer that there can be; what changes by that, if anything."""
+    asked = job.as_spec().method
+    if most is None or isinstance(asked, Supervised) or asked.hyperparameters.max_completion_tokens <= most:
+        return []
+    job.longest_answer = most
+    told = f"max_completion_tokens is {most} and not {asked.hyperparameters.max_completion_tokens}"
+    return [f"{told}: the model's context leaves no more beside the prompt"]
 
 
 def end(session: Session, job: Job, status: Status) -> None:

@@ -30,7 +30,8 @@ class _Shared(_Frozen):
     batch_size: Annotated[int, Field(ge=1, le=1024)] | Auto = AUTO
     """Rows of the training file per step."""
     learning_rate_multiplier: Annotated[float, Field(gt=0, le=1000)] | Auto = AUTO
-    """Scales the default learning rate, the method's or LoRA's. Ignored when ``learning_rate`` is given."""
+    """Scales the default learning rate, the method's or LoRA's. Where ``learning_rate`` is given, it is ignored, and
+    shows how many times the default that is."""
     n_epochs: Annotated[int, Field(ge=1, le=50)] | Auto = AUTO
     """Passes over the training file; the last step trains on what is left of them. Where ``n_steps`` is given, it
     is ignored, and shows the passes that the steps begin."""
@@ -52,7 +53,8 @@ class Hyperparameters(_Shared):
     """Hyperparameters of reinforcement as a user gives them."""
 
     compute_multiplier: Annotated[float, Field(gt=1e-5, le=10)] | Auto = AUTO
-    """Scales the default of 8 rollouts per prompt. Ignored when ``group_size`` is given."""
+    """Scales the default of 8 rollouts per prompt. Where ``group_size`` is given, it is ignored, and shows how many
+    times the default that is."""
     eval_samples: Annotated[int, Field(ge=1, le=64)] | Auto = AUTO
     """Answers sampled per validation row."""
     reasoning_effort: Literal["default", "low", "medium", "high"] = "default"
@@ -89,6 +91,7 @@ class Hyperparameters(_Shared):
     eval_temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
     """Sampling temperature of evaluations; 0 is greedy."""
     max_completion_tokens: Annotated[int, Field(ge=1, le=131_072)] | Auto = AUTO
+    """Tokens of the longest answer. More than the context leaves beside the shortest prompt is lowered to that."""
     rollout_engine: Literal["transformers", "vllm"] | Auto = AUTO
     """What samples the answers. ``auto`` is what the operator set as ``TROLL_ROLLOUT_ENGINE``."""
     old_policy: Literal["trainer", "sampler"] = "trainer"
@@ -161,17 +164,16 @@ def resolve(
     batch_size = min(_given(asked.batch_size, 32), training_rows)
     n_epochs = _given(asked.n_epochs, 1)
     n_steps = _given(asked.n_steps, math.ceil(training_rows * n_epochs / batch_size))
-    multiplier = _given(asked.learning_rate_multiplier, 1.0)
     compute = _given(asked.compute_multiplier, 1.0)
+    group_size = _given(asked.group_size, max(2, round(DEFAULT_GROUP_SIZE * compute)))
     resolved = {
         "batch_size": batch_size,
         "n_epochs": n_epochs if asked.n_steps == AUTO else math.ceil(n_steps * batch_size / training_rows),
         "n_steps": n_steps,
-        "learning_rate_multiplier": multiplier,
-        "learning_rate": _learning_rate(asked, DEFAULT_LEARNING_RATE, multiplier),
+        **_learning_rate(asked, DEFAULT_LEARNING_RATE),
         "lora_alpha": _given(asked.lora_alpha, DEFAULT_LORA_ALPHA),
-        "compute_multiplier": compute,
-        "group_size": _given(asked.group_size, max(2, round(DEFAULT_GROUP_SIZE * compute))),
+        "compute_multiplier": compute if asked.group_size == AUTO else group_size / DEFAULT_GROUP_SIZE,
+        "group_size": group_size,
         "mini_batches": min(_given(asked.mini_batches, 8), batch_size),
         "eval_interval": _given(asked.eval_interval, max(1, math.ceil(n_steps / 10))),
         "eval_samples": _given(asked.eval_samples, 1),
@@ -187,13 +189,11 @@ def resolve_supervised(asked: SupervisedHyperparameters, *, training_rows: int) 
     batch_size = min(_given(asked.batch_size, 16), training_rows)
     n_epochs = _given(asked.n_epochs, 3)
     n_steps = _given(asked.n_steps, math.ceil(training_rows * n_epochs / batch_size))
-    multiplier = _given(asked.learning_rate_multiplier, 1.0)
     resolved = {
         "batch_size": batch_size,
         "n_epochs": n_epochs if asked.n_steps == AUTO else math.ceil(n_steps * batch_size / training_rows),
         "n_steps": n_steps,
-        "learning_rate_multiplier": multiplier,
-        "learning_rate": _learning_rate(asked, DEFAULT_SUPERVISED_LEARNING_RATE, multiplier),
+        **_learning_rate(asked, DEFAULT_SUPERVISED_LEARNING_RATE),
         "lora_alpha": _given(asked.lora_alpha, DEFAULT_LORA_ALPHA),
         "eval_interval": _given(asked.eval_interval, max(1, math.ceil(n_steps / 10))),
         "warmup_steps": _given(asked.warmup_steps, math.ceil(n_steps / 20)),
@@ -201,9 +201,37 @@ def resolve_supervised(asked: SupervisedHyperparameters, *, training_rows: int) 
     return ResolvedSupervisedHyperparameters.model_validate(asked.model_dump() | resolved)
 
 
-def _learning_rate(asked: _Shared, of_all_weights: float, multiplier: float) -> float:
-    factor = LORA_LEARNING_RATE_FACTOR if asked.lora_rank else 1
-    return float(_given(asked.learning_rate, of_all_weights * factor * multiplier))
+DECIDED_BY = {
+    "batch_size": "the training file has no more rows",
+    "n_epochs": "n_steps decides",
+    "mini_batches": "batch_size is no more",
+    "learning_rate_multiplier": "learning_rate decides",
+    "compute_multiplier": "group_size decides",
+}
+"""Why a hyperparameter may have another value than it was given."""
+
+
+def overruled(
+    asked: Hyperparameters | SupervisedHyperparameters,
+    resolved: ResolvedHyperparameters | ResolvedSupervisedHyperparameters,
+) -> list[str]:
+    """What was asked for and is not what will be used, in sentences."""
+    given = {name: getattr(asked, name) for name in DECIDED_BY if name in asked.model_fields_set}
+    used = {name: getattr(resolved, name) for name in given}
+    return [
+        f"{name} is {used[name]:g} and not {value:g}: {DECIDED_BY[name]}"
+        for name, value in given.items()
+        if value not in (AUTO, used[name])
+    ]
+
+
+def _learning_rate(asked: _Shared, of_all_weights: float) -> dict[str, float]:
+    default = of_all_weights * (LORA_LEARNING_RATE_FACTOR if asked.lora_rank else 1)
+    if asked.learning_rate != AUTO:
+        times = float(f"{asked.learning_rate / default:.12g}")
+        return {"learning_rate": asked.learning_rate, "learning_rate_multiplier": times}
+    multiplier = float(_given(asked.learning_rate_multiplier, 1.0))
+    return {"learning_rate": default * multiplier, "learning_rate_multiplier": multiplier}
 
 
 def _given(value: Any, default: Any) -> Any:
@@ -238,6 +266,14 @@ class JobSpec(_Frozen):
     seed: int = Field(ge=0, le=2**31 - 1)
     suffix: str | None = None
     integrations: list[Integration] = []
+
+    def with_answers_of(self, most: int) -> "JobSpec":
+        """The same with answers of ``most`` tokens at most, where longer ones were asked for."""
+        method = self.method
+        if isinstance(method, Supervised) or method.hyperparameters.max_completion_tokens <= most:
+            return self
+        shorter = method.hyperparameters.model_copy(update={"max_completion_tokens": most})
+        return self.model_copy(update={"method": method.model_copy(update={"hyperparameters": shorter})})
 
 
 class RunSpec(_Frozen):

@@ -1,4 +1,4 @@
-"""A serving worker as an operator starts it, shared by all tests that talk to models."""
+"""A serving worker as an operator starts it, for all tests of a file that talk to models."""
 
 import os
 import signal
@@ -58,9 +58,11 @@ class ServingWorker:
         return self._log.read_text()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def serving_worker(servers: object, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServingWorker]:
     tiny.save(settings().models_dir / MODEL)
+    # That of another file may have ended a moment ago.
+    live.client().delete(exchange.ANY_WORKER)
     worker = ServingWorker(tmp_path_factory.mktemp("serving") / "worker.log")
     until = time.monotonic() + START_SECONDS
     while not live.client().exists(exchange.ANY_WORKER):

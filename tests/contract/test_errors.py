@@ -82,7 +82,9 @@ def test_success_has_a_request_id(official: Official, model: str) -> None:
 @pytest.mark.parametrize(
     "call",
     [
-        lambda client: client.responses.create(model="m", input="Hi"),
+        lambda client: client.responses.retrieve("resp_1"),
+        lambda client: client.responses.delete("resp_1"),
+        lambda client: client.conversations.create(),
         lambda client: client.embeddings.create(model="m", input="Hi"),
         lambda client: client.batches.list(),
         lambda client: client.fine_tuning.checkpoints.permissions.create(CHECKPOINT, project_ids=["p"]),
@@ -91,10 +93,49 @@ def test_success_has_a_request_id(official: Official, model: str) -> None:
             "cp_1", fine_tuned_model_checkpoint=CHECKPOINT
         ),
     ],
-    ids=["responses", "embeddings", "batches", "share", "shares", "unshare"],
+    ids=["response", "delete", "conversations", "embeddings", "batches", "share", "shares", "unshare"],
 )
 def test_what_is_out_of_scope_names_an_alternative(server: Server, acme: openai.OpenAI, call: Any) -> None:
     with pytest.raises(openai.NotFoundError) as refusal:
         call(acme)
     assert refusal.value.code == "not_served"
     assert "/v1/" in refusal.value.message
+
+
+def said(part: dict[str, Any]) -> list[Any]:
+    return [{"role": "user", "content": [part]}]
+
+
+IMAGE = {"type": "image_url", "image_url": {"url": "data:"}}
+FUNCTION = {"type": "function", "function": {"name": "get weather"}}
+HELLO = [{"role": "user", "content": "Hello"}]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param", "says"),
+    [
+        (
+            "/fine_tuning/jobs",
+            {"training_file": "f", "suffix": "my model"},
+            "suffix",
+            "use only the letters A to Z and a to z, digits",
+        ),
+        ("/chat/completions", {"messages": said(IMAGE)}, "messages.0.content.0.type", "text only"),
+        ("/chat/completions", {"messages": HELLO, "tools": [FUNCTION]}, "tools.0.function.name", "use only 1 to 64"),
+        ("/chat/completions", {"messages": HELLO, "logit_bias": {"fox": 1}}, "logit_bias", "use only token ids"),
+        ("/responses", {"input": said({"type": "input_image"})}, "input.0.content.0.type", "text only"),
+        ("/responses", {"input": said({"type": "text", "text": "x"})}, "input.0.content.0.type", "'input_text'"),
+        ("/responses", {"input": [{"type": "web_search_call"}]}, "input.0", "message, function_call"),
+        ("/responses", {"input": "x", "tools": [{"type": "web_search"}]}, "tools.0.type", "functions of yours"),
+    ],
+)
+def test_a_field_that_is_wrong_is_named_and_told_in_words(
+    acme: openai.OpenAI, path: str, body: dict[str, Any], param: str, says: str
+) -> None:
+    with pytest.raises(openai.BadRequestError) as refusal:
+        acme.post(path, cast_to=object, body={"model": "m", **body})
+    error: Any = refusal.value.body
+    assert error["param"].startswith(param)
+    assert says in error["message"]
+    for foreign in ("pattern", "^[", "dictionary", "Tag", "str'"):
+        assert foreign not in error["message"]

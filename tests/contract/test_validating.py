@@ -81,6 +81,23 @@ def test_what_is_not_known_in_time_is_found_out_while_files_are_validated(
     assert messages(acme, job.id)[-1] == "Files validated: 8 training rows, 4 validation rows; job queued"
 
 
+@pytest.mark.parametrize("in_time", [True, False])
+def test_answers_that_the_context_has_no_room_for_are_shortened_and_told(
+    acme: openai.OpenAI, body: dict[str, Any], slow: Slow, monkeypatch: pytest.MonkeyPatch, in_time: bool
+) -> None:
+    slow.answer = Answer(longest_answer=100)
+    if in_time:
+        monkeypatch.setattr(creation, "ANSWER_SECONDS", PATIENCE)
+        slow.go.set()
+    job = acme.fine_tuning.jobs.create(**body)
+    slow.go.set()
+    until(lambda: status(acme, job.id) == "queued", "the job is never queued")
+    shown = acme.fine_tuning.jobs.retrieve(job.id).to_dict()
+    assert shown["method"]["reinforcement"]["hyperparameters"]["max_completion_tokens"] == 100  # type: ignore[index]
+    told = "max_completion_tokens is 100 and not 1024: the model's context leaves no more beside the prompt"
+    assert told in messages(acme, job.id)
+
+
 def test_an_error_that_is_found_later_is_the_jobs(acme: openai.OpenAI, body: dict[str, Any], slow: Slow) -> None:
     slow.answer = FAILS
     job = acme.fine_tuning.jobs.create(**body)
@@ -139,7 +156,8 @@ def test_a_job_that_is_paused_while_validated_waits_for_its_owner(
 ) -> None:
     client = connect(api_key)  # Strict clients do not know the status.
     job = client.fine_tuning.jobs.create(**body)
-    assert client.fine_tuning.jobs.pause(job.id).status == "validating_files"
+    assert client.fine_tuning.jobs.pause(job.id).status == "paused"
+    assert status(client, job.id) == "validating_files"
     slow.go.set()
     until(lambda: status(client, job.id) == "paused", "the job is not paused")
     assert client.fine_tuning.jobs.resume(job.id).status == "queued"

@@ -16,6 +16,8 @@ from openai import OpenAI
 
 from service import demo
 from service.embedded.stack import DEMO_MODEL
+from tests.workers.graders import jails
+from tests.workers.graders.servers import Asked, Server, serve
 
 OUTSIDE = ("DATABASE_URL", "DATABASE_OWNER_URL", "REDIS_URL")
 
@@ -38,11 +40,29 @@ class Stack:
         return found
 
 
-def troll(*arguments: str, timeout: float = 180) -> subprocess.CompletedProcess[str]:
+JUDGE = "judges/right-or-wrong"
+JUDGE_USAGE = {"prompt_tokens": 11, "completion_tokens": 5, "total_tokens": 16}
+
+
+def judged(asked: Asked) -> dict[str, Any]:
+    """A judge's answer, which is 1 where the last message says the same thing before and behind "=="."""
+    said, right = asked.json["messages"][-1]["content"].split("==")
+    result = json.dumps({"steps": [], "result": float(said.strip() == right.strip())})
+    return {
+        "id": "chatcmpl-1",
+        "object": "chat.completion",
+        "created": 1,
+        "model": JUDGE,
+        "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": result}}],
+        "usage": JUDGE_USAGE,
+    }
+
+
+def troll(*arguments: str, timeout: float = 180, **variables: str) -> subprocess.CompletedProcess[str]:
     environment = {
         name: value for name, value in os.environ.items() if name not in OUTSIDE and not name.startswith("TROLL_")
     }
-    environment["TROLL_WANDB_MODE"] = "offline"
+    environment |= {"TROLL_WANDB_MODE": "offline", **variables}
     command = [sys.executable, "-m", "service.cli", *arguments]
     # As at most terminals: what is private has to be made so.
     return subprocess.run(
@@ -51,14 +71,26 @@ def troll(*arguments: str, timeout: float = 180) -> subprocess.CompletedProcess[
 
 
 @pytest.fixture(scope="session")
-def stack(tmp_path_factory: pytest.TempPathFactory, demo_model: Path) -> Iterator[Stack]:
+def judge() -> Iterator[Server]:
+    """An OpenAI-compatible server with the model ``JUDGE``."""
+    with serve(judged) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory, demo_model: Path, judge: Server) -> Iterator[Stack]:
     folder = tmp_path_factory.mktemp("stack")
     # As somebody else may have made it, with a folder in it that an earlier version left open.
     folder.chmod(0o755)
     (folder / "uploads").mkdir()
     (folder / "uploads").chmod(0o755)
     shutil.copytree(demo_model, folder / "models" / DEMO_MODEL)
-    started = troll("up", "--data-dir", str(folder), "--port", "0", "--demo-model", "--detach")
+    graders = {
+        "jail": jails.TIERS[0] if jails.NAMESPACES else "off",
+        "model_endpoints": [{"base_url": f"{judge.origin}/v1", "models": [JUDGE]}],
+    }
+    command = ("up", "--data-dir", str(folder), "--port", "0", "--demo-model", "--detach")
+    started = troll(*command, TROLL_GRADERS=json.dumps(graders))
     try:
         assert started.returncode == 0, started.stdout + started.stderr
         told = json.loads(started.stdout.splitlines()[-1])

@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from openai import OpenAI
 from openai.types.fine_tuning import FineTuningJobEvent
 
+from service import demo
 from service.cli.download import download
-from tests.e2e.conftest import Stack
+from tests.e2e.conftest import JUDGE, JUDGE_USAGE, Stack
+from tests.workers.graders import jails
 
 pytestmark = pytest.mark.e2e
 GUIDE = Path(__file__).parents[2] / "examples" / "hosted_guide.py"
@@ -106,12 +109,12 @@ def test_a_paused_job_goes_on_from_its_checkpoint(stack: Stack, create: Callable
     # "paused" is no status that the client's types know, so the strict client is not asked to parse it.
     raw = stack.client.fine_tuning.jobs.with_raw_response
     raw.pause(id)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while raw.retrieve(id).http_response.json()["status"] != "paused":
         assert time.monotonic() < deadline
         time.sleep(0.1)
     raw.resume(id)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while (job := raw.retrieve(id).http_response.json())["status"] not in ENDED:
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -141,3 +144,91 @@ def test_the_hosted_guides_workflow_needs_nothing_but_its_client(stack: Stack, t
     question, _, answer = told.strip().splitlines()[-1].partition(" ")
     assert re.fullmatch(r"\d+\+\d+=", question)
     assert answer.strip()
+
+
+RIGHT = """
+def grade(sample, item):
+    return 1.0 if sample["output_text"] == item["answer"] else 0.0
+"""
+ROWS = 12
+"""Of each file: each answer takes a process in the jail."""
+CODE_AND_JUDGE: Any = {
+    "type": "multi",
+    "graders": {
+        "code": {"type": "python", "source": RIGHT},
+        "judge": {
+            "type": "score_model",
+            "name": "judge",
+            "model": JUDGE,
+            "input": [{"role": "user", "content": "{{sample.output_text}} == {{item.answer}}"}],
+        },
+    },
+    "calculate_output": "(code + judge) / 2",
+}
+
+
+def test_a_movers_job_with_code_and_a_judge_needs_the_official_client_alone(stack: Stack, tmp_path: Path) -> None:
+    """From files to answers of the result, as programs for the hosted service do it; the tokens of the judge count."""
+    jails.first_tier()
+    paths = demo.write_rows(tmp_path)
+    for path in paths:
+        path.write_text("".join(path.read_text().splitlines(keepends=True)[:ROWS]))
+    # The client's type of a multi grader has a single grader, so a strict one takes none in answers.
+    with OpenAI(base_url=str(stack.client.base_url), api_key=stack.client.api_key) as client:
+        files = [client.files.create(file=path, purpose="fine-tune") for path in paths]
+        assert {client.files.wait_for_processing(file.id).status for file in files} == {"processed"}
+
+        graders = client.fine_tuning.alpha.graders
+        graders.validate(grader=CODE_AND_JUDGE)
+        ran = graders.run(grader=CODE_AND_JUDGE, model_sample="46", item={"answer": "46"})
+        assert (ran.reward, ran.sub_rewards, ran.metadata.token_usage) == (1.0, {"code": 1.0, "judge": 1.0}, 16)
+
+        settings: Any = {"n_steps": 2, "batch_size": 3, "group_size": 3, "eval_interval": 1, "max_completion_tokens": 8}
+        method: Any = {
+            "type": "reinforcement",
+            "reinforcement": {"grader": CODE_AND_JUDGE, "hyperparameters": settings},
+        }
+        job = client.fine_tuning.jobs.create(
+            model=stack.model,
+            training_file=files[0].id,
+            validation_file=files[1].id,
+            method=method,
+            seed=3,
+            suffix="mover",
+            metadata={"team": "movers"},
+        )
+        deadline = time.monotonic() + 240
+        while job.status not in ENDED:
+            assert time.monotonic() < deadline, f"the job is still {job.status}"
+            time.sleep(0.2)
+            job = client.fine_tuning.jobs.retrieve(job.id)
+        assert job.status == "succeeded", job.error
+        assert [each.id for each in client.fine_tuning.jobs.list(metadata={"team": "movers"})] == [job.id]
+
+        told = [event.data for event in client.fine_tuning.jobs.list_events(job.id) if event.type == "metrics"]
+        steps: dict[int, Any] = {data["step"]: data for data in told}  # type: ignore[index, misc]
+        assert steps.keys() == {0, 1, 2}
+        for step, data in steps.items():
+            answers = {"train": 9 if step else 0, "valid": ROWS}
+            (row,) = data["usage"]["graders"]
+            assert (row["name"], row["type"], row["model"]) == ("judge", "score_model", JUDGE)
+            by_model = data["model_graders_token_usage"][JUDGE]
+            for part, count in answers.items():
+                used = count * JUDGE_USAGE["prompt_tokens"]
+                assert by_model[f"{'eval' if part == 'valid' else part}_prompt_tokens"] == used
+                assert row[f"{part}_prompt_tokens_count"] == (used or None)
+            means = {each["name"]: each["valid_reward_mean"] for each in data["scores"]["graders"]}
+            assert means["code"] == means["judge"] == data["full_valid_mean_reward"]
+
+        checkpoints = list(client.fine_tuning.jobs.checkpoints.list(job.id))
+        assert [each.step_number for each in checkpoints] == [2, 1]
+        assert job.fine_tuned_model is not None
+        asked: Any = {"input": [{"role": "user", "content": "12+34="}], "temperature": 0}
+        for model in (job.fine_tuned_model, checkpoints[0].fine_tuned_model_checkpoint):
+            said = client.responses.create(model=model, **asked)
+            assert (said.status, said.model) == ("completed", model)
+            assert re.fullmatch(r"\d+", said.output_text)
+            with client.responses.stream(model=model, **asked) as stream:
+                assert stream.get_final_response().output_text == said.output_text
+        table = client.files.content(job.result_files[0]).text
+        assert len(table.splitlines()) == 1 + 3

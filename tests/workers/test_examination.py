@@ -111,6 +111,18 @@ def test_counts_are_those_of_the_training_process(model: Path, write: Any) -> No
     assert found.problems == {"training_file": str(refusal.value)}
 
 
+def test_the_longest_answer_is_what_the_context_leaves_beside_the_shortest_prompt(model: Path, write: Any) -> None:
+    files = {"training_file": write("train", row("1" * 20), row("1" * 9)), "validation_file": write("valid", row())}
+    # Of the shortest, "12+34=", and the template's two.
+    assert examine(Question(model=model, files=files, grader=None)).longest_answer == tiny.CONTEXT - 6 - 2
+
+
+def test_a_job_that_samples_nothing_has_no_longest_answer(model: Path, write: Any) -> None:
+    answered = {"messages": [*row()["messages"], {"role": "assistant", "content": "46"}]}
+    files = {"training_file": write("train", answered)}
+    assert examine(Question(method="supervised", model=model, files=files, grader=None)).longest_answer is None
+
+
 def test_counting_forgets_what_it_read(model: Path, write: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     read, seen, kept = data.read, [], []
 
@@ -123,7 +135,7 @@ def test_counting_forgets_what_it_read(model: Path, write: Any, monkeypatch: pyt
     monkeypatch.setattr(data, "BATCH_ROWS", 2)
     monkeypatch.setattr(data, "read", watched)
     path = write("train", *[row()] * 7)
-    assert examine(Question(model=model, files={"training_file": path}, grader=None)) == Answer()
+    assert examine(Question(model=model, files={"training_file": path}, grader=None)).problems == {}
     assert (len(seen), kept) == (7, [])
 
 
@@ -192,7 +204,13 @@ def test_a_judge_that_cannot_be_reached_is_refused(write: Any, monkeypatch: pyte
     grader_settings.cache_clear()
     judge = {"type": "score_model", "name": "j", "model": "judge", "input": [{"role": "user", "content": "Score it."}]}
     try:
-        assert "model_grader_server_error" in tried(judge, write("train", row())).problems[GRADER]
+        refusal = tried(judge, write("train", *[row()] * 3)).problems[GRADER]
+        assert refusal.startswith(
+            "The grader cannot be tried, for what it asks does not answer. The judge could not be"
+        )
+        assert "('judge' at http://127.0.0.1:9)" in refusal
+        assert refusal.count("127.0.0.1") == 1, "the same reason is told once for several rows"
+        assert "reward" not in refusal
     finally:
         monkeypatch.undo()
         grader_settings.cache_clear()

@@ -12,8 +12,15 @@ class Unusable(Exception):
 def for_template(messages: Sequence[dict[str, Any]], template: str | None) -> list[dict[str, Any]]:
     """Content as one string, arguments of tool calls as values, and roles that the template knows.
 
-    Raises ``Unusable``.
+    Raises ``Unusable``, also for calls that the template would leave out.
     """
+    calling = next((number for number, message in enumerate(messages) if message.get("tool_calls")), None)
+    if calling is not None and "tool_calls" not in str(template):
+        lacking = "has no chat template" if template is None else "has a chat template that writes no tool calls"
+        raise Unusable(
+            f"messages[{calling}] calls tools, and the model {lacking}: choose a model that was made for them, or "
+            "leave such conversations out"
+        )
     made = [_plain(message) for message in messages]
     if "developer" not in str(template):
         # OpenAI's name for what open models' templates call the system message.

@@ -46,16 +46,13 @@ def render(task: Render) -> Answer:
             if length > task["most"]:
                 return exceeded(task)
         return {"text": "".join(parts)}
-    except (
-        TemplateError,
-        TypeError,
-        ValueError,
-        LookupError,
-        AttributeError,
-        ArithmeticError,
-        RecursionError,
-    ) as error:
+    except TemplateError as error:
         return {"refused": f"the model's chat template refuses the messages: {error}"}
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
+        empty = next((number for number, each in enumerate(task["messages"]) if each.get("content") is None), None)
+        cause = "" if empty is None else f", perhaps because messages[{empty}] has no content"
+        reason = f"its code fails with {type(error).__name__}: {error}"
+        return {"refused": f"the model's chat template cannot write the messages{cause}; {reason}"}
 
 
 def _environment() -> ImmutableSandboxedEnvironment:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -114,6 +114,15 @@ class TokenUsage:
         )
 
 
+def total(usages: Iterable[Mapping[str, TokenUsage]]) -> dict[str, TokenUsage]:
+    """The sums of each name."""
+    sums: dict[str, TokenUsage] = {}
+    for usage in usages:
+        for name, used in usage.items():
+            sums[name] = sums.get(name, TokenUsage()) + used
+    return sums
+
+
 @dataclass(frozen=True)
 class Grade:
     """A reward, or the reason why there is none. Exactly one of ``reward`` and ``error`` is None.
@@ -122,8 +131,8 @@ class Grade:
     says that the answer lacks what the grader reads (no JSON, a field missing in it), ``raised`` that the grader's own
     code or formula failed on this answer, as it would again. Either earns the least reward; otherwise what failed was a
     row, or a jail, judge or service, and nothing is known of the answer. ``usage`` is what judges used for this sample,
-    by model, whether or not they came to a reward. ``away`` says that a
-    server did not answer, and that the same sample may be graded later.
+    by model, whether or not they came to a reward, and ``sub_usage`` the same by key of a multi grader. ``away`` says
+    that a server did not answer, and that the same sample may be graded later.
     """
 
     reward: float | None
@@ -135,6 +144,13 @@ class Grade:
     usage: dict[str, TokenUsage] = field(default_factory=dict)
     raised: bool = False
     away: bool = False
+    sub_usage: dict[str, TokenUsage] = field(default_factory=dict)
+
+    def after(self, earlier: "Grade") -> "Grade":
+        """This grade of a sample that was graded before, with what judges used then."""
+        return replace(
+            self, usage=total([earlier.usage, self.usage]), sub_usage=total([earlier.sub_usage, self.sub_usage])
+        )
 
     @property
     def earns_least(self) -> bool:

@@ -134,7 +134,8 @@ class HttpGrader:
         except (httpx2.NetworkError, httpx2.RemoteProtocolError) as error:
             if watch.over:
                 raise ServiceFailed("took too long to answer") from None
-            raise _TryAgain(f"could not be reached: {type(error).__name__}", away=not _is_distrust(error)) from None
+            where = f"could not be reached ({self._service.origin})"
+            raise _TryAgain(f"{where}: {str(error) or type(error).__name__}", away=not _is_distrust(error)) from None
         except httpx2.HTTPError as error:
             raise _TryAgain(f"could not be asked: {type(error).__name__}") from None
 

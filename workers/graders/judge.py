@@ -12,13 +12,14 @@ import openai
 from service.graders import strict_json
 from service.graders.admission import endpoint_of
 from service.graders.schemas import LabelModel, ScoreModel
-from service.graders.settings import GraderSettings
+from service.graders.settings import GraderSettings, origin_of
 from service.graders.template import Template
 from workers.graders.grading import Grade, Sample, TokenUsage, fill
 from workers.graders.http import AWAY
 
 RETRIES = 3
 TIMEOUT = 120.0
+MAX_SAID = 200
 _NO_KEY = "none"
 
 
@@ -32,6 +33,7 @@ class JudgeGrader:
         self._client = openai.OpenAI(api_key=key, base_url=endpoint.base_url, max_retries=RETRIES, timeout=TIMEOUT)
         self._requests, self._seconds = settings.model_requests, settings.batch_seconds
         self._model = definition.model
+        self._where = f"'{definition.model}' at {origin_of(endpoint.base_url)}"
         self._messages = [(each.role, [Template.parse(text) for text in each.texts()]) for each in definition.input]
         self._options = _options(definition)
         self._reward: Callable[[Any], float]
@@ -68,11 +70,12 @@ class JudgeGrader:
         except openai.APIStatusError as error:
             if error.status_code in AWAY:
                 away.set()
-                return _away(f"The judge answered with status {error.status_code}.")
-            return _failed("model_grader_server_error", f"The judge answered with status {error.status_code}.", {})
+                return _away(f"The judge answered with status {error.status_code} ({self._where}).")
+            detail = f"The judge answered with status {error.status_code} ({self._where}){_said(error)}."
+            return _failed("model_grader_server_error", detail, {})
         except openai.APIConnectionError as error:
             away.set()
-            return _away(f"The judge could not be reached: {type(error).__name__}.")
+            return _away(f"The judge could not be reached ({self._where}): {_cause(error)}.")
         except openai.OpenAIError as error:
             return _failed("model_grader_server_error", f"The judge could not be asked: {type(error).__name__}.", {})
         return self._read(answer)
@@ -90,6 +93,18 @@ class JudgeGrader:
         except ValueError as error:
             reason = "its answer was cut off" if choices[0].finish_reason == "length" else str(error)
             return _failed("model_grader_parse_error", f"The judge's answer has no result: {reason}.", usage)
+
+
+def _said(error: openai.APIStatusError) -> str:
+    """What the server said with a status, if it said it as OpenAI's API does."""
+    message = error.body.get("message") if isinstance(error.body, dict) else None
+    return f", and says: {message.rstrip('.')[:MAX_SAID]}" if isinstance(message, str) and message else ""
+
+
+def _cause(error: openai.APIConnectionError) -> str:
+    if isinstance(error, openai.APITimeoutError):
+        return f"no answer within {TIMEOUT:g} seconds"
+    return str(error.__cause__ or error)[:MAX_SAID] or type(error).__name__
 
 
 def _failed(error: Any, detail: str, usage: dict[str, TokenUsage]) -> Grade:

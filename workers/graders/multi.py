@@ -1,10 +1,11 @@
 """``multi``: a formula over the rewards of other graders."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 
 from service.graders.formula import Formula, FormulaError
 from service.graders.schemas import Multi
-from workers.graders.grading import Grade, Grader, Sample, TokenUsage
+from workers.graders.grading import Grade, Grader, Sample, total
 
 
 class MultiGrader:
@@ -22,25 +23,23 @@ class MultiGrader:
         return [self._combine({key: each[i] for key, each in grades.items()}) for i in range(len(samples))]
 
     def _combine(self, parts: dict[str, Grade]) -> Grade:
+        # A grader within a multi grader asks one judge at most.
+        by_key = {key: used for key, part in parts.items() for used in part.usage.values()}
+        usage = total(part.usage for part in parts.values())
+        return replace(self._reward(parts), usage=usage, sub_usage=by_key)
+
+    def _reward(self, parts: dict[str, Grade]) -> Grade:
         rewards = {key: part.reward for key, part in parts.items() if part.reward is not None}
         errors = {key: part.error for key, part in parts.items() if part.error is not None}
-        usage = _total(part.usage for part in parts.values())
         failed = {key: parts[key] for key in self._formula.variables if key in errors}
         if failed:
             key, first = next(iter(failed.items()))
             at_fault = all(part.sample_at_fault for part in failed.values())
             raised = not at_fault and all(part.earns_least for part in failed.values())
             away = any(part.away for part in failed.values())
-            return Grade(None, rewards, first.error, f"{key}: {first.detail}", errors, at_fault, usage, raised, away)
+            detail = f"{key}: {first.detail}"
+            return Grade(None, rewards, first.error, detail, errors, at_fault, raised=raised, away=away)
         try:
-            return Grade(self._formula.evaluate(rewards), rewards, sub_errors=errors, usage=usage)
+            return Grade(self._formula.evaluate(rewards), rewards, sub_errors=errors)
         except FormulaError as error:
-            return Grade(None, rewards, "formula_parse_error", str(error), errors, usage=usage, raised=True)
-
-
-def _total(usages: Iterable[Mapping[str, TokenUsage]]) -> dict[str, TokenUsage]:
-    total: dict[str, TokenUsage] = {}
-    for usage in usages:
-        for model, used in usage.items():
-            total[model] = total.get(model, TokenUsage()) + used
-    return total
+            return Grade(None, rewards, "formula_parse_error", str(error), errors, raised=True)

@@ -49,9 +49,10 @@ def event(
         "step": step,
         "total_steps": total_steps,
         **_headline(parts["train"], parts["valid"]),
+        "model_graders_token_usage": _tokens_by_model(grader, {"train": parts["train"], "eval": parts["valid"]}),
         **_groups(train),
         "scores": _scores(grader, parts),
-        "usage": {"graders": _judges(grader, parts), "samples": _reasoning(parts)},
+        "usage": {"graders": _usage_of_judges(grader, parts), "samples": _reasoning(parts)},
         "errors": {"graders": _errors(grader, parts)},
         "timing": _timing(grader, parts, seconds),
         "completions": _completions(parts["train"]),
@@ -111,7 +112,6 @@ def _headline(train: list[Sample], valid: list[Sample]) -> dict[str, Any]:
         "valid_reasoning_tokens_mean": _mean([sample.answer.reasoning_tokens for sample in valid]),
         "completion_tokens_mean": _mean([len(sample.rollout.token_ids) for sample in train]),
         "valid_completion_tokens_mean": _mean([len(sample.rollout.token_ids) for sample in valid]),
-        "model_graders_token_usage": _tokens_by_model({"train": train, "eval": valid}),
     }
 
 
@@ -164,29 +164,36 @@ def _part_rewards(samples: list[Sample], key: str | None) -> list[float]:
     return [sample.grade.sub_rewards[key] for sample in samples if key in sample.grade.sub_rewards]
 
 
-def _tokens_by_model(parts: dict[str, list[Sample]]) -> dict[str, dict[str, int]]:
+def _judges_of(grader: schemas.Grader) -> dict[str | None, schemas.ScoreModel | schemas.LabelModel]:
+    """Those that ask a model, by their keys in a multi grader; the key of a grader that is none is None."""
+    single = grader.graders if isinstance(grader, schemas.Multi) else {None: grader}
+    return {key: each for key, each in single.items() if isinstance(each, schemas.ScoreModel | schemas.LabelModel)}
+
+
+def _tokens_by_model(grader: schemas.Grader, parts: dict[str, list[Sample]]) -> dict[str, dict[str, int]]:
     """What judges used, by model."""
-    usage: dict[str, dict[str, int]] = {}
-    for part, samples in parts.items():
-        for sample in samples:
-            for model, used in sample.grade.usage.items():
-                row = usage.setdefault(model, {f"{each}_{kind}": 0 for each in parts for kind in TOKENS})
-                for kind in TOKENS:
-                    row[f"{part}_{kind}"] += getattr(used, kind)
-    return usage
+    models = dict.fromkeys(each.model for each in _judges_of(grader).values())
+    return {
+        model: {
+            f"{part}_{kind}": sum(getattr(sample.grade.usage.get(model, TokenUsage()), kind) for sample in samples)
+            for part, samples in parts.items()
+            for kind in TOKENS
+        }
+        for model in models
+    }
 
 
-def _judges(grader: schemas.Grader, parts: dict[str, list[Sample]]) -> list[dict[str, Any]]:
-    """What judges used, a row for each model; graders that share one are named together."""
-    single = grader.graders if isinstance(grader, schemas.Multi) else {grader.name: grader}
-    judges = {name: each for name, each in single.items() if isinstance(each, schemas.ScoreModel | schemas.LabelModel)}
+def _usage_of_judges(grader: schemas.Grader, parts: dict[str, list[Sample]]) -> list[dict[str, Any]]:
+    """What judges used, by grader."""
     rows = []
-    for model in dict.fromkeys(each.model for each in judges.values()):
-        sharing = {name: each for name, each in judges.items() if each.model == model}
-        kinds = dict.fromkeys(each.type for each in sharing.values())
-        row: dict[str, Any] = {"name": ", ".join(sharing), "type": ", ".join(kinds), "model": model}
+    for key, judge in _judges_of(grader).items():
+        row: dict[str, Any] = {"name": key or judge.name, "type": judge.type, "model": judge.model}
         for part, samples in parts.items():
-            used = [sample.grade.usage.get(model, TokenUsage()) for sample in samples]
+            grades = [sample.grade for sample in samples]
+            used = [
+                (each.usage.get(judge.model) if key is None else each.sub_usage.get(key)) or TokenUsage()
+                for each in grades
+            ]
             for kind in TOKENS[:2]:
                 counts = [getattr(each, kind) for each in used]
                 row[f"{part}_{kind}_mean"], row[f"{part}_{kind}_count"] = _mean(counts), sum(counts) if counts else None

@@ -45,7 +45,8 @@ class Patient:
             delay = min(2 * delay, LONGEST_DELAY)
             again = self._grader.grade([samples[index] for index in left])
             for index, grade in zip(left, again, strict=True):
-                grades[index] = grade
+                # In a formula one judge may have answered while another was away: its tokens were used all the same.
+                grades[index] = grade.after(grades[index])
             if any(not grade.away for grade in again):
                 since, delay = time.monotonic(), FIRST_DELAY
         if told:

@@ -62,3 +62,18 @@ def test_an_expired_key_is_a_401(client_for: Callable[..., TestClient], new_key:
 
 def test_a_key_cannot_act_for_another_organisation(client: TestClient) -> None:
     assert client.get("/v1/models", headers={"OpenAI-Organization": "org-other"}).status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("header", "variable"), [("OpenAI-Organization", "OPENAI_ORG_ID"), ("OpenAI-Project", "OPENAI_PROJECT_ID")]
+)
+def test_what_is_left_of_another_services_environment_is_named(client: TestClient, header: str, variable: str) -> None:
+    answer = client.get("/v1/models", headers={header: "left-over"})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["type"]) == (401, "authentication_error")
+    assert f"'{header}: left-over'" in error["message"]
+    assert f"unset {variable}" in error["message"]
+
+
+def test_the_own_organization_may_be_named(client: TestClient, api_key: Key) -> None:
+    assert client.get("/v1/models", headers={"OpenAI-Organization": api_key.organization_id}).status_code == 200

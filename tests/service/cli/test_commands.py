@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,10 @@ import yaml
 from openai import OpenAI
 from typer.testing import CliRunner, Result
 
-from service.cli import app
+from service.cli import app, jobs
+from service.core.db import transaction
+from service.jobs import repository
+from service.settings import settings
 from tests import factories
 
 Troll = Callable[..., Result]
@@ -124,6 +128,48 @@ def test_a_cancelled_job_can_be_followed_to_its_end_and_is_no_success(troll: Tro
     assert result.exit_code == 1
     assert f"Created fine-tuning job: {job_id}" in result.stderr
     assert f"{job_id} cancelled" in result.stderr
+
+
+def test_a_job_is_paused_and_goes_on(troll: Troll, job_id: str) -> None:
+    assert troll("jobs", "pause", job_id).stdout == f"{job_id}: paused\n"
+    assert troll("jobs", "resume", job_id).stdout == f"{job_id}: queued\n"
+    again = troll("jobs", "resume", job_id)
+    assert again.exit_code == 1
+    assert "is queued and cannot be resumed" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("verb", "says"),
+    [("cancel", "will be cancelled at its next step"), ("pause", "will be paused with a checkpoint of its next step")],
+)
+def test_of_a_running_job_is_told_what_it_will_be(troll: Troll, job_id: str, verb: str, says: str) -> None:
+    with transaction("troll_worker") as session:
+        assert repository.claim(session, worker="w", lease=timedelta(minutes=5), max_running=8)
+    assert troll("jobs", verb, job_id).stdout == f"{job_id}: {says}\n"
+
+
+def test_all_jobs_are_listed_page_by_page(troll: Troll, job_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "PAGE", 2)
+    made = [troll("submit", job_file).stdout.strip() for _ in range(5)]
+    assert [job["id"] for job in json.loads(troll("jobs", "list", "--all", "--json").stdout)] == made[::-1]
+    assert len(json.loads(troll("jobs", "list", "--limit", "2", "--json").stdout)) == 2
+
+
+def test_integrations_are_submitted_and_shown(troll: Troll, job_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wandb = {"project": "additions", "tags": ["night"]}
+    body = yaml.safe_load(job_file.read_text()) | {"integrations": [{"type": "wandb", "wandb": wandb}]}
+    job_file.write_text(yaml.safe_dump(body, sort_keys=False))
+    refused = troll("submit", job_file)
+    assert refused.exit_code == 1
+    line = job_file.read_text().splitlines().index("integrations:") + 1
+    assert f"job.yaml:{line}: Weights & Biases is turned off on this server" in refused.stderr
+    monkeypatch.setenv("TROLL_WANDB_MODE", "offline")
+    settings.cache_clear()
+    try:
+        job_id = troll("submit", job_file).stdout.strip()
+        assert f"wandb additions/{job_id}" in troll("jobs", "show", job_id).stdout
+    finally:
+        settings.cache_clear()
 
 
 def test_ctrl_c_leaves_a_followed_job_alone(troll: Troll, job_id: str) -> None:

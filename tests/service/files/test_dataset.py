@@ -86,6 +86,15 @@ def test_accepts(tmp_path: Path, row: dict[str, Any]) -> None:
         (b"[" * 100_000, "nested more than 200 levels deep"),
         ({"answer": "46"}, "'messages' is missing$"),
         ({"prompt": "a", "completion": "b"}, "'messages' is missing; rows of 'prompt' and 'completion'"),
+        (
+            {"input": {"messages": [USER]}, "preferred_output": [], "non_preferred_output": []},
+            r"'messages' is missing; a row of 'input', 'preferred_output' .* is for preference fine-tuning \(DPO\)",
+        ),
+        (
+            {"custom_id": "a", "method": "POST", "body": {"messages": []}},
+            "'messages' is missing; .* request of a batch",
+        ),
+        ({"conversations": [{"from": "human", "value": "a"}]}, "'from' and 'value' must be rewritten as messages"),
         ({"messages": "hello"}, "'messages' must be a list, not a string"),
         ({"messages": []}, "'messages' is empty"),
         (conversation("hello"), r"messages\[0\] must be an object, not a string"),
@@ -239,7 +248,8 @@ def test_problems_of_one_line_are_capped(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("line", [b"{}", b""])
-def test_a_hopeless_file_is_given_up(tmp_path: Path, line: bytes) -> None:
+def test_a_hopeless_file_is_given_up(tmp_path: Path, line: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dataset, "MAX_INVALID_LINES", 10_000)
     path = tmp_path / "rows.jsonl"
     path.write_bytes((line + b"\n") * (dataset.MAX_INVALID_LINES + 500))
     report = dataset.check(path)
@@ -369,6 +379,18 @@ def test_every_kind_of_problem_has_an_example(tmp_path: Path, same: bool) -> Non
     message = dataset.summarise(report, limit=500)
     assert "line 151: 'messages' is empty" in message
     assert message.endswith("more problems")
+
+
+@pytest.mark.parametrize("line", [b'{"messages": [{}]}', b"{", b""])
+def test_the_last_of_very_many_bad_lines_is_counted_and_named(tmp_path: Path, line: bytes) -> None:
+    """More lines than the rows of any job."""
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes((line + b"\n") * 60_000 + b'{"messages": []}\n')
+    report = dataset.check(path)
+    assert (report.invalid_lines, report.rows, report.gave_up) == (60_001, 60_001, False)
+    message = dataset.summarise(report)
+    assert message.startswith("60001 of 60001 lines are invalid: ")
+    assert "line 60001: 'messages' is empty" in message
 
 
 lines = st.lists(

@@ -272,3 +272,31 @@ def test_errors_name_the_field(raw: Any, param: str, says: str) -> None:
         parse_grader(raw, PATH)
     assert error.value.param == PATH + param
     assert says in error.value.message
+
+
+def test_all_faults_of_a_grader_are_told_at_once() -> None:
+    with pytest.raises(GraderError) as error:
+        parse_grader(without(EXACT, "reference") | {"operation": "is", "weight": 2}, PATH)
+    message = error.value.message
+    assert message.startswith("This grader has 3 faults. ")
+    for param in ("reference", "operation", "weight"):
+        assert f"({PATH}.{param})" in message
+    assert error.value.param == f"{PATH}.reference"
+
+
+def test_faults_of_all_graders_of_a_multi_grader_are_told_at_once() -> None:
+    members = {"exact": EXACT | {"operation": "is"}, "close": without(CLOSE, "input"), "odd": {"type": "odd"}, "n": 1}
+    with pytest.raises(GraderError) as error:
+        parse_grader(multi(members, "exact + clse", extra=1), PATH)
+    message = error.value.message
+    for param in ("graders.exact.operation", "graders.close.input", "graders.odd.type", "graders.n", "extra"):
+        assert f"({PATH}.{param})" in message
+    assert message.startswith("This grader has 5 faults. ")
+    assert error.value.param == f"{PATH}.graders.exact.operation"
+
+
+def test_faults_without_end_are_not_told_without_end() -> None:
+    with pytest.raises(GraderError) as error:
+        parse_grader(EXACT | {f"field{n}": 1 for n in range(500)}, PATH)
+    assert error.value.message.endswith("And 490 more.")
+    assert len(error.value.message) < 5000

@@ -1,5 +1,6 @@
 """Fine-tuning jobs over HTTP, on real PostgreSQL and Redis."""
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,8 @@ import pytest
 from fastapi.testclient import TestClient
 
 from service.core import storage
+from service.core.db import transaction
+from service.jobs import repository
 from tests import factories
 
 
@@ -38,6 +41,47 @@ def test_a_created_job_is_queued_with_every_auto_resolved(client: TestClient, bo
     assert "auto" not in [value for name, value in hyperparameters.items() if name != "reasoning_effort"]
     assert (hyperparameters["batch_size"], hyperparameters["n_steps"], hyperparameters["group_size"]) == (8, 1, 8)
     assert client.get(f"/v1/fine_tuning/jobs/{job['id']}").json() == job
+
+
+@pytest.mark.parametrize(
+    ("asked", "used", "told"),
+    [
+        ({"n_epochs": 3, "n_steps": 1}, {"n_epochs": 1}, "n_epochs is 1 and not 3: n_steps decides"),
+        ({"batch_size": 100}, {"batch_size": 8}, "batch_size is 8 and not 100: the training file has no more rows"),
+        ({"mini_batches": 64}, {"mini_batches": 8}, "mini_batches is 8 and not 64: batch_size is no more"),
+        (
+            {"learning_rate": 5e-6, "learning_rate_multiplier": 2},
+            {"learning_rate": 5e-6, "learning_rate_multiplier": 5},
+            "learning_rate_multiplier is 5 and not 2: learning_rate decides",
+        ),
+        (
+            {"group_size": 4, "compute_multiplier": 2},
+            {"group_size": 4, "compute_multiplier": 0.5},
+            "compute_multiplier is 0.5 and not 2: group_size decides",
+        ),
+    ],
+)
+def test_values_shown_are_values_used_and_a_change_is_told(
+    client: TestClient, model: str, asked: dict[str, Any], used: dict[str, Any], told: str
+) -> None:
+    job = factories.create_job(client, model, **asked)
+    shown = job["method"]["reinforcement"]["hyperparameters"]
+    assert {name: shown[name] for name in used} == used
+    events = client.get(f"/v1/fine_tuning/jobs/{job['id']}/events").json()["data"]
+    assert [event["message"] for event in events if event["level"] == "warn" and " is " in event["message"]][-1] == told
+
+
+def test_what_is_used_as_it_was_asked_is_no_warning(client: TestClient, model: str) -> None:
+    job = factories.create_job(client, model, n_epochs=2, batch_size=4, n_steps=4, mini_batches=4, group_size=4)
+    events = client.get(f"/v1/fine_tuning/jobs/{job['id']}/events").json()["data"]
+    assert [event["message"] for event in events if "decides" in event["message"]] == []
+
+
+def test_all_bad_hyperparameters_are_named_at_once(client: TestClient, body: dict[str, Any]) -> None:
+    body["method"]["reinforcement"]["hyperparameters"] = {"kl_bound": -1, "n_epochs": 0, "beta": 1}
+    message = refused(client, body, "method.reinforcement.hyperparameters.n_epochs")["message"]
+    for name in ("kl_bound", "n_epochs", "beta"):
+        assert f"'method.reinforcement.hyperparameters.{name}'" in message
 
 
 def test_a_job_keeps_its_data_when_the_files_are_deleted(client: TestClient, body: dict[str, Any]) -> None:
@@ -112,7 +156,7 @@ def test_a_supervised_job_is_queued_with_every_auto_resolved(client: TestClient,
     assert (job["status"], job["method"]["type"], "reinforcement" in job["method"]) == ("queued", "supervised", False)
     assert "auto" not in hyperparameters.values()
     assert (hyperparameters["batch_size"], hyperparameters["n_epochs"], hyperparameters["n_steps"]) == (8, 3, 3)
-    assert job["hyperparameters"] == {"batch_size": 8, "n_epochs": 3, "learning_rate_multiplier": 1.0}
+    assert job["hyperparameters"] == {"batch_size": 8, "n_epochs": 3, "learning_rate_multiplier": 10.0}
     assert job["progress"]["total_steps"] == 3
     assert client.get(f"/v1/fine_tuning/jobs/{job['id']}").json() == job
 
@@ -233,6 +277,27 @@ def test_a_queued_job_can_be_paused_and_resumed(client: TestClient, body: dict[s
     job = client.post("/v1/fine_tuning/jobs", json=body).json()
     assert client.post(f"/v1/fine_tuning/jobs/{job['id']}/pause").json()["status"] == "paused"
     assert client.post(f"/v1/fine_tuning/jobs/{job['id']}/resume").json()["status"] == "queued"
+
+
+@pytest.mark.parametrize(("verb", "becomes"), [("cancel", "cancelled"), ("pause", "paused")])
+def test_a_running_jobs_answer_has_the_status_that_it_will_have(
+    client: TestClient, body: dict[str, Any], verb: str, becomes: str
+) -> None:
+    id = client.post("/v1/fine_tuning/jobs", json=body).json()["id"]
+    with transaction("troll_worker") as session:
+        assert repository.claim(session, worker="w", lease=timedelta(minutes=5), max_running=8)
+    for _ in "12":
+        assert client.post(f"/v1/fine_tuning/jobs/{id}/{verb}").json()["status"] == becomes
+    now = client.get(f"/v1/fine_tuning/jobs/{id}").json()
+    assert (now["status"], now["progress"]["desired"], now["finished_at"]) == ("running", verb, None)
+
+
+def test_a_pause_that_is_withdrawn_leaves_a_job_running(client: TestClient, body: dict[str, Any]) -> None:
+    id = client.post("/v1/fine_tuning/jobs", json=body).json()["id"]
+    with transaction("troll_worker") as session:
+        assert repository.claim(session, worker="w", lease=timedelta(minutes=5), max_running=8)
+    client.post(f"/v1/fine_tuning/jobs/{id}/pause")
+    assert client.post(f"/v1/fine_tuning/jobs/{id}/resume").json()["status"] == "running"
 
 
 @pytest.mark.parametrize("path", ["", "/events", "/checkpoints"])

@@ -102,6 +102,7 @@ def test_tokens_of_all_judges_of_a_multi_grader_add_up() -> None:
     multi = {"type": "multi", "graders": {"a": SCORE, "b": LABEL}, "calculate_output": "a"}
     only, _ = grade(multi, result(1))
     assert only.usage == {"judge-1": TokenUsage(prompt_tokens=22, completion_tokens=10, cached_tokens=6)}
+    assert only.sub_usage == dict.fromkeys("ab", TokenUsage(11, 5, 3))
     assert (only.reward, only.sub_errors) == (1.0, {"b": "model_grader_parse_error"})
 
 
@@ -234,3 +235,21 @@ def test_models_that_the_operator_does_not_offer_are_refused() -> None:
     with pytest.raises(GraderError, match=r"The model 'judge-1' is not offered.*none") as error:
         build(parse_grader(SCORE, "grader"))
     assert error.value.param == "grader.model"
+
+
+def test_what_a_server_says_with_a_status_is_told_with_its_address() -> None:
+    told = Answer(404, json.dumps({"error": {"message": "No such model: 'judge-1'."}}).encode())
+    with serve(lambda _: told) as server:
+        (only,) = build(parse_grader(SCORE, "grader"), settings(server)).grade([SAMPLE])
+        where = f"'judge-1' at {server.origin}"
+    assert only.detail == f"The judge answered with status 404 ({where}), and says: No such model: 'judge-1'."
+
+
+def test_a_judge_that_is_not_there_is_told_with_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(judge, "RETRIES", 0)
+    with serve(lambda _: None) as server:
+        pass
+    (only,) = build(parse_grader(SCORE, "grader"), settings(server)).grade([SAMPLE])
+    assert only.away
+    assert str(only.detail).startswith(f"The judge could not be reached ('judge-1' at {server.origin}): ")
+    assert "refused" in str(only.detail)

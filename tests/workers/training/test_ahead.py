@@ -16,7 +16,12 @@ from workers.training.batch import Sample
 from workers.training.data import Prompt
 
 GRADES = [
-    Grade(0.1 + 0.2, {"exact": 1.0, "close": 1 / 3}, usage={"judge": TokenUsage(3, 4, 1)}),
+    Grade(
+        0.1 + 0.2,
+        {"exact": 1.0, "close": 1 / 3},
+        usage={"judge": TokenUsage(3, 4, 1)},
+        sub_usage={"exact": TokenUsage(3, 4, 1)},
+    ),
     Grade(None, error="sample_parse_error", detail="not JSON ☺", sample_at_fault=True),
     Grade(1.0, sub_errors={"exact": "other_error"}),
 ]

@@ -159,6 +159,19 @@ def test_arguments_of_tool_calls_reach_the_template_as_values(tmp_path: Path) ->
     assert shown(tokenizer, example)[1] == ["42<|eos|>"]
 
 
+@pytest.mark.parametrize("template", [PLAIN, None])
+@pytest.mark.parametrize("content", [None, "See:"])
+def test_calls_that_the_model_has_no_notation_for_are_refused_in_words(
+    tmp_path: Path, template: str | None, content: str | None
+) -> None:
+    call = {"type": "function", "function": {"name": "add", "arguments": '{"a": 41}'}}
+    with pytest.raises(RunError, match=r"line 1: messages\[1\] calls tools, and the model has .*no") as refusal:
+        load(
+            tmp_path, with_template(template), [message("user", USER), message("assistant", content, tool_calls=[call])]
+        )
+    assert "concatenate" not in str(refusal.value)
+
+
 def test_every_line_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     good = [message("user", USER), message("assistant", FIRST)]
     unlearned = [good[0], good[1] | {"weight": 0}]

@@ -15,7 +15,7 @@ from tests.workers.graders.servers import Answer, Asked, serve
 from tests.workers.training import tiny
 from tests.workers.training.tiny import Recorder
 from workers import graders, wire
-from workers.graders import Grade, Sample, http
+from workers.graders import Grade, Sample, TokenUsage, http
 from workers.training import patience
 from workers.training.patience import GraderAway, Patient
 from workers.wire import ExitCode
@@ -250,3 +250,13 @@ def test_a_service_that_is_away_for_a_while_costs_nothing_but_time(
     assert any("answers again" in message for message in recorder.messages())
     errors = [row for data in recorder.metrics().values() for row in data["errors"]["graders"]]
     assert {row["train_other_error_count"] or 0 for row in errors} == {0}
+
+
+def test_what_judges_used_before_one_was_away_is_counted() -> None:
+    used = {"m": TokenUsage(3, 4, 1)}
+    half = Grade(None, error="model_grader_server_error", usage=used, sub_usage={"a": TokenUsage(3, 4, 1)}, away=True)
+    grader = Scripted(lambda call, text: half if call < 3 else Grade(1.0, usage=used, sub_usage={"b": used["m"]}))
+    (grade,) = Patient(grader, Recorder().channel).grade(samples("a"))
+    assert grade.usage == {"m": TokenUsage(9, 12, 3)}
+    assert grade.sub_usage == {"a": TokenUsage(6, 8, 2), "b": TokenUsage(3, 4, 1)}
+    assert not grade.away

@@ -134,3 +134,29 @@ def test_tokens_of_judges_are_in_the_metrics() -> None:
     assert (row["name"], row["type"], row["model"]) == ("judge", "score_model", "m")
     assert (row["valid_prompt_tokens_mean"], row["valid_prompt_tokens_count"]) == (15, 30)
     assert (row["valid_completion_tokens_mean"], row["train_prompt_tokens_count"]) == (5, None)
+
+
+def test_each_judge_of_a_multi_grader_has_its_own_tokens() -> None:
+    judge = {"type": "score_model", "model": "m", "input": [{"role": "user", "content": "x"}]}
+    other = {**judge, "type": "label_model", "model": "n", "labels": ["a"], "passing_labels": ["a"]}
+    raw = {"type": "multi", "graders": {"a": judge, "b": judge, "c": other, "d": tiny.EXACT}, "calculate_output": "a"}
+    each = {"a": TokenUsage(1, 2), "b": TokenUsage(10, 20), "c": TokenUsage(100, 200)}
+    used = {"m": TokenUsage(11, 22), "n": TokenUsage(100, 200)}
+    data = event(samples(*[Grade(1.0, usage=used, sub_usage=each)] * 3), raw)
+    rows = {row["name"]: row for row in data["usage"]["graders"]}
+    assert {name: (row["type"], row["model"]) for name, row in rows.items()} == {
+        "a": ("score_model", "m"),
+        "b": ("score_model", "m"),
+        "c": ("label_model", "n"),
+    }
+    assert [rows[name]["valid_prompt_tokens_count"] for name in "abc"] == [3, 30, 300]
+    assert [rows[name]["valid_completion_tokens_mean"] for name in "abc"] == [2, 20, 200]
+    by_model = data["model_graders_token_usage"]
+    assert (by_model["m"]["eval_prompt_tokens"], by_model["n"]["eval_completion_tokens"]) == (33, 600)
+
+
+def test_a_judge_that_used_nothing_is_told_with_zeros() -> None:
+    judge = {"type": "score_model", "name": "judge", "model": "m", "input": [{"role": "user", "content": "x"}]}
+    data = event(samples(BROKEN), judge)
+    assert set(data["model_graders_token_usage"]["m"].values()) == {0}
+    assert data["usage"]["graders"][0]["valid_prompt_tokens_count"] == 0
