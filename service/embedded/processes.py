@@ -41,6 +41,8 @@ class Program:
     tier: int
     stop_signal: int = signal.SIGTERM
     grace: float = 10.0
+    nice: int = 0
+    """Its priority and that of what it starts: with more, others go before it where processors are few."""
 
 
 @dataclass
@@ -175,7 +177,7 @@ class Children:
     def _spawn(self, program: Program, environment: Mapping[str, str]) -> psutil.Process:
         path = self.logs / f"{program.name}.log"
         with path.open("ab") as output:
-            return psutil.Popen(
+            process = psutil.Popen(
                 [str(part) for part in program.command],
                 env=dict(environment),
                 cwd=self.logs.parent,
@@ -184,6 +186,8 @@ class Children:
                 stderr=output,
                 start_new_session=True,
             )
+        process.nice(program.nice)
+        return process
 
     def _crashed(self, child: Child, now: float) -> None:
         lived = time.time() - child.started

@@ -37,6 +37,8 @@ from service.embedded.processes import (
 from service.graders.settings import GraderSettings
 from service.webhooks import secret
 
+COMPUTING = 5
+"""The priority of what computes for minutes: the servers, which answer in milliseconds, go before it."""
 DEMO_MODEL = "troll-demo/additions"
 READY_SECONDS = 120.0
 PREPARE_SECONDS = 120.0
@@ -218,9 +220,9 @@ class Stack:
         return [
             Program("api", [*python, *api, "--timeout-graceful-shutdown", "3"], tier=2),
             Program("control-worker", [*celery, *control], tier=2, grace=30.0),
-            Program("training-worker", [*celery, *training], tier=2, grace=stop_grace() + 30.0),
+            Program("training-worker", [*celery, *training], tier=2, grace=stop_grace() + 30.0, nice=COMPUTING),
             # It loads a model when somebody first talks to one, and is tiny until then.
-            Program("serving-worker", [*python, "workers.serving"], tier=2),
+            Program("serving-worker", [*python, "workers.serving"], tier=2, nice=COMPUTING),
             Program("beat", [*celery, *beat], tier=2),
         ]
 

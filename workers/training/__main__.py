@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
+from workers import priority
 from workers.training import ranks
 from workers.training.channel import Channel, connect, over
 from workers.training.ranks import Followers
@@ -37,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     # Weights and rows are for nobody but whoever runs this, whatever the umask of the shell or the supervisor.
     os.umask(0o077)
+    priority.keep()
     followers = None
     if given.run:
         channel = Channel(_print, leads=ranks.own() == 0)
