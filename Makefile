@@ -11,6 +11,14 @@ INSTALL = $(PYTHON) -m venv .venv && $(PIP) -c constraints.txt
 help: ## Say what each command does
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-6s %s\n", $$1, $$2}'
 
+# No wheel brings a Redis for newer ones.
+define REDIS_IS_THERE
+import shutil, sys
+there = sys.version_info < (3, 13) or shutil.which("redis-server") or shutil.which("valkey-server")
+sys.exit(None if there else "With Python 3.13 and newer, install redis-server (or valkey-server) first, or use an older one: make PYTHON=python3.12 setup")
+endef
+export REDIS_IS_THERE
+
 setup: .venv/.ready ## Make .venv with everything that the service, its workers and the embedded servers need
 
 demo: setup ## Start the whole stack, teach a tiny model additions, show it before and after (some 2 minutes)
@@ -27,6 +35,7 @@ bench: .venv/.ready-bench ## Run the benchmarks
 
 .venv/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 setup")'
+	@test -n "$$REDIS_URL" || $(PYTHON) -c "$$REDIS_IS_THERE"
 	$(INSTALL) -e '.[worker,embedded,graders]'
 	@touch $@
 

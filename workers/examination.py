@@ -128,7 +128,7 @@ def _try_grader(definition: schemas.Grader, training: Path, answer: Answer, give
     try:
         grader = build(definition, settings)
         for field, fault in faults(definition, settings, GRADER).items():
-            answer.problems[GRADER] = f"The grader cannot be loaded ({field}): {fault}"
+            answer.problems[GRADER] = f"The grader cannot be loaded ({field}):\n{fault}"
             return
     except (JailError, GraderError, OSError) as error:
         log.warning("a grader cannot be tried here: %s", error)

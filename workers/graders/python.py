@@ -46,7 +46,7 @@ def fault(definition: Python, settings: GraderSettings) -> str | None:
         return None
     if _only_waited(outcome, seconds):
         raise jail.JailError(f"the grader was not loaded: {outcome.why(seconds)}")
-    return str(line.get("error", outcome.why(seconds)))[:MAX_DETAIL]
+    return str(line.get("error", outcome.why(seconds))).strip()[:MAX_DETAIL]
 
 
 def _grade(outcome: jail.Outcome | jail.JailError, seconds: float) -> Grade:

@@ -118,7 +118,9 @@ def test_sockets_go_where_their_path_is_short_and_plain_enough(
     assert not sockets.exists()
 
 
-def test_sockets_of_other_folders_are_in_them(folder: Folder) -> None:
-    assert folder.sockets() == folder.root / "run"
-    folder.unlock()
-    assert folder.sockets().exists()
+def test_sockets_of_other_folders_are_in_them() -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as root:
+        folder = Folder(Path(root))
+        assert folder.sockets() == folder.root / "run"
+        folder.unlock()
+        assert (folder.root / "run").exists()

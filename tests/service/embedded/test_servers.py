@@ -21,6 +21,7 @@ from sqlalchemy import create_engine, text
 from service.core.broker import broker_url
 from service.core.db import ROLES, driver_url
 from service.embedded import postgres, servers
+from service.embedded import redis as embedded_redis
 from service.embedded.folder import Folder
 from service.embedded.processes import Children, StartError, exited, write_json
 from tests.service.embedded.test_folder import UNUSUAL
@@ -373,6 +374,24 @@ def test_credentials_of_ours_are_only_for_those_who_use_them(monkeypatch: pytest
     monkeypatch.setenv("TROLL_GRADERS", "{}")
     assert "secret" not in servers.inherited().values()
     assert servers.inherited()["TROLL_GRADERS"] == "{}"
+
+
+@pytest.mark.parametrize("name", ["redis-server", "valkey-server"])
+def test_without_the_wheel_the_machines_redis_is_used(
+    folder: Folder, children: Children, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / name).symlink_to(embedded_redis._binary())
+    monkeypatch.setattr(embedded_redis.importlib.util, "find_spec", lambda package: None)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    left = embedded_redis.start(folder.redis, folder.root / "redis.sock", children, servers.inherited()).process
+    assert left.name() == name
+    children.running.clear()
+    embedded_redis.start(folder.redis, folder.root / "redis.sock", children, servers.inherited())
+    assert exited(left)
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(StartError, match="install your system's package"):
+        embedded_redis.start(folder.redis, folder.root / "redis.sock", children, servers.inherited())
 
 
 SECRET = "a prompt that must not be found"
