@@ -163,10 +163,10 @@ def sample(model_folder: Path, rows: Path, seed: int, count: int | None) -> dict
     """Sample an answer to each row, or ``count`` answers to the rows in turn, and compare with ``answer``."""
     import torch
 
+    from workers.answers import AnswerReader
     from workers.rollouts.engine import Sampling
     from workers.rollouts.transformers import TransformersEngine
     from workers.training import data, policy
-    from workers.training.answers import AnswerReader
 
     model = policy.load(model_folder, torch.device("cpu"))
     prompts = data.load(rows, model.tokenizer, model.context_length, "rows")

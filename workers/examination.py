@@ -17,11 +17,14 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from service import chat_template
 from service.files import dataset
 from service.graders import schemas
 from service.graders.configured import grader_settings
 from service.graders.schemas import GraderError
-from service.jobs.examination import GRADER, Answer, Question, check_files
+from service.jobs.examination import GRADER, RESPONSE_FORMAT, Answer, Question, check_files
+from workers.bounded import client
+from workers.bounded.tasks import Compile
 from workers.graders import Grade, Grader, JailError, Sample, build, faults
 
 ROWS = 3
@@ -46,11 +49,19 @@ def examine(question: Question, seconds: float = math.inf) -> Answer:
     """What is found within ``seconds``; what there was no time for is a note."""
     give_up_at = time.monotonic() + seconds
     answer = Answer(warnings=question.warnings) if question.files_checked else check_files(question)
+    if question.json_schema is not None and not answer.problems:
+        _try_schema(question.json_schema, answer)
     if question.model is not None and not answer.problems:
         _count_tokens(question, question.model, answer, give_up_at - (GRADER_SECONDS if question.grader else 0.0))
     if question.grader is not None and not answer.problems:
         _try_grader(question.grader, question.files["training_file"], answer, give_up_at)
     return answer
+
+
+def _try_schema(schema: dict[str, Any], answer: Answer) -> None:
+    (tried,) = client.run([Compile(kind="compile", schema=schema)])
+    if "refused" in tried:
+        answer.problems[RESPONSE_FORMAT] = f"This JSON schema is not supported: {tried['refused']}."
 
 
 def load_libraries() -> None:
@@ -67,6 +78,8 @@ def _count_tokens(question: Question, model: Path, answer: Answer, give_up_at: f
     try:
         from transformers import AutoConfig
 
+        from workers.bounded.grammars import Unsupported
+        from workers.rollouts.grammar import Grammars, Unconstrainable
         from workers.training import conversations, data
         from workers.training.errors import RunError
         from workers.training.policy import check_folder, context_length, load_tokenizer, stop_ids, without_embedding
@@ -79,8 +92,19 @@ def _count_tokens(question: Question, model: Path, answer: Answer, give_up_at: f
         tokenizer = load_tokenizer(model)
         config = AutoConfig.from_pretrained(model, local_files_only=True, trust_remote_code=False)
         ends, length = stop_ids(model, tokenizer), context_length(config)
+        rendering = data.Rendering(told_to_templates(question, tokenizer, answer))
+        if question.json_schema is not None:
+            Grammars(tokenizer, config.get_text_config().vocab_size, ends).of(question.json_schema)
+    except Unconstrainable as error:
+        answer.problems[RESPONSE_FORMAT] = str(error)
+        return
+    except Unsupported as error:
+        answer.problems[RESPONSE_FORMAT] = f"This JSON schema is not supported: {error}."
+        return
     except (RunError, OSError, ValueError, KeyError, ImportError) as error:
         answer.problems["model"] = f"The model cannot be trained: {error}"
+        return
+    if answer.problems:
         return
     shortest, all_counted = length, True
     for param, path in question.files.items():
@@ -97,12 +121,12 @@ def _count_tokens(question: Question, model: Path, answer: Answer, give_up_at: f
             # Prompts and examples are forgotten at once: the tokens of a whole file take many times its size.
             try:
                 if question.method == "supervised":
-                    rows = conversations.read(part, tokenizer, ends, length, problems)
+                    rows = conversations.read(part, tokenizer, ends, length, problems, rendering)
                     tokens = [max(example.token_ids) for examples in rows for example in examples]
                     usable += len(rows)
                     del rows
                 else:
-                    prompts = data.read(part, tokenizer, length, problems)
+                    prompts = data.read(part, tokenizer, length, problems, rendering)
                     tokens = [max(prompt.token_ids) for prompt in prompts]
                     shortest = min([shortest, *(len(prompt.token_ids) for prompt in prompts)])
                     usable += len(prompts)
@@ -119,6 +143,25 @@ def _count_tokens(question: Question, model: Path, answer: Answer, give_up_at: f
     if question.method == "reinforcement":
         # A row that was not counted may have a prompt of a single token.
         answer.longest_answer = length - (shortest if all_counted else 1)
+
+
+def told_to_templates(question: Question, tokenizer: Any, answer: Answer) -> dict[str, Any]:
+    """What templates are told beside the messages; what they never read is a problem, or a warning."""
+    from workers.training.data import template_names
+
+    values, effort = question.chat_template_kwargs, question.reasoning_effort
+    if not values and effort is None:
+        return {}
+    names = template_names(tokenizer)
+    wrong = chat_template.unread(values, names)
+    if wrong is not None:
+        param = f"method.{question.method}.hyperparameters.chat_template_kwargs"
+        answer.problems[param] = f"{wrong[0].upper()}{wrong[1:]}."
+    if effort is None:
+        return values
+    if "reasoning_effort" not in names:
+        answer.warnings.append("the model's chat template does not read reasoning_effort, which is without effect")
+    return {"reasoning_effort": effort} | values
 
 
 def _try_grader(definition: schemas.Grader, training: Path, answer: Answer, give_up_at: float) -> None:

@@ -185,6 +185,7 @@ def _prepare(job: Job) -> Path:
         output_dir=output,
         checkpoints_kept=settings().checkpoints_kept,
         rollout_tensor_parallel=settings().rollout_tensor_parallel,
+        now=job.created_at,
         graders=grader_settings(),
     )
     path = output / "run.json"

@@ -5,6 +5,7 @@ from typing import Any
 
 from pydantic_core import PydanticSerializationError
 
+from service import chat_template
 from service.core.errors import invalid
 from service.inference import bounds
 from service.inference.requests import MAX_CHOICES, ChatRequest, CompletionRequest, SamplingRequest
@@ -32,11 +33,17 @@ def of_chat(id: str, organization: str, served: Served, body: ChatRequest) -> Qu
     )
     for number, tool in enumerate(body.tools or []):
         bounds.check(tool.function.parameters or {}, f"tools.{number}.function.parameters")
+    values, effort = body.chat_template_kwargs or {}, body.reasoning_effort
+    wrong = chat_template.fault(values)
+    if wrong is not None:
+        raise invalid(f"Invalid value for 'chat_template_kwargs': {wrong}.", "chat_template_kwargs")
     offered = body.tools if body.tools and body.tool_choice != "none" else []
     chat = Chat(
         messages=[message.model_dump(mode="json", exclude_none=True) for message in body.messages],
         tools=[tool.model_dump(mode="json", exclude_none=True) for tool in offered],
         parallel_tool_calls=body.parallel_tool_calls is not False,
+        template_values=values,
+        template_defaults=served.template_values | ({} if effort is None else {"reasoning_effort": effort}),
     )
     return _question(id, organization, served, sampling, stream=bool(body.stream), chat=chat)
 
@@ -99,10 +106,7 @@ def _sampling(
 
 
 def _json_schema(body: ChatRequest) -> dict[str, Any] | None:
-    wanted = body.response_format
-    if wanted is None or wanted.type == "text":
-        return None
-    if wanted.json_schema is None or wanted.json_schema.schema_ is None:
-        return {"type": "object"}
-    bounds.check(wanted.json_schema.schema_, "response_format.json_schema.schema")
-    return wanted.json_schema.schema_
+    schema = None if body.response_format is None else body.response_format.schema_
+    if schema is not None:
+        bounds.check(schema, "response_format.json_schema.schema")
+    return schema

@@ -93,6 +93,13 @@ class ResponseFormat(BaseModel):
             raise ValueError("json_schema needs a 'json_schema' with a 'schema'")
         return self
 
+    @property
+    def schema_(self) -> dict[str, Any] | None:
+        """What answers are held to."""
+        if self.type == "text":
+            return None
+        return {"type": "object"} if self.json_schema is None else self.json_schema.schema_
+
 
 class StreamOptions(BaseModel):
     include_usage: bool | None = None
@@ -133,13 +140,18 @@ class ChatRequest(SamplingRequest):
     tool_choice: Literal["none", "auto"] | None = Field(None, description="Calls cannot be forced.")
     parallel_tool_calls: bool | None = None
     modalities: list[Literal["text"]] | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = Field(
+        None, description="Told to the model's chat template, where it reads it."
+    )
+    chat_template_kwargs: dict[str, Any] | None = Field(
+        None, description="What the model's chat template is told beside the messages."
+    )
     metadata: Ignored
     moderation: Ignored
     prediction: Ignored
     prompt_cache_key: Ignored
     prompt_cache_options: Ignored
     prompt_cache_retention: Ignored
-    reasoning_effort: Ignored
     safety_identifier: Ignored
     service_tier: Ignored
     store: Ignored

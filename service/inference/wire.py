@@ -43,6 +43,10 @@ class Chat(Frozen):
     messages: list[dict[str, Any]]
     tools: list[dict[str, Any]] = []
     parallel_tool_calls: bool = True
+    template_values: dict[str, Any] = {}
+    """What the template is told beside them, by the names under which it reads them."""
+    template_defaults: dict[str, Any] = {}
+    """The same where ``template_values`` has nothing else; it may leave them unread."""
 
 
 class Question(Frozen):

@@ -10,13 +10,14 @@ import os
 import secrets
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from redis.exceptions import RedisError
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
+from service import chat_template
 from service.accounts.caller import in_transaction
 from service.accounts.service import Principal
 from service.core import ask, broker, storage
@@ -186,7 +187,8 @@ def _draft(
         validation = _file(session, request.validation_file, "validation_file", settings().max_validation_rows)
     elif isinstance(asked, AskedReinforcement):
         raise invalid("Reinforcement fine-tuning needs a validation file.", "validation_file", "missing_parameter")
-    _resolve(asked, training.rows or 0)
+    asked = _inheriting(asked, model.path)
+    method = _resolve(asked, training.rows or 0)
     service.check_quota(session, known.organization_id)
     id = new_id("ftjob-")
     given = {"training_file": training, "validation_file": validation}
@@ -196,10 +198,32 @@ def _draft(
         model=model.path,
         files=paths,
         grader=asked.grader if isinstance(asked, AskedReinforcement) else None,
+        chat_template_kwargs=asked.hyperparameters.chat_template_kwargs,
+        reasoning_effort=_effort(asked),
+        json_schema=method.json_schema if isinstance(method, Reinforcement) else None,
         files_checked=False,
         counts=_counts(training, validation),
     )
     return Draft(id, request, asked, training, validation, question)
+
+
+def _inheriting(asked: AskedReinforcement | AskedSupervised, base: Path) -> AskedReinforcement | AskedSupervised:
+    """What is asked for, and what the base model's template is told besides. Raises a 400."""
+    try:
+        known = chat_template.remembered(base)
+    except chat_template.Malformed as error:
+        raise invalid(f"The model cannot be used: {error}.", "model", "invalid_model") from error
+    if _effort(asked) is not None:
+        known.pop("reasoning_effort", None)
+    told = {"chat_template_kwargs": known | asked.hyperparameters.chat_template_kwargs}
+    if isinstance(asked, AskedSupervised):
+        return replace(asked, hyperparameters=asked.hyperparameters.model_copy(update=told))
+    return replace(asked, hyperparameters=asked.hyperparameters.model_copy(update=told))
+
+
+def _effort(asked: AskedReinforcement | AskedSupervised) -> str | None:
+    effort = asked.hyperparameters.reasoning_effort if isinstance(asked, AskedReinforcement) else "default"
+    return None if effort == "default" else effort
 
 
 def _counts(training: File, validation: File | None) -> str:
@@ -241,7 +265,7 @@ def _resolve(asked: AskedReinforcement | AskedSupervised, training_rows: int) ->
     if resolved.old_policy == "sampler" and resolved.rollout_engine != "vllm":
         where = "method.reinforcement.hyperparameters.old_policy"
         raise invalid("Only rollout_engine 'vllm' gives the sampler's distributions.", where)
-    return Reinforcement(grader=asked.grader, hyperparameters=resolved)
+    return Reinforcement(grader=asked.grader, hyperparameters=resolved, response_format=asked.response_format)
 
 
 def _file(session: Session, id: str, param: str, max_rows: int) -> File:

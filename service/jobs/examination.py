@@ -20,6 +20,9 @@ from service.files import check, dataset
 from service.graders.schemas import Grader
 
 GRADER = "method.reinforcement.grader"
+RESPONSE_FORMAT = "method.reinforcement.response_format"
+CODES = {RESPONSE_FORMAT: "invalid_json_schema"}
+"""Where the code of a refusal is not named after the field."""
 ANSWER_TTL_SECONDS = 60
 
 
@@ -33,6 +36,11 @@ class Question(BaseModel):
     model: Path | None
     files: dict[str, Path]
     grader: Grader | None
+    chat_template_kwargs: dict[str, Any] = {}
+    reasoning_effort: str | None = None
+    """What a template is told under this name if it reads it."""
+    json_schema: dict[str, Any] | None = None
+    """What answers will be held to."""
     files_checked: bool = True
     """Whether ``check_files`` found no problem; else it is part of the examination."""
     warnings: list[str] = []
@@ -70,7 +78,7 @@ def check_files(question: Question, give_up_at: float | None = None) -> Answer:
 def refusal(answer: Answer) -> DomainError | None:
     """The 400 that a request gets whose job cannot be taken, naming the first field."""
     for param, message in answer.problems.items():
-        return invalid(message, param, "invalid_grader" if param == GRADER else f"invalid_{param}")
+        return invalid(message, param, CODES.get(param) or f"invalid_{param.rpartition('.')[2]}")
     return None
 
 

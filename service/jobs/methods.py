@@ -11,6 +11,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from service.graders.schemas import Grader
+from service.inference.requests import ResponseFormat
 from service.jobs.spec import (
     Hyperparameters,
     Reinforcement,
@@ -33,6 +34,7 @@ class RequestedSupervised(BaseModel):
 class RequestedReinforcementParts(BaseModel):
     grader: Grader
     hyperparameters: Hyperparameters | None = None
+    response_format: ResponseFormat | None = None
 
 
 class RequestedReinforcement(BaseModel):
@@ -56,6 +58,7 @@ RequestedMethod = Annotated[dict[str, Any], _Documented()]
 class ReinforcementParts(BaseModel):
     grader: Grader
     hyperparameters: ResolvedHyperparameters
+    response_format: dict[str, Any] | None = None
 
 
 class ReinforcementMethod(BaseModel):
@@ -78,5 +81,7 @@ Method = Annotated[ReinforcementMethod | SupervisedMethod, Field(discriminator="
 def method_object(method: Reinforcement | Supervised) -> ReinforcementMethod | SupervisedMethod:
     if isinstance(method, Supervised):
         return SupervisedMethod(supervised=SupervisedParts(hyperparameters=method.hyperparameters))
-    parts = ReinforcementParts(grader=method.grader, hyperparameters=method.hyperparameters)
+    parts = ReinforcementParts(
+        grader=method.grader, hyperparameters=method.hyperparameters, response_format=method.response_format
+    )
     return ReinforcementMethod(reinforcement=parts)

@@ -5,10 +5,13 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from service import chat_template
 from service.core.errors import DomainError, invalid
 from service.core.http import describe
 from service.graders.configured import admit
 from service.graders.schemas import MAX_FAULTS, Grader
+from service.inference import bounds
+from service.inference.requests import ResponseFormat
 from service.jobs.integrations import Integration
 from service.jobs.spec import Hyperparameters, SupervisedHyperparameters
 
@@ -22,6 +25,8 @@ Asked = TypeVar("Asked", Hyperparameters, SupervisedHyperparameters)
 class AskedReinforcement:
     grader: Grader
     hyperparameters: Hyperparameters
+    response_format: dict[str, Any] | None = None
+    """As it was sent."""
 
 
 @dataclass(frozen=True)
@@ -51,15 +56,27 @@ def parse_method(
     unknown = sorted(body.keys() - FIELDS[kind])
     if unknown:
         raise invalid(f"Unknown parameter: '{where}.{unknown[0]}'.", f"{where}.{unknown[0]}", "unknown_parameter")
-    if body.get("response_format") is not None:
-        raise invalid("Structured output is not supported; leave it out.", f"{where}.response_format")
     given, prefix = (body.get("hyperparameters"), legacy_hyperparameters), f"{where}.hyperparameters"
     if kind == "supervised":
         return AskedSupervised(_hyperparameters(SupervisedHyperparameters, *given, prefix))
     if body.get("grader") is None:
         raise invalid(f"Missing required parameter: '{where}.grader'.", f"{where}.grader")
     grader = admit(body["grader"], f"{where}.grader", organization_id)
-    return AskedReinforcement(grader, _hyperparameters(Hyperparameters, *given, prefix))
+    wanted = body.get("response_format")
+    if wanted is not None:
+        _check_response_format(wanted, f"{where}.response_format")
+    return AskedReinforcement(grader, _hyperparameters(Hyperparameters, *given, prefix), wanted)
+
+
+def _check_response_format(wanted: Any, where: str) -> None:
+    """Raises a 400 for what chats would refuse as well."""
+    try:
+        schema = ResponseFormat.model_validate(wanted).schema_
+    except ValidationError as error:
+        message, param = describe(error.errors(include_url=False), where)
+        raise invalid(message, param) from error
+    if schema is not None:
+        bounds.check(schema, f"{where}.json_schema.schema")
 
 
 def check_integrations(integrations: list[Integration], wandb_mode: str) -> None:
@@ -78,11 +95,26 @@ def _hyperparameters(kind: type[Asked], raw: Any, legacy: dict[str, Any] | None,
     given = {name: value for name, value in (raw or {}).items() if value is not None}
     older = {name: value for name, value in (legacy or {}).items() if value is not None}
     try:
-        return kind.model_validate(older | given)
+        asked = kind.model_validate(older | given)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]["loc"][0]
         where = prefix if first in given else "hyperparameters"
         raise _hyperparameter_error(error, where, list(kind.model_fields)) from error
+    _check_template_values(asked, prefix)
+    return asked
+
+
+def _check_template_values(asked: Hyperparameters | SupervisedHyperparameters, prefix: str) -> None:
+    where, values = f"{prefix}.chat_template_kwargs", asked.chat_template_kwargs
+    wrong = chat_template.fault(values)
+    if wrong is not None:
+        raise invalid(f"Invalid value for '{where}': {wrong}.", where)
+    effort = asked.template_values.get("reasoning_effort")
+    told = getattr(asked, "reasoning_effort", "default")
+    if told not in ("default", effort):
+        raise invalid(
+            f"'{prefix}.reasoning_effort' is '{told}', and 'chat_template_kwargs' names another: give one.", where
+        )
 
 
 def _hyperparameter_error(error: ValidationError, prefix: str, known: list[str]) -> DomainError:

@@ -10,10 +10,11 @@ import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from service.graders.schemas import Grader
 from service.graders.settings import GraderSettings
+from service.inference.requests import ResponseFormat
 from service.jobs.integrations import Integration
 
 Auto = Literal["auto"]
@@ -47,6 +48,13 @@ class _Shared(_Frozen):
     """Steps between evaluations on the validation file; each evaluation also saves a checkpoint."""
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
     max_grad_norm: Annotated[float, Field(gt=0, le=1000)] = 1.0
+    chat_template_kwargs: dict[str, Any] = {}
+    """What the model's chat template is told beside the messages, in training, evaluation and chats with the result."""
+
+    @property
+    def template_values(self) -> dict[str, Any]:
+        """``chat_template_kwargs`` and what else the job tells the template, whether it reads it or not."""
+        return dict(self.chat_template_kwargs)
 
 
 class Hyperparameters(_Shared):
@@ -58,7 +66,12 @@ class Hyperparameters(_Shared):
     eval_samples: Annotated[int, Field(ge=1, le=64)] | Auto = AUTO
     """Answers sampled per validation row."""
     reasoning_effort: Literal["default", "low", "medium", "high"] = "default"
-    """Accepted for compatibility; a model folder has no such setting and every value means the same."""
+    """What the chat template is told under this name; without effect where it does not read it."""
+
+    @property
+    def template_values(self) -> dict[str, Any]:
+        effort = {} if self.reasoning_effort == "default" else {"reasoning_effort": self.reasoning_effort}
+        return effort | self.chat_template_kwargs
 
     objective: Literal["troll", "clip"] = "troll"
     """The policy objective: TROLL's trust-region projection or PPO's clipping."""
@@ -244,6 +257,13 @@ class Reinforcement(_Frozen):
     type: Literal["reinforcement"] = "reinforcement"
     grader: Grader
     hyperparameters: ResolvedHyperparameters
+    response_format: dict[str, Any] | None = None
+    """As it was sent."""
+
+    @property
+    def json_schema(self) -> dict[str, Any] | None:
+        """What answers are held to."""
+        return None if self.response_format is None else ResponseFormat.model_validate(self.response_format).schema_
 
 
 class Supervised(_Frozen):
@@ -294,5 +314,7 @@ class RunSpec(_Frozen):
     """How many of the best checkpoints are kept beside the newest."""
     rollout_tensor_parallel: int = 1
     """How many of the job's processes share one vLLM engine."""
+    now: AwareDatetime | None = None
+    """When it is for chat templates that ask, the same in every attempt; None is when they ask."""
     graders: GraderSettings = GraderSettings()
     """What the operator allows of graders: the jail, the judges, the scoring services."""

@@ -288,6 +288,35 @@ def test_an_impossible_schema_is_refused(acme: openai.OpenAI) -> None:
     assert refusal.value.param == "response_format"
 
 
+def told(client: openai.OpenAI, model: str = MODEL, **values: Any) -> int:
+    """How long a prompt is whose template is told ``values``."""
+    options = {"extra_body": {"chat_template_kwargs": values}} if values else {}
+    return int(say(client, model=model, **options).usage.prompt_tokens)
+
+
+def test_the_template_is_told_what_the_request_says(acme: openai.OpenAI) -> None:
+    plain = told(acme)
+    assert told(acme, enable_thinking=False) > plain
+    assert told(acme, enable_thinking=True) == plain
+
+
+@pytest.mark.parametrize(
+    ("values", "why"),
+    [
+        ({"thinking": False}, "does not read 'thinking'. It reads: enable_thinking."),
+        ({"strftime_now": 1}, "does not read 'strftime_now'"),
+        ({"messages": []}, "'messages' is what the service itself tells"),
+        ({"eos_token": "x"}, "'eos_token' is what the service itself tells"),
+        ({"enable_thinking": "x" * 20_000}, "at most 16384 are allowed"),
+        ([1], "dictionary"),
+    ],
+)
+def test_what_a_template_cannot_be_told_is_named(acme: openai.OpenAI, values: Any, why: str) -> None:
+    with pytest.raises(openai.BadRequestError, match=why) as refusal:
+        say(acme, extra_body={"chat_template_kwargs": values})
+    assert refusal.value.param == "chat_template_kwargs"
+
+
 def test_tools_are_shown_to_the_model(acme: openai.OpenAI) -> None:
     with_tools, without, ignored = (
         say(acme, **options).usage.prompt_tokens
@@ -332,6 +361,30 @@ def test_tuned_models_and_checkpoints_answer_their_owner_alone(
     assert content(say(acme)) == base
     with pytest.raises(openai.NotFoundError):
         say(connect(new_key(organization="globex")), model=tuned)
+
+
+@pytest.mark.parametrize("part", ["", ":ckpt-step-2"])
+def test_a_tuned_model_is_asked_as_it_was_trained_unless_the_request_says_otherwise(
+    tuned: str, part: str, acme: openai.OpenAI, api_key: Key
+) -> None:
+    plain = told(acme)
+    with tenant(api_key.organization_id) as session:
+        folder = models.find(session, tuned + part, param=None).path
+    (folder / "chat_template_kwargs.json").write_text('{"enable_thinking": false}')
+    assert told(acme, tuned + part) == told(acme, enable_thinking=False) > plain
+    assert told(acme, tuned + part, enable_thinking=True) == plain
+
+
+@pytest.mark.parametrize("content", ["[1]", "{", '{"messages": []}', "[" * 5000])
+def test_a_folder_that_remembers_nonsense_is_refused(
+    tuned: str, content: str, acme: openai.OpenAI, api_key: Key
+) -> None:
+    with tenant(api_key.organization_id) as session:
+        folder = models.find(session, tuned, param=None).path
+    (folder / "chat_template_kwargs.json").write_text(content)
+    with pytest.raises(openai.BadRequestError, match="the model's chat_template_kwargs") as refusal:
+        say(acme, model=tuned)
+    assert (refusal.value.code, refusal.value.param) == ("invalid_model", "model")
 
 
 def test_chat_on_the_command_line(

@@ -15,6 +15,7 @@ from service.core.db import transaction
 from service.embedded.servers import Servers
 from service.jobs import repository
 from service.jobs.models import Job
+from service.jobs.spec import RunSpec
 from tests.workers.conftest import events, row
 from workers import supervisor
 from workers.lease import lease_time
@@ -314,3 +315,10 @@ def test_an_attempt_that_the_database_has_forgotten_is_not_written_over(submit: 
     supervisor.run("worker-1")
     assert row(id).status == "succeeded"
     assert len(list(storage.job_dir(id).glob("attempt-1*/model"))) == 2
+
+
+def test_every_attempt_is_told_when_the_job_was_created(submit: Submit) -> None:
+    id = submit()
+    supervisor.run("worker-1")
+    (path,) = storage.job_dir(id).glob("attempt-*/run.json")
+    assert RunSpec.model_validate_json(path.read_bytes()).now == row(id).created_at

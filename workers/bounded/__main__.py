@@ -124,7 +124,13 @@ def work(connection: socket.socket) -> None:
 
 
 def do(task: Task) -> Answer:
-    return templates.render(task) if task["kind"] == "render" else grammars.attempt(task)
+    match task["kind"]:
+        case "render":
+            return templates.render(task)
+        case "names":
+            return templates.names(task)
+        case "compile":
+            return grammars.attempt(task)
 
 
 def _confine() -> None:

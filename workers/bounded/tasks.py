@@ -30,6 +30,17 @@ class Render(TypedDict):
     """Whether the text goes on to where an answer of the assistant begins."""
     most: int
     """Characters that it may write."""
+    values: dict[str, Any]
+    """What else the template is told, by the names it reads."""
+    now: str | None
+    """The time that it is told, in ISO format; None is the machine's own."""
+
+
+class Names(TypedDict):
+    """Find the names that a chat template reads, beside those that it defines itself."""
+
+    kind: Literal["names"]
+    template: str
 
 
 class Compile(TypedDict):
@@ -39,13 +50,14 @@ class Compile(TypedDict):
     schema: dict[str, Any]
 
 
-Task = Render | Compile
+Task = Render | Names | Compile
 
 
 class Answer(TypedDict):
-    """The text of a rendering, or why the task cannot be done."""
+    """The text of a rendering or the names that a template reads, or why the task cannot be done."""
 
     text: NotRequired[str]
+    names: NotRequired[list[str]]
     refused: NotRequired[str]
     exceeded: NotRequired[bool]
     """Whether it was refused for what it takes, so that another like it is better not tried."""
@@ -56,5 +68,6 @@ def exceeded(task: Task) -> Answer:
     bounds = f"more than {CPU_SECONDS} seconds or {MEMORY_BYTES >> 20} MB"
     if task["kind"] == "compile":
         return {"refused": f"it takes {bounds}", "exceeded": True}
-    bounds = f"{bounds}, or writes more than {task['most']} characters"
+    if task["kind"] == "render":
+        bounds = f"{bounds}, or writes more than {task['most']} characters"
     return {"refused": f"the model's chat template takes {bounds}", "exceeded": True}

@@ -2,17 +2,20 @@
 
 import json
 from collections import OrderedDict
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from jinja2 import Template, TemplateError, nodes
+from jinja2 import Template, TemplateError, meta, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from workers.bounded.tasks import Answer, Render, exceeded
+from workers.bounded.tasks import Answer, Names, Render, exceeded
 
 MAX_KNOWN = 16
+FAILURES = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
+"""What a template may fail with that is its own fault, or the messages'."""
 
 
 class Generation(Extension):
@@ -25,22 +28,43 @@ class Generation(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-_known: OrderedDict[str, Template] = OrderedDict()
+@dataclass(frozen=True)
+class Known:
+    """A template that was read, and the names it reads."""
+
+    template: Template
+    names: frozenset[str]
 
 
-def learn(source: str) -> None:
+_known: OrderedDict[str, Known] = OrderedDict()
+
+
+def learn(source: str) -> Known:
     """Have ``source`` at hand in this process and in those that are forked from it. Raises what it fails with."""
-    _known[source] = _environment().from_string(source)
+    environment = _environment()
+    parsed = environment.parse(source)
+    names = meta.find_undeclared_variables(parsed)
+    _known[source] = Known(environment.from_string(parsed), frozenset(names))
     while len(_known) > MAX_KNOWN:
         _known.popitem(last=False)
+    return _known[source]
 
 
 def render(task: Render) -> Answer:
     try:
-        template = _known.get(task["template"]) or _environment().from_string(task["template"])
+        known = _known.get(task["template"]) or learn(task["template"])
         parts, length = [], 0
-        names = {**task["special_tokens"], "messages": task["messages"], "tools": task["tools"], "documents": None}
-        for part in template.generate(**names, add_generation_prompt=task["answer_next"]):
+        names = {
+            **task["values"],
+            **task["special_tokens"],
+            "messages": task["messages"],
+            "tools": task["tools"],
+            "documents": None,
+            "add_generation_prompt": task["answer_next"],
+        }
+        if task["now"] is not None:
+            names["strftime_now"] = datetime.fromisoformat(task["now"]).strftime
+        for part in known.template.generate(names):
             parts.append(part)
             length += len(part)
             if length > task["most"]:
@@ -48,11 +72,19 @@ def render(task: Render) -> Answer:
         return {"text": "".join(parts)}
     except TemplateError as error:
         return {"refused": f"the model's chat template refuses the messages: {error}"}
-    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
+    except FAILURES as error:
         empty = next((number for number, each in enumerate(task["messages"]) if each.get("content") is None), None)
         cause = "" if empty is None else f", perhaps because messages[{empty}] has no content"
         reason = f"its code fails with {type(error).__name__}: {error}"
         return {"refused": f"the model's chat template cannot write the messages{cause}; {reason}"}
+
+
+def names(task: Names) -> Answer:
+    try:
+        known = _known.get(task["template"]) or learn(task["template"])
+    except FAILURES as error:
+        return {"refused": f"the model's chat template cannot be read: {error}"}
+    return {"names": sorted(known.names)}
 
 
 def _environment() -> ImmutableSandboxedEnvironment:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     # Without torch, so that a process can know what may go wrong before it has imported everything.
+    from workers.rollouts.grammar import Grammar
     from workers.rollouts.top_log_probs import TopLogProbs
 
 
@@ -26,6 +27,8 @@ class Sampling:
     """Number of the first prompt among all that are sampled with this seed, by several processes perhaps."""
     stride: int = 1
     """How far apart the numbers of two prompts in sequence are."""
+    grammar: "Grammar | None" = None
+    """What every answer is held to: it is sampled from the tokens that may come next alone."""
 
     def number(self, prompt: int) -> int:
         """The number of the prompt at index ``prompt``, which its random numbers follow from."""
@@ -39,7 +42,8 @@ class Rollout:
     token_ids: list[int]
     """``[n]``; ends with the end-of-sequence token when ``finish_reason`` is ``"stop"``."""
     log_probs: list[float]
-    """``[n]`` log-probability of each sampled token at the sampling temperature (at 1 when sampling is greedy)."""
+    """``[n]`` log-probability of each sampled token at the sampling temperature (at 1 when sampling is greedy), among
+    those that the grammar allows."""
     finish_reason: Literal["stop", "length"]
     top: "TopLogProbs | None" = None
     """The most likely tokens of each position, where the engine was asked for them."""
@@ -67,7 +71,7 @@ class RolloutEngine(ABC):
         """``samples`` rollouts of each prompt with the prompt's index, each group as soon as it is complete.
 
         What is sampled does not depend on the order. Closing the generator early gives up the rest. Raises
-        ``NonFiniteLogits``.
+        ``NonFiniteLogits``, and ``Broken`` where an answer can be held to the grammar no further.
         """
 
     def generate(self, prompts: Sequence[Sequence[int]], samples: int, sampling: Sampling) -> list[list[Rollout]]:

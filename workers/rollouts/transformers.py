@@ -22,6 +22,7 @@ from transformers import Cache, PreTrainedModel
 
 from workers.rollouts.engine import NonFiniteLogits, Rollout, RolloutEngine, Sampling
 from workers.rollouts.gathered import gathered
+from workers.rollouts.grammar import Constraints
 from workers.rollouts.precision import autocast
 
 CACHE_BYTES = 4 << 30
@@ -111,12 +112,18 @@ class TransformersEngine(RolloutEngine):
         decoder, logits = self._prefill(prompts, samples)
         draws = draws.to(device)
         answer = _Answers(len(prompts), samples, sampling.max_tokens, self.version, device)
+        grammar = sampling.grammar
+        held = grammar and Constraints([grammar.start(prompt) for prompt in prompts for _ in range(samples)], grammar)
         rows = torch.arange(len(lengths), device=device)  # which answer each row of the batch is
         done = torch.zeros_like(rows, dtype=torch.bool)
         finished = 0
         for position in range(sampling.max_tokens):
+            if held:
+                logits = held.mask(logits, rows, done)
             tokens, log_probs = _choose(logits, sampling.temperature, draws[rows, position])
             answer.add(rows[~done], position, tokens[~done], log_probs[~done])
+            if held:
+                held.advance(rows[~done], tokens[~done])
             stopped = torch.isin(tokens, self._stop_ids)
             answer.stopped[rows[stopped & ~done]] = True
             done = done | stopped | (lengths[rows] + position + 1 >= self._context_length)

@@ -10,9 +10,10 @@ import json
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
+from service import chat_template
 from service.inference.wire import Chat, Failed, Question
 from workers.bounded import client, messages
-from workers.bounded.tasks import HERE, Answer, Compile, Render, Task, exceeded
+from workers.bounded.tasks import HERE, Answer, Compile, Names, Render, Task, exceeded
 from workers.serving.lines import Ready
 
 SLOTS = 2
@@ -80,6 +81,8 @@ class Preparation:
             if isinstance(written, str):
                 plain = written
             else:
+                if question.chat.template_values:
+                    tasks.append(Names(kind="names", template=written["template"]))
                 tasks.append(written)
         if not tasks:
             return plain
@@ -91,6 +94,8 @@ class Preparation:
                 raise Unprepared(message, "response_format", code="invalid_json_schema")
             if refused is not None:
                 raise Unprepared(f"{_capitalized(refused)}.", "messages")
+            if task["kind"] == "names":
+                _check_values(question.chat, model, set(answer["names"]))
         return answers[-1].get("text", plain)
 
     async def _run(self, tasks: Sequence[Task]) -> list[Answer]:
@@ -129,6 +134,7 @@ def _rendering(chat: Chat, model: Ready) -> Render | str:
     except messages.Unusable as error:
         raise Unprepared(f"{_capitalized(str(error))}.", "messages") from error
     if template is None:
+        _check_values(chat, model, set())
         return messages.joined(known)
     return Render(
         kind="render",
@@ -138,7 +144,17 @@ def _rendering(chat: Chat, model: Ready) -> Render | str:
         tools=chat.tools or None,
         answer_next=True,
         most=MAX_CHARACTERS,
+        values=chat.template_defaults | chat.template_values,
+        now=None,
     )
+
+
+def _check_values(chat: Chat | None, model: Ready, names: set[str]) -> None:
+    """Raises ``Unprepared`` where the template, which reads ``names``, is told what it never looks at."""
+    assert chat is not None
+    wrong = chat_template.unread(chat.template_values, names - model.special_tokens.keys())
+    if wrong is not None:
+        raise Unprepared(f"{_capitalized(wrong)}.", "chat_template_kwargs")
 
 
 def _with_content(message: dict[str, Any]) -> dict[str, Any]:

@@ -19,10 +19,10 @@ from pydantic import TypeAdapter
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from workers.answers import AnswerReader
 from workers.graders import Grade
 from workers.rollouts.engine import Rollout
 from workers.rollouts.top_log_probs import TopLogProbs
-from workers.training.answers import AnswerReader
 from workers.training.batch import Sample
 from workers.training.data import Prompt
 

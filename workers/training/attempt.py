@@ -12,6 +12,7 @@ from workers.training import checkpoint, distributed, policy, preflight, shardin
 from workers.training.channel import Channel
 from workers.training.checkpoint import TrainerState
 from workers.training.clock import Clock
+from workers.training.data import Rendering, rendering_of
 from workers.training.export import export
 from workers.training.lora import Lora
 
@@ -26,6 +27,7 @@ class Attempt:
     policy: policy.Policy
     optimizer: torch.optim.AdamW
     trainer: TrainerState
+    rendering: Rendering
     resumed: Path | None
     """The checkpoint it goes on from."""
 
@@ -43,6 +45,8 @@ def begin(
     resumed = distributed.from_first(find_checkpoint(spec, channel) if distributed.rank() == 0 else None)
     with clock("loading"):
         loaded = load_policy(spec, hyperparameters, device, resumed)
+        rendering = rendering_of(hyperparameters, loaded.tokenizer, spec.now)
+        loaded.template_values = rendering.values
         if distributed.size() > 1:
             sharding.shard(loaded)
         optimizer = update.make_optimizer(loaded, hyperparameters)
@@ -55,6 +59,7 @@ def begin(
         policy=loaded,
         optimizer=optimizer,
         trainer=trainer,
+        rendering=rendering,
         resumed=resumed,
     )
 

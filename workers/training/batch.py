@@ -12,9 +12,10 @@ from torch import Tensor
 
 from service.jobs.spec import ResolvedHyperparameters
 from troll import advantages
+from workers.answers import Answer
 from workers.graders import Grade
 from workers.rollouts.engine import Rollout
-from workers.training.answers import Answer
+from workers.rollouts.grammar import forbid
 from workers.training.data import Prompt
 
 ADVANTAGES = {"grpo": advantages.grpo, "dr_grpo": advantages.dr_grpo, "rloo": advantages.rloo}
@@ -76,6 +77,26 @@ class Layout:
 
 
 @dataclass(frozen=True)
+class Allowed:
+    """For each of N response tokens, which tokens a grammar allowed in its place. U masks that differ, W words each."""
+
+    masks: Tensor
+    """``[U, W]`` int32, on the CPU; a bit is a token."""
+    rows: Tensor
+    """``[N]`` which of the masks is a token's."""
+
+    @classmethod
+    def of(cls, masks: Tensor) -> "Allowed":
+        """Those of masks ``[N, W]``, of which many are the same."""
+        distinct, rows = masks.unique(dim=0, return_inverse=True)
+        return cls(distinct, rows)
+
+    def forbid(self, logits: Tensor) -> Tensor:
+        """``logits`` ``[N, V]`` with -inf for what was not allowed; differentiable."""
+        return forbid(logits, self.masks[self.rows])
+
+
+@dataclass(frozen=True)
 class MicroBatch:
     """Answers that go through the model together, in rows padded on the right, and their N response tokens, packed."""
 
@@ -95,6 +116,8 @@ class MicroBatch:
     """The B answers."""
     layout: Layout | None = None
     """None where every row is one prompt and one answer."""
+    allowed: Allowed | None = None
+    """What might have been said in the place of each response token, where answers are held to a grammar."""
 
 
 def trainable(groups: Sequence[Sequence[Sample]], name: str) -> list[list[Trained]]:

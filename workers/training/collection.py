@@ -16,11 +16,11 @@ from typing import Literal
 
 import torch
 
+from workers.answers import AnswerReader
 from workers.graders import Grader
 from workers.graders import Sample as GraderSample
 from workers.rollouts.engine import Rollout, RolloutEngine, Sampling
 from workers.training import distributed
-from workers.training.answers import AnswerReader
 from workers.training.batch import Sample
 from workers.training.data import Prompt
 from workers.training.errors import RunError, grader_failed

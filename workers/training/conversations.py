@@ -100,11 +100,20 @@ class _Encoding:
 
 
 def load(
-    path: Path, tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int], context_length: int, param: str
+    path: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    stop_ids: Sequence[int],
+    context_length: int,
+    param: str,
+    rendering: data.Rendering = data.PLAIN,
 ) -> list[list[Example]]:
     """The examples of each row. Raises ``RunError`` on ``param`` that counts the unusable rows and names the first."""
     problems = data.Problems()
-    rows = [row for part in data.batches(path) for row in read(part, tokenizer, stop_ids, context_length, problems)]
+    rows = [
+        row
+        for part in data.batches(path)
+        for row in read(part, tokenizer, stop_ids, context_length, problems, rendering)
+    ]
     if problems.count or not rows:
         raise problems.refusal(param)
     return rows
@@ -116,6 +125,7 @@ def read(
     stop_ids: Sequence[int],
     context_length: int,
     problems: data.Problems,
+    rendering: data.Rendering = data.PLAIN,
 ) -> list[list[Example]]:
     """The examples of each of these numbered lines; why the others have none is added to ``problems``."""
     encoding = _Encoding(tokenizer, stop_ids)
@@ -125,7 +135,8 @@ def read(
             asked[number] = _asked(number, data.parse(raw), tokenizer)
         except UnusableRow as error:
             problems.add(number, error)
-    written = iter(data.render([each for row in asked.values() for one in row for each in one.texts], tokenizer))
+    texts_asked = [each for row in asked.values() for one in row for each in one.texts]
+    written = iter(data.render(texts_asked, tokenizer, rendering))
     turns: dict[int, list[_Turn]] = {}
     for number, row in asked.items():
         texts = [(one, [next(written) for _ in one.texts]) for one in row]

@@ -4,16 +4,19 @@ The order is a permutation for each epoch that follows from the seed alone, so t
 """
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from service import chat_template
+from service.jobs.spec import Hyperparameters, SupervisedHyperparameters
 from workers.bounded import client, messages
-from workers.bounded.tasks import MAX_CHARACTERS, Render
+from workers.bounded.tasks import MAX_CHARACTERS, Names, Render
 from workers.training import seeds
 from workers.training.errors import RunError
 
@@ -21,6 +24,19 @@ MAX_ROWS_NAMED = 20
 BATCH_ROWS = 256
 BATCH_BYTES = 1 << 20
 """Rows that are rendered and encoded together end with the one that reaches either number."""
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """What a job tells the chat template, whatever the row."""
+
+    values: Mapping[str, Any] = field(default_factory=dict)
+    """By the names under which the template reads them."""
+    now: datetime | None = None
+    """When it is; None is when the template asks."""
+
+
+PLAIN = Rendering()
 
 
 @dataclass(frozen=True)
@@ -57,17 +73,25 @@ class Problems:
         return RunError("invalid_file", f"{self.count} rows cannot be trained on: {listed}{more}.", param=param)
 
 
-def load(path: Path, tokenizer: PreTrainedTokenizerBase, context_length: int, param: str) -> list[Prompt]:
+def load(
+    path: Path, tokenizer: PreTrainedTokenizerBase, context_length: int, param: str, rendering: Rendering = PLAIN
+) -> list[Prompt]:
     """The prompts of a file. Raises ``RunError`` on ``param`` that counts the unusable rows and names the first."""
     problems = Problems()
-    prompts = [prompt for part in batches(path) for prompt in read(part, tokenizer, context_length, problems)]
+    prompts = [
+        prompt for part in batches(path) for prompt in read(part, tokenizer, context_length, problems, rendering)
+    ]
     if problems.count or not prompts:
         raise problems.refusal(param)
     return prompts
 
 
 def read(
-    part: Sequence[tuple[int, bytes]], tokenizer: PreTrainedTokenizerBase, context_length: int, problems: Problems
+    part: Sequence[tuple[int, bytes]],
+    tokenizer: PreTrainedTokenizerBase,
+    context_length: int,
+    problems: Problems,
+    rendering: Rendering = PLAIN,
 ) -> list[Prompt]:
     """The prompts of numbered lines; why the others have none is added to ``problems``."""
     items, asked = [], []
@@ -79,7 +103,7 @@ def read(
         except UnusableRow as error:
             problems.add(number, error)
     rows: list[tuple[int, dict[str, Any], str]] = []
-    for one, item, text in zip(asked, items, render(asked, tokenizer), strict=True):
+    for one, item, text in zip(asked, items, render(asked, tokenizer, rendering), strict=True):
         if isinstance(text, str):
             rows.append((one.line, item, text))
         else:
@@ -117,7 +141,9 @@ def messages_of(item: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> lis
         raise UnusableRow(str(error)) from error
 
 
-def render(asked: Sequence[Asked], tokenizer: PreTrainedTokenizerBase) -> list[str | UnusableRow]:
+def render(
+    asked: Sequence[Asked], tokenizer: PreTrainedTokenizerBase, rendering: Rendering = PLAIN
+) -> list[str | UnusableRow]:
     """The texts that the model reads, or why the chat template has none. Without one, the contents, one a line.
 
     A template works in bounds, see ``workers.bounded``. Raises ``RunError`` where it exceeds them.
@@ -134,6 +160,8 @@ def render(asked: Sequence[Asked], tokenizer: PreTrainedTokenizerBase) -> list[s
             tools=each.tools,
             answer_next=each.answer_next,
             most=MAX_CHARACTERS,
+            values=dict(rendering.values),
+            now=None if rendering.now is None else rendering.now.astimezone(UTC).isoformat(),
         )
         for each in asked
     ]
@@ -144,6 +172,37 @@ def render(asked: Sequence[Asked], tokenizer: PreTrainedTokenizerBase) -> list[s
             raise RunError("invalid_model", message, param="model")
         texts.append(UnusableRow(answer["refused"]) if "refused" in answer else answer["text"])
     return texts
+
+
+def rendering_of(
+    hyperparameters: Hyperparameters | SupervisedHyperparameters,
+    tokenizer: PreTrainedTokenizerBase,
+    now: datetime | None,
+) -> Rendering:
+    """What the job tells the template. Raises ``RunError`` where it is told what it never reads.
+
+    ``reasoning_effort`` outside of ``chat_template_kwargs`` is left out there.
+    """
+    values = hyperparameters.template_values
+    if not values:
+        return Rendering(now=now)
+    names = template_names(tokenizer)
+    wrong = chat_template.unread(hyperparameters.chat_template_kwargs, names)
+    if wrong is not None:
+        message = f"{wrong[0].upper()}{wrong[1:]}."
+        raise RunError("invalid_chat_template_kwargs", message, param="hyperparameters.chat_template_kwargs")
+    return Rendering({name: value for name, value in values.items() if name in names}, now)
+
+
+def template_names(tokenizer: PreTrainedTokenizerBase) -> set[str]:
+    """The names that the tokenizer's templates read. Raises ``RunError`` where one cannot be read."""
+    templates = {template(tokenizer, None), template(tokenizer, [{}])} - {None}
+    found: set[str] = set()
+    for answer in client.run([Names(kind="names", template=str(each)) for each in templates]):
+        if "refused" in answer:
+            raise RunError("invalid_model", f"The model cannot be used: {answer['refused']}.", param="model")
+        found |= set(answer["names"])
+    return found - special_tokens(tokenizer).keys()
 
 
 def template(tokenizer: PreTrainedTokenizerBase, tools: Any) -> str | None:

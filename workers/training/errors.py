@@ -86,8 +86,11 @@ def _explain(error: BaseException, phase: str, method: str) -> RunError | None:
     if isinstance(error, NonFiniteLogits):
         return non_finite("logits")
     # Its module needs torch, which the environment has to be set up for first.
+    from workers.rollouts.grammar import Broken
     from workers.rollouts.probe import WeightsPartedError
 
+    if isinstance(error, Broken):
+        return RunError("invalid_json_schema", str(error), param="method.reinforcement.response_format")
     if isinstance(error, EngineUnavailable):
         return RunError("engine_unavailable", str(error), exit_code=ExitCode.UNAVAILABLE)
     if isinstance(error, WeightsPartedError | StaleWeights):

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from service.jobs.spec import ResolvedHyperparameters
 from workers.rollouts.engine import RolloutEngine, Sampling
+from workers.rollouts.grammar import Grammar
 from workers.training import seeds
 from workers.training.batch import Sample
 from workers.training.clock import Clock
@@ -20,10 +21,17 @@ def evaluate(
     seed: int,
     step: int,
     clock: Clock,
+    grammar: Grammar | None = None,
 ) -> list[list[Sample]]:
-    """``eval_samples`` graded answers to each prompt, by the model as it is after ``step`` steps."""
+    """``eval_samples`` graded answers to each prompt, by the model as it is after ``step`` steps.
+
+    Answers are held to ``grammar``, if there is one.
+    """
     sampling = Sampling(
-        hyperparameters.eval_temperature, hyperparameters.max_completion_tokens, seeds.derive(seed, "evaluation", step)
+        hyperparameters.eval_temperature,
+        hyperparameters.max_completion_tokens,
+        seeds.derive(seed, "evaluation", step),
+        grammar=grammar,
     )
     with clock("eval"):
         collection = Collection(prompts, grading, engine.together)

@@ -3,6 +3,7 @@
 config.json, model*.safetensors,    a whole model in the base's dtype; after LoRA the base's own files, the
                                     adapter added to the weights it adapts
 tokenizer and generation config
+chat_template_kwargs.json           what the chat template is told beside the messages, where the job says so
 adapter/                            after LoRA: the adapter in peft's format, which names the base model's id
 """
 
@@ -22,6 +23,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import logging
 
+from service import chat_template
 from workers.training import distributed, lora, sharding
 from workers.training.errors import RunError
 from workers.training.policy import WEIGHTS_INDEX, Policy, weight_files
@@ -52,11 +54,10 @@ def write_model(policy: Policy, folder: Path) -> None:
             _write_merged(policy, policy.adapter, adapter, folder)
             lora.save(adapter, policy.adapter, folder / ADAPTER)
     if distributed.rank() == 0:
-        original = policy.folder / GENERATION_CONFIG
-        if original.is_file():
-            # transformers refuses to save some generation configs that it loads.
-            shutil.copyfile(original, folder / GENERATION_CONFIG)
+        _write_generation_config(policy, folder)
         policy.tokenizer.save_pretrained(folder)
+        if policy.template_values:
+            (folder / chat_template.FILE).write_text(json.dumps(policy.template_values, indent=2) + "\n")
         _check(folder)
 
 
@@ -81,6 +82,18 @@ def _write_trained(policy: Policy, folder: Path) -> None:
     _set_dtype(folder / "config.json", usual)
     for file in weight_files(folder):
         _compare(folder / file, stored)
+
+
+def _write_generation_config(policy: Policy, folder: Path) -> None:
+    original = policy.folder / GENERATION_CONFIG
+    if original.is_file():
+        # transformers refuses to save some generation configs that it loads.
+        shutil.copyfile(original, folder / GENERATION_CONFIG)
+        return
+    made = GenerationConfig.from_model_config(policy.model.config)
+    # Whoever generates with it elsewhere knows no chat template.
+    made.eos_token_id = policy.stop_ids
+    made.save_pretrained(folder)
 
 
 def _write_merged(policy: Policy, config: LoraConfig, adapter: dict[str, Tensor], folder: Path) -> None:

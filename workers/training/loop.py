@@ -13,11 +13,13 @@ from pathlib import Path
 
 from service.jobs.spec import Reinforcement, ResolvedHyperparameters, RunSpec
 from workers import graders, wire
+from workers.answers import AnswerReader
 from workers.rollouts.engine import Sampling
+from workers.rollouts.grammar import Grammar
 from workers.training import ahead, batch, checkpoint, data, distributed, metrics, preflight, seeds, update
 from workers.training import evaluate as evaluation
+from workers.training import grammar as grammars
 from workers.training import sampler as samplers
-from workers.training.answers import AnswerReader
 from workers.training.attempt import Attempt, begin, finish, save, save_where_it_stopped, tell_progress, tell_start
 from workers.training.batch import Sample
 from workers.training.channel import Channel
@@ -50,6 +52,8 @@ class Run(Attempt):
     rewards: Rewards
     sampling: Executor
     """The thread that samples ahead."""
+    grammar: Grammar | None
+    """What answers are held to."""
     train_prompts: list[data.Prompt]
     valid_prompts: list[data.Prompt]
     ahead: Collection | None = None
@@ -131,12 +135,13 @@ def prepare(spec: RunSpec, method: Reinforcement, channel: Channel, clock: Clock
     loaded = attempt.policy
     with clock("loading"):
         train, valid = (
-            data.load(path, loaded.tokenizer, loaded.context_length, param)
+            data.load(path, loaded.tokenizer, loaded.context_length, param, attempt.rendering)
             for param, path in (("training_file", spec.training_path), ("validation_file", spec.validation_path))
         )
         for param, prompts in (("training_file", train), ("validation_file", valid)):
             loaded.check_tokens((prompt.token_ids for prompt in prompts), param)
-        sampler = samplers.make(loaded, method.hyperparameters, [*train, *valid], spec.rollout_tensor_parallel)
+        grammar = grammars.load(method.json_schema, loaded)
+        sampler = samplers.make(loaded, method.hyperparameters, [*train, *valid], spec.rollout_tensor_parallel, grammar)
     tell_start(attempt)
     job = Run(
         **vars(attempt),
@@ -149,6 +154,7 @@ def prepare(spec: RunSpec, method: Reinforcement, channel: Channel, clock: Clock
         ),
         rewards=Rewards(method.grader, channel, attempt.trainer.least_given),
         sampling=ThreadPoolExecutor(1, thread_name_prefix="sampling"),
+        grammar=grammar,
         train_prompts=train,
         valid_prompts=valid,
     )
@@ -192,7 +198,8 @@ def settle(job: Run, samples: list[list[Sample]]) -> list[list[Sample]]:
 def collect(job: Run, step: int, thread: Executor | None = None) -> Collection:
     """Sample the answers of a step, in ``thread`` where there is one, and grade them as they come."""
     h = job.hyperparameters
-    sampling = Sampling(h.temperature, h.max_completion_tokens, seeds.derive(job.spec.job.seed, "rollout", step))
+    seed = seeds.derive(job.spec.job.seed, "rollout", step)
+    sampling = Sampling(h.temperature, h.max_completion_tokens, seed, grammar=job.grammar)
     collection = Collection(prompts_of(job, step), job.grading, job.sampler.engine.together)
     if thread is not None:
         collection.sample_in(thread, job.sampler.engine, h.group_size, sampling, job.policy.device)
@@ -234,7 +241,7 @@ def learn(job: Run, step: int, samples: list[list[Sample]]) -> update.Numbers:
     numbers = staleness(samples, job.sampler.engine.version, h.max_staleness)
     with job.clock("training"):
         groups = batch.trainable(samples, h.advantage)
-        batches = update.plan(groups, job.policy, h)
+        batches = update.plan(groups, job.policy, h, grammars.allowed_by(job.grammar))
         with job.clock("old_log_probs"):
             old = update.read_old_policy(job.policy, batches, h)
         batches, mismatch = update.correct_mismatch(batches, old, h)
@@ -258,6 +265,7 @@ def evaluate(job: Run, step: int) -> list[list[Sample]]:
         seed=job.spec.job.seed,
         step=step,
         clock=job.clock,
+        grammar=job.grammar,
     )
     return settle(job, samples)
 
@@ -267,7 +275,7 @@ def before_the_first_step(job: Run) -> None:
     h = job.hyperparameters
     base = evaluate_base(job) if job.trainer.step == 0 else None
     with job.clock("preflight"):
-        worst = preflight.worst_case_step(job.policy, job.optimizer, h, job.train_prompts)
+        worst = preflight.worst_case_step(job.policy, job.optimizer, h, job.train_prompts, job.grammar)
     if base is not None:
         expected = preflight.seconds_of_run(h, worst, *base)
         room = preflight.check_disk_room(job.spec, job.policy, h.n_steps, h.eval_interval)

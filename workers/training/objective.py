@@ -29,7 +29,7 @@ def old_policy(policy: Policy, batch: MicroBatch, hyperparameters: ResolvedHyper
         # What the sampler reports is at the sampling temperature already.
         del options["temperature"]
         return sparse_rows(batch.rollouts, policy.vocabulary_size, **options).to(policy.device)
-    if policy.output is None:
+    if policy.output is None or batch.allowed is not None:
         return troll.sparsify(_logits(policy, batch), batch.tokens, **options)
     hidden, weight, bias = _output(policy, batch)
     return troll.fused_sparsify(hidden, weight, batch.tokens, bias=bias, **asdict(policy.transform), **options)
@@ -50,7 +50,7 @@ def loss(
         "sequence_ids": batch.sequence_ids,
     }
     clip = hyperparameters.objective == "clip"
-    if policy.output is None:
+    if policy.output is None or batch.allowed is not None:
         from_logits = troll.clip_loss if clip else troll.troll_loss
         return from_logits(_logits(policy, batch), old, batch.tokens, batch.advantages, **options)
     from_hidden = troll.fused_clip_loss if clip else troll.fused_troll_loss
@@ -102,4 +102,6 @@ def _logits(policy: Policy, batch: Readable) -> Tensor:
     logits = policy.logits(batch)
     if bool(logits.isnan().any()):
         raise non_finite("loss")
-    return logits
+    # The policy is what was sampled from: the model among the tokens that the grammar allowed.
+    allowed = batch.allowed if isinstance(batch, MicroBatch) else None
+    return logits if allowed is None else allowed.forbid(logits)

@@ -7,13 +7,13 @@ is plainly causal: a row's attention costs the square of its length, whatever it
 R rows of width W, B answers, N response tokens.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import torch
 
-from workers.training.batch import Layout, MicroBatch, Trained
+from workers.training.batch import Allowed, Layout, MicroBatch, Trained
 
 SHORT = 512
 """Rows up to this many tokens are filled: their attention costs little beside the rest of the model."""
@@ -50,16 +50,21 @@ class Block:
 
 
 def micro_batches(
-    samples: Sequence[Trained], budget: int, device: torch.device, longest_shared: int = 0
+    samples: Sequence[Trained],
+    budget: int,
+    device: torch.device,
+    longest_shared: int = 0,
+    allowed: Callable[[Sequence[Trained]], Allowed] | None = None,
 ) -> list[MicroBatch]:
     """The samples in micro-batches of at most ``budget`` tokens, padding included (at least one sample each).
 
     Args:
         longest_shared: the longest sample that the model can read in one row with others; 0 gives each its own.
+        allowed: what a grammar allowed in the place of the response tokens of some samples, one after the other.
     """
     share = max((sample.tokens for sample in samples), default=0) <= longest_shared
     blocks = list(_blocks(samples, budget if share else 0))
-    return [_collate(rows, device) for rows in filled(blocks, budget, share=share)]
+    return [_collate(rows, device, allowed) for rows in filled(blocks, budget, share=share)]
 
 
 def filled(blocks: Sequence[Part], budget: int, *, share: bool) -> list[list[list[Part]]]:
@@ -103,7 +108,11 @@ def _row_with_room(rows: Sequence[list[Part]], block: Part, width: int) -> list[
     return next((row for row in rows if sum(other.tokens for other in row) + block.tokens <= width), None)
 
 
-def _collate(rows: Sequence[Sequence[Block]], device: torch.device) -> MicroBatch:
+def _collate(
+    rows: Sequence[Sequence[Block]],
+    device: torch.device,
+    allowed: Callable[[Sequence[Trained]], Allowed] | None,
+) -> MicroBatch:
     width = max(sum(block.tokens for block in row) for row in rows)
     ids, places, blocks, answers = (torch.full((len(rows), width), fill) for fill in (0, 0, -1, -1))
     positions: list[int] = []
@@ -128,6 +137,7 @@ def _collate(rows: Sequence[Sequence[Block]], device: torch.device) -> MicroBatc
         log_probs.to(device),
         [sample.rollout for sample in samples],
         None if alone else Layout(places.to(device), blocks.to(device), answers.to(device)),
+        allowed and allowed(samples),
     )
 
 

@@ -82,6 +82,8 @@ class Policy:
         """By the name it has in the folder's files, the dtype of each weight that is stored in another one."""
         self.context_length = context_length(model.config)
         self.stop_ids = stop_ids(folder, tokenizer)
+        self.template_values: Mapping[str, Any] = {}
+        """What its chat template is told beside the messages."""
         self.output: nn.Linear | None
         """The output layer, where logits are known to be ``transform`` of it applied to the hidden states."""
         self.output, self.transform = recognise(model) or (None, LogitTransform())

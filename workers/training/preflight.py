@@ -20,7 +20,9 @@ from service.graders.bounds import bounds
 from service.jobs.spec import ResolvedHyperparameters, RunSpec
 from workers import wire
 from workers.rollouts.engine import Rollout
+from workers.rollouts.grammar import Grammar
 from workers.training import distributed, objective, update
+from workers.training import grammar as grammars
 from workers.training.batch import Sample, Trained
 from workers.training.channel import Channel
 from workers.training.data import Prompt
@@ -81,6 +83,7 @@ def worst_case_step(
     optimizer: torch.optim.Optimizer,
     hyperparameters: ResolvedHyperparameters,
     prompts: Sequence[Prompt],
+    grammar: Grammar | None = None,
 ) -> WorstCase:
     """Train on answers of ``max_completion_tokens`` to the longest prompt, as many as a micro-batch holds.
 
@@ -94,7 +97,7 @@ def worst_case_step(
     sample = Trained(prompt, answer, advantage=0.0)
     most = math.ceil(h.batch_size / hyperparameters.mini_batches) * h.group_size
     number = min(most, (update.MICRO_BATCH_TOKENS // max(sample.own_tokens, 1) + 1) * distributed.size())
-    (batch,) = update.plan([[sample] * number], policy, h)
+    (batch,) = update.plan([[sample] * number], policy, h, grammars.anything(grammar))
     part = max(batch.parts, key=lambda part: len(part.tokens))
     answers = len(part.rollouts)
     start = time.perf_counter()

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from service.jobs.spec import ResolvedHyperparameters
 from workers.rollouts import probe
 from workers.rollouts.engine import Sampling
+from workers.rollouts.grammar import Grammar
 from workers.rollouts.transformers import TransformersEngine
 from workers.rollouts.vllm.engine import VLLMEngine
 from workers.rollouts.vllm.start import EngineSettings
@@ -54,9 +55,15 @@ class Sampler:
 
 
 def make(
-    policy: Policy, hyperparameters: ResolvedHyperparameters, prompts: Sequence[Prompt], tensor_parallel: int = 1
+    policy: Policy,
+    hyperparameters: ResolvedHyperparameters,
+    prompts: Sequence[Prompt],
+    tensor_parallel: int = 1,
+    grammar: Grammar | None = None,
 ) -> Sampler:
     """The engine that the job asks for, with the policy's weights; vLLM's is split over ``tensor_parallel`` ranks.
+
+    Answers to the prompts can be held to ``grammar``.
 
     Raises ``EngineUnavailable`` and ``RunError``.
     """
@@ -65,6 +72,7 @@ def make(
     engine: VLLMEngine | TransformersEngine
     if hyperparameters.rollout_engine == "vllm":
         _check_split(policy, tensor_parallel, hyperparameters.max_staleness)
+        _check_grammar(grammar, prompts)
         from_sampler = hyperparameters.old_policy == "sampler"
         settings = EngineSettings(
             context_length=min(policy.context_length, longest + hyperparameters.max_completion_tokens),
@@ -74,6 +82,7 @@ def make(
             tensor_parallel=tensor_parallel,
             lora_rank=hyperparameters.lora_rank,
             lora_modules=lora.module_names(policy.adapter) if policy.adapter else (),
+            structured=grammar is not None,
         )
         engine = VLLMEngine(policy.folder, policy.stop_ids, settings)
     else:
@@ -126,6 +135,18 @@ def _check_split(policy: Policy, tensor_parallel: int, max_staleness: int) -> No
             "invalid_hyperparameters",
             "An engine that several processes share cannot sample while they train. Set max_staleness to 0.",
             param="method.reinforcement.hyperparameters.max_staleness",
+        )
+
+
+def _check_grammar(grammar: Grammar | None, prompts: Sequence[Prompt]) -> None:
+    """Refuse what vLLM cannot hold to a grammar."""
+    if grammar is not None and not all(grammar.begins_at_once(prompt.token_ids) for prompt in prompts):
+        raise RunError(
+            "invalid_hyperparameters",
+            "vLLM cannot hold a model that reasons first to a response_format here. Set rollout_engine to "
+            '"transformers", leave response_format out, or have the chat template begin without reasoning '
+            "(chat_template_kwargs).",
+            param="method.reinforcement.hyperparameters.rollout_engine",
         )
 
 

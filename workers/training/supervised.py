@@ -18,6 +18,7 @@ from workers.training.attempt import Attempt, begin, finish, save, save_where_it
 from workers.training.channel import Channel
 from workers.training.clock import Clock
 from workers.training.conversations import Example
+from workers.training.data import PLAIN, Rendering
 from workers.training.policy import Policy
 
 
@@ -72,8 +73,10 @@ def prepare(spec: RunSpec, method: Supervised, channel: Channel, clock: Clock) -
     attempt = begin(spec, method.hyperparameters, channel, clock)
 
     with clock("loading"):
-        train = load(attempt.policy, spec.training_path, "training_file")
-        valid = load(attempt.policy, spec.validation_path, "validation_file") if spec.validation_path else []
+        train, valid = (
+            load(attempt.policy, path, param, attempt.rendering) if path else []
+            for param, path in (("training_file", spec.training_path), ("validation_file", spec.validation_path))
+        )
     tell_start(attempt)
     job = Run(**vars(attempt), method=method, train_rows=train, valid_rows=valid)
     if job.trainer.step < method.hyperparameters.n_steps:
@@ -81,8 +84,8 @@ def prepare(spec: RunSpec, method: Supervised, channel: Channel, clock: Clock) -
     return job
 
 
-def load(policy: Policy, path: Path, param: str) -> list[list[Example]]:
-    rows = conversations.load(path, policy.tokenizer, policy.stop_ids, policy.context_length, param)
+def load(policy: Policy, path: Path, param: str, rendering: Rendering = PLAIN) -> list[list[Example]]:
+    rows = conversations.load(path, policy.tokenizer, policy.stop_ids, policy.context_length, param, rendering)
     policy.check_tokens((example.token_ids for row in rows for example in row), param)
     return rows
 

@@ -5,7 +5,7 @@ of exactly 1 and a divergence of exactly 0.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,7 +15,7 @@ from torch.nn.utils import clip_grad_norm_
 from service.jobs.spec import ResolvedHyperparameters, ResolvedSupervisedHyperparameters
 from troll import SparseLogProbs
 from workers.training import distributed, mismatch, objective
-from workers.training.batch import MicroBatch, Trained, idle, mini_batches, normalizer
+from workers.training.batch import Allowed, MicroBatch, Trained, idle, mini_batches, normalizer
 from workers.training.errors import non_finite
 from workers.training.packing import micro_batches
 from workers.training.policy import Policy
@@ -47,29 +47,45 @@ def make_optimizer(
 
 
 def plan(
-    groups: Sequence[Sequence[Trained]], policy: Policy, hyperparameters: ResolvedHyperparameters
+    groups: Sequence[Sequence[Trained]],
+    policy: Policy,
+    hyperparameters: ResolvedHyperparameters,
+    allowed: Callable[[Sequence[Trained]], Allowed] | None = None,
 ) -> list[MiniBatch]:
-    """The step's mini-batches; those that no graded sample fell into are left out."""
-    budget = token_budget(policy)
+    """The step's mini-batches; those that no graded sample fell into are left out.
+
+    ``allowed`` says what a grammar allowed in the place of the tokens of some answers, one after the other.
+    """
+    budget = token_budget(policy, whole_logits=allowed is not None)
     return [
-        MiniBatch(own_micro_batches(samples, budget, policy), normalizer(samples, hyperparameters))
+        MiniBatch(own_micro_batches(samples, budget, policy, allowed), normalizer(samples, hyperparameters))
         for samples in mini_batches(groups, hyperparameters.mini_batches)
         if samples
     ]
 
 
-def token_budget(policy: Policy) -> int:
-    """Padded tokens that a micro-batch may have; fewer where the model makes logits of all of them."""
-    return (
-        MICRO_BATCH_TOKENS if policy.output else min(MICRO_BATCH_TOKENS, MICRO_BATCH_LOGITS // policy.vocabulary_size)
-    )
+def token_budget(policy: Policy, *, whole_logits: bool = False) -> int:
+    """Padded tokens that a micro-batch may have; fewer where logits are made of all of them."""
+    if policy.output is not None and not whole_logits:
+        return MICRO_BATCH_TOKENS
+    return min(MICRO_BATCH_TOKENS, MICRO_BATCH_LOGITS // policy.vocabulary_size)
 
 
-def own_micro_batches(samples: Sequence[Trained], budget: int, policy: Policy) -> list[MicroBatch]:
+def own_micro_batches(
+    samples: Sequence[Trained],
+    budget: int,
+    policy: Policy,
+    allowed: Callable[[Sequence[Trained]], Allowed] | None,
+) -> list[MicroBatch]:
     """This rank's share of a mini-batch. All ranks get as many micro-batches, since they gather parameters together."""
     own = distributed.own_part(_inseparable(samples), lambda piece: sum(sample.tokens for sample in piece))
-    parts = micro_batches([sample for piece in own for sample in piece], budget, policy.device, policy.longest_shared)
-    return parts + [idle(policy.device)] * (distributed.largest(len(parts)) - len(parts))
+    mine = [sample for piece in own for sample in piece]
+    parts = micro_batches(mine, budget, policy.device, policy.longest_shared, allowed)
+    spare = idle(policy.device)
+    if allowed is not None:
+        # All ranks take the same way through the model.
+        spare = replace(spare, allowed=allowed([]))
+    return parts + [spare] * (distributed.largest(len(parts)) - len(parts))
 
 
 def _inseparable(samples: Sequence[Trained]) -> list[list[Trained]]:

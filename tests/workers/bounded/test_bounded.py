@@ -13,7 +13,7 @@ import pytest
 
 from tests.workers.serving import tiny
 from workers.bounded import client, templates
-from workers.bounded.tasks import HERE, MAX_CHARACTERS, Compile, Render
+from workers.bounded.tasks import HERE, MAX_CHARACTERS, Compile, Names, Render
 from workers.demo import make_tokenizer
 
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -31,6 +31,8 @@ def render(template: str, **changes: Any) -> Render:
         "tools": None,
         "answer_next": True,
         "most": MAX_CHARACTERS,
+        "values": {},
+        "now": None,
     }
     return Render(**{"kind": "render", "template": template, **defaults, **changes})  # type: ignore[typeddict-item]
 
@@ -61,6 +63,48 @@ def test_a_template_writes_what_transformers_writes(template: str, answer_next: 
     known = {name: str(value) for name, value in tokenizer.special_tokens_map.items()}
     task = render(template, messages=messages, tools=TOOLS, answer_next=answer_next, special_tokens=known)
     assert client.run([task]) == [{"text": expected}]
+
+
+READS = (
+    "{%- if enable_thinking is not defined %}{% set enable_thinking = true %}{% endif %}{{ enable_thinking }}"
+    "{%- set day = day | default('Monday') %}{{ day }}{%- macro of(m, n=none) %}{{ m }}{{ notes[0].a }}{% endmacro %}"
+    "{{ of(1) }}{% for m in messages %}{% set text = m.content %}{{ text }}{% endfor %}{{ bos_token }}"
+)
+
+
+def test_a_template_is_told_what_transformers_tells_it() -> None:
+    values = {"enable_thinking": False, "day": "é", "notes": [{"a": 1.5}], "unread": None}
+    expected = tiny.tokenizer(READS).apply_chat_template(HELLO, tokenize=False, **values)
+    task = render(READS, values=values, special_tokens={}, answer_next=False)
+    assert client.run([task]) == [{"text": expected}]
+
+
+def test_the_names_that_a_template_reads_are_found() -> None:
+    names = ["bos_token", "day", "enable_thinking", "messages", "notes"]
+    assert client.run([Names(kind="names", template=READS)]) == [{"names": names}]
+    (refused,) = client.run([Names(kind="names", template="{% broken")])
+    assert "the model's chat template cannot be read" in refused["refused"]
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ strftime_now('%d %b %Y %H:%M') }}",
+        "{% macro today() %}{{ strftime_now('%d %b %Y %H:%M') }}{% endmacro %}{{ today() }}",
+        "{% if strftime_now is defined %}{% set day = strftime_now('%d %b %Y %H:%M') %}{{ day }}{% endif %}",
+    ],
+)
+def test_a_template_is_told_the_time_that_was_asked_for(template: str) -> None:
+    frozen, now = client.run([render(template, now="2024-07-26T23:59:00+00:00"), render(template)])
+    assert frozen == {"text": "26 Jul 2024 23:59"}
+    assert now != frozen
+
+
+@pytest.mark.parametrize("name", ["messages", "tools", "documents", "add_generation_prompt", "eos_token"])
+def test_nothing_takes_the_place_of_what_the_service_tells(name: str) -> None:
+    template = f"{{{{ {name} | tojson }}}}"
+    plain, other = client.run([render(template), render(template, values={name: "other"})])
+    assert plain == other
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from workers.serving.host.writer import Manner, Writer
 
 TOKENIZER = tiny.tokenizer()
 VOCABULARY = Vocabulary(TOKENIZER)
+THINK = [TOKENIZER.get_vocab()["<think>"]]
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Köln"}}\n</tool_call>'
 
 
@@ -23,7 +24,7 @@ def write(text: str, end: str = "stop", **manner: Any) -> tuple[list[Delta], End
         tokens.append(Token(Key("q", 0), TOKENIZER.eos_token_id, "stop"))
     else:
         tokens[-1] = Token(Key("q", 0), ids[-1], "length")
-    writer = Writer(0, VOCABULARY, Manner(**{"stop": [], "scored": False, **manner}))
+    writer = Writer(0, VOCABULARY, Manner(**{"stop": [], "scored": False, "prompt": [], **manner}))
     events: list[Any] = []
     for token in tokens:
         events += writer.take(token)
@@ -46,22 +47,22 @@ def test_plain_text() -> None:
 
 
 def test_reasoning_is_told_apart() -> None:
-    deltas, end = write("<think>\nhm, 1+1\n</think>\n\nTwo.", reasoning="possible")
+    deltas, end = write("<think>\nhm, 1+1\n</think>\n\nTwo.")
     assert joined(deltas) == ("Two.", "hm, 1+1\n")
     assert end.reasoning_tokens == len(TOKENIZER("<think>\nhm, 1+1\n</think>")["input_ids"])
 
 
 def test_reasoning_that_the_prompt_began() -> None:
-    assert joined(write("hm</think>Two.", reasoning="open")[0]) == ("Two.", "hm")
+    assert joined(write("hm</think>Two.", prompt=THINK)[0]) == ("Two.", "hm")
 
 
 def test_reasoning_that_never_ends() -> None:
-    deltas, end = write("<think>hm", "length", reasoning="possible")
+    deltas, end = write("<think>hm", "length")
     assert (joined(deltas), end.finish_reason) == (("", "hm"), "length")
 
 
 def test_marks_mean_nothing_where_a_text_is_continued() -> None:
-    assert joined(write("<think>a</think>b")[0]) == ("<think>a</think>b", "")
+    assert joined(write("<think>a</think>b", is_chat=False)[0]) == ("<think>a</think>b", "")
 
 
 @pytest.mark.parametrize("stop", ["world", "lo wo", "d!"])
@@ -72,7 +73,7 @@ def test_stop_strings(stop: str) -> None:
 
 
 def test_stop_strings_do_not_end_reasoning() -> None:
-    assert joined(write("<think>a.b</think>c.d", stop=["."], reasoning="possible")[0]) == ("c", "a.b")
+    assert joined(write("<think>a.b</think>c.d", stop=["."])[0]) == ("c", "a.b")
 
 
 def test_what_was_held_back_for_a_stop_string_is_said_in_the_end() -> None:
@@ -86,7 +87,7 @@ def test_tokens_behind_a_stop_string_are_not_scored() -> None:
 
 
 def test_every_token_of_content_is_scored_once() -> None:
-    deltas, _ = write("<think>hm</think>Größe 😀", scored=True, reasoning="possible")
+    deltas, _ = write("<think>hm</think>Größe 😀", scored=True)
     scored = [each for delta in deltas for each in delta.logprobs]
     assert len(scored) == len(TOKENIZER("Größe 😀", add_special_tokens=False)["input_ids"])
     assert all(each.logprob == -1.0 for each in scored)

@@ -15,7 +15,8 @@ TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content or '' }}"
     '{% for call in message.tool_calls or [] %}<tool_call>{"name": "{{ call.function.name }}", '
     '"arguments": {{ call.function.arguments | tojson }}}</tool_call>{% endfor %}<|im_end|>\n{% endfor %}'
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
 )
 TEXTS = ("The quick brown fox jumps over the lazy dog. ", "Größe, naïve, 東京, 😀 and 👩‍🚀 are words too. ")
 

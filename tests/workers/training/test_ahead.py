@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from workers.answers import AnswerReader
 from workers.demo import make_tokenizer
 from workers.graders import Grade, TokenUsage
 from workers.rollouts.engine import Rollout
 from workers.rollouts.top_log_probs import TopLogProbs
 from workers.training import ahead
-from workers.training.answers import AnswerReader
 from workers.training.batch import Sample
 from workers.training.data import Prompt
 

@@ -3,10 +3,10 @@
 import pytest
 
 from service.jobs.spec import Hyperparameters, resolve
+from workers.answers import Answer
 from workers.graders import Grade
 from workers.rollouts.engine import Rollout
 from workers.training import batch
-from workers.training.answers import Answer
 from workers.training.batch import Sample, Trained
 from workers.training.data import Prompt
 

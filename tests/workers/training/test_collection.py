@@ -10,12 +10,12 @@ import pytest
 from service.graders.schemas import parse_grader
 from tests.workers.training import tiny
 from workers import graders
+from workers.answers import AnswerReader
 from workers.demo import make_tokenizer
 from workers.graders import Grade, JailError
 from workers.graders import Sample as GraderSample
 from workers.rollouts.engine import NonFiniteLogits, Rollout, RolloutEngine, Sampling
 from workers.rollouts.transformers import TransformersEngine
-from workers.training.answers import AnswerReader
 from workers.training.batch import Sample
 from workers.training.collection import Collection, Grading, grade, staleness
 from workers.training.data import Prompt

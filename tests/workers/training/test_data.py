@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from datetime import datetime, timedelta, timezone
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -166,3 +167,39 @@ def test_steps_that_were_asked_for_are_whole_and_show_the_epochs_they_begin() ->
 
 def test_another_seed_gives_another_order() -> None:
     assert data.rows_of_step(1, 1, 50, 50) != data.rows_of_step(1, 2, 50, 50)
+
+
+TOLD = "{% for m in messages %}{{ m.content }}{% endfor %}{{ strftime_now('%Y') }}{{ a }}{{ reasoning_effort }}"
+
+
+def teller(template: Any = TOLD) -> PreTrainedTokenizerBase:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def test_a_job_tells_the_template_its_own_time_and_values(tmp_path: Path) -> None:
+    when = datetime(2024, 12, 31, 23, tzinfo=timezone(timedelta(hours=-3)))
+    asked = Hyperparameters(chat_template_kwargs={"a": 7}, reasoning_effort="low")
+    rendering = data.rendering_of(asked, teller(), when)
+    (text,) = data.render([data.Asked(1, ask("1=")["messages"], None)], teller(), rendering)
+    assert text == "1=20257low"
+    rows = write(tmp_path / "rows", ask("1="))
+    (prompt,) = data.load(rows, teller("{{ strftime_now('%Y') }}{{ a }}"), 48, "training_file", rendering)
+    assert prompt.token_ids == make_tokenizer()("20257")["input_ids"]
+
+
+def test_what_no_template_of_the_tokenizer_reads_is_refused() -> None:
+    tokenizer = teller({"default": "{{ a }}", "tool_use": "{{ b }}{{ eos_token }}"})
+    assert data.rendering_of(Hyperparameters(chat_template_kwargs={"b": 1}), tokenizer, None).values == {"b": 1}
+    with pytest.raises(RunError, match=r"does not read 'c'\. It reads: a, b\.") as refusal:
+        data.rendering_of(SupervisedHyperparameters(chat_template_kwargs={"c": 1}), tokenizer, None)
+    assert refusal.value.param == "hyperparameters.chat_template_kwargs"
+    with pytest.raises(RunError, match="It reads: none"):
+        data.rendering_of(Hyperparameters(chat_template_kwargs={"c": 1}), teller(None), None)
+
+
+def test_an_effort_that_the_template_does_not_read_is_left_out() -> None:
+    asked = Hyperparameters(reasoning_effort="high")
+    assert data.rendering_of(asked, teller("{{ messages }}"), None).values == {}
+    assert data.rendering_of(asked, teller(), None).values == {"reasoning_effort": "high"}

@@ -8,8 +8,9 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
+from service import chat_template
 from service.jobs.spec import RunSpec
 from tests.workers.training import tiny
 from tests.workers.training.test_loop import result_of
@@ -195,3 +196,27 @@ def test_a_result_that_is_not_what_was_trained_is_refused(
         export.export(loaded, tmp_path / "out")
     assert error.value.code == "invalid_result"
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("adapters", [None, ADAPTERS], ids=["full", "lora"])
+def test_whoever_generates_with_the_result_stops_where_its_answers_end(tmp_path: Path, adapters: Lora | None) -> None:
+    base = tiny.save(tmp_path / "model")
+    (base / export.GENERATION_CONFIG).unlink()
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}<|user|>{% endfor %}"
+    tokenizer.save_pretrained(base)
+    loaded = policy.load(base, CPU, adapters)
+    ends = sorted([tokenizer.eos_token_id, tokenizer.get_vocab()["<|user|>"]])
+    assert loaded.stop_ids == ends
+    export.export(loaded, tmp_path / "out")
+    assert GenerationConfig.from_pretrained(tmp_path / "out").eos_token_id == ends
+    export.export(policy.load(tmp_path / "out", CPU), tmp_path / "again")
+    assert GenerationConfig.from_pretrained(tmp_path / "again").eos_token_id == ends
+
+
+@pytest.mark.parametrize("adapters", [None, ADAPTERS], ids=["full", "lora"])
+def test_what_the_template_was_told_is_remembered(tmp_path: Path, adapters: Lora | None) -> None:
+    loaded = policy.load(tiny.save(tmp_path / "model"), CPU, adapters)
+    loaded.template_values = {"enable_thinking": False, "notes": ["é"]}
+    export.export(loaded, tmp_path / "out")
+    assert chat_template.remembered(tmp_path / "out") == loaded.template_values

@@ -240,8 +240,8 @@ def test_the_next_answers_are_sampled_while_a_step_is_trained(
 
 
 def test_answers_ahead_are_of_the_weights_before_the_step(make_spec: MakeSpec, execute: Execute) -> None:
+    from workers.answers import AnswerReader
     from workers.training import ahead, data, policy
-    from workers.training.answers import AnswerReader
 
     spec = make_spec(n_steps=3, eval_interval=1, max_staleness=1)
     _, recorder = execute(spec)

@@ -15,10 +15,10 @@ from service.jobs.spec import Hyperparameters, ResolvedHyperparameters, RunSpec,
 from tests.workers.training import tiny
 from tests.workers.training.tiny import Recorder
 from workers import wire
+from workers.answers import Answer
 from workers.graders import Grade
 from workers.rollouts.engine import Rollout
 from workers.training import objective, policy, preflight, update
-from workers.training.answers import Answer
 from workers.training.batch import Sample
 from workers.training.data import Prompt
 from workers.wire import ExitCode

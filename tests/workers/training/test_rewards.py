@@ -8,11 +8,11 @@ from service.graders.schemas import parse_grader
 from tests.workers.training import tiny
 from tests.workers.training.tiny import Recorder
 from workers import graders
+from workers.answers import Answer
 from workers.graders import Grade, TokenUsage
 from workers.graders import Sample as GraderSample
 from workers.rollouts.engine import Rollout
 from workers.training import batch, metrics
-from workers.training.answers import Answer
 from workers.training.batch import Sample
 from workers.training.data import Prompt
 from workers.training.errors import RunError

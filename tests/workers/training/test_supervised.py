@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,14 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from service import chat_template
 from service.jobs.spec import RunSpec, SupervisedHyperparameters, resolve_supervised
 from tests.workers.training import tiny
 from tests.workers.training.tiny import Recorder, without_times
 from workers import wire
+from workers.demo import make_tokenizer
 from workers.training import conversations, policy, supervised, update
+from workers.training.clock import Clock
 from workers.wire import ExitCode
 
 Execute = Callable[..., tuple[int, Recorder]]
@@ -189,3 +193,35 @@ def test_the_learning_rate_rises_and_then_stays_or_falls(schedule: str, rates: l
     )
     h = resolve_supervised(asked, training_rows=8)
     assert [supervised.learning_rate(h, step) for step in range(1, 6)] == pytest.approx(rates)
+
+
+def test_every_attempt_tells_the_template_the_jobs_time_and_values(
+    make: Callable[..., RunSpec], execute: Execute, base: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "told"
+    shutil.copytree(base, folder)
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = (
+        "{{ strftime_now('%Y') }}{{ limit }}{% for m in messages %}{{ m.content }}"
+        "{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+    )
+    tokenizer.save_pretrained(folder)
+    spec = make(model_path=folder, n_steps=4, chat_template_kwargs={"limit": 7})
+    spec = spec.model_copy(update={"now": datetime(2024, 2, 3, tzinfo=UTC)})
+    begins = tokenizer("20247")["input_ids"]
+    _, told = execute(spec)
+    for made in (*told.checkpoints(), result(told).model_path.parent):
+        assert chat_template.remembered(made / "model") == {"limit": 7}
+    again = spec.model_copy(update={"checkpoints": told.checkpoints()[1:], "output_dir": tmp_path / "again"})
+    for each in (spec, again):
+        rows = supervised.prepare(each, each.job.method, Recorder().channel, Clock()).train_rows  # type: ignore[arg-type]
+        assert all(example.token_ids[: len(begins)] == begins for row in rows for example in row)
+
+
+def test_values_that_the_template_never_reads_end_the_run(make: Callable[..., RunSpec], execute: Execute) -> None:
+    code, told = execute(make(chat_template_kwargs={"thinking": True}))
+    assert code == ExitCode.USER_ERROR
+    failure = told.failure()
+    assert failure.code == "invalid_chat_template_kwargs"
+    assert failure.param == "method.supervised.hyperparameters.chat_template_kwargs"
+    assert "It reads: none." in failure.message

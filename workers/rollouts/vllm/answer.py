@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from workers.rollouts.engine import NonFiniteLogits, Rollout
+from workers.rollouts.grammar import Broken
 from workers.rollouts.top_log_probs import TopLogProbs
 
 
@@ -18,6 +19,8 @@ from workers.rollouts.top_log_probs import TopLogProbs
 class Answer:
     """One request's outputs while they come in."""
 
+    held: bool = False
+    """Whether it is held to a grammar."""
     token_ids: list[int] = field(default_factory=list)
     ids: list[NDArray[np.int32]] = field(default_factory=list)
     """``[1, 1 + K]`` per step, the sampled token first."""
@@ -27,7 +30,7 @@ class Answer:
     finish_reason: str | None = None
 
     def add(self, output: Any) -> None:
-        """Take an ``EngineCoreOutput``. Raises ``RuntimeError`` where vLLM gave the request up."""
+        """Take an ``EngineCoreOutput``. Raises ``Broken`` or ``RuntimeError`` where vLLM gave the request up."""
         self.token_ids.extend(output.new_token_ids)
         if output.new_logprobs is not None:
             self.ids.append(output.new_logprobs.logprob_token_ids)
@@ -36,6 +39,8 @@ class Answer:
             self.prompt_log_probs.append(output.new_prompt_logprobs_tensors.logprobs[:, 0])
         if output.finish_reason is not None:
             self.finish_reason = str(output.finish_reason)
+            if self.held and self.finish_reason == "error":
+                raise Broken("The answer could not be held to the JSON schema. Make it simpler.")
             if self.finish_reason not in ("stop", "length"):
                 raise RuntimeError(f"a request ended with {self.finish_reason!r}")
 

@@ -15,8 +15,10 @@ from torch import Tensor
 
 from workers.rollouts.engine import Rollout, RolloutEngine, Sampling
 from workers.rollouts.errors import EngineDied, PromptsTooLong, StaleWeights
+from workers.rollouts.grammar import Broken
 from workers.rollouts.vllm.answer import Answer
-from workers.rollouts.vllm.start import EngineSettings, start
+from workers.rollouts.vllm.ends import end_with
+from workers.rollouts.vllm.start import GRAMMARS, EngineSettings, start
 
 LOWEST_TEMPERATURE = 0.01
 """vLLM silently samples at this temperature when asked for a lower one above 0."""
@@ -40,6 +42,8 @@ class VLLMEngine(RolloutEngine):
 
     def __init__(self, model_path: Path, stop_ids: Sequence[int], settings: EngineSettings) -> None:
         self._engine = start(model_path, settings)
+        if settings.structured:
+            end_with(stop_ids)
         self._core = self._engine.engine_core
         self._settings = settings
         self._stop_ids = sorted(stop_ids)
@@ -68,11 +72,15 @@ class VLLMEngine(RolloutEngine):
             PromptsTooLong: names the rows.
             StaleWeights: the last push did not complete.
             EngineDied: vLLM failed.
-            ValueError: token ids outside the vocabulary, or a temperature that vLLM would change.
+            Broken: an answer can be held to the grammar no further.
+            ValueError: token ids outside the vocabulary, a temperature that vLLM would change, or a grammar that would
+                have to begin behind the model's reasoning.
         """
         if 0 < sampling.temperature < LOWEST_TEMPERATURE:
             raise ValueError(f"temperature: {sampling.temperature} is neither 0 nor at least {LOWEST_TEMPERATURE}")
         self._check(prompts)
+        if sampling.grammar and not all(map(sampling.grammar.begins_at_once, prompts)):
+            raise ValueError("sampling: vLLM holds answers to a grammar from their first token, and these reason first")
         requests = [
             (prompt, self._parameters(sampling, len(prompt), sampling.number(i), j))
             for i, prompt in enumerate(prompts)
@@ -198,8 +206,15 @@ class VLLMEngine(RolloutEngine):
 
     def _parameters(self, sampling: Sampling, prompt_length: int, prompt: int, sample: int) -> Any:
         from vllm import SamplingParams
+        from vllm.sampling_params import StructuredOutputsParams
 
+        structured = None
+        if sampling.grammar is not None:
+            structured = StructuredOutputsParams(json=sampling.grammar.schema)
+            # Otherwise set by the part of vLLM that requests do not go through here.
+            structured._backend = GRAMMARS
         return SamplingParams(
+            structured_outputs=structured,
             temperature=sampling.temperature,
             top_p=1.0,
             top_k=-1,
@@ -219,7 +234,8 @@ class VLLMEngine(RolloutEngine):
         try:
             with _Dying(self):
                 for index, (prompt, parameters) in enumerate(requests):
-                    waiting[self._submit(prompt, parameters)] = index, Answer()
+                    held = parameters.structured_outputs is not None
+                    waiting[self._submit(prompt, parameters)] = index, Answer(held)
             while waiting:
                 ended = []
                 with _Dying(self):
@@ -267,7 +283,7 @@ class _Dying:
         return None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: Any) -> None:
-        if error is None or isinstance(error, StaleWeights):
+        if error is None or isinstance(error, StaleWeights | Broken):
             return
         reason = " ".join(str(error).split()) or type(error).__name__
         self._engine._dead = reason[:600]

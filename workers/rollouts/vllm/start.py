@@ -11,6 +11,7 @@ import torch
 
 from workers.rollouts.errors import EngineUnavailable
 
+GRAMMARS = "guidance"
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 _RECEIVER = "workers.rollouts.vllm.receiver.WeightReceiver"
 _ENVIRONMENT = {
@@ -44,6 +45,8 @@ class EngineSettings:
     """How many processes start an engine at the same time, as ranks of one ``torch.distributed`` group."""
     tensor_parallel: int = 1
     """How many ranks in sequence share one engine: its weights are split over them, and all are asked the same."""
+    structured: bool = False
+    """Whether answers will be held to grammars, for which the engine needs the folder's tokenizer."""
     shared_gpu: bool = False
     """Whether the engine gives its GPU memory back while the trainer trains. Ignored without a GPU."""
 
@@ -84,7 +87,9 @@ def start(model_path: Path, settings: EngineSettings) -> Any:
 def _arguments(model_path: Path, settings: EngineSettings, cpu: bool) -> dict[str, Any]:
     arguments: dict[str, Any] = {
         "model": str(model_path),
-        "skip_tokenizer_init": True,
+        "skip_tokenizer_init": not settings.structured,
+        # The library that schemas were tried with, and that the trainer asks for the same masks.
+        "structured_outputs_config": {"backend": GRAMMARS},
         # Defaults of the model's author (top_p, temperature, stop tokens) would sample from another distribution.
         "generation_config": "vllm",
         "dtype": settings.dtype,

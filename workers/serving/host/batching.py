@@ -20,10 +20,11 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from service.inference.wire import Sampling
+from workers.bounded.grammars import Unsupported
+from workers.rollouts.grammar import Grammar, Grammars, Unconstrainable
 from workers.serving.host.adapters import Adapters
 from workers.serving.host.decoder import Decoder
-from workers.serving.host.engine import Engine, Key, Request, Token
-from workers.serving.host.grammar import Constraint, Grammars
+from workers.serving.host.engine import Engine, Key, Refused, Request, Token
 from workers.serving.host.sampling import Chooser, choose, score
 from workers.training.policy import context_length
 
@@ -80,7 +81,7 @@ class BatchingEngine(Engine):
         self.context_length = context_length(model.config)
         self.vocabulary_size = int(model.config.get_text_config().vocab_size)
         self._adapters = Adapters(model)
-        self._grammars = Grammars(tokenizer, self.vocabulary_size)
+        self._grammars = Grammars(tokenizer, self.vocabulary_size, stop_ids)
         self._waiting: list[tuple[Request, list[Row]]] = []
         self._batches: list[Batch] = []
         self._rows_so_far = 0
@@ -89,9 +90,16 @@ class BatchingEngine(Engine):
         self._joinable = False
         """Whether rows of several prompts may share a batch; known once the model has run."""
 
-    def constraint(self, sampling: Sampling, *, reasons: bool) -> Constraint | None:
-        schema = sampling.json_schema
-        return None if schema is None else self._grammars.constraint(schema, reasons=reasons)
+    def grammar(self, sampling: Sampling, prompt: Sequence[int]) -> Grammar | None:
+        if sampling.json_schema is None:
+            return None
+        try:
+            return self._grammars.of(sampling.json_schema)
+        except Unconstrainable as error:
+            raise Refused(str(error), "response_format") from error
+        except Unsupported as error:
+            message = f"This JSON schema is not supported: {error}"
+            raise Refused(message, "response_format", "invalid_json_schema") from error
 
     def add(self, request: Request) -> None:
         if request.adapter is not None:
@@ -101,7 +109,7 @@ class BatchingEngine(Engine):
         self._waiting.append((request, [self._row(request, key) for key in request.keys]))
 
     def _row(self, request: Request, key: Key) -> Row:
-        constraint = None if request.constraint is None else request.constraint.copy()
+        constraint = None if request.grammar is None else request.grammar.start(request.prompt)
         chooser = Chooser(request.sampling, key.choice, constraint)
         self._rows_so_far += 1
         return Row(key, chooser, request.max_tokens, request.organization, self._rows_so_far)

@@ -128,12 +128,12 @@ class Conversations:
             adapter = None if question.adapter_path is None else Path(question.adapter_path)
             n = question.sampling.n
             for number, prompt in enumerate(prompts):
-                manner = making.manner(question, prompt, self._vocabulary)
+                manner = making.manner(question, prompt)
                 keys = [Key(question.id, number * n + choice) for choice in range(n)]
                 most = making.max_tokens(question, prompt, self._engine)
-                constraint = self._engine.constraint(question.sampling, reasons=manner.reasoning == "open")
+                grammar = self._engine.grammar(question.sampling, prompt)
                 request = Request(
-                    keys, prompt, question.sampling, most, adapter, constraint, organization=question.organization
+                    keys, prompt, question.sampling, most, adapter, grammar, organization=question.organization
                 )
                 read.requests.append(request)
                 read.writers.update({key.choice: Writer(key.choice, self._vocabulary, manner) for key in keys})

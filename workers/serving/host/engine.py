@@ -27,7 +27,7 @@ class Request:
     max_tokens: int
     """Most tokens of a choice; prompt and choice together fit into the context."""
     adapter: Path | None = None
-    constraint: Any = None
+    grammar: Any = None
     """What the engine made of the schema that the answers have to fit."""
     organization: str = ""
     """Whose it is."""
@@ -65,11 +65,8 @@ class Engine(ABC):
     vocabulary_size: int
 
     @abstractmethod
-    def constraint(self, sampling: Sampling, *, reasons: bool) -> Any:
-        """What holds an answer to the schema, for ``Request``; called in any thread. Raises ``Refused``.
-
-        ``reasons`` says whether the prompt leaves the model in the middle of its reasoning.
-        """
+    def grammar(self, sampling: Sampling, prompt: Sequence[int]) -> Any:
+        """What holds answers to ``prompt`` to the schema, for ``Request``; called in any thread. Raises ``Refused``."""
 
     @abstractmethod
     def add(self, request: Request) -> None:

@@ -4,7 +4,6 @@ from transformers import PreTrainedTokenizerBase
 
 from service.inference.wire import Question
 from workers.serving.host.engine import Engine, Refused
-from workers.serving.host.vocabulary import Vocabulary
 from workers.serving.host.writer import Manner
 
 
@@ -35,24 +34,18 @@ def encode(text: str, tokenizer: PreTrainedTokenizerBase, *, special: bool) -> l
     return list(tokenizer(text, add_special_tokens=special)["input_ids"])
 
 
-def manner(question: Question, prompt: list[int], vocabulary: Vocabulary) -> Manner:
+def manner(question: Question, prompt: list[int]) -> Manner:
     sampling = question.sampling
     scored = sampling.logprobs is not None
     if question.chat is None:
-        return Manner(sampling.stop, scored, before=prompt)
+        return Manner(sampling.stop, scored, prompt, is_chat=False)
     return Manner(
         sampling.stop,
         scored,
-        reasoning="none" if vocabulary.think_closes is None else "open" if is_open(prompt, vocabulary) else "possible",
+        prompt,
         tools=bool(question.chat.tools),
         parallel_tool_calls=question.chat.parallel_tool_calls,
     )
-
-
-def is_open(prompt: list[int], vocabulary: Vocabulary) -> bool:
-    """Whether the prompt ends within reasoning, as templates that open it for the model do."""
-    marks = [token for token in prompt if token in (vocabulary.think_opens, vocabulary.think_closes)]
-    return bool(marks) and marks[-1] == vocabulary.think_opens
 
 
 def max_tokens(question: Question, prompt: list[int], engine: Engine) -> int:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from service.inference.wire import Sampling
 from workers.rollouts.engine import NonFiniteLogits
-from workers.serving.host.grammar import Constraint
+from workers.rollouts.grammar import Constraint
 from workers.training import seeds
 
 

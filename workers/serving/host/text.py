@@ -14,10 +14,13 @@ class Detokenizer:
 
     Args:
         before: tokens of a text that this one continues.
+        special: whether special tokens are part of the text.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, before: Sequence[int] = ()) -> None:
-        self._tokenizer = tokenizer
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, before: Sequence[int] = (), *, special: bool = False
+    ) -> None:
+        self._tokenizer, self._special = tokenizer, special
         self._ids = list(before[-CONTEXT:])
         self._begin, self._said = 0, len(self._ids)
 
@@ -42,7 +45,7 @@ class Detokenizer:
         return self._decode(self._ids[self._begin :])[len(said) :]
 
     def _decode(self, ids: Sequence[int]) -> str:
-        text = self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        text = self._tokenizer.decode(ids, skip_special_tokens=not self._special, clean_up_tokenization_spaces=False)
         assert isinstance(text, str)
         return text
 

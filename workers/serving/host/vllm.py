@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from service.inference.wire import Sampling
+from workers.answers import TokenReader, marks
 from workers.rollouts.errors import EngineUnavailable
+from workers.rollouts.vllm.ends import end_with
 from workers.serving.host.engine import Engine, Key, Refused, Request, Token
 from workers.serving.lines import Options
 from workers.training import policy, seeds
@@ -28,14 +30,16 @@ class VLLMServingEngine(Engine):
         self.tokenizer = policy.load_tokenizer(folder)
         self.stop_ids = policy.stop_ids(folder, self.tokenizer)
         self._engine = _start(folder, options)
+        end_with(self.stop_ids)
         config = self._engine.model_config
         self.context_length, self.vocabulary_size = int(config.max_model_len), int(config.get_vocab_size())
+        self._marks = marks(self.tokenizer)
         self._adapters: dict[Path, int] = {}
         self._running: dict[str, tuple[Key, Sampling]] = {}
         """Choices that are not complete, by vLLM's name for them."""
 
-    def constraint(self, sampling: Sampling, *, reasons: bool) -> None:
-        if sampling.json_schema is not None and reasons:
+    def grammar(self, sampling: Sampling, prompt: Sequence[int]) -> None:
+        if sampling.json_schema is not None and not TokenReader(self._marks, prompt).says:
             raise Refused("vLLM cannot hold a model that reasons first to a schema here.", "response_format")
 
     def add(self, request: Request) -> None:

@@ -1,11 +1,13 @@
 """One choice, from tokens to what the API is told: reasoning, content, tool calls, log-probabilities, its end."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 from service.inference.wire import Delta, End, Event, TokenLogprob, ToolCall
 from workers.serving.host.engine import Token
-from workers.serving.host.text import Detokenizer, Scanner
+from workers.serving.host.parts import Part
+from workers.serving.host.text import Scanner
 from workers.serving.host.tools import CLOSES, OPENS, parse
 from workers.serving.host.vocabulary import Vocabulary
 
@@ -17,12 +19,11 @@ class Manner:
     stop: list[str]
     scored: bool
     """Whether tokens' log-probabilities are told."""
-    reasoning: Literal["none", "possible", "open"] = "none"
-    """Whether ``<think>`` means anything, and whether the prompt has opened it already."""
+    prompt: Sequence[int]
+    """What is answered or, where it is no chat, continued."""
+    is_chat: bool = True
     tools: bool = False
     parallel_tool_calls: bool = True
-    before: list[int] = field(default_factory=list)
-    """Tokens of a text that is continued."""
 
 
 class Writer:
@@ -30,62 +31,46 @@ class Writer:
 
     def __init__(self, number: int, vocabulary: Vocabulary, manner: Manner) -> None:
         self._number, self._vocabulary, self._manner = number, vocabulary, manner
-        self._detokenizer = Detokenizer(vocabulary.tokenizer, manner.before)
+        parts_of = vocabulary.answer_to if manner.is_chat else vocabulary.continuation_of
+        self._parts = parts_of(manner.prompt)
         self._stops = Scanner(manner.stop)
         self._tools = ToolCalls() if manner.tools else None
-        self._thinking = manner.reasoning == "open"
-        self._at_start = self._thinking
-        """Whether white space is dropped, which models put around their reasoning."""
         self._scores: list[TokenLogprob] = []
         self._tokens = self._reasoning_tokens = 0
         self._decoded = self._released = 0
         """Characters of content, and those of them that no stop string can cut off any more."""
-        self._said_something = False
+        self._has_content = False
 
     def take(self, token: Token) -> list[Event]:
         """What ``token`` makes certain; ends with an ``End`` when the choice is complete."""
         self._tokens += 1
-        self._reasoning_tokens += self._thinking
-        if self._switches(token):
-            events = self._switch()
-            return events if token.end is None else [*events, self._end(token.end)]
         if token.end == "stop":
+            self._reasoning_tokens += not self._parts.says
             return self._finish("stop")
-        if self._thinking:
-            return self._deltas(reasoning=self._detokenizer.push(token.id)) + (
-                self._finish(token.end) if token.end else []
-            )
-        if self._manner.scored:
+        parts = self._parts.push(token.id)
+        if not self._parts.says:
+            self._reasoning_tokens += not self._has_content
+        elif self._manner.scored:
             self._scores.append(self._vocabulary.scored(token, self._decoded))
-        events, ended = self._say(self._detokenizer.push(token.id))
-        if ended:
-            return events
-        return events + (self._finish(token.end) if token.end else [])
+        events, ended = self._tell(parts)
+        return events if ended or token.end is None else events + self._finish(token.end)
 
-    def _switches(self, token: Token) -> bool:
-        """Whether ``token`` is one of the marks around reasoning."""
-        if self._manner.reasoning == "none":
-            return False
-        if self._thinking:
-            return token.id == self._vocabulary.think_closes
-        return token.id == self._vocabulary.think_opens and not self._said_something
-
-    def _switch(self) -> list[Event]:
+    def _tell(self, parts: Sequence[Part]) -> tuple[list[Event], bool]:
+        """Take more of the answer; whether it completed the choice."""
         events: list[Event] = []
-        if self._thinking:
-            events = self._deltas(reasoning=self._detokenizer.flush())
-        else:
-            self._reasoning_tokens += 1
-        self._thinking = not self._thinking
-        self._detokenizer, self._at_start = Detokenizer(self._vocabulary.tokenizer), True
-        return events
+        for kind, text in parts:
+            if kind == "thought":
+                events += self._deltas(reasoning=text)
+            elif kind == "said":
+                said, ended = self._say(text)
+                events += said
+                if ended:
+                    return events, True
+        return events, False
 
     def _say(self, text: str) -> tuple[list[Event], bool]:
         """Take more content; whether it completed the choice."""
-        if self._at_start and not self._thinking:
-            text = text.lstrip()
-            self._at_start = not text
-        self._said_something = self._said_something or bool(text.strip())
+        self._has_content = self._has_content or bool(text.strip())
         self._decoded += len(text)
         content, stopped = self._stops.push(text)
         self._released += len(content)
@@ -112,10 +97,7 @@ class Writer:
         return self._deltas(content=content, tool_calls=calls)
 
     def _finish(self, reason: Literal["stop", "length"]) -> list[Event]:
-        left = self._detokenizer.flush()
-        if self._thinking:
-            return [*self._deltas(reasoning=left), self._end(reason)]
-        events, ended = self._say(left)
+        events, ended = self._tell(self._parts.flush())
         if ended:
             return events
         content = self._stops.flush()
@@ -124,9 +106,6 @@ class Writer:
         return [*events, *delivered, *self._rest(), self._end(reason)]
 
     def _deltas(self, content: str = "", reasoning: str = "", tool_calls: list[ToolCall] | None = None) -> list[Event]:
-        if self._thinking and self._at_start:
-            reasoning = reasoning.lstrip()
-            self._at_start = not reasoning
         scores = [score for score in self._scores if score.offset < self._released]
         self._scores = self._scores[len(scores) :]
         if not (content or reasoning or tool_calls or scores):

@@ -2,7 +2,8 @@
 
 Models that reason aloud mark it: between two tokens such as ``<think>`` and ``</think>``, or as messages in channels
 (harmony, of gpt-oss), or as the tokenizer's ``response_template`` declares. Graders see what is said beside it, as they
-do where the reasoning never leaves the server; the reasoning is trained on like any other token.
+do where the reasoning never leaves the server; the reasoning is trained on like any other token. Chats tell the two
+apart while they are written, by the same ``TokenReader`` or the same template.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,8 +21,9 @@ AROUND_REASONING = (
     ("◁think▷", "◁/think▷"),
 )
 """Pairs of tokens between which models think."""
+CONTENT = "content"
 REASONING_FIELDS = ("thinking", "reasoning_content", "reasoning")
-"""What response templates call it."""
+"""What response templates call what is said, and what is thought."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,57 @@ def channels(tokenizer: PreTrainedTokenizerBase) -> Channels | None:
     return Channels(start, channel, message, ends, frozenset(final[:1]))
 
 
+@dataclass(frozen=True)
+class Marks:
+    """What models of a tokenizer mark their reasoning with."""
+
+    pairs: list[Pair]
+    channels: Channels | None
+
+
+def marks(tokenizer: PreTrainedTokenizerBase) -> Marks:
+    return Marks(pairs(tokenizer), channels(tokenizer))
+
+
+Kind = Literal["thought", "said", "mark"]
+
+
+class TokenReader:
+    """Tells what each token of an answer is, as they come.
+
+    Between a pair of marks everything is thought, once; in harmony, everything outside of the final channel.
+    """
+
+    def __init__(self, marks: Marks, prompt: Sequence[int]) -> None:
+        self._pairs, self._channels = marks.pairs, None
+        if marks.channels is not None and marks.channels.message in prompt:
+            self._channels = ChannelReader(marks.channels)
+            self._channels.open(prompt)
+        self._open = next((pair for pair in marks.pairs if pair.is_open(prompt)), None)
+        self._is_over = False
+        """Whether there was reasoning and it has ended: what looks like a mark then is said."""
+
+    @property
+    def says(self) -> bool:
+        """Whether the next token is said, if it is no mark."""
+        return self._open is None if self._channels is None else self._channels.says
+
+    def take(self, token: int) -> Kind:
+        if self._channels is not None:
+            return self._channels.take(token)
+        if self._open is not None:
+            if token != self._open.closes:
+                return "thought"
+            self._open, self._is_over = None, True
+            return "mark"
+        if self._is_over:
+            return "said"
+        self._open = next((pair for pair in self._pairs if token == pair.opens), None)
+        # Some models close what neither they nor their prompt have opened.
+        self._is_over = any(token == pair.closes for pair in self._pairs)
+        return "mark" if self._open is not None or self._is_over else "said"
+
+
 @dataclass
 class ChannelReader:
     """Tells token by token what in harmony is thought, what is said, and what is neither."""
@@ -81,6 +134,10 @@ class ChannelReader:
     _part: Literal["nowhere", "header", "final", "other"] = "nowhere"
     _header: list[int] = field(default_factory=list)
 
+    @property
+    def says(self) -> bool:
+        return self._part == "final"
+
     def open(self, prompt: Sequence[int]) -> None:
         """Begin where ``prompt`` ends: within the header of a message, or in a message itself."""
         if self.channels.start in prompt:
@@ -88,7 +145,7 @@ class ChannelReader:
             for token in prompt[begun:]:
                 self.take(token)
 
-    def take(self, token: int) -> Literal["thought", "said", "mark"]:
+    def take(self, token: int) -> Kind:
         marks = self.channels
         if token == marks.start:
             self._part, self._header = "header", []
@@ -120,7 +177,7 @@ class AnswerReader:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
-        self._pairs, self._channels = pairs(tokenizer), channels(tokenizer)
+        self._marks = marks(tokenizer)
         self._is_declared = getattr(tokenizer, "response_template", None) is not None
 
     def read(self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> list[Answer]:
@@ -137,9 +194,13 @@ class AnswerReader:
 
     def _split(self, prompt: Sequence[int], answer: Sequence[int]) -> tuple[list[int], int]:
         """The tokens that are said, and how many come before them."""
-        if self._channels is not None and self._channels.message in (*prompt, *answer):
-            return self._split_channels(self._channels, prompt, answer)
-        thought = max((_thought(pair, prompt, answer) for pair in self._pairs), default=0)
+        channels = self._marks.channels
+        if channels is not None and channels.message in (*prompt, *answer):
+            return self._split_channels(channels, prompt, answer)
+        reader = TokenReader(self._marks, prompt)
+        kinds = [reader.take(token) for token in answer]
+        # What is said in front of reasoning is no answer yet.
+        thought = max((place + 1 for place, kind in enumerate(kinds) if kind != "said"), default=0)
         return list(answer[thought:]), thought
 
     def _split_channels(
@@ -160,17 +221,16 @@ class AnswerReader:
             message: Mapping[str, Any] = self._tokenizer.parse_response(text, prefix=prefix)
         except ValueError:
             return None
-        content = message.get("content") or ""
-        if not isinstance(content, str):
-            content = "".join(str(block.get("text", "")) for block in content if isinstance(block, Mapping))
+        content = text_of(message.get(CONTENT) or "")
         for token in self._tokenizer.all_special_tokens:
             content = content.removesuffix(token)
         thought = next((message[name] for name in REASONING_FIELDS if isinstance(message.get(name), str)), "")
         return Answer(content, len(self._tokenizer(thought, add_special_tokens=False)["input_ids"]) if thought else 0)
 
 
-def _thought(pair: Pair, prompt: Sequence[int], answer: Sequence[int]) -> int:
-    """How many tokens of the answer are reasoning, its marks included."""
-    if pair.closes in answer:
-        return list(answer).index(pair.closes) + 1
-    return len(answer) if pair.opens in answer or pair.is_open(prompt) else 0
+def text_of(content: Any) -> str:
+    """The text of a message's content, which may be a list of blocks."""
+    if isinstance(content, str):
+        return content
+    blocks = content if isinstance(content, list) else []
+    return "".join(str(block.get("text", "")) for block in blocks if isinstance(block, Mapping))

@@ -3,8 +3,8 @@
 import pytest
 from transformers import AddedToken, PreTrainedTokenizerBase
 
+from workers.answers import AROUND_REASONING, Answer, AnswerReader
 from workers.demo import make_tokenizer
-from workers.training.answers import AROUND_REASONING, Answer, AnswerReader
 
 
 @pytest.fixture
