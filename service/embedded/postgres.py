@@ -167,6 +167,11 @@ def _program(binaries: Path, cluster: Path, sockets: Path, prefix: list[str], du
 
 def _initialize(binaries: Path, cluster: Path, prefix: list[str]) -> None:
     """Make the cluster under another name and rename it, so that a half-made one is never taken for whole."""
+    if not _has_name(os.geteuid()):
+        raise StartError(
+            f"PostgreSQL makes no cluster for a user without a name, and {os.geteuid()} has none in /etc/passwd. Run "
+            "as one that has, or set DATABASE_URL."
+        )
     partial = cluster.with_name(cluster.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     _own(partial)
@@ -176,6 +181,14 @@ def _initialize(binaries: Path, cluster: Path, prefix: list[str]) -> None:
     if done.returncode != 0:
         raise StartError(f"initdb failed in {partial}:\n{done.stdout[-1000:]}{done.stderr[-2000:]}")
     partial.rename(cluster)
+
+
+def _has_name(user: int) -> bool:
+    try:
+        pwd.getpwuid(user)
+    except KeyError:
+        return False
+    return True
 
 
 def _require_passwords(binaries: Path, cluster: Path, prefix: list[str], password: str) -> None:

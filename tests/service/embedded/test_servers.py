@@ -252,6 +252,13 @@ def test_where_root_may_not_run_it_as_another_user_it_says_so(folder: Folder, na
     assert f"root lacks here what it needs to run it as another user ({name}). Run as an ordinary user" in said
 
 
+def test_a_user_without_a_name_is_told_so(folder: Folder, children: Children, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As containers have that are run under a number."""
+    monkeypatch.setattr(os, "geteuid", lambda: 54321)
+    with pytest.raises(StartError, match=r"54321 has none in /etc/passwd\. Run as one that has"):
+        servers.start(folder, children)
+
+
 LOGINS = ["postgres", "troll", *ROLES]
 
 
