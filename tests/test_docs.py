@@ -232,7 +232,8 @@ def test_graders_lists_every_setting_with_its_default() -> None:
     known = {name: field for name, field in settings.items() if name != "jail_limits"} | limits
     assert listed.keys() == known.keys()
     for name, field in known.items():
-        default = listed[name][0].strip("`")
+        # What stands behind a default says where it is another.
+        default = re.split(r"[;,] ", listed[name][0])[0].strip("`")
         if isinstance(field.default, int | float):
             assert float(default) == field.default, name
         else:

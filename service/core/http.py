@@ -20,6 +20,7 @@ from service.core.answers import error_answer
 from service.core.errors import DomainError
 from service.core.ids import new_id
 from service.core.logs import request_id
+from service.wording import reason_of
 
 TOO_MUCH = ("54000", "54001", "54023")
 """PostgreSQL's codes for values larger or deeper than it takes."""
@@ -77,7 +78,7 @@ def describe(errors: Any, prefix: str = "", body: Any = None) -> tuple[str, str 
         return f"Unknown parameter: '{field}'.", field
     if first["type"] == "missing":
         return f"Missing required parameter: '{field}'.", field
-    reasons = dict.fromkeys(error["msg"].removeprefix("Value error, ").removesuffix(".") for error in alike)
+    reasons = dict.fromkeys(map(reason_of, alike))
     reason = " or ".join(text if n == 0 else text.removeprefix("Input should be ") for n, text in enumerate(reasons))
     return (f"Invalid value for '{field}': {reason}." if field else f"{reason}."), field or None
 

@@ -28,6 +28,7 @@ from service.graders.definitions import (
 from service.graders.formula import is_variable_name
 from service.graders.strict_json import kind
 from service.graders.template import Template
+from service.wording import reason_of
 
 __all__ = [
     "MAX_GRADERS",
@@ -242,7 +243,7 @@ def _describe(error: ErrorDetails, model: type[BaseModel], param: str) -> str:
         case "value_error":
             return f"Invalid '{last}': {str(error['ctx']['error']).rstrip('.')}."
         case _:
-            return f"Invalid value for '{param}': {error['msg']}."
+            return f"Invalid value for '{param}': {reason_of(error)}."
 
 
 def _shown(value: Any) -> str:

@@ -178,7 +178,8 @@ class _Asked:
         if self._worker is not None:
             if not await _exists(self.client, alive_key(self._worker)):
                 self.done = True
-                raise DomainError(503, "worker_lost", "The serving worker stopped while it was at work on this.")
+                message = "The serving worker stopped while it was at work on this. Try again shortly."
+                raise DomainError(503, "worker_lost", message, headers={"Retry-After": "5"})
             return
         waited = time.monotonic() - self._sent_at
         if waited > queue.QUEUE_SECONDS:

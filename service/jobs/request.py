@@ -14,6 +14,7 @@ from service.inference import bounds
 from service.inference.requests import ResponseFormat
 from service.jobs.integrations import Integration
 from service.jobs.spec import Hyperparameters, SupervisedHyperparameters
+from service.wording import reason_of
 
 SERVED = ("supervised", "reinforcement")
 FIELDS = {"supervised": {"hyperparameters"}, "reinforcement": {"grader", "hyperparameters", "response_format"}}
@@ -133,6 +134,6 @@ def _hyperparameter_fault(name: Any, problems: list[Any], prefix: str) -> str:
     if problems[0]["type"] == "extra_forbidden":
         return f"Unknown hyperparameter: '{prefix}.{name}'."
     # A field that may also be "auto" reports one problem for each alternative.
-    reasons = list(dict.fromkeys(problem["msg"].removeprefix("Input should be ") for problem in problems))
-    first = {**problems[0], "loc": [name], "msg": "it should be " + " or ".join(reasons)}
+    reasons = list(dict.fromkeys(reason_of(problem).removeprefix("Input should be ") for problem in problems))
+    first = {"type": "hyperparameter", "loc": [name], "msg": "it should be " + " or ".join(reasons)}
     return describe([first], prefix)[0]

@@ -12,6 +12,7 @@ from service.jobs.states import TERMINAL, Desired, Status
 from service.spelling import Spelled
 
 SUFFIX_CHARACTERS = "the letters A to Z and a to z, digits, '.', '_' and '-', and no spaces"
+Suffix = Annotated[str, StringConstraints(min_length=1, max_length=64), Spelled("[A-Za-z0-9._-]*", SUFFIX_CHARACTERS)]
 MetadataKey = Annotated[str, StringConstraints(max_length=64)]
 MetadataValue = Annotated[str, StringConstraints(max_length=512)]
 Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)]
@@ -49,9 +50,7 @@ class CreateJob(BaseModel):
         description="OpenAI's older place for the method's hyperparameters, which win over these.",
         json_schema_extra={"deprecated": True},
     )
-    suffix: Annotated[str, Spelled("[A-Za-z0-9._-]*", SUFFIX_CHARACTERS)] | None = Field(
-        None, min_length=1, max_length=64
-    )
+    suffix: Suffix | None = None
     seed: int | None = Field(None, ge=0, le=2**31 - 1)
     metadata: Metadata | None = None
     integrations: list[Integration] | None = Field(None, max_length=MAX_INTEGRATIONS)

@@ -114,6 +114,20 @@ HELLO = [{"role": "user", "content": "Hello"}]
 @pytest.mark.parametrize(
     ("path", "body", "param", "says"),
     [
+        ("/fine_tuning/jobs", {"training_file": "f", "suffix": ""}, "suffix", "at least 1 character"),
+        ("/fine_tuning/jobs", {"training_file": "f", "method": "reinforcement"}, "method", "should be an object"),
+        ("/fine_tuning/jobs", {"training_file": "f", "seed": "x"}, "seed", "should be a whole number"),
+        ("/fine_tuning/jobs", {"training_file": "f", "integrations": ["wandb"]}, "integrations.0", "an object"),
+        ("/chat/completions", {"messages": ["Hello"]}, "messages.0", "should be an object"),
+        (
+            "/chat/completions",
+            {"messages": [{"role": "user", "content": 5}]},
+            "messages.0.content",
+            "a string or a list",
+        ),
+        ("/chat/completions", {"messages": HELLO, "response_format": "json"}, "response_format", "an object"),
+        ("/responses", {"input": 5}, "input", "should be a string or a list"),
+        ("/responses", {"input": "x", "text": {"format": "json_object"}}, "text.format", "should be an object"),
         (
             "/fine_tuning/jobs",
             {"training_file": "f", "suffix": "my model"},

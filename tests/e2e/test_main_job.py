@@ -183,7 +183,9 @@ def test_a_movers_job_with_code_and_a_judge_needs_the_official_client_alone(stac
         ran = graders.run(grader=CODE_AND_JUDGE, model_sample="46", item={"answer": "46"})
         assert (ran.reward, ran.sub_rewards, ran.metadata.token_usage) == (1.0, {"code": 1.0, "judge": 1.0}, 16)
 
-        settings: Any = {"n_steps": 2, "batch_size": 3, "group_size": 3, "eval_interval": 1, "max_completion_tokens": 8}
+        # As a program has them that was written for another model.
+        settings: Any = {"n_epochs": 3, "max_completion_tokens": 1024}
+        settings |= {"n_steps": 2, "batch_size": 3, "group_size": 3, "eval_interval": 1}
         method: Any = {
             "type": "reinforcement",
             "reinforcement": {"grader": CODE_AND_JUDGE, "hyperparameters": settings},
@@ -204,6 +206,14 @@ def test_a_movers_job_with_code_and_a_judge_needs_the_official_client_alone(stac
             job = client.fine_tuning.jobs.retrieve(job.id)
         assert job.status == "succeeded", job.error
         assert [each.id for each in client.fine_tuning.jobs.list(metadata={"team": "movers"})] == [job.id]
+
+        retrieved = client.fine_tuning.jobs.with_raw_response.retrieve(job.id).http_response.json()
+        shown = retrieved["method"]["reinforcement"]["hyperparameters"]
+        assert (shown["n_epochs"], shown["n_steps"]) == (1, 2)
+        assert shown["max_completion_tokens"] < 1024
+        warned = [event.message for event in client.fine_tuning.jobs.list_events(job.id) if event.level == "warn"]
+        assert "n_epochs is 1 and not 3: n_steps decides" in warned
+        assert any(f"max_completion_tokens is {shown['max_completion_tokens']} and not 1024" in text for text in warned)
 
         told = [event.data for event in client.fine_tuning.jobs.list_events(job.id) if event.type == "metrics"]
         steps: dict[int, Any] = {data["step"]: data for data in told}  # type: ignore[index, misc]

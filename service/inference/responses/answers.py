@@ -106,8 +106,8 @@ class ResponseTool(BaseModel):
     strict: bool | None
 
 
-class Reasoning(BaseModel):
-    effort: None = None
+class AskedReasoning(BaseModel):
+    effort: str | None
     summary: None = None
 
 
@@ -134,7 +134,7 @@ class ResponseObject(BaseModel):
     metadata: dict[str, str]
     output: list[OutputItem] = []
     usage: ResponseUsage | None = None
-    reasoning: Reasoning = Reasoning()
+    reasoning: AskedReasoning
     truncation: Literal["disabled"] = "disabled"
     background: Literal[False] = False
     store: Literal[False] = False

@@ -138,6 +138,14 @@ class Text(BaseModel):
     verbosity: Ignored
 
 
+class Reasoning(BaseModel):
+    """``effort`` is a chat's ``reasoning_effort``; what else there may be has no effect."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+
+
 class StreamOptions(BaseModel):
     include_obfuscation: Ignored
 
@@ -154,6 +162,7 @@ class ResponseRequest(BaseModel):
     temperature: float | None = Field(None, ge=0, le=2, description="1 when left out; 0 is greedy.")
     top_p: float | None = Field(None, ge=0, le=1)
     text: Text | None = None
+    reasoning: Reasoning | None = None
     tools: list[FunctionTool] | None = Field(None, max_length=128)
     tool_choice: Literal["none", "auto"] | None = Field(None, description="Calls cannot be forced.")
     parallel_tool_calls: bool | None = None
@@ -174,7 +183,6 @@ class ResponseRequest(BaseModel):
     prompt_cache_key: Ignored
     prompt_cache_options: Ignored
     prompt_cache_retention: Ignored
-    reasoning: Ignored
     safety_identifier: Ignored
     service_tier: Ignored
     user: Ignored
@@ -206,6 +214,7 @@ def as_chat(body: ResponseRequest) -> ChatRequest:
         "logprobs": scored,
         "top_logprobs": body.top_logprobs,
         "response_format": _response_format(body),
+        "reasoning_effort": body.reasoning and body.reasoning.effort,
         "tools": _tools(body),
         "tool_choice": body.tool_choice,
         "parallel_tool_calls": body.parallel_tool_calls,

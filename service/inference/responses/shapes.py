@@ -7,6 +7,7 @@ from typing import Any, Literal
 from service.core.errors import DomainError
 from service.core.ids import new_id
 from service.inference.responses.answers import (
+    AskedReasoning,
     IncompleteDetails,
     OutputCall,
     OutputMessage,
@@ -172,6 +173,7 @@ def _begun(id: str, body: ResponseRequest) -> ResponseObject:
         tool_choice=body.tool_choice or "auto",
         parallel_tool_calls=body.parallel_tool_calls is not False,
         metadata=body.metadata or {},
+        reasoning=AskedReasoning(effort=body.reasoning.effort if body.reasoning is not None else None),
     )
 
 

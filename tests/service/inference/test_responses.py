@@ -136,6 +136,11 @@ def test_items_become_the_messages_of_a_chat() -> None:
     assert [message["tool_call_id"] for message in chat[3:]] == ["call_0", "call_1"]
 
 
+def test_the_effort_of_reasoning_is_that_of_a_chat() -> None:
+    assert as_chat(body(reasoning={"effort": "high"})).reasoning_effort == "high"
+    assert as_chat(body()).reasoning_effort is None
+
+
 def test_calls_alone_are_a_message_without_content() -> None:
     call = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
     (_, message) = as_chat(body(input=[{"role": "user", "content": "Hi"}, call])).messages
@@ -166,10 +171,13 @@ def test_messages_of_errors_name_them_too() -> None:
 def test_formats_and_tools_come_back_as_they_were_asked() -> None:
     wanted = {"type": "json_schema", "name": "s", "schema": {"type": "object"}, "strict": True}
     tool = {"type": "function", "name": "f", "parameters": {"type": "object"}, "strict": True}
-    response, _ = taken(EVENTS, text={"format": wanted}, tools=[tool], metadata={"a": "b"}, max_output_tokens=30)
+    asked = {"metadata": {"a": "b"}, "max_output_tokens": 30, "reasoning": {"effort": "low", "summary": "auto"}}
+    response, _ = taken(EVENTS, text={"format": wanted}, tools=[tool], **asked)
     said = OfficialResponse.model_validate(json.loads(response.object.model_dump_json()))
     assert said.text is not None
     assert said.text.format is not None
     assert said.text.format.to_dict() == wanted
     assert said.tools[0].to_dict(exclude_none=True) == tool
+    assert said.reasoning is not None
+    assert said.reasoning.effort == "low"
     assert (said.metadata, said.max_output_tokens, said.to_dict()["store"]) == ({"a": "b"}, 30, False)
