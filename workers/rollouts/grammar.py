@@ -13,6 +13,7 @@ from typing import Any
 import llguidance
 import llguidance.hf
 import llguidance.torch
+import numpy as np
 import torch
 from tokenizers import decoders
 from torch import Tensor
@@ -211,8 +212,12 @@ def everything(rows: int, vocabulary_size: int) -> Tensor:
 
 def unpacked(masks: Tensor, vocabulary_size: int) -> Tensor:
     """Masks ``[N, W]`` as booleans ``[N, V]``."""
-    octets = masks.contiguous().view(torch.uint8).unsqueeze(-1)  # [N, 4 W, 1]
-    return (octets >> BITS.to(masks.device) & 1).bool().flatten(1)[:, :vocabulary_size]
+    octets = masks.contiguous().view(torch.uint8)  # [N, 4 W]
+    if octets.device.type == "cpu":
+        bits = torch.from_numpy(np.unpackbits(octets.numpy(), axis=-1, bitorder="little"))
+    else:
+        bits = (octets.unsqueeze(-1) >> BITS.to(octets.device) & 1).flatten(1)
+    return bits.view(torch.bool)[:, :vocabulary_size]
 
 
 def forbid(logits: Tensor, masks: Tensor) -> Tensor:

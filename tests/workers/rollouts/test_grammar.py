@@ -12,7 +12,7 @@ from tests.workers.serving import tiny
 from workers.bounded import grammars
 from workers.demo import make_tokenizer
 from workers.rollouts.engine import Sampling
-from workers.rollouts.grammar import Broken, Grammar, Grammars, Unconstrainable, unpacked
+from workers.rollouts.grammar import BITS, Broken, Grammar, Grammars, Unconstrainable, unpacked
 from workers.rollouts.transformers import TransformersEngine
 
 SCHEMA = {
@@ -137,6 +137,15 @@ def test_an_answer_that_takes_too_much_is_told(monkeypatch: pytest.MonkeyPatch) 
     engine = TransformersEngine(tiny.model(), [EOS], tiny.CONTEXT)
     with pytest.raises(Broken, match="could not be held to the JSON schema"):
         engine.generate(PROMPTS, 1, Sampling(1.0, 60, seed=1, grammar=held))
+
+
+def test_bits_are_unpacked_alike_on_every_device() -> None:
+    masks = torch.randint(-(2**31), 2**31, (3, 4), dtype=torch.int32, generator=torch.Generator().manual_seed(0))
+    octets = masks.view(torch.uint8).unsqueeze(-1)
+    expected = torch.tensor([[word >> bit & 1 for word in row for bit in range(32)] for row in masks.tolist()]).bool()
+    assert torch.equal(unpacked(masks, 128), expected)
+    assert torch.equal((octets >> BITS & 1).flatten(1).view(torch.bool), expected)
+    assert torch.equal(unpacked(masks, 101), expected[:, :101])
 
 
 def test_tokens_that_are_joined_as_they_are_can_be_held() -> None:
