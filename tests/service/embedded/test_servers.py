@@ -143,6 +143,9 @@ def wheel(tmp_path: Path, open_folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     site = tmp_path / "closed" / "site"
     for name in (f"{package.name}/{postgres.INSTALLATION}", f"{package.name}.libs"):
         shutil.copytree(package.parent / name, site / name, symlinks=True)
+    # As an installer leaves it, whatever this process may do with files of its own.
+    for path in [site, *(path for path in site.rglob("*") if not path.is_symlink())]:
+        path.chmod(path.stat().st_mode | 0o055)
     (tmp_path / "closed").chmod(0o700)
     monkeypatch.setattr(postgres, "installed", lambda: site / package.name)
     monkeypatch.setattr(postgres, "COPIES", open_folder / "copies")
