@@ -20,7 +20,7 @@ from service.jobs.states import Status
 from workers.examination import examine, load_libraries
 
 AT_ONCE = 4
-AT_ONCE_EACH = 2
+AT_ONCE_EACH = 1
 """Of one organisation, however many workers there are."""
 SECONDS = 40.0
 """How long an examination counts tokens and tries graders; what there was no time for is told in the job's events."""
