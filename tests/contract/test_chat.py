@@ -308,7 +308,7 @@ def test_the_template_is_told_what_the_request_says(acme: openai.OpenAI) -> None
         ({"messages": []}, "'messages' is what the service itself tells"),
         ({"eos_token": "x"}, "'eos_token' is what the service itself tells"),
         ({"enable_thinking": "x" * 20_000}, "at most 16384 are allowed"),
-        ([1], "dictionary"),
+        ([1], "an object"),
     ],
 )
 def test_what_a_template_cannot_be_told_is_named(acme: openai.OpenAI, values: Any, why: str) -> None:
