@@ -19,6 +19,7 @@ from typing import Any
 import psutil
 
 POLL_SECONDS = 0.05
+LEAST_PRIORITY = 19
 FIRST_BACKOFF_SECONDS = 1.0
 LAST_BACKOFF_SECONDS = 30.0
 HEALTHY_SECONDS = 60.0
@@ -42,7 +43,7 @@ class Program:
     stop_signal: int = signal.SIGTERM
     grace: float = 10.0
     nice: int = 0
-    """Its priority and that of what it starts: with more, others go before it where processors are few."""
+    """By how much its priority, and that of what it starts, is below this process's."""
 
 
 @dataclass
@@ -186,7 +187,9 @@ class Children:
                 stderr=output,
                 start_new_session=True,
             )
-        process.nice(program.nice)
+        if program.nice:
+            # Upwards from what it has, which anybody may do; back is only for root.
+            process.nice(min(process.nice() + program.nice, LEAST_PRIORITY))
         return process
 
     def _crashed(self, child: Child, now: float) -> None:

@@ -38,7 +38,7 @@ from service.graders.settings import GraderSettings
 from service.webhooks import secret
 
 COMPUTING = 5
-"""The priority of what computes for minutes: the servers, which answer in milliseconds, go before it."""
+"""How far below the servers, which answer in milliseconds, the priority is of what computes for minutes."""
 DEMO_MODEL = "troll-demo/additions"
 READY_SECONDS = 120.0
 PREPARE_SECONDS = 120.0

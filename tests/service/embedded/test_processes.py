@@ -50,6 +50,14 @@ def test_a_child_gets_exactly_its_environment_and_its_own_log(children: Children
     assert "PATH" not in children.log_path(child).read_text()
 
 
+def test_a_child_goes_behind_by_as_much_as_it_says(children: Children) -> None:
+    own = psutil.Process().nice()
+    low, plain = Program("low", ["sleep", "60"], tier=0, nice=4), Program("plain", ["sleep", "60"], tier=0)
+    environment = {"PATH": os.environ["PATH"]}
+    assert children.start(low, environment).process.nice() == min(own + 4, processes.LEAST_PRIORITY)
+    assert children.start(plain, environment).process.nice() == own
+
+
 def test_a_child_that_fails_is_reported_with_the_end_of_its_log(children: Children) -> None:
     child = children.start(python("broken", "import sys; sys.exit('no disk')"), {})
     with pytest.raises(StartError, match=r"broken failed \(code 1\)[\s\S]*no disk"):
