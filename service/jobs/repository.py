@@ -4,12 +4,12 @@ A worker writes only through ``fenced``: the row is locked under the condition t
 that lost its lease changes nothing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, delete, func, or_, select, text, update
+from sqlalchemy import ColumnElement, Select, and_, delete, func, or_, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session, aliased
 
@@ -155,7 +155,7 @@ def claim(session: Session, *, worker: str, lease: timedelta, max_running: int) 
     longest ago, then the oldest. None when none may run.
     """
     session.execute(text("SELECT pg_advisory_xact_lock(hashtext(:name))"), {"name": CLAIMS_LOCK})
-    for organization_id in session.scalars(_whose_turn(max_running)):
+    for organization_id in session.scalars(_whose_turn(Job, CLAIMABLE, _runs, max_running)):
         chosen = (
             select(Job.id)
             .where(*CLAIMABLE, Job.organization_id == organization_id)
@@ -183,21 +183,34 @@ def claim(session: Session, *, worker: str, lease: timedelta, max_running: int) 
     return None
 
 
-def _whose_turn(max_running: int) -> Select[str]:
-    """Organisations with a job that may run, the one whose turn it is first."""
+def _runs(job: Any) -> ColumnElement[bool]:
+    return job.status == Status.RUNNING
+
+
+def _is_examined(row: Any) -> ColumnElement[bool]:
+    return and_(row.answer.is_(None), row.lease_expires_at > func.now())
+
+
+def _whose_turn(
+    kind: type[Job] | type[Examination],
+    wanted: Sequence[ColumnElement[bool]],
+    at_work: Callable[[Any], ColumnElement[bool]],
+    most: int,
+) -> Select[str]:
+    """Organisations with a ``wanted`` row of which fewer than ``most`` are at work, the one whose turn it is first."""
     waiting = (
-        select(Job.organization_id, func.min(Job.sequence).label("oldest"))
-        .where(*CLAIMABLE)
-        .group_by(Job.organization_id)
+        select(kind.organization_id, func.min(kind.sequence).label("oldest"))
+        .where(*wanted)
+        .group_by(kind.organization_id)
         .subquery()
     )
-    other = aliased(Job)
+    other = aliased(kind)
     own = other.organization_id == waiting.c.organization_id
-    running = select(func.count()).where(own, other.status == Status.RUNNING).scalar_subquery()
+    running = select(func.count()).where(own, at_work(other)).scalar_subquery()
     last_turn = select(func.max(other.claimed_at)).where(own, other.claimed_at.is_not(None)).scalar_subquery()
     return (
         select(waiting.c.organization_id)
-        .where(running < max_running)
+        .where(running < most)
         .order_by(running, last_turn.asc().nulls_first(), waiting.c.oldest)
     )
 
@@ -256,7 +269,7 @@ def claim_examination(session: Session, *, lease: timedelta, each: int) -> Exami
     longest ago, then the oldest. An organisation has at most ``each`` at work. None when none may be taken.
     """
     session.execute(text("SELECT pg_advisory_xact_lock(hashtext(:name))"), {"name": EXAMINATIONS_LOCK})
-    for organization_id in session.scalars(_whose_examination(each)):
+    for organization_id in session.scalars(_whose_turn(Examination, _UNEXAMINED, _is_examined, each)):
         chosen = (
             select(Examination.id)
             .where(*_UNEXAMINED, Examination.organization_id == organization_id)
@@ -278,26 +291,6 @@ def claim_examination(session: Session, *, lease: timedelta, each: int) -> Exami
         if examination is not None:
             return examination
     return None
-
-
-def _whose_examination(each: int) -> Select[str]:
-    """Organisations with an examination that may be begun, the one whose turn it is first."""
-    waiting = (
-        select(Examination.organization_id, func.min(Examination.sequence).label("oldest"))
-        .where(*_UNEXAMINED)
-        .group_by(Examination.organization_id)
-        .subquery()
-    )
-    other = aliased(Examination)
-    own = other.organization_id == waiting.c.organization_id
-    at_work = select(func.count()).where(own, other.answer.is_(None), other.lease_expires_at > func.now())
-    last_turn = select(func.max(other.claimed_at)).where(own, other.claimed_at.is_not(None))
-    running, turn = at_work.scalar_subquery(), last_turn.scalar_subquery()
-    return (
-        select(waiting.c.organization_id)
-        .where(running < each)
-        .order_by(running, turn.asc().nulls_first(), waiting.c.oldest)
-    )
 
 
 def call_off_examination(session: Session, id: str, answer: dict[str, Any]) -> None:
