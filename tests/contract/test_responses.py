@@ -47,7 +47,7 @@ def chat(client: openai.OpenAI, messages: list[Any], **options: Any) -> Any:
 
 
 def test_a_response_with_its_usage(official: Official) -> None:
-    said = official.ask(official.client.responses.create(model=MODEL, input=SAID, max_output_tokens=12))
+    said = official.ask(respond(official.client))
     assert (said.object, said.model, said.status) == ("response", MODEL, "incomplete")
     assert said.incomplete_details.reason == "max_output_tokens"
     (message,) = said.output
