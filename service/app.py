@@ -16,7 +16,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 
-from service.accounts import keys
+from service.accounts import keys, known
 from service.accounts.caller import caller_of, tenant_of
 from service.bodies import Bodies
 from service.core import clock, http, live, logs, openapi, reference, shutdown, storage
@@ -93,7 +93,7 @@ def create_app() -> FastAPI:
     http.install(app)
     # The last one is asked first.
     app.add_middleware(Bodies, upload_limit=upload_limit, caller=caller_of)
-    app.add_middleware(RateLimit, presented=keys.presented)
+    app.add_middleware(RateLimit, presented=keys.presented, known=known.is_known)
     app.add_middleware(Gate, tenant=tenant_of)
     app.add_middleware(http.RequestId)
     for room in (files, uploads, jobs, graders, models, inference, webhooks):

@@ -1,9 +1,10 @@
 """Who calls, and how a route's function runs: on a thread of the caller's share, in one transaction of its own.
 
-A request first learns who calls, in a short transaction; then its function runs with another, whose connection is taken
-when the function begins and given back when it has committed. So no request holds a connection while it waits for a
-thread, a body, a worker or its reader, and the answer goes out after the commit: a 200 is never given for a row that is
-lost.
+The transaction first asks whether the key is still good, and then does the work; its connection is taken when the
+function begins and given back when it has committed. So no request holds a connection while it waits for a thread, a
+body, a worker or its reader, and the answer goes out after the commit: a 200 is never given for a row that is lost.
+A key that this process does not know, or whose request needs to know more than one transaction can tell, is looked up
+before.
 """
 
 import inspect
@@ -21,10 +22,11 @@ from sqlalchemy.orm import Session
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
-from service.accounts import keys
-from service.accounts.service import Principal, authenticate, presented_key
+from service.accounts import keys, known
+from service.accounts.known import Principal
+from service.accounts.service import check_headers, identify, presented_key
 from service.core.db import tenant, transaction
-from service.core.rate_limit import address_of, known_keys
+from service.core.rate_limit import address_of
 from service.core.threads import Overloaded, request_threads
 
 Result = TypeVar("Result")
@@ -51,43 +53,72 @@ class CallContext:
 def tenant_of(scope: Scope) -> str:
     """On whose turn a request is begun and its key looked up: its organisation's, or its address's while unknown."""
     key = keys.presented(Headers(scope=scope).get("authorization"))
-    return (known_keys.organization(key) if key else None) or f"address {address_of(scope)}"
+    principal = known.principal(key) if key else None
+    return principal.organization_id if principal else f"address {address_of(scope)}"
 
 
 async def caller_of(scope: Scope) -> str:
     """The organisation whose request it is. Raises a 401 where nobody's; who asks much is looked up once."""
     key = presented_key(Headers(scope=scope).get("authorization"))
-    organization_id = known_keys.organization(key)
-    if organization_id is None:
-        organization_id = (await request_threads.run(tenant_of(scope), _authenticated, key, None, None)).organization_id
-    return organization_id
+    return (known.principal(key) or await _look_up(scope, key)).organization_id
+
+
+async def _look_up(scope: Scope, key: str) -> Principal:
+    return await request_threads.run(tenant_of(scope), _looked_up, keys.hashed(key))
+
+
+def _looked_up(key_hash: str) -> Principal:
+    with transaction("troll_api") as session:
+        return identify(session, key_hash)
 
 
 async def _known(
     request: Request, token: Token, openai_organization: TenantHeader = None, openai_project: TenantHeader = None
 ) -> Principal:
     key = presented_key(f"{token.scheme} {token.credentials}" if token else None)
-    headers = (openai_organization, openai_project)
-    return await request_threads.run(tenant_of(request.scope), _authenticated, key, *headers)
+    principal = await _look_up(request.scope, key)
+    check_headers(principal, openai_organization, openai_project)
+    return principal
 
 
-def _authenticated(key: str, organization_header: str | None, project_header: str | None) -> Principal:
-    with transaction("troll_api") as session:
-        return authenticate(session, key, organization_header, project_header)
+async def _recognized(
+    request: Request, token: Token, openai_organization: TenantHeader = None, openai_project: TenantHeader = None
+) -> Principal:
+    key = presented_key(f"{token.scheme} {token.credentials}" if token else None)
+    principal = known.principal(key) or await _look_up(request.scope, key)
+    check_headers(principal, openai_organization, openai_project)
+    return principal
 
 
 Known = Annotated[Principal, Depends(_known)]
+"""Whose key it is: it was looked up for this request."""
+Recognized = Annotated[Principal, Depends(_recognized)]
+"""Whose key it was a moment ago. A route that takes this begins with ``identified``, which looks it up."""
 
 
-async def _caller(known: Known) -> CallContext:
-    return CallContext(known)
+async def _caller(recognized: Recognized) -> CallContext:
+    return CallContext(recognized)
 
 
 Caller = Annotated[CallContext, Depends(_caller)]
 
 
+async def identified(recognized: Principal, function: Callable[..., Result], *arguments: Any) -> Result:
+    """What ``function(session, …)`` returns, in a transaction on a thread of the caller's share.
+
+    Raises a 401 where the key is no longer good.
+    """
+
+    def work() -> Result:
+        with transaction("troll_api") as session:
+            identify(session, recognized.key_hash)
+            return function(session, *arguments)
+
+    return await request_threads.run(recognized.organization_id, work)
+
+
 async def in_transaction(
-    known: Principal,
+    caller: Principal,
     function: Callable[..., Result],
     *arguments: Any,
     undo: Callable[[], object] = lambda: None,
@@ -99,14 +130,14 @@ async def in_transaction(
 
     def work() -> Result:
         try:
-            with tenant(known.organization_id) as session:
+            with tenant(caller.organization_id) as session:
                 return function(session, *arguments)
         except BaseException:
             undo()
             raise
 
     try:
-        return await request_threads.run(known.organization_id, work, begun=True)
+        return await request_threads.run(caller.organization_id, work, begun=True)
     except Overloaded:
         undo()
         raise
@@ -115,8 +146,8 @@ async def in_transaction(
 class Route(APIRoute):
     """A route whose function, unless it is asynchronous, runs on a thread of the caller's share.
 
-    One that takes ``Caller`` runs in a transaction, which has committed when the answer is sent; one that takes
-    ``Known`` has none.
+    One that takes ``Caller`` runs in a transaction, which makes sure of the key first and has committed when the
+    answer is sent; one that takes ``Known`` has none.
     """
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
@@ -127,8 +158,8 @@ def _threaded(endpoint: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(endpoint)
     async def run(**arguments: Any) -> Any:
         caller = next((each for each in arguments.values() if isinstance(each, CallContext)), None)
-        known = caller.principal if caller else next(p for p in arguments.values() if isinstance(p, Principal))
-        return await request_threads.run(known.organization_id, _call, endpoint, caller, arguments, begun=True)
+        principal = caller.principal if caller else next(p for p in arguments.values() if isinstance(p, Principal))
+        return await request_threads.run(principal.organization_id, _call, endpoint, caller, arguments)
 
     return run
 
@@ -136,7 +167,8 @@ def _threaded(endpoint: Callable[..., Any]) -> Callable[..., Any]:
 def _call(endpoint: Callable[..., Any], caller: CallContext | None, arguments: dict[str, Any]) -> Any:
     if caller is None:
         return _written(endpoint(**arguments))
-    with tenant(caller.principal.organization_id) as session:
+    with transaction("troll_api") as session:
+        caller.principal = identify(session, caller.principal.key_hash)
         caller._session = session
         answer = endpoint(**arguments)
     return _written(answer)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
+import psycopg
 from sqlalchemy import func, or_, select, update
 from sqlalchemy.orm import Session
 
@@ -32,10 +33,17 @@ def is_live(session: Session, id: str) -> bool:
     return session.scalar(query) is not None
 
 
-def touch(session: Session, key: APIKey, every: timedelta) -> None:
-    """Note that ``key`` was used, at most once in ``every`` so that reading does not become writing."""
-    stale = or_(APIKey.last_used_at.is_(None), APIKey.last_used_at < func.now() - every)
-    session.execute(update(APIKey).where(APIKey.id == key.id, stale).values(last_used_at=func.now()))
+def identify(session: Session, hash: str, touch_every: timedelta) -> tuple[str, str, str] | None:
+    """The key with this hash unless it is revoked or expired, its organisation and that one's name.
+
+    From here on the transaction sees the rows of that organisation only. Its use is noted, at most once in
+    ``touch_every`` so that reading does not become writing. It is asked in the same round trip that begins the
+    transaction, for every request does this first.
+    """
+    driver = session.connection().connection.driver_connection
+    assert isinstance(driver, psycopg.Connection)
+    with driver.pipeline():
+        return driver.execute("SELECT * FROM identify_caller(%s, %s)", [hash, touch_every]).fetchone()
 
 
 def organization(session: Session, id: str) -> Organization | None:

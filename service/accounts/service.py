@@ -1,28 +1,17 @@
 """Who is asking, and the keys they ask with."""
 
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from sqlalchemy.orm import Session
 
-from service.accounts import keys, repository
+from service.accounts import keys, known, repository
+from service.accounts.known import Principal
 from service.accounts.models import APIKey, Organization
 from service.core import clock
-from service.core.db import act_for
 from service.core.errors import DomainError, not_found
 from service.core.ids import new_id
-from service.core.rate_limit import known_keys
 
 TOUCH_EVERY = timedelta(minutes=1)
-
-
-@dataclass(frozen=True)
-class Principal:
-    """On whose behalf a request is made."""
-
-    organization_id: str
-    organization_name: str
-    key_id: str
 
 
 def presented_key(authorization: str | None) -> str:
@@ -35,29 +24,29 @@ def presented_key(authorization: str | None) -> str:
     return token
 
 
-def authenticate(
-    session: Session, key: str, organization_header: str | None = None, project_header: str | None = None
-) -> Principal:
-    """The principal of an API key; the rest of the transaction sees only its organisation's rows.
+def identify(session: Session, key_hash: str) -> Principal:
+    """Whose the key of this hash is; the rest of the transaction sees only its organisation's rows.
 
-    Raises a 401 that never says which part of a key was wrong, and one for headers that name somebody else.
+    Raises a 401 that never says which part of a key was wrong.
     """
-    row = repository.live_key(session, keys.hashed(key))
-    if row is None:
-        known_keys.forget(key)
+    found = repository.identify(session, key_hash, TOUCH_EVERY)
+    if found is None:
+        known.forget(key_hash)
         raise _wrong_key()
-    if organization_header and organization_header != row.organization_id:
+    key_id, organization_id, organization_name = found
+    principal = Principal(organization_id, organization_name, key_id, key_hash)
+    known.remember(principal)
+    return principal
+
+
+def check_headers(principal: Principal, organization: str | None, project: str | None) -> None:
+    """Raises a 401 where a header of the official client names somebody else."""
+    if organization and organization != principal.organization_id:
         what = "an organization that this API key does not belong to"
-        raise _another("wrong_organization", "OpenAI-Organization", organization_header, what, "OPENAI_ORG_ID")
-    if project_header:
+        raise _another("wrong_organization", "OpenAI-Organization", organization, what, "OPENAI_ORG_ID")
+    if project:
         what = "a project, and there are none here"
-        raise _another("wrong_project", "OpenAI-Project", project_header, what, "OPENAI_PROJECT_ID")
-    act_for(session, row.organization_id)
-    repository.touch(session, row, TOUCH_EVERY)
-    organization = repository.organization(session, row.organization_id)
-    assert organization is not None, "a foreign key holds this"
-    known_keys.remember(key, organization.id)
-    return Principal(organization.id, organization.name, row.id)
+        raise _another("wrong_project", "OpenAI-Project", project, what, "OPENAI_PROJECT_ID")
 
 
 def create_key(

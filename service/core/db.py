@@ -6,15 +6,20 @@ what their work needs of all, ``troll_operator`` (``troll keys``) the accounts. 
 ``DATABASE_URL``, and says in each transaction which one it means to be.
 """
 
+import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
-from functools import cache
+from functools import cache, partial
 from typing import Any, ClassVar, Literal, get_args
 
+import psycopg
 from sqlalchemy import BigInteger, DateTime, Engine, Identity, Text, create_engine, event, func, make_url, text
 from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.exc import InvalidatePoolError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from service.settings import required
 
@@ -23,6 +28,8 @@ ROLES: tuple[Role, ...] = get_args(Role)
 
 CONNECTIONS = 16
 """Connections of one process and role at most."""
+TRUSTED_SECONDS = 1.0
+"""A connection that was used so lately is not asked whether it still works: that takes as long as a query."""
 
 _SESSION_OPTIONS = "-c statement_timeout=30s -c lock_timeout=10s -c idle_in_transaction_session_timeout=120s"
 
@@ -74,15 +81,31 @@ def login_url(role: Role) -> str:
 @cache
 def engine(role: Role) -> Engine:
     """The engine of this process, which has to be ``role``. Raises as ``login_url`` does."""
-    return create_engine(
+    made = create_engine(
         driver_url(login_url(role)),
         connect_args={"options": _SESSION_OPTIONS, "connect_timeout": 5, **_NOTICE_SILENCE},
         # More than there are threads for requests, so that none of them waits for a connection.
         pool_size=CONNECTIONS,
         max_overflow=0,
         pool_timeout=5,
-        pool_pre_ping=True,
     )
+    event.listen(made, "checkin", _note_use)
+    event.listen(made, "checkout", partial(_check_unless_used_lately, made))
+    return made
+
+
+def _note_use(connection: Any, record: ConnectionPoolEntry) -> None:
+    record.info["used_at"] = time.monotonic()
+
+
+def _check_unless_used_lately(engine: Engine, connection: Any, record: ConnectionPoolEntry, _: Any) -> None:
+    """Where the connection is broken, the pool opens another, and trusts none of the others either."""
+    if time.monotonic() - record.info.get("used_at", math.inf) < TRUSTED_SECONDS:
+        return
+    try:
+        engine.dialect.do_ping(connection)
+    except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+        raise InvalidatePoolError from error
 
 
 @contextmanager

@@ -9,9 +9,7 @@ limited: a limit is a courtesy between users, not a lock.
 import hashlib
 import logging
 import math
-import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -28,7 +26,6 @@ AWAY_SECONDS = 5.0
 """How long Redis is left alone after it did not answer."""
 LOOKUPS_PER_REQUEST = 10
 """Keys that are looked up for one address, for each request that a stranger may send."""
-KEYS_REMEMBERED = 10_000
 
 # The bucket holds `capacity` tokens and fills with `rate` tokens a second; the clock is Redis' own.
 _TAKE = """
@@ -70,43 +67,17 @@ class Verdict:
         return error_answer(429, "rate_limit_exceeded", message, headers={**self.headers(), **waiting})
 
 
-class KnownKeys:
-    """The keys that this process has lately found to be right, by digest, and whose they are."""
-
-    def __init__(self) -> None:
-        self._digests: OrderedDict[str, str] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def __contains__(self, key: str) -> bool:
-        return _digest(key) in self._digests
-
-    def organization(self, key: str) -> str | None:
-        return self._digests.get(_digest(key))
-
-    def remember(self, key: str, organization_id: str) -> None:
-        with self._lock:
-            self._digests[_digest(key)] = organization_id
-            self._digests.move_to_end(_digest(key))
-            if len(self._digests) > KEYS_REMEMBERED:
-                self._digests.popitem(last=False)
-
-    def forget(self, key: str) -> None:
-        with self._lock:
-            self._digests.pop(_digest(key), None)
-
-
-known_keys = KnownKeys()
-"""Told by whoever authenticates a request."""
-
-
 class RateLimit:
     """Answers 429, with the time to wait, to keys and strangers that have used up their tokens.
 
-    ``presented`` gives the key in a header ``Authorization``, if it holds one that can be right.
+    ``presented`` gives the key in a header ``Authorization``, if it holds one that can be right, and ``known`` whether
+    a key was right when it was last used.
     """
 
-    def __init__(self, app: ASGIApp, presented: Callable[[str | None], str | None]) -> None:
-        self.app, self._presented = app, presented
+    def __init__(
+        self, app: ASGIApp, presented: Callable[[str | None], str | None], known: Callable[[str], bool]
+    ) -> None:
+        self.app, self._presented, self.known = app, presented, known
         self._away_until = 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -133,7 +104,7 @@ class RateLimit:
         return await self._take(f"strangers:{address}", settings().stranger_requests_per_minute)
 
     async def _lookup(self, key: str, address: str) -> Verdict | None:
-        if key in known_keys:
+        if self.known(key):
             return None
         per_minute = settings().stranger_requests_per_minute * LOOKUPS_PER_REQUEST
         return await self._take(f"lookups:{address}", per_minute)
@@ -175,7 +146,7 @@ class _Answering:
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             verdict = None
-            if message["status"] < 500 and self._key not in known_keys:
+            if message["status"] < 500 and not self._limit.known(self._key):
                 verdict = await self._limit._stranger(self._address)
             if verdict is not None and not verdict.allowed:
                 self._refused = True

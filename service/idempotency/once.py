@@ -24,7 +24,7 @@ from pydantic import BaseModel
 from sqlalchemy.orm import Session
 
 from service.accounts.caller import Known, in_transaction
-from service.accounts.service import Principal
+from service.accounts.known import Principal
 from service.core import threads
 from service.core.db import tenant
 from service.core.errors import DomainError, invalid

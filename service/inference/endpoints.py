@@ -6,8 +6,8 @@ from typing import Any, TypeVar
 from fastapi import APIRouter, Request
 from fastapi.responses import StreamingResponse
 
-from service.accounts.caller import Known, Route, in_transaction
-from service.accounts.service import Principal
+from service.accounts.caller import Recognized, Route, identified
+from service.accounts.known import Principal
 from service.core.errors import DomainError
 from service.core.ids import new_id
 from service.inference import questions, service, weights
@@ -30,50 +30,50 @@ STREAM_HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
 
 
 @router.post("/chat/completions", response_model=ChatCompletion, responses=STREAM)
-async def chat_completions(known: Known, request: Request, body: ChatRequest) -> Any:
+async def chat_completions(recognized: Recognized, request: Request, body: ChatRequest) -> Any:
     """Continue a conversation with a base model, a tuned model or a checkpoint."""
-    served = await in_transaction(known, weights.find, body.model)
-    question = questions.of_chat(new_id("chatcmpl-"), known.organization_id, served, body)
+    served = await identified(recognized, weights.find, body.model)
+    question = questions.of_chat(new_id("chatcmpl-"), recognized.organization_id, served, body)
     answer = Answer(question)
     if body.stream:
         usage = _usage(answer, body, "chat.completion.chunk")
-        return await _stream(question, known, AsChunks(answer, answer.chat_chunks, usage), request)
-    await _whole(question, known, answer, request)
+        return await _stream(question, recognized, AsChunks(answer, answer.chat_chunks, usage), request)
+    await _whole(question, recognized, answer, request)
     return answer.chat()
 
 
 @router.post("/completions", response_model=Completion, responses=STREAM)
-async def completions(known: Known, request: Request, body: CompletionRequest) -> Any:
+async def completions(recognized: Recognized, request: Request, body: CompletionRequest) -> Any:
     """Continue texts as they are, without a chat template."""
-    served = await in_transaction(known, weights.find, body.model)
-    question = questions.of_completion(new_id("cmpl-"), known.organization_id, served, body)
+    served = await identified(recognized, weights.find, body.model)
+    question = questions.of_completion(new_id("cmpl-"), recognized.organization_id, served, body)
     answer = Answer(question, echo=bool(body.echo))
     if body.stream:
         usage = _usage(answer, body, "text_completion")
-        return await _stream(question, known, AsChunks(answer, answer.completion_chunks, usage), request)
-    await _whole(question, known, answer, request)
+        return await _stream(question, recognized, AsChunks(answer, answer.completion_chunks, usage), request)
+    await _whole(question, recognized, answer, request)
     return answer.completion()
 
 
 @router.post("/responses", response_model=ResponseObject, responses=EVENTS)
-async def responses(known: Known, request: Request, body: ResponseRequest) -> Any:
+async def responses(recognized: Recognized, request: Request, body: ResponseRequest) -> Any:
     """Answer a text, or a conversation of messages and function calls. Nothing of it is stored."""
     with renamed():
-        served = await in_transaction(known, weights.find, body.model)
-        question = questions.of_chat(new_id("resp_"), known.organization_id, served, as_chat(body))
+        served = await identified(recognized, weights.find, body.model)
+        question = questions.of_chat(new_id("resp_"), recognized.organization_id, served, as_chat(body))
         response = Response(question.id, body)
         if body.stream:
-            return await _stream(question, known, AsEvents(response), request)
-        await _whole(question, known, response, request)
+            return await _stream(question, recognized, AsEvents(response), request)
+        await _whole(question, recognized, response, request)
         return response.object
 
 
-async def _whole(question: Question, known: Principal, answer: Answer | Response, request: Request) -> None:
-    await _unless_gone(service.whole(question, known.key_id, answer), request)
+async def _whole(question: Question, caller: Principal, answer: Answer | Response, request: Request) -> None:
+    await _unless_gone(service.whole(question, caller.key_id, answer), request)
 
 
-async def _stream(question: Question, known: Principal, written: Written, request: Request) -> StreamingResponse:
-    events, heard = await _unless_gone(service.begin(question, known.key_id), request)
+async def _stream(question: Question, caller: Principal, written: Written, request: Request) -> StreamingResponse:
+    events, heard = await _unless_gone(service.begin(question, caller.key_id), request)
     frames = service.frames(events, heard, written)
     return StreamingResponse(frames, media_type="text/event-stream", headers=STREAM_HEADERS)
 

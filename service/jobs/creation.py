@@ -19,7 +19,7 @@ from starlette.concurrency import run_in_threadpool
 
 from service import chat_template
 from service.accounts.caller import in_transaction
-from service.accounts.service import Principal
+from service.accounts.known import Principal
 from service.core import ask, broker, storage
 from service.core.db import after_commit
 from service.core.errors import DomainError, invalid

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header
 from fastapi.responses import StreamingResponse
 
-from service.accounts.caller import Caller, Known, Route, in_transaction
-from service.accounts.service import Principal
+from service.accounts.caller import Caller, Recognized, Route, identified
+from service.accounts.known import Principal
 from service.core import ranges
 from service.core.errors import not_found
 from service.core.threads import digest_threads
@@ -34,19 +34,19 @@ def list_models(caller: Caller) -> ModelList:
 
 
 @router.get("/{model:path}/files")
-async def list_files(known: Known, model: str) -> ModelFiles:
+async def list_files(recognized: Recognized, model: str) -> ModelFiles:
     """The files of a model, by name, with the checksums of their content."""
-    return ModelFiles(data=[ModelFileObject.of(file) for file in await _files(known, model)])
+    return ModelFiles(data=[ModelFileObject.of(file) for file in await _files(recognized, model)])
 
 
 @router.get(
     "/{model:path}/files/{name:path}", response_class=StreamingResponse, responses=_binary("application/octet-stream")
 )
 async def read_file(
-    known: Known, model: str, name: str, range_: Range = None, if_range: IfRange = None
+    recognized: Recognized, model: str, name: str, range_: Range = None, if_range: IfRange = None
 ) -> StreamingResponse:
     """One file of a model. Its `ETag` is its SHA-256, which `Repr-Digest` gives too."""
-    file = next((file for file in await _files(known, model) if file.name == name), None)
+    file = next((file for file in await _files(recognized, model) if file.name == name), None)
     if file is None:
         raise not_found("model file", name, "name")
     digest = base64.b64encode(bytes.fromhex(file.sha256)).decode()
@@ -62,9 +62,11 @@ async def read_file(
 
 
 @router.get("/{model:path}/archive", response_class=StreamingResponse, responses=_binary("application/x-tar"))
-async def archive(known: Known, model: str, range_: Range = None, if_range: IfRange = None) -> StreamingResponse:
+async def archive(
+    recognized: Recognized, model: str, range_: Range = None, if_range: IfRange = None
+) -> StreamingResponse:
     """The weights, tokenizer and configuration as a tar: a folder that ``from_pretrained`` loads."""
-    files = await _files(known, model)
+    files = await _files(recognized, model)
     return ranges.answer(
         partial(archives.read, files),
         archives.size(files),
@@ -76,9 +78,9 @@ async def archive(known: Known, model: str, range_: Range = None, if_range: IfRa
     )
 
 
-async def _files(known: Principal, model: str) -> list[archives.ModelFile]:
-    found = await in_transaction(known, partial(service.find, id=model, param="model"))
-    return await digest_threads.run_to_end(known.organization_id, archives.contents, found.path)
+async def _files(recognized: Principal, model: str) -> list[archives.ModelFile]:
+    found = await identified(recognized, partial(service.find, id=model, param="model"))
+    return await digest_threads.run_to_end(recognized.organization_id, archives.contents, found.path)
 
 
 @router.get("/{model:path}")

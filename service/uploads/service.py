@@ -11,7 +11,7 @@ from typing import BinaryIO, cast
 
 from sqlalchemy.orm import Session
 
-from service.accounts.service import Principal
+from service.accounts.known import Principal
 from service.core import storage
 from service.core.db import after_commit
 from service.core.errors import DomainError, invalid, not_found

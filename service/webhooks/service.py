@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 
 from sqlalchemy.orm import Session
 
-from service.accounts.service import Principal
+from service.accounts.known import Principal
 from service.core import ask, broker
 from service.core.db import after_commit
 from service.core.errors import invalid, not_found

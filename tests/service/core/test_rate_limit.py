@@ -202,8 +202,10 @@ def test_look_ups_are_limited_but_for_keys_that_were_right(
     strangers(1)
     assert ask(client, f"Bearer {used.plain}").status_code == 200
     looked_up: list[str] = []
-    live_key = repository.live_key
-    monkeypatch.setattr(repository, "live_key", lambda session, hash: looked_up.append(hash) or live_key(session, hash))
+    identify = repository.identify
+    monkeypatch.setattr(
+        repository, "identify", lambda session, hash, every: looked_up.append(hash) or identify(session, hash, every)
+    )
     for _ in range(3 * LOOKUPS_PER_REQUEST):
         ask(client, wrong())
     # The first one was that of the right key.
