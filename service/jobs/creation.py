@@ -29,7 +29,7 @@ from service.files import check
 from service.files import repository as files
 from service.files.models import File
 from service.files.service import FINE_TUNE
-from service.jobs import examination, repository, service
+from service.jobs import examination, repository, service, stored
 from service.jobs.examination import Answer, Question
 from service.jobs.models import Examination, Job
 from service.jobs.repository import EventDraft
@@ -155,7 +155,7 @@ def _found_meanwhile(session: Session, examined: Examined) -> Answer | None:
     if row is None:
         _ask(session, examined.draft, examined.question)
         return None
-    found = None if row.answer is None else Answer.model_validate(row.answer)
+    found = None if row.answer is None else examination.read_answer(row.answer)
     if found is not None:
         _raise_refusal(found)
     return found
@@ -164,7 +164,7 @@ def _found_meanwhile(session: Session, examined: Examined) -> Answer | None:
 def _ask(session: Session, draft: Draft, question: Question) -> None:
     """Have the control worker find out."""
     organization_id = draft.training.organization_id
-    row = Examination(id=draft.id, organization_id=organization_id, question=question.model_dump(mode="json"))
+    row = Examination(id=draft.id, organization_id=organization_id, question=stored.write(question))
     repository.add_examination(session, row)
     after_commit(session, broker.ring_examinations)
 
@@ -247,7 +247,7 @@ def _row(draft: Draft) -> Job:
         organization_id=draft.training.organization_id,
         status=Status.VALIDATING,
         desired=Desired.RUN,
-        spec=spec.model_dump(mode="json"),
+        spec=stored.write(spec),
         model=spec.model,
         training_file=spec.training_file,
         validation_file=spec.validation_file,

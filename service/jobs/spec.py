@@ -10,7 +10,7 @@ import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from service.graders.schemas import Grader
 from service.graders.settings import GraderSettings
@@ -259,6 +259,15 @@ class Reinforcement(_Frozen):
     hyperparameters: ResolvedHyperparameters
     response_format: dict[str, Any] | None = None
     """As it was sent."""
+
+    @field_validator("response_format")
+    @classmethod
+    def _is_known(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        try:
+            ResponseFormat.model_validate(value or {"type": "text"})
+        except ValidationError as error:
+            raise ValueError("this is not a response format that is known here") from error
+        return value
 
     @property
     def json_schema(self) -> dict[str, Any] | None:
