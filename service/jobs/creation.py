@@ -35,7 +35,7 @@ from service.jobs.models import Examination, Job
 from service.jobs.repository import EventDraft
 from service.jobs.request import AskedReinforcement, AskedSupervised, check_integrations, parse_method
 from service.jobs.schemas import CreateJob
-from service.jobs.spec import JobSpec, Reinforcement, Supervised, overruled, resolve, resolve_supervised
+from service.jobs.spec import JobSpec, Reinforcement, Supervised, conflicts, overruled, resolve, resolve_supervised
 from service.jobs.states import Desired, Status
 from service.models import service as models
 from service.settings import settings
@@ -260,11 +260,12 @@ def _row(draft: Draft) -> Job:
 def _resolve(asked: AskedReinforcement | AskedSupervised, training_rows: int) -> Reinforcement | Supervised:
     if isinstance(asked, AskedSupervised):
         return Supervised(hyperparameters=resolve_supervised(asked.hyperparameters, training_rows=training_rows))
-    engine = settings().rollout_engine
-    resolved = resolve(asked.hyperparameters, training_rows=training_rows, rollout_engine=engine)
-    if resolved.old_policy == "sampler" and resolved.rollout_engine != "vllm":
-        where = "method.reinforcement.hyperparameters.old_policy"
-        raise invalid("Only rollout_engine 'vllm' gives the sampler's distributions.", where)
+    ours = settings()
+    resolved = resolve(asked.hyperparameters, training_rows=training_rows, rollout_engine=ours.rollout_engine)
+    for name, why in conflicts(
+        resolved, processes=ours.processes_per_job, tensor_parallel=ours.rollout_tensor_parallel
+    ):
+        raise invalid(why, f"method.reinforcement.hyperparameters.{name}")
     return Reinforcement(grader=asked.grader, hyperparameters=resolved, response_format=asked.response_format)
 
 
