@@ -21,13 +21,13 @@ from service.core.db import transaction
 from service.embedded.servers import Servers
 from service.jobs import repository, stored
 from service.jobs.examination import Answer, Question
-from service.jobs.models import Examination, Job
+from service.jobs.models import Checkpoint, Examination, Job
 from tests import factories
 from tests.contract.test_graders import control_worker
 from tests.factories import UNREADABLE
 from tests.workers.conftest import events, row
 from tests.workers.test_sweep import lose_worker
-from workers import examiner, prune, supervisor, trial, webhooks, wire
+from workers import examiner, prune, sink, supervisor, trial, webhooks, wire
 from workers.sweep import sweep
 from workers.tracking import Tracking
 
@@ -310,3 +310,24 @@ def test_a_training_process_goes_on_behind_a_command_that_it_does_not_know() -> 
         done = subprocess.run(command, pass_fds=[theirs.fileno()], capture_output=True, text=True, timeout=60)
     assert done.stdout == "/run.json\n"
     assert "oracle" in done.stderr
+
+
+@pytest.mark.parametrize("stored", [[1, 2], "text", {"valid_reward_mean": "high"}, {"valid_loss": [1.0]}, {}])
+def test_a_checkpoint_whose_metrics_are_not_known_is_the_least(stored: Any) -> None:
+    known = [
+        sink._quality(Checkpoint(metrics=metrics)) for metrics in ({"valid_reward_mean": -5.0}, {"valid_loss": 5.0})
+    ]
+    assert sink._quality(Checkpoint(metrics=stored)) < min(known)
+
+
+def test_a_job_ends_well_behind_metrics_that_are_not_known(submit: Submit, client: TestClient) -> None:
+    id = submit()
+    with transaction("troll_worker") as session:
+        job = repository.locked(session, id)
+        assert job is not None
+        news: Any = [1, 2]
+        repository.append_events(session, job, [repository.EventDraft("news", type="metrics", data=news)])
+    supervisor.run("worker-1")
+    job = client.get(f"/v1/fine_tuning/jobs/{id}").json()
+    assert job["status"] == "succeeded"
+    assert len(client.get(f"/v1/files/{job['result_files'][0]}/content").text.splitlines()) == 1 + 6
