@@ -1,5 +1,6 @@
 """Alembic's environment: one connection as the owner, one migration at a time, no waiting behind long queries."""
 
+import logging
 import os
 
 from alembic import context
@@ -9,6 +10,8 @@ from service.core.db import driver_url
 from service.settings import MissingSetting
 from service.tables import Base
 
+log = logging.getLogger(__name__)
+
 
 def run() -> None:
     engine = create_engine(driver_url(owner_url()))
@@ -16,7 +19,14 @@ def run() -> None:
         connection.execute(text("SET LOCAL lock_timeout = '10s'"))
         connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('alembic'))"))
         context.configure(connection=connection, target_metadata=Base.metadata, compare_server_default=True)
-        context.run_migrations()
+        unknown = set(context.get_context().get_current_heads()) - {
+            each.revision for each in context.script.walk_revisions()
+        }
+        if unknown:
+            # A release that was rolled back to: migrations only add to what it works with.
+            log.warning("the database is of a newer revision, %s, and left as it is", ", ".join(sorted(unknown)))
+        else:
+            context.run_migrations()
     engine.dispose()
 
 

@@ -1,10 +1,15 @@
 """What tests are made of: models, rows, files and jobs that are valid unless a test says otherwise."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
 
+import psycopg
 from fastapi.testclient import TestClient
+from psycopg.types.json import Jsonb
+
+from service.embedded.servers import Servers
 
 GRADER = {
     "type": "string_check",
@@ -86,3 +91,56 @@ def created(client: Any, model: str) -> str:
     return client.fine_tuning.jobs.create(
         model=model, training_file=files[0], validation_file=files[1], method=method()
     ).id
+
+
+UNREADABLE = (
+    "newer",
+    "newer shape",
+    "unknown setting",
+    "unknown value",
+    "unknown grader",
+    "missing method",
+    "list",
+    "null",
+    "version in words",
+    "version true",
+    "version zero",
+)
+"""Ways in which the specification of a reinforcement job may be stored that this version cannot read."""
+
+
+def spoiled(spec: dict[str, Any], how: str) -> Any:
+    """``spec`` as something that cannot be read, ``how`` being one of ``UNREADABLE``."""
+    spec = copy.deepcopy(spec)
+    hyperparameters = spec["method"]["hyperparameters"]
+    if how == "unknown setting":
+        hyperparameters["foresight"] = 1
+    elif how == "unknown value":
+        hyperparameters["objective"] = "oracle"
+    elif how == "unknown grader":
+        spec["method"]["grader"] = {"type": "oracle", "name": "o"}
+    elif how == "missing method":
+        del spec["method"]
+    others = {
+        "newer": spec | {"version": 1000},
+        "newer shape": {"version": 1000, "recipe": {"steps": []}},
+        "list": [spec],
+        "null": None,
+        "version in words": spec | {"version": "two"},
+        "version true": spec | {"version": True},
+        "version zero": spec | {"version": 0},
+    }
+    return others.get(how, spec)
+
+
+def rewrite(servers: Servers, id: str, *, column: str = "spec", content: Any, table: str = "fine_tuning_jobs") -> None:
+    """Store ``content`` as JSON in place of what a row holds, as another version or a mishap might."""
+    with psycopg.connect(servers.database_owner_url, autocommit=True) as owner:
+        owner.execute(f"UPDATE {table} SET {column} = %s WHERE id = %s", [Jsonb(content), id])
+
+
+def spoil(servers: Servers, id: str, how: str) -> None:
+    """Make what job ``id`` is to do unreadable."""
+    with psycopg.connect(servers.database_owner_url) as owner:
+        (spec,) = owner.execute("SELECT spec FROM fine_tuning_jobs WHERE id = %s", [id]).fetchone() or ({},)
+    rewrite(servers, id, content=spoiled(spec, how))

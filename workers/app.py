@@ -79,6 +79,15 @@ def _warm_up(sender: Any, **_: Any) -> None:
         supervisor.nursery.warm_up()
 
 
+@signals.task_unknown.connect
+def _refuse(message: Any, name: str, **_: Any) -> None:
+    """Tell whoever asks something of a newer version that nobody here knows it; Celery's own log names it as well."""
+    log.error("a message of another version is refused: '%s' is not known here", name)
+    arguments = message.payload[0] if isinstance(message.payload, list | tuple) and message.payload else []
+    if isinstance(arguments, list | tuple) and arguments and str(arguments[0]).startswith(ask.PREFIX):
+        ask.reply(str(arguments[0]), ask.UNKNOWN)
+
+
 @signals.worker_shutting_down.connect
 def _drain(**_: Any) -> None:
     supervisor.shutting_down.set()

@@ -8,13 +8,12 @@ import logging
 import threading
 from datetime import timedelta
 
-from pydantic import ValidationError
 from redis.exceptions import RedisError
 
 from service.core.db import transaction
 from service.jobs import examination, repository
 from service.jobs import service as jobs
-from service.jobs.examination import Answer, Question
+from service.jobs.examination import Answer
 from service.jobs.models import Examination
 from service.jobs.states import Status
 from workers.examination import examine, load_libraries
@@ -61,10 +60,7 @@ def _answer(row: Examination) -> Answer:
     if row.strikes > MAX_STRIKES:
         return Answer(notes=["Rows were not counted in tokens: examining them ended its process several times"])
     try:
-        return examine(Question.model_validate(row.question), SECONDS)
-    except ValidationError as error:
-        log.warning("%s: another version asked what this one does not understand: %s", row.id, error)
-        return Answer(notes=["Rows were not counted in tokens: the control worker is of another version"])
+        return examine(row.as_question(), SECONDS)
     except Exception as error:
         log.exception("%s could not be examined", row.id)
         return Answer(notes=[f"Rows were not counted in tokens: the examination failed ({type(error).__name__})"])
@@ -79,7 +75,7 @@ def conclude(id: str, answer: Answer) -> None:
         row.answer = answer.model_dump(mode="json")
         job = repository.locked(session, id)
         if job is not None and job.status == Status.VALIDATING:
-            jobs.validated(session, job, str(row.question.get("counts", "")), answer)
+            jobs.validated(session, job, row.as_question().counts, answer)
     try:
         examination.publish(id, answer)
     except RedisError as error:

@@ -100,12 +100,13 @@ def _ended_uploads() -> list[Path]:
 
 
 def _left_by_attempts() -> list[Path]:
-    """What attempts at jobs that ended have written and no row names."""
+    """What attempts at jobs that ended have written and no row names; of a newer version's, others know the names."""
     left: list[Path] = []
     for paths in _batches(_ours("jobs")):
         with transaction("troll_control") as session:
             for job in jobs.ended(session, [path.name for path in paths], ENDED_FOR):
-                left += leftovers.of(session, job)
+                if job.is_readable:
+                    left += leftovers.of(session, job)
     return left
 
 

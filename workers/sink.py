@@ -21,6 +21,7 @@ from service.jobs.repository import EventDraft
 from service.models import repository as models
 from service.settings import settings
 from workers import wire
+from workers.flatten import flatten
 from workers.lease import LeaseLost
 from workers.wire import RESUMABLE
 
@@ -150,10 +151,11 @@ def _is_base(session: Session, model: str) -> bool:
 
 def _quality(row: Checkpoint) -> float:
     """The reward or, of supervised jobs, the loss; the same of all where nothing was evaluated."""
-    reward, loss = row.metrics.get("valid_reward_mean"), row.metrics.get("valid_loss")
-    if reward is not None:
-        return float(reward)
-    return float("-inf") if loss is None else -float(loss)
+    # Of what another version may have stored, only numbers count.
+    metrics = flatten(row.metrics)
+    if "valid_reward_mean" in metrics:
+        return float(metrics["valid_reward_mean"])
+    return -float(metrics.get("valid_loss", float("inf")))
 
 
 def _remove(folders: list[Path]) -> None:

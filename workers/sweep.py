@@ -40,7 +40,7 @@ def reap() -> None:
     """Take jobs away from workers that stopped renewing their lease."""
     for _ in range(BATCH):
         with transaction("troll_control") as session:
-            job = next(iter(repository.expired(session, 1)), None)
+            job = repository.expired(session)
             if job is None:
                 return
             log.warning("%s attempt %d: the lease of %s expired", job.id, job.attempt, job.worker)

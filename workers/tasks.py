@@ -1,8 +1,11 @@
 """Celery's tasks: each only names the function that does the work."""
 
+import logging
+from collections.abc import Callable
 from typing import Any
 
 from celery import Task
+from pydantic import ValidationError
 
 from service.core import ask
 from service.core.broker import DELIVER_WEBHOOKS, EXAMINE_JOBS, LOAD_GRADER, RUN_GRADER, RUN_JOB, TEST_WEBHOOK
@@ -10,6 +13,20 @@ from workers import examiner, supervisor, trial, webhooks
 from workers import prune as pruning
 from workers import sweep as sweeping
 from workers.app import PRUNE, SWEEP, app
+
+log = logging.getLogger(__name__)
+
+
+def _take(id: str, question: dict[str, Any], begin: Callable[[str, dict[str, Any]], None]) -> None:
+    """Have somebody's question answered, if anybody still waits for that."""
+    if not ask.is_wanted(id):
+        return
+    try:
+        begin(id, question)
+    except ValidationError as error:
+        fields = ", ".join(".".join(map(str, each["loc"])) for each in error.errors())
+        log.error("a question of another version is refused, for it is not known here: %s", fields)
+        ask.reply(id, ask.UNKNOWN)
 
 
 @app.task(name=RUN_JOB, bind=True)
@@ -30,14 +47,12 @@ def prune() -> None:
 
 @app.task(name=RUN_GRADER)
 def run_grader(id: str, question: dict[str, Any]) -> None:
-    if ask.is_wanted(id):
-        trial.answer(id, question)
+    _take(id, question, trial.answer)
 
 
 @app.task(name=LOAD_GRADER)
 def load_grader(id: str, question: dict[str, Any]) -> None:
-    if ask.is_wanted(id):
-        trial.answer_load(id, question)
+    _take(id, question, trial.answer_load)
 
 
 @app.task(name=EXAMINE_JOBS)
@@ -52,5 +67,4 @@ def deliver_webhooks() -> None:
 
 @app.task(name=TEST_WEBHOOK)
 def test_webhook(id: str, question: dict[str, Any]) -> None:
-    if ask.is_wanted(id):
-        webhooks.test(id, question)
+    _take(id, question, webhooks.test)

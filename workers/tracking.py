@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Literal
 
+from pydantic import ValidationError
 from sqlalchemy.exc import SQLAlchemyError
 
 from service.core import storage
@@ -78,7 +79,17 @@ class Tracking:
         except OSError as error:
             log.warning("%s: %s", self.job_id, error)
         *lines, self._said = self._said.split(b"\n")
-        return [event for line in lines if (event := self._event(Said.model_validate_json(line))) is not None]
+        said = [each for line in lines if (each := self._read(line)) is not None]
+        return [event for each in said if (event := self._event(each)) is not None]
+
+    def _read(self, line: bytes) -> Said | None:
+        try:
+            return Said.model_validate_json(line)
+        except ValidationError:
+            log.warning(
+                "%s: the process for Weights & Biases sent a line that cannot be read: %.200r", self.job_id, line
+            )
+            return None
 
     def close(self, end: Literal["succeeded", "failed", "preempted"]) -> None:
         """Let the runs take their last rows and end."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from pydantic import BaseModel, TypeAdapter
+from pydantic import BaseModel
 
 from service.core import ask
 from service.core.threads import FairThreads, Overloaded
@@ -14,10 +14,17 @@ from service.graders import schemas
 from service.graders.bounds import least_reward
 from service.graders.configured import grader_settings
 from service.graders.schemas import GraderError
-from service.graders.trial import RUN_SECONDS, LoadedGrader, RanGrader, RunErrors, RunMetadata
+from service.graders.trial import (
+    RUN_SECONDS,
+    LoadedGrader,
+    LoadQuestion,
+    RanGrader,
+    RunErrors,
+    RunMetadata,
+    RunQuestion,
+)
 from workers.graders import Grade, JailError, Sample, build, faults
 
-_definition: TypeAdapter[schemas.Grader] = TypeAdapter(schemas.Grader)
 # Apart from the worker's other threads: a slow grader must never hold up the sweep, nor another organisation's.
 AT_ONCE, AT_ONCE_EACH = 6, 2
 WAITING, WAITING_EACH = 64, 8
@@ -27,18 +34,26 @@ log = logging.getLogger(__name__)
 
 
 def answer(id: str, question: dict[str, Any]) -> None:
-    """Have graded what question ``id`` asks, and whoever waits be told. Returns at once."""
-    _begin(id, question, lambda: run(question["grader"], question["model_sample"], question["item"]))
+    """Have graded what question ``id`` asks, and whoever waits be told. Returns at once.
+
+    Raises ``pydantic.ValidationError`` for a question of another version.
+    """
+    asked = RunQuestion.model_validate(question)
+    _begin(id, asked, lambda: run(asked.grader, asked.model_sample, asked.item))
 
 
 def answer_load(id: str, question: dict[str, Any]) -> None:
-    """Have the grader of question ``id`` loaded, and whoever waits be told. Returns at once."""
-    _begin(id, question, lambda: load(question["grader"]))
+    """Have the grader of question ``id`` loaded, and whoever waits be told. Returns at once.
+
+    Raises ``pydantic.ValidationError`` for a question of another version.
+    """
+    asked = LoadQuestion.model_validate(question)
+    _begin(id, asked, lambda: load(asked.grader))
 
 
-def _begin(id: str, question: dict[str, Any], find: Callable[[], BaseModel]) -> None:
+def _begin(id: str, asked: LoadQuestion, find: Callable[[], BaseModel]) -> None:
     try:
-        threads.submit(question["organization_id"], _answer, id, find)
+        threads.submit(asked.organization_id, _answer, id, find)
     except Overloaded:
         ask.reply(id, ask.BUSY)
     else:
@@ -55,18 +70,17 @@ def _answer(id: str, find: Callable[[], BaseModel]) -> None:
         ask.reply(id, ask.ANSWER, found.model_dump(mode="json"))
 
 
-def load(definition: dict[str, Any]) -> LoadedGrader:
+def load(grader: schemas.Grader) -> LoadedGrader:
     """What keeps the grader's code from being loaded in the jail."""
     try:
-        return LoadedGrader(faults=faults(_definition.validate_python(definition), grader_settings()))
+        return LoadedGrader(faults=faults(grader, grader_settings()))
     except (JailError, OSError) as error:
         log.error("the grader cannot be loaded here: %s", error)
         return LoadedGrader(unavailable=str(error))
 
 
-def run(definition: dict[str, Any], model_sample: str, item: dict[str, Any]) -> RanGrader:
+def run(grader: schemas.Grader, model_sample: str, item: dict[str, Any]) -> RanGrader:
     """The reward of one answer, or the flags that say why there is none."""
-    grader = _definition.validate_python(definition)
     began = time.perf_counter()
     try:
         settings = replace(grader_settings(), batch_seconds=RUN_SECONDS)

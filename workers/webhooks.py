@@ -25,6 +25,7 @@ from service.settings import settings
 from service.webhooks import repository, secret
 from service.webhooks import service as webhooks
 from service.webhooks.models import WebhookDelivery, WebhookEndpoint
+from service.webhooks.schemas import TestOutcome, TestQuestion
 from workers.graders.addresses import ForbiddenAddress, resolve
 from workers.graders.http import signature
 from workers.graders.watch import Watch
@@ -98,25 +99,29 @@ def _send(delivery: WebhookDelivery, endpoint: WebhookEndpoint, now: datetime) -
 
 
 def test(id: str, question: dict[str, Any]) -> None:
-    """Have a sample event sent, and whoever asked as question ``id`` told what came of it. Returns at once."""
+    """Have a sample event sent, and whoever asked as question ``id`` told what came of it. Returns at once.
+
+    Raises ``pydantic.ValidationError`` for a question of another version.
+    """
+    asked = TestQuestion.model_validate(question)
     try:
-        _tests.submit(question["organization_id"], _test, id, question)
+        _tests.submit(asked.organization_id, _test, id, asked)
     except Overloaded:
         ask.reply(id, ask.BUSY)
     else:
         ask.reply(id, ask.ACCEPTED)
 
 
-def _test(id: str, question: dict[str, Any]) -> None:
+def _test(id: str, asked: TestQuestion) -> None:
     with transaction("troll_control") as session:
-        endpoint, now = repository.get(session, question["endpoint_id"]), clock.now(session)
+        endpoint, now = repository.get(session, asked.endpoint_id), clock.now(session)
     if endpoint is None:
         result = Result(None, "it was deleted")
     else:
         event_id = new_id("evt_")
-        sample = webhooks.payload(event_id, question["event_type"], "ftjob-sample", now)
+        sample = webhooks.payload(event_id, asked.event_type, "ftjob-sample", now)
         result = post(endpoint, event_id, sample, now)
-    ask.reply(id, ask.ANSWER, {"status": result.status, "result": result.text})
+    ask.reply(id, ask.ANSWER, TestOutcome(status=result.status, result=result.text).model_dump())
 
 
 def _deliver(delivery: WebhookDelivery, endpoint: WebhookEndpoint, now: datetime) -> None:

@@ -117,8 +117,9 @@ def _becomes(job: "FineTuningJob", status: str, else_: str) -> str:
 
 
 def _facts(job: "FineTuningJob") -> dict[str, Any]:
-    method: Any = job.to_dict()["method"]
-    parts = method[method["type"]]
+    # Of a job that the server cannot read there is none, and the error says why.
+    method: Any = job.to_dict()["method"] or {}
+    parts = method.get(method.get("type"), {})
     facts = {
         "job": job.id,
         "status": job.status,
@@ -129,10 +130,10 @@ def _facts(job: "FineTuningJob") -> dict[str, Any]:
         "validation file": job.validation_file or "–",
         "created": _time(job.created_at),
         "finished": _time(job.finished_at) if job.finished_at else "–",
-        "method": method["type"],
+        "method": method.get("type", "–"),
         **({"grader": json.dumps(parts["grader"])} if "grader" in parts else {}),
         **({"integrations": _integrations(job)} if job.integrations else {}),
-        "hyperparameters": "  ".join(f"{k}={v}" for k, v in parts["hyperparameters"].items()),
+        "hyperparameters": "  ".join(f"{k}={v}" for k, v in parts.get("hyperparameters", {}).items()),
     }
     return facts | ({"error": job.error.message} if job.error else {})
 

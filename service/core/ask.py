@@ -10,11 +10,12 @@ Whether somebody still waits is told by a key of the question's own, which lives
 import asyncio
 import json
 from contextlib import aclosing, suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 import anyio.to_thread
 from kombu.exceptions import OperationalError
+from pydantic import BaseModel, ValidationError
 from redis.exceptions import RedisError
 
 from service.core import broker, live
@@ -26,7 +27,9 @@ ACCEPT_SECONDS = 15.0
 """How long a worker may take to say that it has the question."""
 ANSWER_TTL_SECONDS = 60
 ATTENDED = "control:attended"
-ACCEPTED, ANSWER, BUSY, FAILED = "accepted", "answer", "busy", "failed"
+PREFIX = "ask_"
+"""Of questions' ids."""
+ACCEPTED, ANSWER, BUSY, FAILED, UNKNOWN = "accepted", "answer", "busy", "failed", "unknown"
 
 # Apart from the threads that handle requests: some of those wait for an answer, and if all did, a question that needed
 # one of them would never be sent.
@@ -39,7 +42,7 @@ async def ask(task: str, question: dict[str, Any], seconds: float) -> dict[str, 
     Raises a 503 when no worker or no Redis is there, a 429 when it is busy, a 504 when it takes too long and a 500 when
     it fails.
     """
-    id = new_id("ask_")
+    id = new_id(PREFIX)
     try:
         await anyio.to_thread.run_sync(_send, task, id, question, limiter=_senders)
         async with aclosing(live.asynchronous()) as client:
@@ -56,7 +59,26 @@ async def ask(task: str, question: dict[str, Any], seconds: float) -> dict[str, 
         raise DomainError(429, "worker_busy", "The worker is busy. Try again shortly.", headers={"Retry-After": "2"})
     if kind == FAILED:
         raise DomainError(500, "worker_failed", "The worker failed on this request; its log says why.")
+    if kind != ANSWER:
+        raise other_version()
     return answer
+
+
+def other_version() -> DomainError:
+    """For a worker and a server that do not know each other's messages, as while one of them is being upgraded."""
+    message = "The control worker is of another version than this server, and does not understand it. Try again later."
+    return DomainError(503, "no_worker", message, headers={"Retry-After": "5"})
+
+
+T = TypeVar("T", bound=BaseModel)
+
+
+def read(model: type[T], answer: dict[str, Any]) -> T:
+    """What the control worker has answered. Raises a 503 where it is of a version whose answers are others."""
+    try:
+        return model.model_validate(answer)
+    except ValidationError as error:
+        raise other_version() from error
 
 
 async def _next(client: Any, id: str, seconds: float) -> tuple[str | None, dict[str, Any]]:

@@ -45,6 +45,22 @@ class RunGrader(BaseModel):
     item: dict[str, Any] | None = Field(None, description="The dataset row.")
 
 
+class LoadQuestion(BaseModel):
+    """What the control worker is asked to load."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    organization_id: str
+    grader: Grader
+
+
+class RunQuestion(LoadQuestion):
+    """What the control worker is asked to grade."""
+
+    model_sample: str
+    item: dict[str, Any]
+
+
 class RunErrors(BaseModel):
     """Why there is no reward: a failed grader is an answer, not an error of the request."""
 
@@ -96,8 +112,8 @@ async def validate(request: ValidateGrader, organization_id: str) -> ValidatedGr
     grader = await _admitted(request.grader, organization_id)
     kept = grader.model_dump(mode="json")
     if _has_source(grader):
-        question = {"organization_id": organization_id, "grader": kept}
-        found = LoadedGrader.model_validate(await ask.ask(broker.LOAD_GRADER, question, LOAD_SECONDS))
+        question = LoadQuestion(organization_id=organization_id, grader=grader).model_dump(mode="json")
+        found = ask.read(LoadedGrader, await ask.ask(broker.LOAD_GRADER, question, LOAD_SECONDS))
         if found.unavailable is not None:
             raise DomainError(503, "jail_unavailable", f"The grader could not be loaded: {found.unavailable}.")
         for field, fault in found.faults.items():
@@ -117,10 +133,7 @@ def _has_source(grader: Grader) -> bool:
 async def run(request: RunGrader, organization_id: str) -> RanGrader:
     """Grade one answer in the control worker."""
     grader = await _admitted(request.grader, organization_id)
-    question = {
-        "organization_id": organization_id,
-        "grader": grader.model_dump(mode="json"),
-        "model_sample": request.model_sample,
-        "item": request.item or {},
-    }
-    return RanGrader.model_validate(await ask.ask(broker.RUN_GRADER, question, RUN_SECONDS))
+    question = RunQuestion(
+        organization_id=organization_id, grader=grader, model_sample=request.model_sample, item=request.item or {}
+    )
+    return ask.read(RanGrader, await ask.ask(broker.RUN_GRADER, question.model_dump(mode="json"), RUN_SECONDS))

@@ -20,7 +20,7 @@ from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Header, Request
 from fastapi.responses import Response
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from sqlalchemy.orm import Session
 
 from service.accounts.caller import Known, in_transaction
@@ -134,7 +134,11 @@ class Attempt:
             raise invalid(message, "Idempotency-Key", "idempotency_key_reused")
         if found is None or found.answer is None:
             raise _in_progress()
-        answer = model.model_validate(found.answer).model_dump_json()
+        try:
+            answer = model.model_validate(found.answer).model_dump_json()
+        except ValidationError:
+            # Another version has given it, and it is given again as it was.
+            answer = json.dumps(found.answer)
         return Response(answer, media_type="application/json", headers={"idempotent-replayed": "true"})
 
     def _keep(self, session: Session, content: Any, answer: Answer) -> Answer:

@@ -7,6 +7,7 @@ connection.
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncGenerator
 from typing import Any
@@ -14,6 +15,7 @@ from weakref import WeakKeyDictionary
 
 import anyio
 import redis.asyncio
+from pydantic import ValidationError
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
@@ -44,6 +46,9 @@ ANSWER_SECONDS = 3.0
 BATCH = 1000
 MAX_CONNECTIONS = 10_000
 """More than chats that one process of the API has open: each waits on one of its own."""
+
+
+log = logging.getLogger(__name__)
 
 
 def alive_key(worker: str) -> str:
@@ -156,8 +161,18 @@ class _Asked:
             await self._look_after()
             return [None]
         messages = [found[1], *(await self.client.lpop(key, BATCH) or [])]
-        events = wire.merged([event for message in messages for event in wire.events.validate_json(message)])
+        events = wire.merged([event for message in messages for event in self._read(message)])
         return [event for event in events if self._concerns(event)]
+
+    def _read(self, message: bytes) -> list[wire.Event]:
+        """Raises a 503 for what a worker of another version says and nobody here understands."""
+        try:
+            return wire.events.validate_json(message)
+        except ValidationError as error:
+            unknown = [each["loc"] for each in error.errors(include_input=False)[:3]]
+            log.error("a serving worker of another version says what is not known here: %s", unknown)
+            text = "The serving worker is of another version than this server, and is not understood. Try again later."
+            raise DomainError(503, "no_serving_worker", text, headers={"Retry-After": "5"}) from error
 
     def _concerns(self, event: wire.Event) -> bool:
         """Take note of ``event``; whether it is for the reader. Raises what a failure amounts to."""
@@ -197,10 +212,10 @@ class _Asked:
             if self._worker is None and not await queue.drop(self.client, self._question):
                 # It was taken a moment ago. Failing this, the worker will notice that nobody reads.
                 for message in await self.client.lrange(events_key(self._id), 0, 0):
-                    self._worker = next(e.worker for e in wire.events.validate_json(message) if isinstance(e, Accepted))
+                    self._worker = next((e.worker for e in self._read(message) if isinstance(e, Accepted)), None)
             if self._worker is not None:
                 await self.client.rpush(control_key(self._worker), self._id)
                 await self.client.expire(control_key(self._worker), CONTROL_TTL_SECONDS)
             await self.client.delete(events_key(self._id))
-        except RedisError:
+        except (RedisError, DomainError):
             return

@@ -72,14 +72,20 @@ class Question(Frozen):
         return self.sampling.n * (1 if self.chat is not None else len(self.prompts))
 
 
-class Accepted(Frozen):
+class Told(BaseModel):
+    """Something that a worker says. What one of a newer version says besides is left out."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class Accepted(Told):
     """A worker has taken the question."""
 
     kind: Literal["accepted"] = "accepted"
     worker: str
 
 
-class Started(Frozen):
+class Started(Told):
     """The model is loaded and has taken the prompts: what can be wrong with the request is not."""
 
     kind: Literal["started"] = "started"
@@ -88,7 +94,7 @@ class Started(Frozen):
     """The prompts' texts, where they were given as they are."""
 
 
-class TokenLogprob(Frozen):
+class TokenLogprob(Told):
     token: str
     logprob: float
     top: list[tuple[str, float]] = []
@@ -96,14 +102,14 @@ class TokenLogprob(Frozen):
     """Where the token's text begins in the choice's text, in characters."""
 
 
-class ToolCall(Frozen):
+class ToolCall(Told):
     id: str
     name: str
     arguments: str
     """A JSON object."""
 
 
-class Delta(Frozen):
+class Delta(Told):
     """More of a choice. Empty parts are left out."""
 
     kind: Literal["delta"] = "delta"
@@ -123,7 +129,7 @@ class Delta(Frozen):
         )
 
 
-class End(Frozen):
+class End(Told):
     """A choice is complete."""
 
     kind: Literal["end"] = "end"
@@ -134,7 +140,7 @@ class End(Frozen):
     reasoning_tokens: int = 0
 
 
-class Failed(Frozen):
+class Failed(Told):
     """Nothing more will come."""
 
     kind: Literal["failed"] = "failed"

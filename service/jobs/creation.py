@@ -29,13 +29,13 @@ from service.files import check
 from service.files import repository as files
 from service.files.models import File
 from service.files.service import FINE_TUNE
-from service.jobs import examination, repository, service
+from service.jobs import examination, repository, service, stored
 from service.jobs.examination import Answer, Question
 from service.jobs.models import Examination, Job
 from service.jobs.repository import EventDraft
 from service.jobs.request import AskedReinforcement, AskedSupervised, check_integrations, parse_method
 from service.jobs.schemas import CreateJob
-from service.jobs.spec import JobSpec, Reinforcement, Supervised, overruled, resolve, resolve_supervised
+from service.jobs.spec import JobSpec, Reinforcement, Supervised, conflicts, overruled, resolve, resolve_supervised
 from service.jobs.states import Desired, Status
 from service.models import service as models
 from service.settings import settings
@@ -155,7 +155,7 @@ def _found_meanwhile(session: Session, examined: Examined) -> Answer | None:
     if row is None:
         _ask(session, examined.draft, examined.question)
         return None
-    found = None if row.answer is None else Answer.model_validate(row.answer)
+    found = None if row.answer is None else examination.read_answer(row.answer)
     if found is not None:
         _raise_refusal(found)
     return found
@@ -164,7 +164,7 @@ def _found_meanwhile(session: Session, examined: Examined) -> Answer | None:
 def _ask(session: Session, draft: Draft, question: Question) -> None:
     """Have the control worker find out."""
     organization_id = draft.training.organization_id
-    row = Examination(id=draft.id, organization_id=organization_id, question=question.model_dump(mode="json"))
+    row = Examination(id=draft.id, organization_id=organization_id, question=stored.write(question))
     repository.add_examination(session, row)
     after_commit(session, broker.ring_examinations)
 
@@ -247,7 +247,7 @@ def _row(draft: Draft) -> Job:
         organization_id=draft.training.organization_id,
         status=Status.VALIDATING,
         desired=Desired.RUN,
-        spec=spec.model_dump(mode="json"),
+        spec=stored.write(spec),
         model=spec.model,
         training_file=spec.training_file,
         validation_file=spec.validation_file,
@@ -260,11 +260,12 @@ def _row(draft: Draft) -> Job:
 def _resolve(asked: AskedReinforcement | AskedSupervised, training_rows: int) -> Reinforcement | Supervised:
     if isinstance(asked, AskedSupervised):
         return Supervised(hyperparameters=resolve_supervised(asked.hyperparameters, training_rows=training_rows))
-    engine = settings().rollout_engine
-    resolved = resolve(asked.hyperparameters, training_rows=training_rows, rollout_engine=engine)
-    if resolved.old_policy == "sampler" and resolved.rollout_engine != "vllm":
-        where = "method.reinforcement.hyperparameters.old_policy"
-        raise invalid("Only rollout_engine 'vllm' gives the sampler's distributions.", where)
+    ours = settings()
+    resolved = resolve(asked.hyperparameters, training_rows=training_rows, rollout_engine=ours.rollout_engine)
+    for name, why in conflicts(
+        resolved, processes=ours.processes_per_job, tensor_parallel=ours.rollout_tensor_parallel
+    ):
+        raise invalid(why, f"method.reinforcement.hyperparameters.{name}")
     return Reinforcement(grader=asked.grader, hyperparameters=resolved, response_format=asked.response_format)
 
 

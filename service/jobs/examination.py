@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import anyio
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 from redis.exceptions import RedisError
 
 from service.core import live
@@ -29,7 +29,7 @@ ANSWER_TTL_SECONDS = 60
 class Question(BaseModel):
     """``files`` are paths by the field of the request that named them; ``method`` is what they are for."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     method: Literal["supervised", "reinforcement"] = "reinforcement"
 
@@ -75,6 +75,16 @@ def check_files(question: Question, give_up_at: float | None = None) -> Answer:
     return answer
 
 
+def read_answer(raw: Any) -> Answer:
+    """What a control worker, of whatever version, has found. What an answer says beyond this version is left out."""
+    try:
+        return Answer.model_validate(raw)
+    except ValidationError:
+        return Answer(
+            notes=["What was found out about the files cannot be read: the control worker is of another version"]
+        )
+
+
 def refusal(answer: Answer) -> DomainError | None:
     """The 400 that a request gets whose job cannot be taken, naming the first field."""
     for param, message in answer.problems.items():
@@ -97,7 +107,7 @@ async def answer_to(id: str, until: float) -> Answer | None:
         while (left := until - time.monotonic()) > 0:
             found = await client.blpop([_name(id)], timeout=min(left, 1.0))
             if found is not None:
-                return Answer.model_validate(json.loads(found[1]))
+                return read_answer(json.loads(found[1]))
     except RedisError:
         await anyio.sleep(max(0.0, until - time.monotonic()))
     finally:

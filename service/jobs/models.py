@@ -7,6 +7,8 @@ from sqlalchemy import ForeignKey, Index, func, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from service.core.db import Base, Sequenced
+from service.jobs import stored
+from service.jobs.examination import Question
 from service.jobs.spec import JobSpec
 
 
@@ -58,9 +60,17 @@ class Job(Sequenced, Base):
     """Tokens that the context leaves beside the shortest prompt, if that was found out."""
 
     def as_spec(self) -> JobSpec:
-        """What was asked for, as it will be run by what was found out since."""
-        spec = JobSpec.model_validate(self.spec)
+        """What was asked for, as it will be run by what was found out since. Raises ``stored.UnreadableError``."""
+        spec = stored.read_specification(self.spec)
         return spec if self.longest_answer is None else spec.with_answers_of(self.longest_answer)
+
+    @property
+    def is_readable(self) -> bool:
+        try:
+            self.as_spec()
+        except stored.UnreadableError:
+            return False
+        return True
 
 
 class Event(Base):
@@ -119,3 +129,7 @@ class Examination(Sequenced, Base):
     claimed_at: Mapped[datetime | None]
     lease_expires_at: Mapped[datetime | None]
     answer: Mapped[dict[str, Any] | None]
+
+    def as_question(self) -> Question:
+        """Raises ``stored.UnreadableError``."""
+        return stored.read_question(self.question)

@@ -14,7 +14,7 @@ def tuned_model(session: Session, job: Job) -> str:
     assert organization is not None, "a foreign key holds this"
     # Continuing from a tuned model keeps the name of the base it came from.
     base = job.model.split(":")[1] if job.model.startswith("ft:") else job.model
-    suffix = job.spec.get("suffix") or ""
+    suffix = job.as_spec().suffix or ""
     return f"ft:{base}:{slug(organization.name)}:{suffix}:{job.id.removeprefix('ftjob-')[:8]}"
 
 

@@ -2,20 +2,24 @@
 
 A worker writes only through ``fenced``: the row is locked under the condition that this attempt still runs, so a worker
 that lost its lease changes nothing.
+
+What a worker takes up it has read before. Rows that it cannot read are left to workers that can.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-from sqlalchemy import ColumnElement, Select, and_, delete, func, or_, select, text, update
-from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy import ColumnElement, Select, and_, delete, func, literal, or_, select, text, update
+from sqlalchemy.dialects.postgresql import JSONB, insert
+from sqlalchemy.orm import InstrumentedAttribute, Session, aliased
 
 from service.core import pagination
+from service.jobs import stored
 from service.jobs.models import Checkpoint, Event, Examination, Job
 from service.jobs.states import WAITING, Desired, Status
+from service.jobs.stored import NUMBER, Aside, UnreadableError
 
 CLAIMS_LOCK = "fine_tuning_jobs.claim"
 CLAIMABLE = (Job.status == Status.QUEUED, Job.desired == Desired.RUN, Job.eligible_at <= func.now())
@@ -155,36 +159,73 @@ def claim(session: Session, *, worker: str, lease: timedelta, max_running: int) 
     longest ago, then the oldest. None when none may run.
     """
     session.execute(text("SELECT pg_advisory_xact_lock(hashtext(:name))"), {"name": CLAIMS_LOCK})
-    for organization_id in session.scalars(_whose_turn(Job, CLAIMABLE, _runs, max_running)):
-        chosen = (
-            select(Job.id)
-            .where(*CLAIMABLE, Job.organization_id == organization_id)
-            .order_by(Job.sequence)
-            .limit(1)
-            .with_for_update(skip_locked=True)
-            .scalar_subquery()
-        )
-        job = session.scalar(
-            update(Job)
-            .where(Job.id == chosen)
-            .values(
-                status=Status.RUNNING,
-                attempt=Job.attempt + 1,
-                strikes=Job.strikes + 1,
-                worker=worker,
-                claimed_at=func.clock_timestamp(),
-                lease_expires_at=func.now() + lease,
-                started_at=func.coalesce(Job.started_at, func.now()),
-            )
-            .returning(Job)
-        )
+    turns = _whose_turn(Job, (*CLAIMABLE, *_JOBS.understood), _runs, max_running)
+    for organization_id in session.scalars(turns).all():
+        job = _JOBS.first_readable(session, *CLAIMABLE, Job.organization_id == organization_id)
         if job is not None:
-            return job
+            taken = (
+                update(Job)
+                .where(Job.id == job.id)
+                .values(
+                    status=Status.RUNNING,
+                    attempt=Job.attempt + 1,
+                    strikes=Job.strikes + 1,
+                    worker=worker,
+                    claimed_at=func.clock_timestamp(),
+                    lease_expires_at=func.now() + lease,
+                    started_at=func.coalesce(Job.started_at, func.now()),
+                )
+            )
+            return session.scalar(taken.returning(Job), execution_options={"populate_existing": True})
     return None
 
 
+Kind = TypeVar("Kind", Job, Examination)
+
+
+@dataclass(frozen=True)
+class _Rows(Generic[Kind]):
+    """Rows that hold something stored, in the column ``content``, which ``read`` reads."""
+
+    kind: type[Kind]
+    content: InstrumentedAttribute[dict[str, Any]]
+    read: Callable[[Session, Kind], object]
+    aside: Aside
+
+    @property
+    def understood(self) -> tuple[ColumnElement[bool], ...]:
+        """Whether a row can be read here, as far as PostgreSQL can tell."""
+        # Compared as JSON: a version that is no number would end the query of all others.
+        version = func.coalesce(self.content[NUMBER], literal(1, JSONB))
+        return (version <= literal(stored.VERSION, JSONB), self.kind.id.not_in(self.aside.ids))
+
+    def first_readable(self, session: Session, *wanted: ColumnElement[bool]) -> Kind | None:
+        """The oldest row that is wanted and can be read, locked; those that others have locked are left to them."""
+        query = select(self.kind).where(*wanted).order_by(self.kind.sequence).limit(1).with_for_update(skip_locked=True)
+        while (row := session.scalar(query.where(*self.understood))) is not None:
+            try:
+                self.read(session, row)
+            except UnreadableError as error:
+                self.aside.put(row.id, error)
+            else:
+                return row
+        return None
+
+
+def _read_examination(session: Session, examination: Examination) -> None:
+    examination.as_question()
+    job = get(session, examination.id)
+    if job is not None:
+        job.as_spec()
+
+
+_JOBS = _Rows(Job, Job.spec, lambda _, job: job.as_spec(), Aside("job"))
+_EXAMINATIONS = _Rows(Examination, Examination.question, _read_examination, Aside("examination"))
+
+
 def _runs(job: Any) -> ColumnElement[bool]:
-    return job.status == Status.RUNNING
+    # Where a worker was lost and nobody here can say what follows, the job takes no place from others.
+    return and_(job.status == Status.RUNNING, job.lease_expires_at > func.now())
 
 
 def _is_examined(row: Any) -> ColumnElement[bool]:
@@ -236,10 +277,9 @@ def desired(session: Session, job_id: str, attempt: int) -> Desired | None:
     return None if value is None else Desired(value)
 
 
-def expired(session: Session, limit: int) -> Sequence[Job]:
-    """Jobs whose lease has run out, locked; those that someone else is looking at are left to them."""
-    query = select(Job).where(Job.status == Status.RUNNING, Job.lease_expires_at < func.now())
-    return session.scalars(query.order_by(Job.sequence).limit(limit).with_for_update(skip_locked=True)).all()
+def expired(session: Session) -> Job | None:
+    """The oldest job whose lease has run out, locked; those that someone else is looking at are left to them."""
+    return _JOBS.first_readable(session, Job.status == Status.RUNNING, Job.lease_expires_at < func.now())
 
 
 def waiting(session: Session, limit: int) -> Sequence[str]:
@@ -260,8 +300,9 @@ def examination_locked(session: Session, id: str) -> Examination | None:
 
 
 def examinations_wait(session: Session) -> bool:
-    """Whether there is an examination that nobody is at work on."""
-    return session.scalar(select(Examination.id).where(*_UNEXAMINED).limit(1)) is not None
+    """Whether there is an examination that nobody is at work on and that can be read here."""
+    query = select(Examination.id).where(*_UNEXAMINED, *_EXAMINATIONS.understood)
+    return session.scalar(query.limit(1)) is not None
 
 
 def claim_examination(session: Session, *, lease: timedelta, each: int) -> Examination | None:
@@ -269,27 +310,22 @@ def claim_examination(session: Session, *, lease: timedelta, each: int) -> Exami
     longest ago, then the oldest. An organisation has at most ``each`` at work. None when none may be taken.
     """
     session.execute(text("SELECT pg_advisory_xact_lock(hashtext(:name))"), {"name": EXAMINATIONS_LOCK})
-    for organization_id in session.scalars(_whose_turn(Examination, _UNEXAMINED, _is_examined, each)):
-        chosen = (
-            select(Examination.id)
-            .where(*_UNEXAMINED, Examination.organization_id == organization_id)
-            .order_by(Examination.sequence)
-            .limit(1)
-            .with_for_update(skip_locked=True)
-            .scalar_subquery()
-        )
-        examination = session.scalar(
-            update(Examination)
-            .where(Examination.id == chosen)
-            .values(
-                strikes=Examination.strikes + 1,
-                claimed_at=func.clock_timestamp(),
-                lease_expires_at=func.now() + lease,
-            )
-            .returning(Examination)
+    turns = _whose_turn(Examination, (*_UNEXAMINED, *_EXAMINATIONS.understood), _is_examined, each)
+    for organization_id in session.scalars(turns).all():
+        examination = _EXAMINATIONS.first_readable(
+            session, *_UNEXAMINED, Examination.organization_id == organization_id
         )
         if examination is not None:
-            return examination
+            taken = (
+                update(Examination)
+                .where(Examination.id == examination.id)
+                .values(
+                    strikes=Examination.strikes + 1,
+                    claimed_at=func.clock_timestamp(),
+                    lease_expires_at=func.now() + lease,
+                )
+            )
+            return session.scalar(taken.returning(Examination), execution_options={"populate_existing": True})
     return None
 
 

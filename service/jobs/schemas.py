@@ -2,13 +2,14 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from service.core.pagination import Listed
 from service.jobs.integrations import MAX_INTEGRATIONS, Integration, IntegrationObject
 from service.jobs.methods import Method, RequestedMethod, method_object
 from service.jobs.models import Checkpoint, Event, Job
 from service.jobs.states import TERMINAL, Desired, Status
+from service.jobs.stored import UnreadableError
 from service.spelling import Spelled
 
 SUFFIX_CHARACTERS = "the letters A to Z and a to z, digits, '.', '_' and '-', and no spaces"
@@ -63,11 +64,11 @@ class JobError(BaseModel):
 
 
 class CommonHyperparameters(BaseModel):
-    """Those that OpenAI's API once took outside of ``method``."""
+    """Those that OpenAI's API once took outside of ``method``; null where ``method`` is."""
 
-    batch_size: int
-    learning_rate_multiplier: float
-    n_epochs: int
+    batch_size: int | None = None
+    learning_rate_multiplier: float | None = None
+    n_epochs: int | None = None
 
 
 class Progress(BaseModel):
@@ -95,7 +96,9 @@ class JobObject(Listed):
     error: JobError | None
     seed: int
     hyperparameters: CommonHyperparameters
-    method: Method
+    method: Method | None = Field(
+        description="Null where this server cannot read what is stored of the job, and `error` says why."
+    )
     metadata: dict[str, Any] | None
     integrations: list[IntegrationObject]
     user_provided_suffix: str | None
@@ -103,29 +106,37 @@ class JobObject(Listed):
 
     @classmethod
     def of(cls, row: Job) -> "JobObject":
-        spec = row.as_spec()
+        try:
+            spec = row.as_spec()
+        except UnreadableError as error:
+            return cls._unread(row, error)
         common = {name: getattr(spec.method.hyperparameters, name) for name in CommonHyperparameters.model_fields}
         return cls(
-            id=row.id,
-            created_at=int(row.created_at.timestamp()),
-            finished_at=int(row.finished_at.timestamp()) if row.finished_at else None,
-            estimated_finish=int(row.estimated_finish.timestamp()) if row.estimated_finish else None,
-            model=row.model,
-            fine_tuned_model=row.fine_tuned_model,
-            organization_id=row.organization_id,
-            status=row.status,
-            training_file=row.training_file,
-            validation_file=row.validation_file,
-            result_files=row.result_files,
-            trained_tokens=row.trained_tokens,
-            error=JobError(**row.error) if row.error else None,
+            **_of_columns(row),
+            error=_error(row.error),
             seed=spec.seed,
             hyperparameters=CommonHyperparameters(**common),
             method=method_object(spec.method),
-            metadata=row.meta,
             integrations=[IntegrationObject.of(each, row.id, n) for n, each in enumerate(spec.integrations)],
             user_provided_suffix=spec.suffix,
-            progress=Progress(step=row.step, total_steps=row.total_steps, attempt=row.attempt, desired=row.desired),
+        )
+
+    @classmethod
+    def _unread(cls, row: Job, error: UnreadableError) -> "JobObject":
+        """A job whose specification cannot be read here: what its columns say, and what can be picked out of it."""
+        seed, suffix = (row.spec.get("seed"), row.spec.get("suffix")) if isinstance(row.spec, dict) else (None, None)
+        message = (
+            f"What this job is to do cannot be read by this server: {error} It is left alone until a server and "
+            "workers that can read it are here. It can be cancelled."
+        )
+        return cls(
+            **_of_columns(row),
+            error=_error(row.error) or JobError(code="unreadable_specification", message=message),
+            seed=seed if isinstance(seed, int) else 0,
+            hyperparameters=CommonHyperparameters(),
+            method=None,
+            integrations=[],
+            user_provided_suffix=suffix if isinstance(suffix, str) else None,
         )
 
     @classmethod
@@ -134,6 +145,35 @@ class JobObject(Listed):
         coming = {Desired.CANCEL: Status.CANCELLED, Desired.PAUSE: Status.PAUSED}
         status = row.status if row.status in TERMINAL else coming.get(Desired(row.desired), row.status)
         return cls.of(row).model_copy(update={"status": str(status)})
+
+
+def _of_columns(row: Job) -> dict[str, Any]:
+    """The fields of a job's object that its specification does not decide."""
+    return {
+        "id": row.id,
+        "created_at": int(row.created_at.timestamp()),
+        "finished_at": int(row.finished_at.timestamp()) if row.finished_at else None,
+        "estimated_finish": int(row.estimated_finish.timestamp()) if row.estimated_finish else None,
+        "model": row.model,
+        "fine_tuned_model": row.fine_tuned_model,
+        "organization_id": row.organization_id,
+        "status": row.status,
+        "training_file": row.training_file,
+        "validation_file": row.validation_file,
+        "result_files": row.result_files if isinstance(row.result_files, list) else [],
+        "trained_tokens": row.trained_tokens,
+        "metadata": row.meta if isinstance(row.meta, dict) else None,
+        "progress": Progress(step=row.step, total_steps=row.total_steps, attempt=row.attempt, desired=row.desired),
+    }
+
+
+def _error(stored: Any) -> JobError | None:
+    if stored is None:
+        return None
+    try:
+        return JobError.model_validate(stored)
+    except ValidationError:
+        return JobError(code="unreadable_error", message="Why this job failed cannot be read by this server.")
 
 
 class EventObject(Listed):
@@ -153,7 +193,8 @@ class EventObject(Listed):
             level=row.level,
             message=row.message,
             type=row.type,
-            data=row.data,
+            # Whatever a newer worker may have told, the page of the others is answered.
+            data=row.data if row.data is None or isinstance(row.data, dict) else {"value": row.data},
             seq=row.seq,
         )
 
@@ -192,11 +233,18 @@ class CheckpointObject(Listed):
 
     @classmethod
     def of(cls, row: Checkpoint) -> "CheckpointObject":
+        stored = row.metrics if isinstance(row.metrics, dict) else {}
+        # Of OpenAI's names only numbers are shown, whatever a newer worker may have written.
+        metrics = {
+            name: value
+            for name, value in stored.items()
+            if name not in CheckpointMetrics.model_fields or isinstance(value, int | float)
+        }
         return cls(
             id=row.id,
             created_at=int(row.created_at.timestamp()),
             fine_tuned_model_checkpoint=row.model,
             fine_tuning_job_id=row.job_id,
             step_number=row.step,
-            metrics=CheckpointMetrics(step=row.step, **{k: v for k, v in row.metrics.items() if k != "step"}),
+            metrics=CheckpointMetrics.model_validate(metrics | {"step": row.step}),
         )

@@ -27,11 +27,13 @@ def retrieve(session: Session, id: str) -> Job:
 
 
 def cancel(session: Session, id: str) -> Job:
-    """A waiting job is cancelled at once; a running one when its worker has heard of it: 10 s more are all it gets."""
+    """A waiting job is cancelled at once, and so is one whose worker was lost; a running one when its worker has heard
+    of it: 10 s more are all it gets.
+    """
     job = _locked(session, id)
     if job.status in TERMINAL:
         raise _wrong_state(job, "cancelled")
-    if job.status == Status.RUNNING:
+    if job.status == Status.RUNNING and not _is_lost(session, job):
         return _want(session, job, Desired.CANCEL, "Cancellation requested")
     if job.status == Status.VALIDATING:
         called_off = Answer(notes=["The job was cancelled"])
@@ -42,15 +44,18 @@ def cancel(session: Session, id: str) -> Job:
 
 
 def pause(session: Session, id: str) -> Job:
-    """A waiting job is set aside, once it is validated; a running one saves a checkpoint and stops."""
+    """A waiting job is set aside, once it is validated, and one whose worker was lost at once; a running one saves a
+    checkpoint and stops.
+    """
     job = _locked(session, id)
     if job.status == Status.PAUSED:
         return job
     if job.status not in (Status.VALIDATING, Status.QUEUED, Status.RUNNING) or job.desired == Desired.CANCEL:
         raise _wrong_state(job, "paused")
-    if job.status != Status.QUEUED:
+    if job.status != Status.QUEUED and not _is_lost(session, job):
         return _want(session, job, Desired.PAUSE, "Pause requested")
     move(job, Status.PAUSED)
+    job.estimated_finish = None
     job.desired = Desired.PAUSE
     tell(session, job, [EventDraft("Job paused")])
     return job
@@ -133,6 +138,11 @@ def tell(session: Session, job: Job, drafts: Sequence[EventDraft]) -> list[Event
         job_id = job.id
         after_commit(session, lambda: live.publish(job_id, frames))
     return events
+
+
+def _is_lost(session: Session, job: Job) -> bool:
+    """Whether a job runs without a worker. The sweep finds that too, but leaves alone what it cannot read."""
+    return job.lease_expires_at is not None and job.lease_expires_at <= clock.now(session)
 
 
 def _want(session: Session, job: Job, desired: Desired, message: str) -> Job:

@@ -10,7 +10,7 @@ import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from service.graders.schemas import Grader
 from service.graders.settings import GraderSettings
@@ -238,6 +238,34 @@ def overruled(
     ]
 
 
+LOWEST_VLLM_TEMPERATURE = 0.01
+"""vLLM silently samples at this temperature when asked for a lower one above 0."""
+
+
+def conflicts(
+    resolved: ResolvedHyperparameters, *, processes: int = 1, tensor_parallel: int = 1
+) -> list[tuple[str, str]]:
+    """Hyperparameters that do not go together: the name of the one to change, and why, in a sentence.
+
+    ``processes`` train the model together, and each ``tensor_parallel`` of them share one engine of vLLM.
+    """
+    found = []
+    by_vllm, ahead = resolved.rollout_engine == "vllm", resolved.max_staleness > 0
+    if resolved.old_policy == "sampler" and not by_vllm:
+        found.append(("old_policy", "Only rollout_engine 'vllm' gives the sampler's distributions."))
+    if ahead and not by_vllm and processes > 1:
+        why = "A model that is trained in several processes cannot sample ahead by itself."
+        found.append(("max_staleness", f"{why} Set max_staleness to 0, or rollout_engine to 'vllm'."))
+    if ahead and by_vllm and tensor_parallel > 1:
+        why = "An engine that several processes share cannot sample while they train."
+        found.append(("max_staleness", f"{why} Set max_staleness to 0."))
+    for name in ("temperature", "eval_temperature"):
+        if by_vllm and 0 < getattr(resolved, name) < LOWEST_VLLM_TEMPERATURE:
+            why = f"vLLM would sample at {LOWEST_VLLM_TEMPERATURE} instead."
+            found.append((name, f"{why} Set {name} to at least that, or rollout_engine to 'transformers'."))
+    return found
+
+
 def _learning_rate(asked: _Shared, of_all_weights: float) -> dict[str, float]:
     default = of_all_weights * (LORA_LEARNING_RATE_FACTOR if asked.lora_rank else 1)
     if asked.learning_rate != AUTO:
@@ -259,6 +287,15 @@ class Reinforcement(_Frozen):
     hyperparameters: ResolvedHyperparameters
     response_format: dict[str, Any] | None = None
     """As it was sent."""
+
+    @field_validator("response_format")
+    @classmethod
+    def _is_known(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        try:
+            ResponseFormat.model_validate(value or {"type": "text"})
+        except ValidationError as error:
+            raise ValueError("this is not a response format that is known here") from error
+        return value
 
     @property
     def json_schema(self) -> dict[str, Any] | None:

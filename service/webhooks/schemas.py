@@ -75,6 +75,26 @@ class DeletedEndpoint(BaseModel):
     deleted: bool = True
 
 
+class TestQuestion(BaseModel):
+    """What the control worker is asked to send."""
+
+    __test__ = False
+    model_config = ConfigDict(extra="forbid")
+
+    organization_id: str
+    endpoint_id: str
+    event_type: str
+
+
+class TestOutcome(BaseModel):
+    """What the control worker says came of it; ``status`` is null where there was no answer."""
+
+    __test__ = False
+
+    status: int | None
+    result: str
+
+
 class TestResult(BaseModel):
     __test__ = False
 

@@ -15,7 +15,7 @@ from service.files.repository import now
 from service.settings import settings
 from service.webhooks import repository
 from service.webhooks.models import WebhookDelivery, WebhookEndpoint
-from service.webhooks.schemas import CreateEndpoint, TestResult, UpdateEndpoint
+from service.webhooks.schemas import CreateEndpoint, TestOutcome, TestQuestion, TestResult, UpdateEndpoint
 
 MAX_ENDPOINTS = 20
 """Endpoints that an organisation may have."""
@@ -73,11 +73,11 @@ def delete(session: Session, id: str) -> None:
 
 async def test(organization_id: str, endpoint_id: str, event_type: str) -> TestResult:
     """Have a sample event sent now. Raises a 400 when the endpoint could not be reached."""
-    question = {"organization_id": organization_id, "endpoint_id": endpoint_id, "event_type": event_type}
-    answer = await ask.ask(broker.TEST_WEBHOOK, question, TEST_SECONDS)
-    if answer["status"] is None:
-        raise invalid(f"The endpoint could not be reached: {answer['result']}.", "url", "webhook_unreachable")
-    return TestResult(webhook_endpoint_id=endpoint_id, event_type=event_type, status_code=answer["status"])
+    question = TestQuestion(organization_id=organization_id, endpoint_id=endpoint_id, event_type=event_type)
+    told = ask.read(TestOutcome, await ask.ask(broker.TEST_WEBHOOK, question.model_dump(), TEST_SECONDS))
+    if told.status is None:
+        raise invalid(f"The endpoint could not be reached: {told.result}.", "url", "webhook_unreachable")
+    return TestResult(webhook_endpoint_id=endpoint_id, event_type=event_type, status_code=told.status)
 
 
 def announce_job(session: Session, organization_id: str, job_id: str, status: str) -> None:

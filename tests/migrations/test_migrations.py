@@ -23,6 +23,18 @@ def test_upgrading_again_changes_nothing(database: object) -> None:
     check()
 
 
+def test_a_database_of_a_newer_release_is_left_as_it_is(database: Servers, client: TestClient) -> None:
+    with psycopg.connect(database.database_owner_url, autocommit=True) as owner:
+        (newest,) = owner.execute("SELECT version_num FROM alembic_version").fetchone() or ("",)
+        owner.execute("UPDATE alembic_version SET version_num = '9999'")
+        try:
+            upgrade()
+            assert owner.execute("SELECT version_num FROM alembic_version").fetchall() == [("9999",)]
+            assert client.get("/v1/fine_tuning/jobs").status_code == 200
+        finally:
+            owner.execute("UPDATE alembic_version SET version_num = %s", [newest])
+
+
 HYPERPARAMETERS_OF_0003 = {
     "batch_size": 2, "learning_rate_multiplier": 1.0, "n_epochs": 1, "compute_multiplier": 1.0, "eval_interval": 1,
     "eval_samples": 1, "reasoning_effort": "default", "objective": "troll", "kl_bound": 0.05, "alpha": 1.0,

@@ -5,12 +5,14 @@ It keeps nothing: when it dies its hosts end with it and its readers notice that
 
 import asyncio
 import contextlib
+import json
 import logging
 import time
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from pydantic import ValidationError
 from redis.exceptions import RedisError
 
 from service.core.ids import new_id
@@ -88,7 +90,9 @@ class Worker:
                     await asyncio.wait_for(self._room.wait(), WAIT_SECONDS)
                 continue
             payload, places = found
-            question = Question.model_validate_json(payload)
+            question = await self._read(payload)
+            if question is None:
+                continue
             taken = self._taken[question.id] = Taken(question, places, question.choices)
             self._held[question.organization] += places
             # A reader must not find us dead because Redis has just been restarted.
@@ -99,6 +103,24 @@ class Worker:
             task.add_done_callback(self._placing.discard)
         while self._taken:
             await asyncio.sleep(POLL_SECONDS)
+
+    async def _read(self, payload: bytes) -> Question | None:
+        """A question; one of another version is refused by what is not known of it, if it says whose it is."""
+        try:
+            return Question.model_validate_json(payload)
+        except ValidationError as error:
+            unknown = ", ".join(".".join(map(str, each["loc"])) or "all of it" for each in error.errors()[:3])
+            log.error("a question of another version is refused, for it is not known here: %s", unknown)
+        message = (
+            "The serving worker is of another version than this server, and does not know what it is asked: "
+            f"{unknown}. Try again later."
+        )
+        try:
+            id = json.loads(payload)["id"]
+        except (ValueError, LookupError, TypeError):
+            return None
+        await self._tell({str(id): [Failed(status=503, code="no_serving_worker", message=message)]})
+        return None
 
     async def _next(self) -> tuple[bytes, int] | None:
         places = self._settings.serving_concurrency

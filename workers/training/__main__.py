@@ -59,6 +59,8 @@ def train(channel: Channel, followers: Followers | None = None) -> int:
     # Idle OpenMP threads that spin instead of sleeping slow a shared machine down by an order of magnitude. OpenMP
     # reads this when torch is imported, so nothing above this line may import it.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from pydantic import ValidationError
+
     from service.jobs.spec import RunSpec, Supervised
     from workers.bounded import client
     from workers.training import loop, supervised
@@ -73,7 +75,14 @@ def train(channel: Channel, followers: Followers | None = None) -> int:
         followers.start(path)
     clock, kind = Clock(), "reinforcement"
     try:
-        spec = RunSpec.model_validate_json(path.read_bytes())
+        try:
+            spec = RunSpec.model_validate_json(path.read_bytes())
+        except ValidationError as error:
+            # A worker that was upgraded in place and not started anew.
+            print("not known here:", *(each["loc"] for each in error.errors()), file=sys.stderr)
+            message = "The training process is of another version than its worker, which has to be started anew"
+            channel.send(Failure(code="worker_unavailable", message=message))
+            return ExitCode.UNAVAILABLE
         method = spec.job.method
         kind = method.type
         if isinstance(method, Supervised):

@@ -131,6 +131,7 @@ def conclude(job: Run) -> None:
 def prepare(spec: RunSpec, method: Reinforcement, channel: Channel, clock: Clock) -> Run:
     """Load the newest intact checkpoint, or the base model, and everything else a run needs."""
     assert spec.validation_path is not None, "reinforcement is not accepted without a validation file"
+    samplers.check(method.hyperparameters, spec.rollout_tensor_parallel)
     attempt = begin(spec, method.hyperparameters, channel, clock)
     loaded = attempt.policy
     with clock("loading"):

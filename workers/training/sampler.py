@@ -12,14 +12,14 @@ from typing import Literal
 
 from transformers import PreTrainedModel
 
-from service.jobs.spec import ResolvedHyperparameters
+from service.jobs.spec import ResolvedHyperparameters, conflicts
 from workers.rollouts import probe
 from workers.rollouts.engine import Sampling
 from workers.rollouts.grammar import Grammar
 from workers.rollouts.transformers import TransformersEngine
 from workers.rollouts.vllm.engine import VLLMEngine
 from workers.rollouts.vllm.start import EngineSettings
-from workers.training import distributed, lora, sharding
+from workers.training import distributed, lora, ranks, sharding
 from workers.training.data import Prompt
 from workers.training.errors import RunError
 from workers.training.policy import Policy
@@ -71,7 +71,7 @@ def make(
     probes = [prompt.token_ids[:PROBE_TOKENS] for prompt in prompts if len(prompt.token_ids) > 1][:PROBES]
     engine: VLLMEngine | TransformersEngine
     if hyperparameters.rollout_engine == "vllm":
-        _check_split(policy, tensor_parallel, hyperparameters.max_staleness)
+        _check_split(policy, tensor_parallel)
         _check_grammar(grammar, prompts)
         from_sampler = hyperparameters.old_policy == "sampler"
         settings = EngineSettings(
@@ -86,13 +86,6 @@ def make(
         )
         engine = VLLMEngine(policy.folder, policy.stop_ids, settings)
     else:
-        if hyperparameters.max_staleness and distributed.size() > 1:
-            raise RunError(
-                "invalid_hyperparameters",
-                "A model that is trained in several processes cannot sample ahead by itself. Set max_staleness to 0, "
-                'or rollout_engine to "vllm".',
-                param="method.reinforcement.hyperparameters.max_staleness",
-            )
         model = copy_of(policy.model) if hyperparameters.max_staleness else policy.model
         engine = TransformersEngine(model, policy.stop_ids, policy.context_length)
     sampler = Sampler(engine, policy, probes)
@@ -120,7 +113,16 @@ def _check_own_answers(engine: TransformersEngine, policy: Policy, probes: list[
         ) from error
 
 
-def _check_split(policy: Policy, tensor_parallel: int, max_staleness: int) -> None:
+def check(hyperparameters: ResolvedHyperparameters, tensor_parallel: int) -> None:
+    """Refuse, before a model is loaded, what does not go together here; the API did so by its own settings.
+
+    Raises ``RunError``.
+    """
+    for name, why in conflicts(hyperparameters, processes=ranks.number(), tensor_parallel=tensor_parallel):
+        raise RunError("invalid_hyperparameters", why, param=f"method.reinforcement.hyperparameters.{name}")
+
+
+def _check_split(policy: Policy, tensor_parallel: int) -> None:
     """Refuse what cannot be split, in the words of who set it."""
     if tensor_parallel > 1 and policy.device.type != "cuda":
         # vLLM's shared memory on a CPU has the same name for all jobs of a machine, and outlives a killed one.
@@ -130,12 +132,6 @@ def _check_split(policy: Policy, tensor_parallel: int, max_staleness: int) -> No
     if heads % tensor_parallel:
         message = f"The model has {heads} attention heads, which TROLL_ROLLOUT_TENSOR_PARALLEL={tensor_parallel} "
         raise RunError("engine_unavailable", message + "does not divide.", exit_code=ExitCode.UNAVAILABLE)
-    if tensor_parallel > 1 and max_staleness:
-        raise RunError(
-            "invalid_hyperparameters",
-            "An engine that several processes share cannot sample while they train. Set max_staleness to 0.",
-            param="method.reinforcement.hyperparameters.max_staleness",
-        )
 
 
 def _check_grammar(grammar: Grammar | None, prompts: Sequence[Prompt]) -> None:

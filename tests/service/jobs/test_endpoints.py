@@ -1,5 +1,6 @@
 """Fine-tuning jobs over HTTP, on real PostgreSQL and Redis."""
 
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from fastapi.testclient import TestClient
 from service.core import storage
 from service.core.db import transaction
 from service.jobs import repository
+from service.settings import settings
 from tests import factories
 
 
@@ -318,3 +320,67 @@ def test_a_full_queue_is_a_429_that_is_not_retried(
     monkeypatch.setattr(jobs, "settings", lambda: settings().model_copy(update={"max_queued_jobs": 0}))
     answer = client.post("/v1/fine_tuning/jobs", json=body)
     assert (answer.status_code, answer.headers["x-should-retry"]) == (429, "false")
+
+
+@pytest.fixture
+def operated(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int, int], None]]:
+    """``operated(4, 2)``: four processes train a model, and two of them share an engine."""
+
+    def change(processes: int, tensor_parallel: int) -> None:
+        monkeypatch.setenv("TROLL_PROCESSES_PER_JOB", str(processes))
+        monkeypatch.setenv("TROLL_ROLLOUT_TENSOR_PARALLEL", str(tensor_parallel))
+        settings.cache_clear()
+
+    yield change
+    monkeypatch.undo()
+    settings.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("asked", "processes", "tensor_parallel", "name"),
+    [
+        ({"old_policy": "sampler"}, 1, 1, "old_policy"),
+        ({"max_staleness": 1}, 2, 1, "max_staleness"),
+        ({"max_staleness": 1, "rollout_engine": "vllm"}, 2, 2, "max_staleness"),
+        ({"max_staleness": 1, "rollout_engine": "vllm"}, 4, 2, "max_staleness"),
+        ({"temperature": 0.001, "rollout_engine": "vllm"}, 1, 1, "temperature"),
+        ({"eval_temperature": 0.009, "rollout_engine": "vllm"}, 1, 1, "eval_temperature"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_when_the_job_is_created(
+    client: TestClient,
+    body: dict[str, Any],
+    operated: Callable[[int, int], None],
+    asked: dict[str, Any],
+    processes: int,
+    tensor_parallel: int,
+    name: str,
+) -> None:
+    operated(processes, tensor_parallel)
+    body["method"]["reinforcement"]["hyperparameters"] = asked
+    refused(client, body, f"method.reinforcement.hyperparameters.{name}")
+    assert client.get("/v1/fine_tuning/jobs").json()["data"] == []
+
+
+@pytest.mark.parametrize(
+    ("asked", "processes", "tensor_parallel"),
+    [
+        ({"max_staleness": 1}, 1, 1),
+        ({"max_staleness": 1, "rollout_engine": "vllm"}, 4, 1),
+        ({"max_staleness": 0, "rollout_engine": "vllm"}, 4, 2),
+        ({"old_policy": "sampler", "rollout_engine": "vllm"}, 1, 1),
+        ({"temperature": 0.001}, 1, 1),
+        ({"temperature": 0.01, "eval_temperature": 0, "rollout_engine": "vllm"}, 1, 1),
+    ],
+)
+def test_what_goes_together_is_taken(
+    client: TestClient,
+    body: dict[str, Any],
+    operated: Callable[[int, int], None],
+    asked: dict[str, Any],
+    processes: int,
+    tensor_parallel: int,
+) -> None:
+    operated(processes, tensor_parallel)
+    body["method"]["reinforcement"]["hyperparameters"] = asked
+    assert client.post("/v1/fine_tuning/jobs", json=body).status_code == 200

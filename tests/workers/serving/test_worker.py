@@ -153,6 +153,36 @@ def test_what_is_late_or_outside_the_folders_is_not_served(own_redis: redis.Redi
     assert not own_redis.exists(exchange.events_key("late"))
 
 
+def test_a_question_of_another_version_is_refused_by_what_is_not_known_and_the_next_is_answered(
+    monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    Scripted(monkeypatch)
+    plain = question("newer", folder).model_dump(mode="json")
+    spoiled: dict[str, bytes] = {
+        "newer": json.dumps(plain | {"foresight": 1}).encode(),
+        "sampling": json.dumps(plain | {"id": "sampling", "sampling": {"seed": 1, "oracle": 1}}).encode(),
+        "missing": json.dumps({"id": "missing"}).encode(),
+        "nameless": b"[]",
+        "broken": b"{",
+    }
+
+    async def case(worker: Worker, client: Any) -> None:
+        for id, payload in spoiled.items():
+            await queue.put(client, question(id, folder), payload)
+        for id, unknown in {"newer": "foresight", "sampling": "sampling.oracle", "missing": "model"}.items():
+            refused = await outcome(client, id)
+            assert isinstance(refused, Failed)
+            assert (refused.status, refused.code) == (503, "no_serving_worker")
+            assert unknown in refused.message
+        await put(client, question("known", folder))
+        assert isinstance(await outcome(client, "known"), End)
+        # Its places are free a moment after its reader has been told.
+        while worker._held.total():
+            await asyncio.sleep(0.01)
+
+    work(case)
+
+
 def test_a_process_that_ends_costs_an_error_only_to_who_has_read_a_part_of_the_answer(
     monkeypatch: pytest.MonkeyPatch, folder: Path
 ) -> None:

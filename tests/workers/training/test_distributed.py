@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from service.graders.settings import GraderSettings, ScoringService
-from service.jobs.spec import Hyperparameters, RunSpec, resolve
+from service.jobs.spec import Hyperparameters, Reinforcement, RunSpec, resolve
 from service.settings import Settings
 from tests import factories
 from tests.workers.conftest import events, row
@@ -30,7 +30,9 @@ from tests.workers.training.in_ranks import CASES
 from tests.workers.training.tiny import Recorder
 from workers import supervisor, wire
 from workers.child import Child
-from workers.training import checkpoint, distributed, policy, sampler
+from workers.training import checkpoint, distributed, loop, policy, sampler
+from workers.training.channel import Channel
+from workers.training.clock import Clock
 from workers.training.data import Prompt
 from workers.training.errors import RunError
 from workers.wire import ExitCode
@@ -319,21 +321,48 @@ def test_engines_that_leave_a_process_out_are_refused_at_the_start(monkeypatch: 
 
 
 @pytest.mark.parametrize(
-    ("device", "heads", "max_staleness", "reason"),
-    [
-        ("cpu", 4, 0, "this machine has none"),
-        ("cuda", 3, 0, "3 attention heads"),
-        ("cuda", 4, 1, "Set max_staleness to 0"),
-    ],
+    ("device", "heads", "reason"), [("cpu", 4, "this machine has none"), ("cuda", 3, "3 attention heads")]
 )
-def test_what_no_shared_engine_takes_is_refused(
-    base: Path, device: str, heads: int, max_staleness: int, reason: str
-) -> None:
+def test_what_no_shared_engine_takes_is_refused(base: Path, device: str, heads: int, reason: str) -> None:
     loaded = policy.load(base, torch.device("cpu"))
     loaded.device, loaded.model.config.num_attention_heads = torch.device(device), heads
-    asked = Hyperparameters(rollout_engine="vllm", max_staleness=max_staleness)
+    asked = Hyperparameters(rollout_engine="vllm")
     with pytest.raises(RunError, match=reason):
         sampler.make(loaded, resolve(asked, training_rows=8), [Prompt({}, [5, 6])], tensor_parallel=2)
+
+
+@pytest.mark.parametrize(
+    ("engine", "processes", "tensor_parallel", "refused"),
+    [
+        ("transformers", 1, 1, False),
+        ("transformers", 2, 1, True),
+        ("vllm", 2, 1, False),
+        ("vllm", 2, 2, True),
+    ],
+)
+def test_who_cannot_sample_ahead_is_told_before_a_model_is_loaded(
+    make_spec: MakeSpec,
+    monkeypatch: pytest.MonkeyPatch,
+    engine: Any,
+    processes: int,
+    tensor_parallel: int,
+    refused: bool,
+) -> None:
+    class Loads(Exception):
+        """A model would be loaded."""
+
+    def begin(*_: object) -> None:
+        raise Loads
+
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    monkeypatch.setattr(loop, "begin", begin)
+    spec = make_spec(max_staleness=1, rollout_engine=engine)
+    spec = spec.model_copy(update={"rollout_tensor_parallel": tensor_parallel})
+    assert isinstance(spec.job.method, Reinforcement)
+    with pytest.raises(RunError if refused else Loads) as stopped:
+        loop.prepare(spec, spec.job.method, Channel(lambda line: None), Clock())
+    if isinstance(stopped.value, RunError):
+        assert stopped.value.param == "method.reinforcement.hyperparameters.max_staleness"
 
 
 def test_a_job_whose_rank_was_killed_goes_on_from_its_checkpoint(

@@ -1,5 +1,6 @@
 """The training process: how it starts, speaks, stops, dies and is followed by another."""
 
+import json
 import os
 import signal
 import socket
@@ -75,6 +76,17 @@ def test_under_torchrun_it_prints_its_lines_without_a_supervisor(make_spec: Make
     lines = [wire.parse(raw) for raw in out.splitlines()]
     assert process.returncode == ExitCode.DONE
     assert isinstance(lines[-1], wire.Result)
+
+
+def test_a_job_of_another_version_is_left_to_a_worker_that_is_started_anew(make_spec: MakeSpec) -> None:
+    path = stored(make_spec(n_steps=1))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"foresight": 1}))
+    with child("--run", str(path)) as process:
+        out, _ = process.communicate(timeout=PATIENCE)
+    failure = wire.parse(out.splitlines()[-1])
+    assert process.returncode == ExitCode.UNAVAILABLE
+    assert isinstance(failure, wire.Failure)
+    assert failure.code == "worker_unavailable"
 
 
 def test_a_killed_run_is_resumed_exactly(make_spec: MakeSpec, execute: Execute) -> None:

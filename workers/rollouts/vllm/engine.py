@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from service.jobs.spec import LOWEST_VLLM_TEMPERATURE
 from workers.rollouts.engine import Rollout, RolloutEngine, Sampling
 from workers.rollouts.errors import EngineDied, PromptsTooLong, StaleWeights
 from workers.rollouts.grammar import Broken
@@ -20,8 +21,6 @@ from workers.rollouts.vllm.answer import Answer
 from workers.rollouts.vllm.ends import end_with
 from workers.rollouts.vllm.start import GRAMMARS, EngineSettings, start
 
-LOWEST_TEMPERATURE = 0.01
-"""vLLM silently samples at this temperature when asked for a lower one above 0."""
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight")
 
 
@@ -76,8 +75,9 @@ class VLLMEngine(RolloutEngine):
             ValueError: token ids outside the vocabulary, a temperature that vLLM would change, or a grammar that would
                 have to begin behind the model's reasoning.
         """
-        if 0 < sampling.temperature < LOWEST_TEMPERATURE:
-            raise ValueError(f"temperature: {sampling.temperature} is neither 0 nor at least {LOWEST_TEMPERATURE}")
+        if 0 < sampling.temperature < LOWEST_VLLM_TEMPERATURE:
+            lowest = LOWEST_VLLM_TEMPERATURE
+            raise ValueError(f"temperature: {sampling.temperature} is neither 0 nor at least {lowest}")
         self._check(prompts)
         if sampling.grammar and not all(map(sampling.grammar.begins_at_once, prompts)):
             raise ValueError("sampling: vLLM holds answers to a grammar from their first token, and these reason first")

@@ -1,0 +1,110 @@
+"""What jobs keep in the database as JSON, in the shape of one version: its only reader and its only writer.
+
+A specification and the question of its examination hold the number of their version under ``version``; those without
+one are of version 1, and version 1 is written without. A version that is older than ``VERSION`` is brought to it in
+Python, one upgrade after the other, whenever it is read: rows are never rewritten. What cannot be read is
+``UnreadableError``, for whoever reads it to show as such and otherwise leave alone.
+
+To change the shape, see "Stored specifications" in ``docs/operations.md``.
+"""
+
+import copy
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from service.jobs.examination import Question
+from service.jobs.spec import JobSpec
+from service.wording import reason_of
+
+VERSION = 1
+"""Of what this version of the service writes, and the newest that it reads."""
+NUMBER = "version"
+
+Upgrade = Callable[[dict[str, Any]], dict[str, Any]]
+"""Brings a row's content from one version to the next."""
+SPECIFICATIONS: dict[int, Upgrade] = {}
+"""By the version that they start from; a version without one has the shape of the next."""
+QUESTIONS: dict[int, Upgrade] = {}
+
+FAULTS_TOLD = 3
+
+log = logging.getLogger(__name__)
+
+
+class UnreadableError(Exception):
+    """Something stored that this version cannot read. Its text says why, in a sentence, and none of the content."""
+
+
+def read_specification(stored: Any) -> JobSpec:
+    """Raises ``UnreadableError``."""
+    return _read(JobSpec, stored, SPECIFICATIONS)
+
+
+def read_question(stored: Any) -> Question:
+    """Raises ``UnreadableError``."""
+    return _read(Question, stored, QUESTIONS)
+
+
+def write(content: JobSpec | Question) -> dict[str, Any]:
+    plain = content.model_dump(mode="json")
+    # Releases from before there were versions refuse the number, and read the rest.
+    return plain if VERSION == 1 else {NUMBER: VERSION, **plain}
+
+
+class Aside:
+    """Ids of rows that this process has found it cannot read and asks for no more. Nothing is changed about them."""
+
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
+        self._ids: set[str] = set()
+
+    @property
+    def ids(self) -> list[str]:
+        return list(self._ids)
+
+    def put(self, id: str, error: UnreadableError) -> None:
+        if id not in self._ids:
+            self._ids.add(id)
+            log.error("%s %s is put aside until this process ends: %s", self._kind, id, error)
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def _read(model: type[Model], stored: Any, upgrades: Mapping[int, Upgrade]) -> Model:
+    if not isinstance(stored, dict):
+        raise UnreadableError("It is no JSON object.")
+    version = stored.get(NUMBER, 1)
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise UnreadableError("Its version is not a number from 1 on.")
+    if version > VERSION:
+        raise UnreadableError(f"It is of version {version}, and this server reads versions up to {VERSION}.")
+    content = {name: value for name, value in stored.items() if name != NUMBER}
+    try:
+        for older in range(version, VERSION):
+            # A row's content is the session's: an upgrade may change what it is given.
+            content = upgrades.get(older, _unchanged)(copy.deepcopy(content))
+        return model.model_validate(content)
+    except ValidationError as error:
+        raise UnreadableError(_told(error)) from error
+    except (LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
+        message = f"It could not be brought from version {version} to {VERSION} ({type(error).__name__}: {error})."
+        raise UnreadableError(message) from error
+
+
+def _unchanged(content: dict[str, Any]) -> dict[str, Any]:
+    return content
+
+
+def _told(error: ValidationError) -> str:
+    problems = error.errors(include_url=False, include_input=False, include_context=False)
+    told = [f"{'.'.join(map(str, each['loc']))}: {_reason(each)}" for each in problems[:FAULTS_TOLD]]
+    more = f"; and {len(problems) - FAULTS_TOLD} more" if len(problems) > FAULTS_TOLD else ""
+    return f"{'; '.join(told)}{more}."
+
+
+def _reason(problem: Any) -> str:
+    return "this setting is not known" if problem["type"] == "extra_forbidden" else reason_of(problem)
