@@ -1,9 +1,12 @@
 """Checks of what a caller passes in: every error is a ValueError that names the argument and, where it can, the row."""
 
 import math
+from typing import get_args
 
 import torch
 from torch import Tensor
+
+from troll.rows import Tail
 
 
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -87,12 +90,17 @@ def sparsity(
     if not 0 <= dropped_mass < 1:
         raise ValueError(f"dropped_mass: needs a value in [0, 1), got {dropped_mass}")
     positive("default_prob", default_prob)
+    tail_within_row(default_prob, vocabulary_size)
+    positive("temperature", temperature)
+    one_of("tail", tail, get_args(Tail))
+
+
+def tail_within_row(default_prob: float, vocabulary_size: int) -> None:
+    """A row of nothing but left-out tokens still has mass to give."""
     if default_prob * vocabulary_size >= 1:
         raise ValueError(
             f"default_prob: {default_prob} for each of {vocabulary_size} tokens is more than the whole mass"
         )
-    positive("temperature", temperature)
-    one_of("tail", tail, ("constant", "mass"))
 
 
 def selected_rows(mask: Tensor | None, tokens: Tensor) -> Tensor:
