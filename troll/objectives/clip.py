@@ -22,7 +22,7 @@ class Clip(Surrogate):
         super().__post_init__()
         checks.not_negative("clip_low", self.clip_low)
         checks.not_negative("clip_high", self.clip_high)
-        if self.dual_clip is not None and not self.dual_clip > 1:
+        if self.dual_clip is not None and not (checks.finite("dual_clip", self.dual_clip) and self.dual_clip > 1):
             raise ValueError(f"dual_clip: needs a number above 1, got {self.dual_clip}")
 
     def rule(self, ratio: Tensor, advantages: Tensor, new: Tensor, old: Tensor) -> tuple[Tensor, Tensor]:

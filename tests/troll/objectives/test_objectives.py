@@ -113,6 +113,9 @@ def test_troll_needs_rows_of_the_old_policy() -> None:
         ({"dropped_mass": 1.0}, r"dropped_mass: needs a value in \[0, 1\)"),
         ({"default_prob": 0.0}, "default_prob: needs a positive"),
         ({"backward": "fast"}, "backward: 'fast' is not one of auto, sparse, dense"),
+        ({"dropped_mass": "1e-5"}, "dropped_mass: needs a number, got '1e-5'"),
+        ({"kl_bound": None}, "kl_bound: needs a number, got None"),
+        ({"max_tokens": 64.0}, r"max_tokens: needs a whole number, got 64\.0"),
     ],
 )
 def test_trolls_options_are_checked_when_it_is_made(options: dict[str, Any], message: str) -> None:

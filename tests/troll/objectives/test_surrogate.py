@@ -170,6 +170,8 @@ def test_sparse_rows_serve_as_old_log_probs() -> None:
     [
         ({"clip_low": -0.1}, "clip_low: needs a number of at least 0"),
         ({"dual_clip": 1.0}, "dual_clip: needs a number above 1"),
+        ({"dual_clip": math.nan}, "dual_clip: needs a number above 1"),
+        ({"dual_clip": "3"}, "dual_clip: needs a number, got '3'"),
         ({"temperature": -1.0}, "temperature: needs a positive number"),
     ],
 )
