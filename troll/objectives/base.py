@@ -10,7 +10,7 @@ from typing import ClassVar, Generic, Literal, NamedTuple, TypedDict, TypeVar, g
 from torch import Tensor
 
 from troll import checks
-from troll.aggregation import Aggregation, Segments, aggregate, need_sequences
+from troll.aggregation import Aggregation, aggregate, need_sequences
 from troll.batch import Batch, LossOutput, mean, select_batch
 from troll.fused import kept_from_hidden, make_head
 from troll.gradient import Backward
@@ -214,8 +214,15 @@ class Objective(ABC, Generic[Old]):
         return aggregate(values, batch.segments, self.aggregation, batch.normalizer)
 
     def importance(self, log_ratio: Tensor, batch: Batch) -> Tensor:
-        """Importance weights `[M]` from the tokens' log-ratios."""
-        return importance(log_ratio, batch.segments, self.ratio)
+        """Importance weights `[M]` from the tokens' log-ratios.
+
+        At sequence level (GSPO) a weight has the value of its sequence's geometric mean and the gradient of its own
+        token.
+        """
+        if self.ratio == "token":
+            return log_ratio.exp()
+        of_sequence = batch.segments.mean(log_ratio.detach()).clamp(max=_MAX_LOG_RATIO).exp()
+        return of_sequence[batch.segments.index] * (log_ratio - log_ratio.detach()).exp()
 
     def _select(
         self,
@@ -252,14 +259,3 @@ class Objective(ABC, Generic[Old]):
             bonus = self.entropy_coefficient * self.total(self.entropy(kept, old), batch)
             term, metrics = term - bonus, metrics | {"entropy_bonus": bonus.detach()}
         return term, metrics
-
-
-def importance(log_ratio: Tensor, segments: Segments, ratio: Ratio) -> Tensor:
-    """Importance weights `[M]` from the tokens' log-ratios.
-
-    At sequence level (GSPO) a weight has the value of its sequence's geometric mean and the gradient of its own token.
-    """
-    if ratio == "token":
-        return log_ratio.exp()
-    of_sequence = segments.mean(log_ratio.detach()).clamp(max=_MAX_LOG_RATIO).exp()
-    return of_sequence[segments.index] * (log_ratio - log_ratio.detach()).exp()
