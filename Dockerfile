@@ -4,12 +4,14 @@ ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_
 RUN useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin troll \
     && install -d -o troll -g troll -m 0700 /data && install -d -m 0755 /models
 WORKDIR /app
-COPY pyproject.toml constraints.txt README.md ./
+COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY service ./service
 COPY workers ./workers
 COPY troll ./troll
 COPY migrations ./migrations
-RUN pip install -c constraints.txt .
+# What the service imports, and not the torch that the package itself requires.
+RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['service'], sep='\n')" > /tmp/service.txt \
+    && pip install -c constraints.txt -r /tmp/service.txt && pip install --no-deps . && rm /tmp/service.txt
 
 FROM base AS service
 USER troll

@@ -12,6 +12,7 @@ import argparse
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -97,27 +98,27 @@ def liger(layer: Layer) -> Tensor:
     return result
 
 
-def plain(loss: Callable[..., troll.LossOutput]) -> Callable[[Layer], Tensor]:
+def plain(objective: troll.Objective[Any]) -> Callable[[Layer], Tensor]:
     """A loss of the package, from logits."""
-    return lambda x: loss(x.hidden @ x.weight.T, x.old, x.tokens, x.advantages).loss
+    return lambda x: objective.loss(x.hidden @ x.weight.T, x.old, x.tokens, x.advantages).loss
 
 
-def fused(loss: Callable[..., troll.LossOutput], **options: str) -> Callable[[Layer], Tensor]:
+def fused(objective: troll.Objective[Any]) -> Callable[[Layer], Tensor]:
     """A loss of the package, from hidden states."""
-    return lambda x: loss(x.hidden, x.weight, x.old, x.tokens, x.advantages, **options).loss
+    return lambda x: objective.fused_loss(x.hidden, x.weight, x.old, x.tokens, x.advantages).loss
 
 
 METHODS: dict[str, Callable[[Layer], Tensor]] = {
     "PPO clip, dense": dense_clip,
-    "PPO clip, `troll.clip_loss`": plain(troll.clip_loss),
-    "PPO clip, `troll.fused_clip_loss`": fused(troll.fused_clip_loss),
+    "PPO clip, `Clip().loss`": plain(troll.Clip()),
+    "PPO clip, `Clip().fused_loss`": fused(troll.Clip()),
     "GRPO clip, Liger chunked": liger,
-    "TROLL, `troll.troll_loss`": plain(troll.troll_loss),
-    "TROLL, `troll.fused_troll_loss`": fused(troll.fused_troll_loss),
-    "TROLL, fused, old support": fused(troll.fused_troll_loss, support="old"),
-    "TROLL, fused, dense backward": fused(troll.fused_troll_loss, backward="dense"),
+    "TROLL, `Troll().loss`": plain(troll.Troll()),
+    "TROLL, `Troll().fused_loss`": fused(troll.Troll()),
+    "TROLL, fused, old support": fused(troll.Troll(support="old")),
+    "TROLL, fused, dense backward": fused(troll.Troll(backward="dense")),
 }
-BASE, LIGER, OURS = "PPO clip, dense", "GRPO clip, Liger chunked", "TROLL, `troll.fused_troll_loss`"
+BASE, LIGER, OURS = "PPO clip, dense", "GRPO clip, Liger chunked", "TROLL, `Troll().fused_loss`"
 
 
 def step(method: Callable[[Layer], Tensor], layer: Layer) -> None:
@@ -146,7 +147,7 @@ def compare(shape: tuple[int, int, int], flat: bool, rounds: int) -> str:
         for name in METHODS
     ]
     header = ["loss layer", "seconds", "x dense clip", "x Liger"]
-    metrics = troll.fused_troll_loss(layer.hidden, layer.weight, layer.old, layer.tokens, layer.advantages).metrics
+    metrics = troll.Troll().fused_loss(layer.hidden, layer.weight, layer.old, layer.tokens, layer.advantages).metrics
     words = (
         f"{'Flat' if flat else 'Peaked'} rows: {metrics['kept_tokens']:.1f} tokens kept of {shape[2]:,} "
         f"({metrics['kept_mass']:.4f} of the mass), {metrics['fraction_projected']:.0%} of the tokens projected, "

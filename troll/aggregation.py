@@ -4,7 +4,7 @@ M tokens (those the mask selects), flat; `segments` says which sequence each bel
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -12,7 +12,23 @@ from torch import Tensor
 from troll import checks
 
 Aggregation = Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"]
-AGGREGATIONS = ("token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm")
+
+
+@dataclass(frozen=True)
+class Mode:
+    """One way from a loss per token to one number: a sum, and the count over the whole batch that divides it."""
+
+    per: Literal["token", "sequence", "position"]
+    """What is counted; positions are those of all sequences padded to one length."""
+    sums: Literal["tokens", "sequence means"] = "tokens"
+
+
+AGGREGATIONS: dict[str, Mode] = {
+    "token-mean": Mode(per="token"),
+    "seq-mean-token-mean": Mode(per="sequence", sums="sequence means"),
+    "seq-mean-token-sum": Mode(per="sequence"),
+    "seq-mean-token-sum-norm": Mode(per="position"),
+}
 
 
 @dataclass(frozen=True)
@@ -72,8 +88,8 @@ def aggregate(
             parallel ranks), the parts' losses and gradients add up to those of one large batch. A sequence must then
             lie in one part.
     """
-    checks.one_of("aggregation", mode, AGGREGATIONS)
-    total = segments.mean(values).sum() if mode == "seq-mean-token-mean" else values.sum()
+    checks.one_of("aggregation", mode, get_args(Aggregation))
+    total = segments.mean(values).sum() if AGGREGATIONS[mode].sums == "sequence means" else values.sum()
     return total / _divisor(len(values), segments, mode, normalizer)
 
 
@@ -82,10 +98,11 @@ def _divisor(tokens: int, segments: Segments, mode: str, normalizer: float | Ten
         if float(normalizer) <= 0:
             raise ValueError(f"normalizer: needs a positive number, got {float(normalizer)}")
         return normalizer
-    if mode == "token-mean":
-        return max(tokens, 1)
-    if mode != "seq-mean-token-sum-norm":
-        return max(segments.number, 1)
-    if segments.length is None:
-        raise ValueError("normalizer: seq-mean-token-sum-norm needs one for packed tokens (sequences x longest length)")
-    return max(segments.number * segments.length, 1)
+    if segments.length is None and AGGREGATIONS[mode].per == "position":
+        raise ValueError(f"normalizer: {mode} needs one for packed tokens (sequences x longest length)")
+    return max(divisor(mode, tokens, segments.number, segments.length or 0), 1)
+
+
+def divisor(mode: str, tokens: int, sequences: int, length: int) -> int:
+    """What a batch of so many tokens in sequences padded to `length` is divided by."""
+    return {"token": tokens, "sequence": sequences, "position": sequences * length}[AGGREGATIONS[mode].per]

@@ -1,9 +1,13 @@
 """Checks of what a caller passes in: every error is a ValueError that names the argument and, where it can, the row."""
 
 import math
+from numbers import Integral
+from typing import get_args
 
 import torch
 from torch import Tensor
+
+from troll.rows import Tail
 
 
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -59,18 +63,28 @@ def projection_matrix(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> No
         same_shape("bias", bias, "weight", weight.shape[:1])
 
 
+def finite(name: str, value: float) -> bool:
+    """Whether a number is neither NaN nor infinite; what is no number (as YAML reads `1e-5`) is an error."""
+    try:
+        return math.isfinite(value)
+    except TypeError as error:
+        raise ValueError(f"{name}: needs a number, got {value!r}") from error
+
+
 def positive(name: str, value: float) -> None:
-    if not (math.isfinite(value) and value > 0):
+    if not (finite(name, value) and value > 0):
         raise ValueError(f"{name}: needs a positive number, got {value}")
 
 
 def at_least_one(name: str, value: int) -> None:
+    if not isinstance(value, Integral):
+        raise ValueError(f"{name}: needs a whole number, got {value!r}")
     if value < 1:
         raise ValueError(f"{name}: needs at least 1, got {value}")
 
 
 def not_negative(name: str, value: float) -> None:
-    if not (math.isfinite(value) and value >= 0):
+    if not (finite(name, value) and value >= 0):
         raise ValueError(f"{name}: needs a number of at least 0, got {value}")
 
 
@@ -84,15 +98,20 @@ def sparsity(
 ) -> None:
     """The options that decide what a sparse row keeps."""
     at_least_one("max_tokens", max_tokens)
-    if not 0 <= dropped_mass < 1:
+    if not (finite("dropped_mass", dropped_mass) and 0 <= dropped_mass < 1):
         raise ValueError(f"dropped_mass: needs a value in [0, 1), got {dropped_mass}")
     positive("default_prob", default_prob)
+    tail_within_row(default_prob, vocabulary_size)
+    positive("temperature", temperature)
+    one_of("tail", tail, get_args(Tail))
+
+
+def tail_within_row(default_prob: float, vocabulary_size: int) -> None:
+    """A row of nothing but left-out tokens still has mass to give."""
     if default_prob * vocabulary_size >= 1:
         raise ValueError(
             f"default_prob: {default_prob} for each of {vocabulary_size} tokens is more than the whole mass"
         )
-    positive("temperature", temperature)
-    one_of("tail", tail, ("constant", "mass"))
 
 
 def selected_rows(mask: Tensor | None, tokens: Tensor) -> Tensor:

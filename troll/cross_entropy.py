@@ -59,7 +59,7 @@ def fused_cross_entropy(
 ) -> LossOutput:
     """`cross_entropy` from hidden states `[..., H]` and the output matrix `[V, H]`; logits exist a tile at a time.
 
-    The other arguments are `fused_troll_loss`'s.
+    The other arguments are those of `Objective.fused_loss`.
     """
     checks.logits_and_tokens("hidden", hidden, tokens)
     head = make_head(hidden, weight, bias, 1.0, logit_scale, softcap)

@@ -9,8 +9,8 @@ from torch import Tensor
 from troll import checks
 from troll.gradient import Attach, Backward
 from troll.head import Head, scan
-from troll.rows import SparseLogProbs
-from troll.sparse import Kept, Tail, keep, sparse_from_kept, spread
+from troll.rows import SparseLogProbs, Tail
+from troll.sparse import Kept, keep, sparse_from_kept, spread
 
 
 def select_from_hidden(
@@ -90,7 +90,7 @@ def fused_sparsify(
     tail: Tail = "constant",
     spare_tokens: int = 0,
 ) -> SparseLogProbs:
-    """`sparsify` from hidden states `[..., H]` and the output matrix `[V, H]`; see `fused_troll_loss` for the rest."""
+    """`sparsify` from hidden states `[..., H]` and an output matrix `[V, H]`: see `Objective.fused_loss` for it."""
     checks.logits_and_tokens("hidden", hidden, tokens)
     head = make_head(hidden, weight, bias, temperature, logit_scale, softcap).detach()
     checks.sparsity(max_tokens, dropped_mass, default_prob, temperature, head.vocabulary_size, tail)

@@ -1,7 +1,7 @@
 """KL to a reference policy from the sampled tokens alone: Schulman's estimators k1, k2 and k3."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ class Reference:
     def __post_init__(self) -> None:
         checks.floating("reference.log_probs", self.log_probs)
         checks.not_negative("reference.coefficient", self.coefficient)
-        checks.one_of("reference.estimator", self.estimator, ("k1", "k2", "k3"))
+        checks.one_of("reference.estimator", self.estimator, get_args(Estimator))
 
 
 def reference_kl(log_probs: Tensor, reference_log_probs: Tensor, estimator: Estimator = "k3") -> Tensor:
@@ -34,7 +34,7 @@ def reference_kl(log_probs: Tensor, reference_log_probs: Tensor, estimator: Esti
     With `d = log reference - log policy`: k1 is `-d` (unbiased, can be negative), k2 is `d^2 / 2` (its gradient is the
     unbiased one), k3 is `exp(d) - 1 - d` (unbiased and never negative).
     """
-    checks.one_of("estimator", estimator, ("k1", "k2", "k3"))
+    checks.one_of("estimator", estimator, get_args(Estimator))
     difference = reference_log_probs - log_probs
     if estimator == "k1":
         return -difference

@@ -7,10 +7,13 @@ probability, the tail, so that a row still sums to 1 over the whole vocabulary.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+Tail = Literal["constant", "mass"]
+"""What the tokens left out get: one small probability each, or the mass that was left out, spread evenly."""
 
 
 @dataclass(frozen=True)

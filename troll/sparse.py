@@ -3,15 +3,14 @@
 Shapes: `...` leading (`[B, T]` or `[N]`), M rows, K slots, U slots of an aligned pair, V vocabulary.
 """
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from troll import checks, kernels
-from troll.rows import TENSORS, SparseLogProbs
+from troll.rows import TENSORS, SparseLogProbs, Tail
 
-Tail = Literal["constant", "mass"]
 _CHUNK_BYTES = 1 << 26
 
 

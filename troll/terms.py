@@ -11,8 +11,8 @@ from torch import Tensor
 from troll import kernels
 from troll.align import AlignedPair, align
 from troll.projection import Projection, project_rows
-from troll.rows import SparseLogProbs
-from troll.sparse import Tail, normalise
+from troll.rows import SparseLogProbs, Tail
+from troll.sparse import normalise
 
 
 class Terms(NamedTuple):

@@ -57,8 +57,8 @@ def test_fused_equals_plain(
     old = troll.sparsify(old_hidden @ weight.detach().T, tokens, max_tokens=cap)
     fused_old = troll.fused_sparsify(old_hidden, weight, tokens, max_tokens=cap)
     assert torch.allclose(fused_old.dense(), old.dense(), atol=1e-10)
-    plain = troll.troll_loss(new @ weight.T, old, tokens, advantages, max_tokens=cap)
-    layer = troll.fused_troll_loss(new, weight, old, tokens, advantages, max_tokens=cap, backward=backward)
+    plain = troll.Troll(max_tokens=cap).loss(new @ weight.T, old, tokens, advantages)
+    layer = troll.Troll(max_tokens=cap, backward=backward).fused_loss(new, weight, old, tokens, advantages)
     assert torch.allclose(layer.loss, plain.loss)
     for name, value in plain.metrics.items():
         assert torch.allclose(layer.metrics[name], value), name
@@ -83,12 +83,13 @@ def test_the_output_layers_of_the_model_families(
         raw = hidden @ weight.T if bias is None else hidden @ weight.T + bias
         return raw * scale if softcap is None else softcap * torch.tanh(raw * scale / softcap)
 
-    layer = {"bias": bias, "logit_scale": scale, "softcap": softcap, "temperature": temperature, "max_tokens": 20}
-    old = troll.fused_sparsify(old_hidden, weight, tokens, **layer)
+    layer = {"bias": bias, "logit_scale": scale, "softcap": softcap}
+    objective = troll.Troll(temperature=temperature, max_tokens=20)
+    old = troll.fused_sparsify(old_hidden, weight, tokens, temperature=temperature, **layer, **objective.sparsity)
     plain_old = troll.sparsify(logits(old_hidden).detach(), tokens, temperature=temperature, max_tokens=20)
     assert torch.allclose(old.dense(), plain_old.dense(), atol=1e-9)
-    got = troll.fused_troll_loss(new, weight, old, tokens, advantages, **layer)
-    want = troll.troll_loss(logits(new), old, tokens, advantages, temperature=temperature, max_tokens=20)
+    got = objective.fused_loss(new, weight, old, tokens, advantages, **layer)
+    want = troll.Troll(temperature=temperature, max_tokens=20).loss(logits(new), old, tokens, advantages)
     inputs = [new, weight] if bias is None else [new, weight, bias]
     assert torch.allclose(got.loss, want.loss)
     for left, right in zip(gradients(got.loss, inputs), gradients(want.loss, inputs), strict=True):
@@ -123,8 +124,8 @@ def test_logits_that_rise_along_the_vocabulary() -> None:
 def test_the_chunk_size_changes_nothing(chunk_size: int) -> None:
     new, old_hidden, weight, tokens, advantages = make_layer(10, 6, 700)
     old = troll.fused_sparsify(old_hidden, weight, tokens, chunk_size=chunk_size)
-    got = troll.fused_troll_loss(new, weight, old, tokens, advantages, chunk_size=chunk_size)
-    want = troll.fused_troll_loss(new, weight, old, tokens, advantages)
+    got = troll.Troll().fused_loss(new, weight, old, tokens, advantages, chunk_size=chunk_size)
+    want = troll.Troll().fused_loss(new, weight, old, tokens, advantages)
     assert torch.allclose(got.loss, want.loss)
     for left, right in zip(gradients(got.loss, [new, weight]), gradients(want.loss, [new, weight]), strict=True):
         assert torch.allclose(left, right)
@@ -134,10 +135,10 @@ def test_the_chunk_size_changes_nothing(chunk_size: int) -> None:
 def test_float32_gradients() -> None:
     new, old_hidden, weight, tokens, advantages = make_layer(64, 32, 3000, dtype=torch.float32)
     old = troll.fused_sparsify(old_hidden, weight, tokens)
-    loss = troll.fused_troll_loss(new, weight, old, tokens, advantages).loss
+    loss = troll.Troll().fused_loss(new, weight, old, tokens, advantages).loss
     wide = [x.detach().double().requires_grad_() for x in (new, weight)]
     wide_old = troll.sparsify(old_hidden.double() @ wide[1].detach().T, tokens)
-    wanted = troll.troll_loss(wide[0] @ wide[1].T, wide_old, tokens, advantages.double()).loss
+    wanted = troll.Troll().loss(wide[0] @ wide[1].T, wide_old, tokens, advantages.double()).loss
     for got, want in zip(gradients(loss, [new, weight]), gradients(wanted, wide), strict=True):
         assert got.dtype == torch.float32
         assert distance(got, want) <= 1e-4
@@ -146,10 +147,10 @@ def test_float32_gradients() -> None:
 def test_bfloat16_loses_no_more_than_a_naive_implementation() -> None:
     new, old_hidden, weight, tokens, advantages = make_layer(64, 32, 3000, dtype=torch.bfloat16)
     old = troll.fused_sparsify(old_hidden, weight, tokens)
-    got = gradients(troll.fused_troll_loss(new, weight, old, tokens, advantages).loss, [new, weight])
-    naive = gradients(troll.troll_loss((new @ weight.T).log_softmax(-1), old, tokens, advantages).loss, [new, weight])
+    got = gradients(troll.Troll().fused_loss(new, weight, old, tokens, advantages).loss, [new, weight])
+    naive = gradients(troll.Troll().loss((new @ weight.T).log_softmax(-1), old, tokens, advantages).loss, [new, weight])
     wide = [x.detach().double().requires_grad_() for x in (new, weight)]
-    want = gradients(troll.troll_loss(wide[0] @ wide[1].T, old, tokens, advantages.double()).loss, wide)
+    want = gradients(troll.Troll().loss(wide[0] @ wide[1].T, old, tokens, advantages.double()).loss, wide)
     for ours, theirs, exact in zip(got, naive, want, strict=True):
         assert ours.dtype == torch.bfloat16
         assert distance(ours, exact) <= distance(theirs, exact)
@@ -158,9 +159,9 @@ def test_bfloat16_loses_no_more_than_a_naive_implementation() -> None:
 def test_autocast_does_not_coarsen_the_layer() -> None:
     new, old_hidden, weight, tokens, advantages = make_layer(16, 8, 900, dtype=torch.float32)
     old = troll.fused_sparsify(old_hidden, weight, tokens)
-    want = troll.fused_troll_loss(new, weight, old, tokens, advantages)
+    want = troll.Troll().fused_loss(new, weight, old, tokens, advantages)
     with torch.autocast("cpu", torch.bfloat16):
-        got = troll.fused_troll_loss(new, weight, old, tokens, advantages)
+        got = troll.Troll().fused_loss(new, weight, old, tokens, advantages)
         assert torch.equal(got.loss, want.loss)
         for left, right in zip(gradients(got.loss, [new, weight]), gradients(want.loss, [new, weight]), strict=True):
             assert torch.equal(left, right)
@@ -169,9 +170,9 @@ def test_autocast_does_not_coarsen_the_layer() -> None:
 def test_a_frozen_output_matrix_gets_no_gradient() -> None:
     new, old_hidden, weight, tokens, advantages = make_layer(10, 6, 700)
     old = troll.fused_sparsify(old_hidden, weight, tokens)
-    want = gradients(troll.fused_troll_loss(new, weight, old, tokens, advantages).loss, [new])[0]
+    want = gradients(troll.Troll().fused_loss(new, weight, old, tokens, advantages).loss, [new])[0]
     frozen = weight.detach()
-    troll.fused_troll_loss(new, frozen, old, tokens, advantages).loss.backward()
+    troll.Troll().fused_loss(new, frozen, old, tokens, advantages).loss.backward()
     assert frozen.grad is None
     assert torch.equal(new.grad, want)
 
@@ -181,9 +182,9 @@ def test_a_tied_matrix_collects_both_gradients() -> None:
     inputs = torch.randint(700, (10,), generator=torch.Generator().manual_seed(1))
     hidden = torch.nn.functional.embedding(inputs, weight).tanh()
     old = troll.fused_sparsify(hidden.detach() + 0.3, weight, tokens)
-    got = gradients(troll.fused_troll_loss(hidden, weight, old, tokens, advantages).loss, [weight])[0]
+    got = gradients(troll.Troll().fused_loss(hidden, weight, old, tokens, advantages).loss, [weight])[0]
     plain = torch.nn.functional.embedding(inputs, weight).tanh() @ weight.T
-    want = gradients(troll.troll_loss(plain, old, tokens, advantages).loss, [weight])[0]
+    want = gradients(troll.Troll().loss(plain, old, tokens, advantages).loss, [weight])[0]
     assert distance(got, want) <= 1e-9
 
 
@@ -195,8 +196,8 @@ def test_a_sparse_gradient_of_a_tied_matrix_adds_up_to_the_same_bits() -> None:
         tied = weight.detach().clone().requires_grad_()
         hidden = torch.nn.functional.embedding(read, tied) + old_hidden
         old = troll.fused_sparsify(old_hidden, tied, tokens)
-        output = troll.fused_troll_loss(
-            hidden, tied, old, tokens, advantages, backward="sparse", sparse_weight_grad=sparse
+        output = troll.Troll(backward="sparse").fused_loss(
+            hidden, tied, old, tokens, advantages, sparse_weight_grad=sparse
         )
         output.loss.backward()
         assert tied.grad is not None
@@ -211,9 +212,9 @@ def test_a_sparse_gradient_holds_the_rows_it_touches() -> None:
     old = troll.fused_sparsify(old_hidden, weight, tokens)
     given = [
         gradients(
-            troll.fused_troll_loss(
-                new, weight, old, tokens, advantages, backward="sparse", sparse_weight_grad=sparse
-            ).loss,
+            troll.Troll(backward="sparse")
+            .fused_loss(new, weight, old, tokens, advantages, sparse_weight_grad=sparse)
+            .loss,
             [weight],
         )[0]
         for sparse in (False, True)
@@ -226,14 +227,14 @@ def test_a_sparse_gradient_holds_the_rows_it_touches() -> None:
 def test_rows_that_need_the_dense_part_get_a_dense_gradient() -> None:
     new, old_hidden, weight, tokens, advantages = make_layer(20, 16, 1300)
     old = troll.fused_sparsify(old_hidden, weight, tokens)
-    loss = troll.fused_troll_loss(new, weight, old, tokens, advantages, backward="dense", sparse_weight_grad=True).loss
+    loss = troll.Troll(backward="dense").fused_loss(new, weight, old, tokens, advantages, sparse_weight_grad=True).loss
     assert not gradients(loss, [weight])[0].is_sparse
 
 
 def test_an_unmoved_policy_has_ratio_one() -> None:
     _, old_hidden, weight, tokens, advantages = make_layer(50, 16, 5000, dtype=torch.float32)
     old = troll.fused_sparsify(old_hidden, weight, tokens)
-    metrics = troll.fused_troll_loss(old_hidden, weight, old, tokens, advantages).metrics
+    metrics = troll.Troll().fused_loss(old_hidden, weight, old, tokens, advantages).metrics
     assert metrics["ratio"].item() == metrics["ratio_max"].item() == 1.0
     assert metrics["kl_before_max"].item() == 0.0
 
@@ -244,21 +245,15 @@ def test_masked_tokens_are_not_read(support: str) -> None:
     mask = torch.tensor([1, 0, 1] * 4).view(3, 4)
     rows = mask.reshape(-1).nonzero().squeeze(-1)
     old = troll.fused_sparsify(old_hidden, weight, tokens)
-    want = troll.fused_troll_loss(new[rows], weight, old[rows], tokens[rows], advantages[rows], support=support)
+    want = troll.Troll(support=support).fused_loss(new[rows], weight, old[rows], tokens[rows], advantages[rows])
     expected = gradients(want.loss, [new, weight])
     broken = new.detach().clone()
     broken[mask.reshape(-1) == 0] = torch.nan
     broken.requires_grad_()
     old_masked = troll.fused_sparsify(broken.view(3, 4, 6), weight, tokens.view(3, 4), mask)
     assert (old_masked.reshape(12).ids[mask.reshape(-1) == 0] == -1).all()
-    got = troll.fused_troll_loss(
-        broken.view(3, 4, 6),
-        weight,
-        old.reshape(3, 4),
-        tokens.view(3, 4),
-        advantages.view(3, 4),
-        mask,
-        support=support,
+    got = troll.Troll(support=support).fused_loss(
+        broken.view(3, 4, 6), weight, old.reshape(3, 4), tokens.view(3, 4), advantages.view(3, 4), mask
     )
     for left, right in zip(gradients(got.loss, [broken, weight]), expected, strict=True):
         assert torch.allclose(left, right)
@@ -267,8 +262,8 @@ def test_masked_tokens_are_not_read(support: str) -> None:
 def test_the_old_support_equals_plain() -> None:
     new, old_hidden, weight, tokens, advantages = make_layer(12, 6, 700)
     old = troll.fused_sparsify(old_hidden, weight, tokens, max_tokens=10)
-    got = troll.fused_troll_loss(new, weight, old, tokens, advantages, support="old")
-    want = troll.troll_loss(new @ weight.T, old, tokens, advantages, support="old")
+    got = troll.Troll(support="old").fused_loss(new, weight, old, tokens, advantages)
+    want = troll.Troll(support="old").loss(new @ weight.T, old, tokens, advantages)
     for left, right in zip(gradients(got.loss, [new, weight]), gradients(want.loss, [new, weight]), strict=True):
         assert distance(left, right) <= 1e-9
 
@@ -276,7 +271,7 @@ def test_the_old_support_equals_plain() -> None:
 def test_an_empty_mask_is_a_loss_of_zero() -> None:
     new, old_hidden, weight, tokens, advantages = make_layer(5, 6, 700)
     old = troll.fused_sparsify(old_hidden, weight, tokens)
-    out = troll.fused_troll_loss(new, weight, old, tokens, advantages, torch.zeros(5))
+    out = troll.Troll().fused_loss(new, weight, old, tokens, advantages, torch.zeros(5))
     out.loss.backward()
     assert out.loss.item() == 0
     assert torch.count_nonzero(new.grad) == 0
@@ -292,7 +287,7 @@ def test_a_head_with_minus_infinity_in_its_bias() -> None:
     narrow_old = troll.fused_sparsify(old_hidden, weight, tokens, max_tokens=9)
     old = troll.fused_sparsify(old_hidden, wide, tokens, bias=bias, max_tokens=9)
     assert torch.equal(old.ids, narrow_old.ids)
-    out = troll.fused_troll_loss(new, wide, old, tokens, advantages, bias=bias, max_tokens=9, backward="dense")
+    out = troll.Troll(max_tokens=9, backward="dense").fused_loss(new, wide, old, tokens, advantages, bias=bias)
     assert torch.isfinite(out.metrics["entropy"])
     assert all(torch.isfinite(gradient).all() for gradient in gradients(out.loss, [new, weight]))
 
@@ -316,7 +311,7 @@ def test_no_tensor_holds_all_the_logits(backward: str, monkeypatch: pytest.Monke
     new, old_hidden, weight, tokens, advantages = make_layer(rows, hidden_size, vocabulary, dtype=torch.float32)
     with Allocations() as seen:
         old = troll.fused_sparsify(old_hidden, weight, tokens)
-        out = troll.fused_troll_loss(new, weight, old, tokens, advantages, backward=backward)
+        out = troll.Troll(backward=backward).fused_loss(new, weight, old, tokens, advantages)
         gradients(out.loss, [new, weight])
     assert seen.largest <= max(vocabulary * hidden_size, 1 << 15)
 
@@ -340,10 +335,10 @@ def test_rows_whose_remainder_vanishes_stay_sparse(monkeypatch: pytest.MonkeyPat
     """Above the size where the dense part is free, a sharp policy that moved a little touches kept rows only."""
     new, old_hidden, weight, tokens, advantages = make_layer(20, 8, 20_000, 2.0, 0.02, torch.float32)
     old = troll.fused_sparsify(old_hidden, weight, tokens)
-    loss = troll.fused_troll_loss(new, weight, old, tokens, advantages).loss
+    loss = troll.Troll().fused_loss(new, weight, old, tokens, advantages).loss
     touched = gradients(loss, [weight])[0].abs().sum(-1).count_nonzero()
     assert touched <= 20 * 65
-    loss = troll.fused_troll_loss(new, weight, old, tokens, advantages).loss
+    loss = troll.Troll().fused_loss(new, weight, old, tokens, advantages).loss
     assert remainders(new, weight, loss, monkeypatch) == [0]
 
 
@@ -352,10 +347,10 @@ def test_rows_whose_remainder_shows_get_the_dense_part(monkeypatch: pytest.Monke
     _, old_hidden, weight, tokens, advantages = make_layer(20, 8, 20_000, 0.5, 0.0, torch.float32)
     new = (-old_hidden).requires_grad_()
     old = troll.fused_sparsify(old_hidden, weight, tokens, max_tokens=2)
-    loss = troll.fused_troll_loss(new, weight, old, tokens, advantages, max_tokens=2).loss
+    loss = troll.Troll(max_tokens=2).fused_loss(new, weight, old, tokens, advantages).loss
     assert remainders(new, weight, loss, monkeypatch)[0] > 0
-    exact = troll.fused_troll_loss(new, weight, old, tokens, advantages, max_tokens=2, backward="dense").loss
-    loss = troll.fused_troll_loss(new, weight, old, tokens, advantages, max_tokens=2).loss
+    exact = troll.Troll(max_tokens=2, backward="dense").fused_loss(new, weight, old, tokens, advantages).loss
+    loss = troll.Troll(max_tokens=2).fused_loss(new, weight, old, tokens, advantages).loss
     for got, want in zip(gradients(loss, [new, weight]), gradients(exact, [new, weight]), strict=True):
         assert distance(got, want) <= 1e-3
 
@@ -378,11 +373,10 @@ OLD = troll.sparsify(HIDDEN @ WEIGHT.T, TOKENS)
         ({"hidden": HIDDEN.index_fill(1, torch.tensor(1), torch.nan)}, "hidden: row 1 holds NaN or infinity"),
         ({"softcap": 0.0}, "softcap: needs a positive number"),
         ({"logit_scale": -1.0}, "logit_scale: needs a positive number"),
-        ({"backward": "fast"}, "backward: 'fast' is not one of auto, sparse, dense"),
         ({"chunk_size": 0}, "chunk_size: needs at least 1, got 0"),
     ],
 )
 def test_errors_name_the_argument_and_the_row(change: dict, message: str) -> None:
     arguments = {"hidden": HIDDEN, "weight": WEIGHT, "old": OLD, "tokens": TOKENS, "advantages": ADVANTAGES} | change
     with pytest.raises(ValueError, match=message):
-        troll.fused_troll_loss(**arguments)
+        troll.Troll().fused_loss(**arguments)

@@ -20,9 +20,11 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from trl import GRPOConfig, GRPOTrainer
 
 from troll import checks
+from troll.batch import mean
 from troll.fused import fused_sparsify, kept_from_hidden, make_head
 from troll.integrations.output_layer import OutputLayer, Reader, Reading, divert_output_layer
-from troll.objective import describe
+from troll.metrics import MEAN, combine
+from troll.objectives.troll import Troll, describe
 from troll.rows import TENSORS, SparseLogProbs
 from troll.sparse import Kept, sparse_from_kept
 from troll.terms import Terms, token_terms
@@ -60,12 +62,22 @@ class TROLLConfig(GRPOConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         checks.one_of("objective", self.objective, ("troll", "clip"))
-        checks.positive("kl_bound", self.kl_bound)
-        checks.not_negative("alpha", self.alpha)
-        checks.sparsity(self.max_tokens, self.dropped_mass, self.default_prob, self.temperature, 1, self.tail)
+        objective_of(self)
 
 
-OPTIONS: dict[str, Any] = {option.name: option.default for option in fields(TROLLConfig)[len(fields(GRPOConfig)) :]}
+OPTIONS = {option.name for option in fields(TROLLConfig)} - {option.name for option in fields(GRPOConfig)}
+
+
+def objective_of(config: GRPOConfig) -> Troll | None:
+    """The objective of a `TROLLConfig`, TROLL's defaults for a plain `GRPOConfig`; None where the loss is TRL's own.
+
+    Raises:
+        ValueError: names the option that does not fit.
+    """
+    given = {name: getattr(config, name) for name in OPTIONS if hasattr(config, name)}
+    if given.pop("objective", "troll") == "clip":
+        return None
+    return Troll(temperature=config.temperature, **given)
 
 
 @dataclass
@@ -111,8 +123,8 @@ class TROLLTrainer(GRPOTrainer):
         self._old: list[SparseLogProbs] = []
         self._wants_old = False
         super().__init__(*args, **kwargs)
-        self.options = {name: getattr(self.args, name, default) for name, default in OPTIONS.items()}
-        if self.options["objective"] == "clip":
+        self.troll = objective_of(self.args)
+        if self.troll is None:
             return
         self._check_options()
         # TRL's ratio is never outside an infinite interval.
@@ -138,7 +150,7 @@ class TROLLTrainer(GRPOTrainer):
             raise ValueError("deepspeed: ZeRO stage 3 takes the output layer away before the backward pass; use FSDP2")
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        if self.options["objective"] == "clip":
+        if self.troll is None:
             return super()._generate_and_score_completions(inputs)
         self._wants_old, self._old = True, []
         try:
@@ -173,6 +185,7 @@ class TROLLTrainer(GRPOTrainer):
 
     def _read_old(self, layer: OutputLayer, length: int) -> Reading:
         """Keeps the old policy's rows of a few sequences."""
+        assert self.troll is not None
         labels = layer.labels[:, -length:]
         mask = labels != -100
         rows = fused_sparsify(
@@ -184,19 +197,15 @@ class TROLLTrainer(GRPOTrainer):
             logit_scale=layer.logit_scale,
             softcap=layer.softcap,
             temperature=self.temperature,
-            **self._sparsity(),
-            default_prob=self.options["default_prob"],
-            tail=self.options["tail"],
+            **self.troll.sparsity,
         )
         self._old.append(rows)
         return Reading(rows.token_log_probs, torch.zeros_like(rows.token_log_probs))
 
-    def _sparsity(self) -> dict[str, Any]:
-        return {name: self.options[name] for name in ("max_tokens", "dropped_mass")}
-
     def _read_new(self, layer: OutputLayer, update: _Update) -> Reading:
         """Projects the tokens that count; returns the projected policy's log-ratios and the entropies."""
-        length = update.mask.shape[1]
+        objective, length = self.troll, update.mask.shape[1]
+        assert objective is not None
         rows = update.mask.reshape(-1).nonzero().squeeze(-1)
         kept = kept_from_hidden(
             layer.hidden[:, -length:][update.mask],
@@ -204,23 +213,24 @@ class TROLLTrainer(GRPOTrainer):
             layer.labels[:, -length:][update.mask],
             rows=rows,
             at_ids=None,
+            max_tokens=objective.max_tokens,
+            dropped_mass=objective.dropped_mass,
             chunk_size=None,
-            backward="auto",
-            **self._sparsity(),
+            backward=objective.backward,
         )
-        size, default_prob, tail = len(layer.weight), self.options["default_prob"], self.options["tail"]
+        size, default_prob, tail = len(layer.weight), objective.default_prob, objective.tail
         if not update.old:
             frozen = Kept(*(column.detach() for column in kept))
             old = sparse_from_kept(frozen, size, default_prob, tail)
         else:
             old = SparseLogProbs(**update.old, vocabulary_size=size).select(rows)
-        terms = token_terms(kept.ids, kept.log_probs, old, self.options["kl_bound"], default_prob, tail)
+        terms = token_terms(kept.ids, kept.log_probs, old, objective.kl_bound, default_prob, tail)
         update.terms, update.metrics = terms, describe(terms, terms.log_ratio.detach().exp(), kept, old)
         update.log_probs, update.old_log_probs = kept.log_probs[:, 0], old.token_log_probs
         return Reading(update.spread(terms.log_ratio), update.spread(kept.entropy))
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
-        if self.options["objective"] == "clip":
+        if self.troll is None:
             return super()._compute_loss(model, inputs)
         mask = inputs["completion_mask"] * inputs.get("tool_mask", 1)
         old = {name: inputs[_OLD + name] for name in TENSORS if _OLD + name in inputs}
@@ -232,7 +242,7 @@ class TROLLTrainer(GRPOTrainer):
         assert update.terms is not None
         regression = self._aggregate(update.spread(update.terms.regression), mask, inputs)
         self._log_update(update)
-        return loss + self.options["alpha"] * regression
+        return loss + self.troll.alpha * regression
 
     def _aggregate(self, values: Tensor, mask: Tensor, inputs: dict[str, Any]) -> Tensor:
         """One number of values `[B, T]`, divided as TRL divides the policy's loss of the same batch."""
@@ -255,18 +265,16 @@ class TROLLTrainer(GRPOTrainer):
         """Logs the objective's metrics under `troll/`, over the tokens of all processes."""
         metrics = dict(update.metrics)
         assert update.terms is not None
-        metrics["regression"] = update.terms.regression.detach().sum() / max(len(update.terms.regression), 1)
-        tokens = metrics.pop("tokens")
-        names = sorted(set(metrics) - {"entropy"})
-        active = update.terms.active.sum().to(tokens.dtype)
-        local = torch.stack([tokens, active, *(metrics[name].to(tokens.dtype) for name in names)])
-        every = self.accelerator.gather(local.unsqueeze(0)).double()
+        metrics["regression"] = mean(update.terms.regression)
+        # TRL reports the entropy itself.
+        del metrics["entropy"]
+        local = torch.stack([value.to(metrics["tokens"].dtype) for value in metrics.values()])
+        parts = [dict(zip(metrics, part, strict=True)) for part in self.accelerator.gather(local.unsqueeze(0)).tolist()]
+        combined = combine(Troll.metrics | {"regression": MEAN}, parts)
         logged = self._metrics["train" if self.model.training else "eval"]
-        for column, name in enumerate(names, start=2):
-            weights, values = every[:, 1 if name == "beta" else 0], every[:, column]
+        for name in sorted(metrics.keys() - {"tokens"}):
             # Where there is nothing to average the value is NaN, which TRL leaves out of its means.
-            average = values.max() if name.endswith("_max") else (weights * values).sum() / weights.sum()
-            logged[f"troll/{name}"].append(average.item())
+            logged[f"troll/{name}"].append(combined.get(name, math.nan))
 
 
 def _relate_to_old(update: _Update, log_ratio: Tensor) -> None:

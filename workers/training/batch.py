@@ -11,14 +11,12 @@ import torch
 from torch import Tensor
 
 from service.jobs.spec import ResolvedHyperparameters
-from troll import advantages
+from troll import advantages, aggregation
 from workers.answers import Answer
 from workers.graders import Grade
 from workers.rollouts.engine import Rollout
 from workers.rollouts.grammar import forbid
 from workers.training.data import Prompt
-
-ADVANTAGES = {"grpo": advantages.grpo, "dr_grpo": advantages.dr_grpo, "rloo": advantages.rloo}
 
 
 @dataclass(frozen=True)
@@ -129,7 +127,8 @@ def trainable(groups: Sequence[Sequence[Sample]], name: str) -> list[list[Traine
         if sample.reward is not None
     ]
     rewards = torch.tensor([reward for _, _, reward in graded], dtype=torch.float64)
-    values = ADVANTAGES[name](rewards, torch.tensor([number for number, _, _ in graded], dtype=torch.long))
+    group_ids = torch.tensor([number for number, _, _ in graded], dtype=torch.long)
+    values = advantages.GROUP_ESTIMATORS[name](rewards, group_ids)
     trained: list[list[Trained]] = [[] for _ in groups]
     for (number, sample, _), advantage in zip(graded, values.tolist(), strict=True):
         trained[number].append(Trained(sample.prompt.token_ids, sample.rollout, advantage))
@@ -152,10 +151,5 @@ def idle(device: torch.device) -> MicroBatch:
 
 def normalizer(samples: Sequence[Trained], hyperparameters: ResolvedHyperparameters) -> float:
     """What the summed loss of a mini-batch is divided by, whatever micro-batches or processes it is split into."""
-    match hyperparameters.aggregation:
-        case "token-mean":
-            return sum(len(sample.rollout.token_ids) for sample in samples)
-        case "seq-mean-token-sum-norm":
-            return len(samples) * hyperparameters.max_completion_tokens
-        case _:
-            return len(samples)
+    tokens = sum(len(sample.rollout.token_ids) for sample in samples)
+    return aggregation.divisor(hyperparameters.aggregation, tokens, len(samples), hyperparameters.max_completion_tokens)

@@ -1,6 +1,6 @@
-"""What is minimised on one micro-batch, from hidden states where the model allows it: TROLL, clipping, likelihood."""
+"""What is minimised on one micro-batch, from hidden states where the model allows it: an objective, or likelihood."""
 
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor
 
 import troll
 from service.jobs.spec import ResolvedHyperparameters
-from troll import LossOutput, SparseLogProbs
+from troll import OBJECTIVES, LossOutput, Objective, SparseLogProbs
 from workers.rollouts.precision import autocast
 from workers.rollouts.top_log_probs import sparse_rows
 from workers.training import distributed
@@ -17,18 +17,31 @@ from workers.training.conversations import TokenBatch
 from workers.training.errors import non_finite
 from workers.training.policy import Policy, Readable
 
-DUAL_CLIP = 10.0
-"""As in the paper's comparison of TROLL with clipping."""
+FIXED = {"dual_clip": 10.0}
+"""Options that no hyperparameter sets. As in the paper's comparison of TROLL with clipping."""
+RENAMED = {"max_tokens": "max_tokens_kept"}
+"""The hyperparameters that set an option of another name."""
+
+
+def make(hyperparameters: ResolvedHyperparameters) -> Objective[Any]:
+    """The job's objective; each of its options is the hyperparameter of that name, where there is one."""
+    kind = OBJECTIVES[hyperparameters.objective]
+    names = {field.name for field in fields(kind)}
+    options: dict[str, Any] = {name: value for name, value in FIXED.items() if name in names}
+    for name, asked in ((name, RENAMED.get(name, name)) for name in names):
+        if hasattr(hyperparameters, asked):
+            options[name] = getattr(hyperparameters, asked)
+    return kind(**options)
 
 
 @torch.no_grad()
 def old_policy(policy: Policy, batch: MicroBatch, hyperparameters: ResolvedHyperparameters) -> SparseLogProbs:
     """The old policy's distributions at the N response tokens: the trainer's before its updates, or the sampler's."""
-    options = _sparsity(hyperparameters)
+    objective = make(hyperparameters)
     if hyperparameters.old_policy == "sampler":
         # What the sampler reports is at the sampling temperature already.
-        del options["temperature"]
-        return sparse_rows(batch.rollouts, policy.vocabulary_size, **options).to(policy.device)
+        return sparse_rows(batch.rollouts, policy.vocabulary_size, **objective.sparsity).to(policy.device)
+    options: dict[str, Any] = {"temperature": objective.temperature, **objective.sparsity}
     if policy.output is None or batch.allowed is not None:
         return troll.sparsify(_logits(policy, batch), batch.tokens, **options)
     hidden, weight, bias = _output(policy, batch)
@@ -43,23 +56,15 @@ def loss(
     normalizer: float,
 ) -> LossOutput:
     """The loss of a micro-batch, its tokens' sum divided by ``normalizer``."""
-    options = _options(hyperparameters) | {
-        "temperature": hyperparameters.temperature,
-        "aggregation": hyperparameters.aggregation,
-        "normalizer": normalizer,
-        "sequence_ids": batch.sequence_ids,
-    }
-    clip = hyperparameters.objective == "clip"
+    objective = make(hyperparameters)
+    options: dict[str, Any] = {"normalizer": normalizer, "sequence_ids": batch.sequence_ids}
     if policy.output is None or batch.allowed is not None:
-        from_logits = troll.clip_loss if clip else troll.troll_loss
-        return from_logits(_logits(policy, batch), old, batch.tokens, batch.advantages, **options)
-    from_hidden = troll.fused_clip_loss if clip else troll.fused_troll_loss
+        return objective.loss(_logits(policy, batch), old, batch.tokens, batch.advantages, **options)
     hidden, weight, bias = _output(policy, batch)
-    options |= asdict(policy.transform)
-    if not clip:
-        # Autograd casts no sparse gradient, and ranks sum up dense ones.
-        options["sparse_weight_grad"] = policy.tied and weight is policy.output.weight and distributed.size() == 1
-    return from_hidden(hidden, weight, old, batch.tokens, batch.advantages, bias=bias, **options)
+    options |= asdict(policy.transform) | {"bias": bias}
+    # Autograd casts no sparse gradient, and ranks sum up dense ones.
+    options["sparse_weight_grad"] = policy.tied and weight is policy.output.weight and distributed.size() == 1
+    return objective.fused_loss(hidden, weight, old, batch.tokens, batch.advantages, **options)
 
 
 def cross_entropy(policy: Policy, batch: TokenBatch, normalizer: float | None = None) -> LossOutput:
@@ -70,21 +75,6 @@ def cross_entropy(policy: Policy, batch: TokenBatch, normalizer: float | None = 
     return troll.fused_cross_entropy(
         hidden, weight, batch.tokens, bias=bias, normalizer=normalizer, **asdict(policy.transform)
     )
-
-
-def _options(hyperparameters: ResolvedHyperparameters) -> dict[str, Any]:
-    """What the job's objective alone asks for."""
-    h = hyperparameters
-    if h.objective == "clip":
-        return {"clip_low": h.clip_low, "clip_high": h.clip_high, "dual_clip": DUAL_CLIP}
-    return {"kl_bound": h.kl_bound, "alpha": h.alpha} | _sparsity(h)
-
-
-def _sparsity(hyperparameters: ResolvedHyperparameters) -> dict[str, Any]:
-    h = hyperparameters
-    # Clipping needs the sampled token's log-probability alone.
-    kept = 1 if h.objective == "clip" else h.max_tokens_kept
-    return {"max_tokens": kept, "dropped_mass": h.dropped_mass, "temperature": h.temperature}
 
 
 def _output(policy: Policy, batch: Readable) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -5,7 +5,7 @@ of exactly 1 and a divergence of exactly 0.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,6 +14,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from service.jobs.spec import ResolvedHyperparameters, ResolvedSupervisedHyperparameters
 from troll import SparseLogProbs
+from troll.metrics import Metric, combine
 from workers.training import distributed, mismatch, objective
 from workers.training.batch import Allowed, MicroBatch, Trained, idle, mini_batches, normalizer
 from workers.training.errors import non_finite
@@ -145,7 +146,7 @@ def train(
             output.loss.backward()
             reports.append(output.metrics)
         norms.append(apply_gradients(policy, optimizer, rate, hyperparameters.max_grad_norm))
-    numbers = combine(reports, updates=len(batches))
+    numbers = combine_ranks(reports, objective.make(hyperparameters).metrics, updates=len(batches))
     if norms:
         numbers |= {"grad_norm": sum(norms) / len(norms), "grad_norm_max": max(norms)}
     return numbers | {"lr": rate}
@@ -167,30 +168,13 @@ def learning_rate(hyperparameters: ResolvedHyperparameters, step: int) -> float:
     return hyperparameters.learning_rate * (min(1.0, step / warmup) if warmup else 1.0)
 
 
-def combine(reports: Sequence[dict[str, Tensor]], updates: int) -> Numbers:
-    """Metrics of all ranks' micro-batches as those of all their tokens.
-
-    They are the largest of maxima, sums of losses per update, and means otherwise. ``beta`` is a mean over projected
-    tokens only and is weighted by their number.
-    """
+def combine_ranks(reports: Sequence[dict[str, Tensor]], declared: Mapping[str, Metric], updates: int) -> Numbers:
+    """Metrics of all ranks' micro-batches as those of all their tokens. Raises ``ValueError`` on undeclared ones."""
     if not reports:
         return {}
     # One transfer from the device for each micro-batch, not one for each number.
     own = [dict(zip(report, torch.stack([*report.values()]).tolist(), strict=True)) for report in reports]
-    rows = [row for rank in distributed.gather(own) for row in rank]
-    numbers: Numbers = {}
-    for name in rows[0]:
-        values = [row[name] for row in rows]
-        weights = [row["tokens"] * (row["fraction_projected"] if name == "beta" else 1.0) for row in rows]
-        if name.endswith("_max"):
-            numbers[name] = max(values)
-        elif name == "tokens":
-            numbers[name] = sum(values)
-        elif name.endswith("_loss"):
-            numbers[name] = sum(values) / updates
-        elif sum(weights):
-            numbers[name] = sum(v * w for v, w in zip(values, weights, strict=True)) / sum(weights)
-    return numbers
+    return combine(declared, [row for rank in distributed.gather(own) for row in rank], updates)
 
 
 def check_finite(what: str, value: float) -> None:

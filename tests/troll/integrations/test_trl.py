@@ -1,5 +1,6 @@
 """The drop-in for TRL against TRL itself and against the package's own loss."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -73,12 +74,15 @@ def moved_batch(trainer: GRPOTrainer, amount: float = 0.8) -> tuple[dict[str, An
     return inputs, old_logits
 
 
-def troll_loss(trainer: GRPOTrainer, inputs: dict[str, Any], old_logits: Tensor, **options: Any) -> troll.LossOutput:
+def own_loss(
+    trainer: GRPOTrainer, inputs: dict[str, Any], old_logits: Tensor, normalizer: float | None = None, **options: Any
+) -> troll.LossOutput:
+    """The package's own loss of the batch, from logits."""
+    objective = dataclasses.replace(trainer.troll, **options)
     tokens, mask = inputs["completion_ids"], inputs["completion_mask"]
-    sparsity = {"temperature": trainer.temperature, "max_tokens": trainer.options["max_tokens"]}
-    old = troll.sparsify(old_logits, tokens, mask, **sparsity)
+    old = troll.sparsify(old_logits, tokens, mask, temperature=trainer.temperature, **objective.sparsity)
     logits = completion_logits(trainer, inputs)
-    return troll.troll_loss(logits, old, tokens, inputs["advantages"], mask, **sparsity, **options)
+    return objective.loss(logits, old, tokens, inputs["advantages"], mask, normalizer=normalizer)
 
 
 @pytest.mark.parametrize("updates", [{}, TWO_UPDATES], ids=["on policy", "two updates"])
@@ -107,22 +111,22 @@ def test_training_with_clip_ends_where_grpo_trainer_ends(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("loss_type", AGGREGATIONS)
-def test_loss_and_gradient_equal_troll_loss(loss_type: str, tmp_path: Path) -> None:
+def test_loss_and_gradient_equal_the_packages(loss_type: str, tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, loss_type=loss_type, temperature=0.8, max_tokens=8, **TWO_UPDATES)
     inputs, old_logits = moved_batch(trainer)
     # Divisors as TRL has them: the generation's tokens over its two updates, the longest completion allowed.
     normalizer = {"dapo": float(inputs["num_items_in_batch"]) / 2, "dr_grpo": 8 * 6.0}.get(loss_type)
-    want = troll_loss(trainer, inputs, old_logits, aggregation=AGGREGATIONS[loss_type], normalizer=normalizer)
+    want = own_loss(trainer, inputs, old_logits, aggregation=AGGREGATIONS[loss_type], normalizer=normalizer)
     assert 0.1 < float(want.metrics["fraction_projected"]) < 1
     got = trainer._compute_loss(trainer.model, inputs)
     torch.testing.assert_close(got, want.loss, rtol=1e-5, atol=1e-6)
     assert_same_gradients(gradients(trainer, got), gradients(trainer, want.loss), 1e-4)
 
 
-def test_sequence_ratios_equal_troll_loss(tmp_path: Path) -> None:
+def test_sequence_ratios_equal_the_packages(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, loss_type="grpo", importance_sampling_level="sequence", **TWO_UPDATES)
     inputs, old_logits = moved_batch(trainer)
-    want = troll_loss(trainer, inputs, old_logits, aggregation="seq-mean-token-mean", ratio="sequence")
+    want = own_loss(trainer, inputs, old_logits, aggregation="seq-mean-token-mean", ratio="sequence")
     got = trainer._compute_loss(trainer.model, inputs)
     torch.testing.assert_close(got, want.loss, rtol=1e-5, atol=1e-6)
     assert_same_gradients(gradients(trainer, got), gradients(trainer, want.loss), 1e-4)
@@ -137,7 +141,7 @@ def test_output_layers_are_read_as_the_model_reads_them(family: str, tmp_path: P
         model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
     trainer = make_trainer(tmp_path, model=model, loss_type="bnpo", **TWO_UPDATES)
     inputs, old_logits = moved_batch(trainer)
-    want = troll_loss(trainer, inputs, old_logits)
+    want = own_loss(trainer, inputs, old_logits)
     got = trainer._compute_loss(trainer.model, inputs)
     torch.testing.assert_close(got, want.loss, rtol=1e-5, atol=1e-6)
     assert_same_gradients(gradients(trainer, got), gradients(trainer, want.loss), 1e-4)
@@ -214,7 +218,7 @@ def test_adapters_are_the_policy_and_without_them_it_is_the_reference(tmp_path: 
     old = old_logits.log_softmax(-1).gather(-1, tokens).squeeze(-1)
     torch.testing.assert_close(inputs["troll_old_token_log_probs"][mask], old[mask], rtol=1e-5, atol=1e-5)
     assert not torch.allclose(inputs["ref_per_token_logps"][mask], old[mask], atol=1e-2)
-    want = troll_loss(trainer, inputs, old_logits)
+    want = own_loss(trainer, inputs, old_logits)
     got = trainer._compute_loss(trainer.model, inputs)
     reference = 0.5 * trainer._metrics["train"]["kl"][-1]
     assert got.item() - reference == pytest.approx(want.loss.item(), rel=1e-4, abs=1e-5)
@@ -248,14 +252,16 @@ def test_micro_batches_add_up_to_one_batch(tmp_path: Path) -> None:
     # One window of two batches holds half of the generation's four.
     tokens = float(inputs["num_items_in_batch"]) / 2
     values = [
-        troll.troll_loss(
+        troll.Troll()
+        .loss(
             completion_logits(trainer, part),
             old_rows(part),
             part["completion_ids"],
             part["advantages"],
             part["completion_mask"],
             normalizer=tokens,
-        ).loss.detach()
+        )
+        .loss.detach()
         for part in batches
     ]
     torch.testing.assert_close(parts, sum(values), rtol=1e-5, atol=1e-6)
@@ -280,11 +286,11 @@ def test_sequences_off_policy_are_masked_as_trl_masks_them(tmp_path: Path) -> No
     inputs, old_logits = moved_batch(trainer)
     tokens, mask = inputs["completion_ids"], inputs["completion_mask"]
     old = troll.sparsify(old_logits, tokens, mask)
-    terms = troll.troll_loss(completion_logits(trainer, inputs), old, tokens, inputs["advantages"], mask, alpha=0.0)
+    terms = troll.Troll(alpha=0.0).loss(completion_logits(trainer, inputs), old, tokens, inputs["advantages"], mask)
     got = trainer._compute_loss(trainer.model, inputs)
     assert got.item() != pytest.approx(terms.loss.item(), abs=1e-4)
     inputs["advantages"] = inputs["advantages"].abs()
-    terms = troll.troll_loss(completion_logits(trainer, inputs), old, tokens, inputs["advantages"], mask, alpha=0.0)
+    terms = troll.Troll(alpha=0.0).loss(completion_logits(trainer, inputs), old, tokens, inputs["advantages"], mask)
     got = trainer._compute_loss(trainer.model, inputs)
     assert got.item() == pytest.approx(terms.loss.item(), abs=1e-5)
 
@@ -311,7 +317,7 @@ def test_tokens_of_tools_are_left_out(tmp_path: Path) -> None:
     without = {**inputs, "completion_mask": inputs["completion_mask"] * tools}
     logits, tokens = completion_logits(trainer, inputs), inputs["completion_ids"]
     old = troll.sparsify(old_logits, tokens, without["completion_mask"])
-    want = troll.troll_loss(logits, old, tokens, inputs["advantages"], without["completion_mask"]).loss
+    want = troll.Troll().loss(logits, old, tokens, inputs["advantages"], without["completion_mask"]).loss
     got = trainer._compute_loss(trainer.model, {**inputs, "tool_mask": tools})
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
 
@@ -389,7 +395,7 @@ def test_a_plain_config_takes_the_defaults(tmp_path: Path) -> None:
         train_dataset=trainer.train_dataset,
         processing_class=trainer.processing_class,
     )
-    assert plain.options == trainer.options
+    assert plain.troll == trainer.troll == troll.Troll(temperature=args.temperature)
 
 
 def test_a_trainer_without_the_methods_stepped_in_at_is_refused() -> None:

@@ -365,7 +365,7 @@ def test_the_whole_loss_equals_the_plain_version(
         leaf = logits.to(device, copy=True).requires_grad_()
         chosen = tokens.to(device)
         old = troll.sparsify(old_logits.to(device), chosen, max_tokens=4, tail=tail)
-        out = troll.troll_loss(leaf, old, chosen, advantages.to(device), max_tokens=4, tail=tail, support=support)
+        out = troll.Troll(max_tokens=4, tail=tail, support=support).loss(leaf, old, chosen, advantages.to(device))
         out.loss.backward()
         assert leaf.grad is not None
         return out.loss.detach().cpu(), leaf.grad.cpu()
@@ -387,7 +387,7 @@ def test_the_fused_loss_equals_the_plain_version(monkeypatch: pytest.MonkeyPatch
         choose_kernels(monkeypatch, with_kernels)
         leaves = [x.to(device, copy=True).requires_grad_() for x in (moved, weight)]
         old = troll.fused_sparsify(hidden.to(device), weight.to(device), tokens.to(device), max_tokens=8)
-        out = troll.fused_troll_loss(*leaves, old, tokens.to(device), advantages.to(device), max_tokens=8)
+        out = troll.Troll(max_tokens=8).fused_loss(*leaves, old, tokens.to(device), advantages.to(device))
         return [out.loss.detach().cpu(), *(x.cpu() for x in torch.autograd.grad(out.loss, leaves))]
 
     calls = count_calls(monkeypatch)

@@ -47,7 +47,7 @@ import sys
 sys.modules["triton"] = None
 import torch, troll
 logits, tokens = torch.randn(3, 9), torch.tensor([1, 2, 3])
-troll.troll_loss(logits, troll.sparsify(logits, tokens), tokens, torch.ones(3))
+troll.Troll().loss(logits, troll.sparsify(logits, tokens), tokens, torch.ones(3))
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr

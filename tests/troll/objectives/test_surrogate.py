@@ -1,7 +1,6 @@
-"""The baselines: their formulas by hand, and their fused forms against the plain ones."""
+"""Clipping and DPPO: their formulas by hand, and their fused forms against the plain ones."""
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,7 +9,7 @@ from torch import Tensor
 
 import troll
 from tests.troll.cases import make_case
-from troll.batch import LossOutput
+from troll.objectives import Clip, Dppo, Objective
 
 
 def two_tokens(probability: float) -> Tensor:
@@ -18,13 +17,11 @@ def two_tokens(probability: float) -> Tensor:
     return torch.tensor([[math.log(probability), math.log(1 - probability)]], dtype=torch.float64, requires_grad=True)
 
 
-def run(
-    loss: Callable[..., LossOutput], new: float, old: float, advantage: float, **options: Any
-) -> tuple[float, float, float]:
+def run(objective: Objective[Any], new: float, old: float, advantage: float) -> tuple[float, float, float]:
     """Loss, gradient of the first logit and fraction clipped of one token."""
     logits = two_tokens(new)
     old_log_probs = torch.tensor([math.log(old)], dtype=torch.float64)
-    out = loss(logits, old_log_probs, torch.tensor([0]), torch.tensor([advantage], dtype=torch.float64), **options)
+    out = objective.loss(logits, old_log_probs, torch.tensor([0]), torch.tensor([advantage], dtype=torch.float64))
     out.loss.backward()
     return out.loss.item(), logits.grad[0, 0].item(), out.metrics["fraction_clipped"].item()
 
@@ -46,19 +43,19 @@ def slope(ratio: float, new: float, advantage: float) -> float:
     ],
 )
 def test_clipping(new: float, advantage: float, expected: float, cut: bool) -> None:
-    loss, gradient, fraction = run(troll.clip_loss, new, 0.5, advantage)
+    loss, gradient, fraction = run(Clip(), new, 0.5, advantage)
     assert loss == pytest.approx(expected)
     assert gradient == pytest.approx(0.0 if cut else slope(new / 0.5, new, advantage))
     assert fraction == float(cut)
 
 
 def test_clip_higher() -> None:
-    assert run(troll.clip_loss, 0.65, 0.5, 1.0, clip_high=0.28)[0] == pytest.approx(-1.28)
+    assert run(Clip(clip_high=0.28), 0.65, 0.5, 1.0)[0] == pytest.approx(-1.28)
 
 
 @pytest.mark.parametrize(("new", "expected", "cut"), [(0.9, 3.0, True), (0.2, 2.0, False)])
 def test_dual_clip_bounds_the_loss_of_bad_tokens(new: float, expected: float, cut: bool) -> None:
-    loss, gradient, fraction = run(troll.clip_loss, new, 0.1, -1.0, dual_clip=3.0)
+    loss, gradient, fraction = run(Clip(dual_clip=3.0), new, 0.1, -1.0)
     assert loss == pytest.approx(expected)
     assert (gradient == 0) == cut
     assert fraction == float(cut)
@@ -69,8 +66,8 @@ def test_gspo_clips_whole_sequences() -> None:
     new = torch.cat([two_tokens(p) for p in (0.8, 0.4, 0.2)]).detach().requires_grad_()
     old = torch.full((3,), 0.4, dtype=torch.float64).log()
     tokens, advantages = torch.zeros(1, 3, dtype=torch.long), torch.ones(1, dtype=torch.float64)
-    out = troll.clip_loss(
-        new.view(1, 3, 2), old.view(1, 3), tokens, advantages, ratio="sequence", clip_low=3e-4, clip_high=4e-4
+    out = Clip(ratio="sequence", clip_low=3e-4, clip_high=4e-4).loss(
+        new.view(1, 3, 2), old.view(1, 3), tokens, advantages
     )
     out.loss.backward()
     assert out.metrics["ratio"].item() == pytest.approx(1.0)
@@ -94,7 +91,7 @@ def test_gspo_clips_whole_sequences() -> None:
 )
 def test_dppo_masks_tokens_on_their_way_out(divergence: str, new: float, advantage: float, cut: bool) -> None:
     threshold = {"tv": 0.2, "kl": 0.05}[divergence]
-    loss, gradient, fraction = run(troll.dppo_loss, new, 0.5, advantage, divergence=divergence, threshold=threshold)
+    loss, gradient, fraction = run(Dppo(divergence=divergence, threshold=threshold), new, 0.5, advantage)
     assert fraction == float(cut)
     assert loss == pytest.approx(0.0 if cut else -new / 0.5 * advantage)
     assert gradient == pytest.approx(0.0 if cut else slope(new / 0.5, new, advantage))
@@ -103,21 +100,22 @@ def test_dppo_masks_tokens_on_their_way_out(divergence: str, new: float, advanta
 def test_dppo_threshold_is_the_divergence_itself() -> None:
     exact = 0.5 * math.log(0.5 / 0.7) + 0.5 * math.log(0.5 / 0.3)
     for threshold, cut in ((exact * 0.999, 1.0), (exact * 1.001, 0.0)):
-        assert run(troll.dppo_loss, 0.7, 0.5, 1.0, divergence="kl", threshold=threshold)[2] == cut
+        assert run(Dppo(divergence="kl", threshold=threshold), 0.7, 0.5, 1.0)[2] == cut
 
 
-LOSSES = {
-    "clip": (troll.clip_loss, troll.fused_clip_loss, {"dual_clip": 10.0}),
-    "gspo": (troll.clip_loss, troll.fused_clip_loss, {"ratio": "sequence", "clip_low": 0.01, "clip_high": 0.02}),
-    "dppo-tv": (troll.dppo_loss, troll.fused_dppo_loss, {}),
-    "dppo-kl": (troll.dppo_loss, troll.fused_dppo_loss, {"divergence": "kl", "threshold": 0.05}),
+AROUND: dict[str, Any] = {"temperature": 0.8, "aggregation": "seq-mean-token-mean", "entropy_coefficient": 0.1}
+OBJECTIVES = {
+    "clip": Clip(dual_clip=10.0, **AROUND),
+    "gspo": Clip(ratio="sequence", clip_low=0.01, clip_high=0.02, **AROUND),
+    "dppo-tv": Dppo(**AROUND),
+    "dppo-kl": Dppo(divergence="kl", threshold=0.05, **AROUND),
 }
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", OBJECTIVES)
 @pytest.mark.parametrize("softcap", [None, 5.0])
 def test_fused_equals_plain(name: str, softcap: float | None) -> None:
-    plain, fused, options = LOSSES[name]
+    objective = OBJECTIVES[name]
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(4, 5, 6, generator=generator, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(1300, 6, generator=generator, dtype=torch.float64, requires_grad=True)
@@ -130,14 +128,9 @@ def test_fused_equals_plain(name: str, softcap: float | None) -> None:
     noise = 0.5 * torch.randn(4, 5, generator=generator, dtype=torch.float64)
     old = (logits / 0.8).log_softmax(-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1).detach() + noise
     reference = troll.Reference(old + 0.1, 0.2)
-    options = options | {
-        "temperature": 0.8,
-        "aggregation": "seq-mean-token-mean",
-        "reference": reference,
-        "entropy_coefficient": 0.1,
-    }
-    want = plain(logits, old, tokens, advantages, mask, **options)
-    got = fused(hidden, weight, old, tokens, advantages, mask, bias=bias, logit_scale=0.5, softcap=softcap, **options)
+    layer: dict[str, Any] = {"bias": bias, "logit_scale": 0.5, "softcap": softcap}
+    want = objective.loss(logits, old, tokens, advantages, mask, reference=reference)
+    got = objective.fused_loss(hidden, weight, old, tokens, advantages, mask, reference=reference, **layer)
     assert torch.allclose(got.loss, want.loss)
     for key, value in want.metrics.items():
         assert torch.allclose(got.metrics[key], value), key
@@ -152,8 +145,8 @@ def test_the_entropy_bonus_is_that_of_the_whole_row() -> None:
     old = troll.sparsify(old_logits, tokens)
     with torch.no_grad():
         new[3, 5] = -torch.inf
-    plain = troll.clip_loss(new, old, tokens, advantages)
-    held = troll.clip_loss(new, old, tokens, advantages, entropy_coefficient=0.3)
+    plain = Clip().loss(new, old, tokens, advantages)
+    held = Clip(entropy_coefficient=0.3).loss(new, old, tokens, advantages)
     entropy = torch.special.entr(new.softmax(-1)).sum(-1).mean()
     assert torch.allclose(held.loss, plain.loss - 0.3 * entropy)
     got, want = (torch.autograd.grad(loss, new)[0] for loss in (held.loss, plain.loss - 0.3 * entropy))
@@ -167,8 +160,9 @@ def test_sparse_rows_serve_as_old_log_probs() -> None:
     new, old_logits, tokens, advantages = case.tensors()
     old = troll.sparsify(old_logits, tokens, max_tokens=2)
     log_probs = old_logits.log_softmax(-1).gather(-1, tokens[:, None]).squeeze(-1)
-    for loss in (troll.clip_loss, troll.dppo_loss):
-        assert torch.allclose(loss(new, old, tokens, advantages).loss, loss(new, log_probs, tokens, advantages).loss)
+    for objective in (Clip(), Dppo()):
+        by_rows, by_log_probs = (objective.loss(new, each, tokens, advantages).loss for each in (old, log_probs))
+        assert torch.allclose(by_rows, by_log_probs)
 
 
 @pytest.mark.parametrize(
@@ -176,12 +170,14 @@ def test_sparse_rows_serve_as_old_log_probs() -> None:
     [
         ({"clip_low": -0.1}, "clip_low: needs a number of at least 0"),
         ({"dual_clip": 1.0}, "dual_clip: needs a number above 1"),
+        ({"dual_clip": math.nan}, "dual_clip: needs a number above 1"),
+        ({"dual_clip": "3"}, "dual_clip: needs a number, got '3'"),
         ({"temperature": -1.0}, "temperature: needs a positive number"),
     ],
 )
 def test_errors_of_clipping(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        run(troll.clip_loss, 0.5, 0.5, 1.0, **options)
+        Clip(**options)
 
 
 @pytest.mark.parametrize(
@@ -190,12 +186,12 @@ def test_errors_of_clipping(options: dict, message: str) -> None:
 )
 def test_errors_of_dppo(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        run(troll.dppo_loss, 0.5, 0.5, 1.0, **options)
+        Dppo(**options)
 
 
 def test_old_log_probs_must_be_finite_and_match() -> None:
     logits, tokens, advantages = torch.zeros(2, 3), torch.tensor([0, 1]), torch.ones(2)
     with pytest.raises(ValueError, match="old: row 1 holds NaN or infinity"):
-        troll.clip_loss(logits, torch.tensor([-1.0, torch.nan]), tokens, advantages)
+        Clip().loss(logits, torch.tensor([-1.0, torch.nan]), tokens, advantages)
     with pytest.raises(ValueError, match=r"old: shape \[3\]"):
-        troll.clip_loss(logits, torch.zeros(3), tokens, advantages)
+        Clip().loss(logits, torch.zeros(3), tokens, advantages)

@@ -24,7 +24,7 @@ def test_loss_and_gradient_equal_the_oracle(
     case = make_case(24, vocabulary, sharp, moved, dtype=dtype)
     new, old_logits, tokens, advantages = case.tensors(dtype)
     old = troll.sparsify(old_logits, tokens, max_tokens=cap)
-    out = troll.troll_loss(new, old, tokens, advantages, max_tokens=cap)
+    out = troll.Troll(max_tokens=cap).loss(new, old, tokens, advantages)
     out.loss.backward()
     loss, gradient = oracle.batch(case.new, case.old, case.tokens, case.advantages, max_tokens=cap)
     assert out.loss.item() == pytest.approx(loss, rel=10 * LIMITS[dtype])
@@ -56,7 +56,7 @@ def test_options_equal_the_oracle(options: dict) -> None:
     new, old_logits, tokens, advantages = case.tensors()
     sparsity = {key: value for key, value in options.items() if key not in ("kl_bound", "alpha")}
     old = troll.sparsify(old_logits, tokens, **sparsity)
-    troll.troll_loss(new, old, tokens, advantages, **options).loss.backward()
+    troll.Troll(**options).loss(new, old, tokens, advantages).loss.backward()
     renamed = {"bound" if key == "kl_bound" else key: value for key, value in options.items()}
     _, gradient = oracle.batch(case.new, case.old, case.tokens, case.advantages, **renamed)
     assert relative_error(new.grad, gradient) <= 1e-8
@@ -65,10 +65,10 @@ def test_options_equal_the_oracle(options: dict) -> None:
 def test_temperature_divides_the_logits() -> None:
     case = make_case(10, 30, 2.0, 1.0)
     new, old_logits, tokens, advantages = case.tensors()
-    warm = troll.troll_loss(
-        new, troll.sparsify(old_logits, tokens, temperature=0.6), tokens, advantages, temperature=0.6
+    warm = troll.Troll(temperature=0.6).loss(
+        new, troll.sparsify(old_logits, tokens, temperature=0.6), tokens, advantages
     )
-    plain = troll.troll_loss(new / 0.6, troll.sparsify(old_logits / 0.6, tokens), tokens, advantages)
+    plain = troll.Troll().loss(new / 0.6, troll.sparsify(old_logits / 0.6, tokens), tokens, advantages)
     assert torch.allclose(warm.loss, plain.loss)
     assert torch.allclose(torch.autograd.grad(warm.loss, new)[0], torch.autograd.grad(plain.loss, new)[0])
 
@@ -79,7 +79,7 @@ def test_gradcheck() -> None:
     new, old_logits, tokens, advantages = case.tensors()
     old = troll.sparsify(old_logits, tokens, dropped_mass=0.0)
     torch.autograd.gradcheck(
-        lambda z: troll.troll_loss(z, old, tokens, advantages, alpha=0.0, dropped_mass=0.0).loss, new
+        lambda z: troll.Troll(alpha=0.0, dropped_mass=0.0).loss(z, old, tokens, advantages).loss, new
     )
 
 
@@ -88,7 +88,7 @@ def test_the_old_support_is_the_old_policys() -> None:
     case = make_case(12, 30, 1.5, 1.0)
     new, old_logits, tokens, advantages = case.tensors()
     old = troll.sparsify(old_logits, tokens, max_tokens=6)
-    out = troll.troll_loss(new, old, tokens, advantages, support="old")
+    out = troll.Troll(support="old").loss(new, old, tokens, advantages)
     losses = []
     for i in range(12):
         kept = sorted(old.ids[i][old.ids[i] >= 0].tolist())
@@ -103,7 +103,7 @@ def test_an_unmoved_policy_has_ratio_one_and_no_pull() -> None:
     case = make_case(50, 100, 3.0, 0.0)
     new, old_logits, tokens, advantages = case.tensors(torch.float32)
     old = troll.sparsify(old_logits, tokens, max_tokens=8)
-    out = troll.troll_loss(new, old, tokens, advantages, max_tokens=8)
+    out = troll.Troll(max_tokens=8).loss(new, old, tokens, advantages)
     assert out.metrics["ratio"].item() == 1.0
     assert out.metrics["ratio_max"].item() == 1.0
     assert out.metrics["kl_before_max"].item() == 0.0
@@ -116,7 +116,7 @@ def test_the_regression_has_exactly_no_gradient_inside_the_region(dtype: torch.d
     case = make_case(40, 60, 1.0, 0.05)
     new, old_logits, tokens, _ = case.tensors(dtype)
     old = troll.sparsify(old_logits, tokens, max_tokens=64, dropped_mass=0.0)
-    out = troll.troll_loss(new, old, tokens, torch.zeros(40, dtype=dtype), dropped_mass=0.0, alpha=5.0)
+    out = troll.Troll(dropped_mass=0.0, alpha=5.0).loss(new, old, tokens, torch.zeros(40, dtype=dtype))
     out.loss.backward()
     assert out.metrics["kl_before_max"].item() > 0
     assert out.metrics["fraction_projected"].item() == 0
@@ -130,12 +130,12 @@ def test_the_pull_leads_back_into_the_region() -> None:
     old = troll.sparsify(old_logits, tokens)
     nothing = torch.zeros(30, dtype=torch.float64)
     optimiser = torch.optim.Adam([new], lr=0.03)
-    before = troll.troll_loss(new, old, tokens, nothing).metrics
+    before = troll.Troll().loss(new, old, tokens, nothing).metrics
     for _ in range(150):
         optimiser.zero_grad()
-        troll.troll_loss(new, old, tokens, nothing).loss.backward()
+        troll.Troll().loss(new, old, tokens, nothing).loss.backward()
         optimiser.step()
-    after = troll.troll_loss(new, old, tokens, nothing).metrics
+    after = troll.Troll().loss(new, old, tokens, nothing).metrics
     assert before["kl_before"] > 0.3
     assert after["kl_before"] < 0.055
 
@@ -143,7 +143,7 @@ def test_the_pull_leads_back_into_the_region() -> None:
 def naive_bfloat16(new: Tensor, old: SparseLogProbs, tokens: Tensor, advantages: Tensor, cap: int) -> Tensor:
     """The gradient with respect to the logits where log-softmax and its backward are left to bfloat16."""
     log_probs = new.log_softmax(-1)
-    return torch.autograd.grad(troll.troll_loss(log_probs, old, tokens, advantages, max_tokens=cap).loss, new)[0]
+    return torch.autograd.grad(troll.Troll(max_tokens=cap).loss(log_probs, old, tokens, advantages).loss, new)[0]
 
 
 @pytest.mark.parametrize(("vocabulary", "sharp", "moved", "cap"), SHAPES[:5])
@@ -153,7 +153,7 @@ def test_bfloat16_logits_lose_no_more_than_a_naive_implementation(
     case = make_case(24, vocabulary, sharp, moved, dtype=torch.bfloat16)
     new, old_logits, tokens, advantages = case.tensors(torch.bfloat16)
     old = troll.sparsify(old_logits, tokens, max_tokens=cap)
-    got = torch.autograd.grad(troll.troll_loss(new, old, tokens, advantages, max_tokens=cap).loss, new)[0]
+    got = torch.autograd.grad(troll.Troll(max_tokens=cap).loss(new, old, tokens, advantages).loss, new)[0]
     _, want = oracle.batch(case.new, case.old, case.tokens, case.advantages, max_tokens=cap)
     naive = relative_error(naive_bfloat16(new, old, tokens, advantages, cap).double(), want)
     # Half a unit in the last place of bfloat16 is what writing the gradient down costs at least.
@@ -169,12 +169,22 @@ def test_ragged_batches_equal_their_packed_tokens() -> None:
     old = troll.sparsify(old_logits, tokens)
     for ratio in ("token", "sequence"):
         for mode in ("token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"):
-            options = {"ratio": ratio, "aggregation": mode, "normalizer": 7.0}
-            padded = troll.troll_loss(
-                new.view(3, 4, 30), old.reshape(3, 4), tokens.view(3, 4), advantages.view(3, 4), mask, **options
+            objective = troll.Troll(ratio=ratio, aggregation=mode)
+            padded = objective.loss(
+                new.view(3, 4, 30),
+                old.reshape(3, 4),
+                tokens.view(3, 4),
+                advantages.view(3, 4),
+                mask,
+                normalizer=7.0,
             )
-            packed = troll.troll_loss(
-                new[chosen], old[chosen], tokens[chosen], advantages[chosen], sequence_ids=sequence_ids, **options
+            packed = objective.loss(
+                new[chosen],
+                old[chosen],
+                tokens[chosen],
+                advantages[chosen],
+                sequence_ids=sequence_ids,
+                normalizer=7.0,
             )
             assert torch.allclose(padded.loss, packed.loss), (ratio, mode)
             gradients = [torch.autograd.grad(out.loss, new)[0] for out in (padded, packed)]
@@ -197,11 +207,11 @@ def test_parts_of_a_batch_add_up_to_the_whole(mode: str, count: int, ratio: str)
     mask = torch.tensor([[1, 1, 1], [1, 0, 0], [1, 1, 0], [1, 1, 1]])
     old = troll.sparsify(old_logits, tokens).reshape(4, 3)
     tokens, advantages = tokens.view(4, 3), advantages.view(4, 3)[:, 0]
-    options = {"ratio": ratio, "aggregation": mode}
-    whole = troll.troll_loss(new.view(4, 3, 20), old, tokens, advantages, mask, **options)
+    objective = troll.Troll(ratio=ratio, aggregation=mode)
+    whole = objective.loss(new.view(4, 3, 20), old, tokens, advantages, mask)
     parts = [
-        troll.troll_loss(
-            new.view(4, 3, 20)[part], old[part], tokens[part], advantages[part], mask[part], normalizer=count, **options
+        objective.loss(
+            new.view(4, 3, 20)[part], old[part], tokens[part], advantages[part], mask[part], normalizer=count
         )
         for part in (slice(0, 1), slice(1, 4))
     ]
@@ -214,8 +224,8 @@ def test_the_sequence_ratio_has_the_sequences_value_and_the_tokens_gradient() ->
     case = make_case(6, 15, 1.0, 1.0)
     new, old_logits, tokens, advantages = case.tensors()
     old = troll.sparsify(old_logits, tokens)
-    out = troll.troll_loss(
-        new.view(2, 3, 15), old.reshape(2, 3), tokens.view(2, 3), advantages.view(2, 3), ratio="sequence"
+    out = troll.Troll(ratio="sequence").loss(
+        new.view(2, 3, 15), old.reshape(2, 3), tokens.view(2, 3), advantages.view(2, 3)
     )
     out.loss.backward()
     log_ratio, expected = np.zeros(6), np.zeros((6, 15))
@@ -247,8 +257,8 @@ def test_advantages_spread_over_the_tokens_of_a_sequence(advantage_shape: tuple[
     advantages = (
         per_sequence.view(2, 1).expand(2, 3) if advantage_shape == (2, 3) else per_sequence.view(advantage_shape)
     )
-    got = troll.troll_loss(new.view(2, 3, 15), old.reshape(2, 3), tokens.view(2, 3), advantages)
-    want = troll.troll_loss(new, old, tokens, per_sequence.repeat_interleave(3))
+    got = troll.Troll().loss(new.view(2, 3, 15), old.reshape(2, 3), tokens.view(2, 3), advantages)
+    want = troll.Troll().loss(new, old, tokens, per_sequence.repeat_interleave(3))
     assert torch.equal(got.loss, want.loss)
 
 
@@ -256,7 +266,7 @@ def test_an_empty_mask_is_a_loss_of_zero() -> None:
     case = make_case(4, 10, 1.0, 1.0)
     new, old_logits, tokens, advantages = case.tensors()
     old = troll.sparsify(old_logits, tokens)
-    out = troll.troll_loss(new, old, tokens, advantages, torch.zeros(4))
+    out = troll.Troll().loss(new, old, tokens, advantages, torch.zeros(4))
     out.loss.backward()
     assert out.loss.item() == 0
     assert torch.count_nonzero(new.grad) == 0
@@ -269,10 +279,10 @@ def test_masked_rows_are_not_read() -> None:
     new, old_logits, tokens, advantages = case.tensors()
     mask = torch.tensor([1, 0, 1, 1])
     old = troll.sparsify(old_logits, tokens)
-    want = torch.autograd.grad(troll.troll_loss(new, old, tokens, advantages, mask).loss, new)[0]
+    want = torch.autograd.grad(troll.Troll().loss(new, old, tokens, advantages, mask).loss, new)[0]
     with torch.no_grad():
         new[1], advantages[1], tokens[1] = torch.nan, torch.inf, -100
-    got = torch.autograd.grad(troll.troll_loss(new, old, tokens, advantages, mask).loss, new)[0]
+    got = torch.autograd.grad(troll.Troll().loss(new, old, tokens, advantages, mask).loss, new)[0]
     assert torch.equal(got, want)
 
 
@@ -281,7 +291,7 @@ def test_logits_of_minus_infinity() -> None:
     old = troll.sparsify(torch.tensor([[2.0, 0.0, 1.0, 0.0], [1.0, 0.0, 0.0, 0.0]]), torch.tensor([0, 1]))
     # The new policy forbids token 2 of the first row, and the very token that was sampled in the second.
     new = logits.clone().requires_grad_()
-    out = troll.troll_loss(new, old, torch.tensor([0, 1]), torch.tensor([1.0, 1.0]))
+    out = troll.Troll().loss(new, old, torch.tensor([0, 1]), torch.tensor([1.0, 1.0]))
     out.loss.backward()
     assert torch.isfinite(out.loss)
     assert torch.isfinite(new.grad).all()
@@ -291,7 +301,7 @@ def test_logits_of_minus_infinity() -> None:
 def test_a_one_hot_old_policy() -> None:
     old = troll.sparsify(torch.tensor([[200.0, 0, 0, 0]]), torch.tensor([0]))
     new = torch.tensor([[0.0, 1.0, 0, 0]], requires_grad=True)
-    out = troll.troll_loss(new, old, torch.tensor([0]), torch.tensor([1.0]))
+    out = troll.Troll().loss(new, old, torch.tensor([0]), torch.tensor([1.0]))
     out.loss.backward()
     assert out.metrics["kl_after_max"] <= 0.05 + 1e-6
     assert torch.isfinite(new.grad).all()
@@ -300,7 +310,7 @@ def test_a_one_hot_old_policy() -> None:
 def test_a_vocabulary_and_a_support_of_one() -> None:
     old = troll.sparsify(torch.zeros(3, 1), torch.zeros(3, dtype=torch.long), max_tokens=1)
     new = torch.ones(3, 1, requires_grad=True)
-    out = troll.troll_loss(new, old, torch.zeros(3, dtype=torch.long), torch.ones(3), max_tokens=1)
+    out = troll.Troll(max_tokens=1).loss(new, old, torch.zeros(3, dtype=torch.long), torch.ones(3))
     out.loss.backward()
     assert out.loss.item() == -1
     assert torch.count_nonzero(new.grad) == 0
@@ -311,8 +321,8 @@ def test_old_rows_may_keep_another_number_of_slots() -> None:
     new, old_logits, tokens, advantages = case.tensors()
     narrow = troll.sparsify(old_logits, tokens, max_tokens=5)
     assert torch.equal(
-        troll.troll_loss(new, narrow, tokens, advantages, max_tokens=9).loss,
-        troll.troll_loss(new, narrow.pad_slots(30), tokens, advantages, max_tokens=9).loss,
+        troll.Troll(max_tokens=9).loss(new, narrow, tokens, advantages).loss,
+        troll.Troll(max_tokens=9).loss(new, narrow.pad_slots(30), tokens, advantages).loss,
     )
 
 
@@ -321,8 +331,8 @@ def test_reference_penalty_is_added() -> None:
     new, old_logits, tokens, advantages = case.tensors()
     old = troll.sparsify(old_logits, tokens)
     reference = troll.Reference(torch.full((10,), -2.0, dtype=torch.float64), 0.1, "k2")
-    plain = troll.troll_loss(new, old, tokens, advantages)
-    held = troll.troll_loss(new, old, tokens, advantages, reference=reference)
+    plain = troll.Troll().loss(new, old, tokens, advantages)
+    held = troll.Troll().loss(new, old, tokens, advantages, reference=reference)
     log_probs = new.log_softmax(-1).gather(-1, tokens[:, None]).squeeze(-1)
     penalty = 0.1 * (0.5 * (log_probs + 2.0) ** 2).mean()
     assert torch.allclose(held.loss, plain.loss + penalty)
@@ -338,8 +348,8 @@ def test_the_entropy_bonus_is_that_of_the_sparse_rows(tail: str) -> None:
     new, old_logits, tokens, advantages = case.tensors()
     options = {"max_tokens": 5, "tail": tail}
     old = troll.sparsify(old_logits, tokens, **options)
-    plain = troll.troll_loss(new, old, tokens, advantages, **options)
-    held = troll.troll_loss(new, old, tokens, advantages, entropy_coefficient=0.2, **options)
+    plain = troll.Troll(**options).loss(new, old, tokens, advantages)
+    held = troll.Troll(entropy_coefficient=0.2, **options).loss(new, old, tokens, advantages)
     dense = troll.sparsify(new, tokens, **options).dense()
     bonus = 0.2 * -(dense.exp() * dense).sum(-1).mean()
     assert torch.allclose(held.loss, plain.loss - bonus)
@@ -347,18 +357,18 @@ def test_the_entropy_bonus_is_that_of_the_sparse_rows(tail: str) -> None:
     optimiser = torch.optim.Adam([new], lr=0.05)
     for _ in range(20):
         optimiser.zero_grad()
-        troll.troll_loss(
-            new, old, tokens, torch.zeros_like(advantages), alpha=0.0, entropy_coefficient=1.0, **options
+        troll.Troll(alpha=0.0, entropy_coefficient=1.0, **options).loss(
+            new, old, tokens, torch.zeros_like(advantages)
         ).loss.backward()
         optimiser.step()
-    after = troll.troll_loss(new, old, tokens, advantages, entropy_coefficient=0.2, **options)
+    after = troll.Troll(entropy_coefficient=0.2, **options).loss(new, old, tokens, advantages)
     assert after.metrics["entropy_bonus"] > bonus
 
 
 def test_metrics_are_detached_scalars() -> None:
     case = make_case(30, 40, 2.0, 0.35)
     new, old_logits, tokens, advantages = case.tensors()
-    out = troll.troll_loss(new, troll.sparsify(old_logits, tokens), tokens, advantages)
+    out = troll.Troll().loss(new, troll.sparsify(old_logits, tokens), tokens, advantages)
     assert all(value.dim() == 0 and not value.requires_grad for value in out.metrics.values())
     metrics = {name: value.item() for name, value in out.metrics.items()}
     assert out.loss.item() == pytest.approx(metrics["policy_loss"] + metrics["regression_loss"])
@@ -382,31 +392,31 @@ BROKEN[1, 0, 3] = torch.nan
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: troll.troll_loss(LOGITS.long(), OLD, TOKENS, ADVANTAGES), "logits: needs a floating point dtype"),
-        (lambda: troll.troll_loss(LOGITS[:1], OLD, TOKENS, ADVANTAGES), "tokens: shape"),
-        (lambda: troll.troll_loss(LOGITS, OLD, TOKENS.bool(), ADVANTAGES), "tokens: needs an integer dtype"),
-        (lambda: troll.troll_loss(LOGITS, OLD, TOKENS + 10, ADVANTAGES), "tokens: row 0 holds 10"),
-        (lambda: troll.troll_loss(LOGITS, OLD, TOKENS + 1, ADVANTAGES), "old: row 0 was made for token 0"),
-        (lambda: troll.troll_loss(LOGITS, OLD[:1], TOKENS, ADVANTAGES), r"old: shape \[1, 3\]"),
-        (lambda: troll.troll_loss(LOGITS[..., :9], OLD, TOKENS, ADVANTAGES), "old: vocabulary of 10 does not match"),
-        (lambda: troll.troll_loss(LOGITS, OLD, TOKENS, torch.ones(3)), r"advantages: shape \[3\]"),
-        (lambda: troll.troll_loss(LOGITS, OLD, TOKENS, ADVANTAGES.int()), "advantages: needs a floating"),
-        (lambda: troll.troll_loss(LOGITS, OLD, TOKENS, ADVANTAGES * torch.nan), "advantages: row 0 holds NaN"),
-        (lambda: troll.troll_loss(LOGITS, OLD, TOKENS, ADVANTAGES, torch.ones(2)), "mask: shape"),
-        (lambda: troll.troll_loss(LOGITS, BROKEN_OLD, TOKENS, ADVANTAGES), "old: row 4 holds NaN"),
-        (lambda: troll.troll_loss(BROKEN, OLD, TOKENS, ADVANTAGES), "logits: row 3 holds NaN"),
-        (lambda: troll.troll_loss(LOGITS, OLD, TOKENS, ADVANTAGES, kl_bound=0.0), "kl_bound: needs a positive"),
-        (lambda: troll.troll_loss(LOGITS, OLD, TOKENS, ADVANTAGES, alpha=-1.0), "alpha: needs a number of at least 0"),
-        (lambda: troll.troll_loss(LOGITS, OLD, TOKENS, ADVANTAGES, ratio="word"), "ratio: 'word' is not one of"),
-        (lambda: troll.troll_loss(LOGITS, OLD, TOKENS, ADVANTAGES, aggregation="sum"), "aggregation: 'sum' is not"),
-        (lambda: troll.troll_loss(LOGITS, OLD, TOKENS, ADVANTAGES, support="new"), "support: 'new' is not one of"),
-        (lambda: troll.troll_loss(LOGITS, OLD, TOKENS, ADVANTAGES, normalizer=0), "normalizer: needs a positive"),
+        (lambda: troll.Troll().loss(LOGITS.long(), OLD, TOKENS, ADVANTAGES), "logits: needs a floating point dtype"),
+        (lambda: troll.Troll().loss(LOGITS[:1], OLD, TOKENS, ADVANTAGES), "tokens: shape"),
+        (lambda: troll.Troll().loss(LOGITS, OLD, TOKENS.bool(), ADVANTAGES), "tokens: needs an integer dtype"),
+        (lambda: troll.Troll().loss(LOGITS, OLD, TOKENS + 10, ADVANTAGES), "tokens: row 0 holds 10"),
+        (lambda: troll.Troll().loss(LOGITS, OLD, TOKENS + 1, ADVANTAGES), "old: row 0 was made for token 0"),
+        (lambda: troll.Troll().loss(LOGITS, OLD[:1], TOKENS, ADVANTAGES), r"old: shape \[1, 3\]"),
+        (lambda: troll.Troll().loss(LOGITS[..., :9], OLD, TOKENS, ADVANTAGES), "old: vocabulary of 10 does not match"),
+        (lambda: troll.Troll().loss(LOGITS, OLD, TOKENS, torch.ones(3)), r"advantages: shape \[3\]"),
+        (lambda: troll.Troll().loss(LOGITS, OLD, TOKENS, ADVANTAGES.int()), "advantages: needs a floating"),
+        (lambda: troll.Troll().loss(LOGITS, OLD, TOKENS, ADVANTAGES * torch.nan), "advantages: row 0 holds NaN"),
+        (lambda: troll.Troll().loss(LOGITS, OLD, TOKENS, ADVANTAGES, torch.ones(2)), "mask: shape"),
+        (lambda: troll.Troll().loss(LOGITS, BROKEN_OLD, TOKENS, ADVANTAGES), "old: row 4 holds NaN"),
+        (lambda: troll.Troll().loss(BROKEN, OLD, TOKENS, ADVANTAGES), "logits: row 3 holds NaN"),
+        (lambda: troll.Troll(kl_bound=0.0).loss(LOGITS, OLD, TOKENS, ADVANTAGES), "kl_bound: needs a positive"),
+        (lambda: troll.Troll(alpha=-1.0).loss(LOGITS, OLD, TOKENS, ADVANTAGES), "alpha: needs a number of at least 0"),
+        (lambda: troll.Troll(ratio="word").loss(LOGITS, OLD, TOKENS, ADVANTAGES), "ratio: 'word' is not one of"),
+        (lambda: troll.Troll(aggregation="sum").loss(LOGITS, OLD, TOKENS, ADVANTAGES), "aggregation: 'sum' is not"),
+        (lambda: troll.Troll(support="new").loss(LOGITS, OLD, TOKENS, ADVANTAGES), "support: 'new' is not one of"),
+        (lambda: troll.Troll().loss(LOGITS, OLD, TOKENS, ADVANTAGES, normalizer=0), "normalizer: needs a positive"),
         (
-            lambda: troll.troll_loss(LOGITS[0], OLD[0], TOKENS[0], torch.ones(3), ratio="sequence"),
+            lambda: troll.Troll(ratio="sequence").loss(LOGITS[0], OLD[0], TOKENS[0], torch.ones(3)),
             "sequence_ids: ratio='sequence' needs sequences",
         ),
         (
-            lambda: troll.troll_loss(LOGITS[0], OLD[0], TOKENS[0], torch.ones(3), aggregation="seq-mean-token-sum"),
+            lambda: troll.Troll(aggregation="seq-mean-token-sum").loss(LOGITS[0], OLD[0], TOKENS[0], torch.ones(3)),
             "sequence_ids: aggregation='seq-mean-token-sum' needs sequences",
         ),
     ],
