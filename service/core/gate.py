@@ -2,18 +2,29 @@
 
 Beginning a request takes the event loop about a millisecond. If all of a burst were begun at once, everybody else's
 requests, and even the question whether this process lives, would wait until that is done. Here each waits for its turn
-at almost no cost, and what would find all queues full is refused before anything is done for it.
+at almost no cost, and what would find all queues full is refused before anything is done for it. While other tenants
+are there, the requests of one that sends many are begun with pauses, so that they leave this process idle for most of
+the time.
 """
 
 import asyncio
+import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
+from itertools import islice
 from weakref import WeakKeyDictionary
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.core.answers import error_answer
 from service.core.threads import Overloaded, request_threads
+
+SHARED_SECONDS = 10.0
+"""How long a tenant counts as being there after its last request."""
+PAUSE = 3.0
+"""How long a tenant's next request waits for its turn, in units of the processor's time used since its last began."""
+LONGEST_PAUSE = 0.05
+LOOK_SECONDS = 0.002
 
 
 class Gate:
@@ -43,6 +54,8 @@ class Turns:
     def __init__(self) -> None:
         # The tenant whose turn is next first.
         self._queues: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
+        # When a request of each tenant began last, by the clock and by this process's use of processors; latest last.
+        self._began: OrderedDict[str, tuple[float, float]] = OrderedDict()
         self._letting_in: asyncio.Task[None] | None = None
 
     async def wait(self, tenant: str) -> None:
@@ -55,14 +68,40 @@ class Turns:
 
     async def _let_in(self) -> None:
         while self._queues:
-            tenant, queue = next(iter(self._queues.items()))
+            tenant = next(filter(self._may_begin, self._queues), None)
+            if tenant is None:
+                await asyncio.sleep(LOOK_SECONDS)
+                continue
+            queue = self._queues[tenant]
             turn = queue.popleft()
             if queue:
                 self._queues.move_to_end(tenant)
             else:
                 del self._queues[tenant]
             if not turn.cancelled():
+                self._note(tenant)
                 turn.set_result(None)
             # What the loop has to do otherwise is done before the next one begins.
             await asyncio.sleep(0)
         self._letting_in = None
+
+    def _may_begin(self, tenant: str) -> bool:
+        """Whether ``tenant`` is alone, or this process was idle for most of the time since its last request began."""
+        now = time.monotonic()
+        if tenant not in self._began or self._is_alone(tenant, now):
+            return True
+        began, used = self._began[tenant]
+        return now - began >= min(PAUSE * (time.process_time() - used), LONGEST_PAUSE)
+
+    def _is_alone(self, tenant: str, now: float) -> bool:
+        if any(other != tenant for other in islice(self._queues, 2)):
+            return False
+        other = next((each for each in islice(reversed(self._began), 2) if each != tenant), None)
+        return other is None or now - self._began[other][0] > SHARED_SECONDS
+
+    def _note(self, tenant: str) -> None:
+        self._began[tenant] = time.monotonic(), time.process_time()
+        self._began.move_to_end(tenant)
+        oldest = next(iter(self._began))
+        if time.monotonic() - self._began[oldest][0] > SHARED_SECONDS:
+            del self._began[oldest]

@@ -1,14 +1,19 @@
 """API keys: their form, and what a wrong one gets."""
 
+import re
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
+from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from sqlalchemy import Connection, event, select, update
 
 from service.accounts import keys
+from service.accounts.models import APIKey
 from service.accounts.service import revoke_key
-from service.core.db import transaction
+from service.app import create_app
+from service.core.db import engine, tenant, transaction
 from tests.conftest import Key
 
 
@@ -77,3 +82,59 @@ def test_what_is_left_of_another_services_environment_is_named(client: TestClien
 
 def test_the_own_organization_may_be_named(client: TestClient, api_key: Key) -> None:
     assert client.get("/v1/models", headers={"OpenAI-Organization": api_key.organization_id}).status_code == 200
+
+
+CHAT = {"model": "base", "messages": [{"role": "user", "content": "1+1="}]}
+BODIES: dict[str, Any] = {
+    "/v1/chat/completions": CHAT,
+    "/v1/completions": {"model": "base", "prompt": "1+1="},
+    "/v1/responses": {"model": "base", "input": "1+1="},
+    "/v1/uploads": {"purpose": "fine-tune", "filename": "a.jsonl", "bytes": 1, "mime_type": "text/jsonl"},
+    "/v1/uploads/{upload_id}/complete": {"part_ids": ["part_1"]},
+    "/v1/webhook_endpoints": {"name": "a", "url": "https://example.com", "event_types": ["fine_tuning.job.succeeded"]},
+}
+
+
+def requests() -> list[tuple[str, str]]:
+    served = create_app().openapi()["paths"]
+    return [(method.upper(), path) for path, item in served.items() if path.startswith("/v1/") for method in item]
+
+
+@pytest.mark.parametrize(("method", "path"), requests())
+def test_no_route_serves_a_key_that_was_good_a_moment_ago(
+    client: TestClient, api_key: Key, method: str, path: str
+) -> None:
+    assert client.get("/v1/models").status_code == 200
+    with transaction("troll_operator") as session:
+        revoke_key(session, api_key.id)
+    where = re.sub(r"\{\w+\}", "some", path)
+    answer = client.request(method, where, json=BODIES.get(path, {}) if method == "POST" else None)
+    assert answer.status_code == 401, answer.text
+
+
+def test_a_poll_is_one_transaction(client: TestClient) -> None:
+    client.get("/v1/fine_tuning/jobs")
+    committed: list[object] = []
+
+    def note(connection: Connection) -> None:
+        committed.append(connection)
+
+    event.listen(engine("troll_api"), "commit", note)
+    assert client.get("/v1/fine_tuning/jobs").status_code == 200
+    event.remove(engine("troll_api"), "commit", note)
+    assert len(committed) == 1
+
+
+def test_the_last_use_of_a_key_is_written_down_once_a_minute(client: TestClient, api_key: Key) -> None:
+    def last_used() -> datetime:
+        with transaction("troll_operator") as session:
+            return session.scalars(select(APIKey.last_used_at).where(APIKey.id == api_key.id)).one()
+
+    client.get("/v1/models")
+    first = last_used()
+    client.get("/v1/models")
+    assert last_used() == first
+    with tenant(api_key.organization_id) as session:
+        session.execute(update(APIKey).where(APIKey.id == api_key.id).values(last_used_at=first - timedelta(minutes=2)))
+    client.get("/v1/models")
+    assert last_used() > first

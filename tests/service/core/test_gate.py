@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from service.core import gate
-from service.core.gate import Gate
+from service.core.gate import LONGEST_PAUSE, PAUSE, SHARED_SECONDS, Gate, Turns
 
 
 def scope(tenant: str, path: str = "/v1/models") -> dict[str, Any]:
@@ -77,3 +77,80 @@ def test_a_request_whose_client_left_holds_up_nobody() -> None:
 
     asyncio.run(main())
     assert app.begun == ["a", "c"]
+
+
+class Clock:
+    """Stands in for ``time``: nobody's request takes any but what the test says."""
+
+    def __init__(self) -> None:
+        self.now, self.used = 100.0, 10.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def process_time(self) -> float:
+        return self.used
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(gate, "time", clock)
+    return clock
+
+
+def seen(*tenants: str) -> Turns:
+    turns = Turns()
+    for tenant in tenants:
+        turns._note(tenant)
+    return turns
+
+
+def test_a_burst_beside_others_leaves_the_process_idle_between_two_requests(clock: Clock) -> None:
+    turns = seen("quiet", "loud")
+    clock.used += 0.01
+    clock.now += PAUSE * 0.01 - 0.001
+    assert not turns._may_begin("loud")
+    clock.now += 0.002
+    assert turns._may_begin("loud")
+
+
+def test_a_tenant_that_is_alone_waits_for_nothing(clock: Clock) -> None:
+    turns = seen("loud")
+    clock.used += 0.01
+    assert turns._may_begin("loud")
+
+
+def test_who_was_there_long_ago_is_not_there(clock: Clock) -> None:
+    turns = seen("quiet")
+    clock.now += SHARED_SECONDS + 1
+    turns._note("loud")
+    clock.used += 0.01
+    assert turns._may_begin("loud")
+
+
+def test_whoever_comes_first_does_not_wait_for_what_others_used(clock: Clock) -> None:
+    turns = seen("loud")
+    clock.used += 5.0
+    assert turns._may_begin("quiet")
+
+
+def test_no_pause_is_longer_than_the_longest_however_busy_the_process(clock: Clock) -> None:
+    turns = seen("quiet", "loud")
+    clock.used += 5.0
+    clock.now += LONGEST_PAUSE + 0.001
+    assert turns._may_begin("loud")
+
+
+def test_tenants_that_have_gone_are_forgotten(clock: Clock) -> None:
+    turns = seen(*(f"address {n}" for n in range(100)))
+    clock.now += SHARED_SECONDS + 1
+    for n in range(200):
+        turns._note(f"organization {n % 3}")
+    assert len(turns._began) == 3
+
+
+def test_requests_that_pause_are_all_begun() -> None:
+    app = Recorded()
+    through_gate(app, *(scope(tenant) for tenant in "aaaaaaaab"), *(scope("c") for _ in range(3)))
+    assert sorted(app.begun) == sorted("aaaaaaaabccc")
