@@ -28,6 +28,7 @@ def close_all() -> None:
 def test_a_connection_that_rested_is_asked_before_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(db, "TRUSTED_SECONDS", 0.0)
     with db.transaction("troll_api") as other:
+        other.connection()
         rested = use()
         other.execute(text("SELECT pg_terminate_backend(:pid)"), {"pid": rested})
     assert rested not in {use(), use()}
