@@ -66,7 +66,7 @@ def are_the_same(left: torch.Tensor, right: torch.Tensor) -> bool:
 
 
 @pytest.mark.parametrize("adapters", [None, ADAPTERS], ids=["full", "lora"])
-@pytest.mark.parametrize("family", [*tiny.MIXTURES, *tiny.SCALED])
+@pytest.mark.parametrize("family", [*tiny.CONFIGS, *tiny.SCALED, *tiny.MIXTURES])
 def test_a_family_comes_back_as_it_was_trained(tmp_path: Path, family: str, adapters: Lora | None) -> None:
     loaded = policy.load(tiny.save(tmp_path / "model", family), CPU, adapters)
     before = log_probs(loaded.model)
