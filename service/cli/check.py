@@ -11,10 +11,16 @@ import typer
 import yaml
 
 from service.cli.failure import CommandError
+from service.cli.submission import Loader
+from service.core.errors import DomainError, invalid
 from service.embedded import jail
 from service.files import check as checking
-from service.graders.schemas import Grader, GraderError, parse_grader
+from service.graders.schemas import GraderError, parse_grader
 from service.jobs.examination import Answer, Question
+from service.jobs.request import AskedReinforcement, AskedSupervised, inheriting, parse_method, question_of
+from service.jobs.spec import Hyperparameters, SupervisedHyperparameters
+
+Asked = AskedReinforcement | AskedSupervised
 
 
 class Method(StrEnum):
@@ -31,9 +37,16 @@ def check(
     method: Annotated[
         Method | None, typer.Option(help="What the rows are for. Without it: what the first row looks like.")
     ] = None,
-    grader: Annotated[
+    job: Annotated[
         Path | None,
-        typer.Option(exists=True, dir_okay=False, readable=True, help="A grader, or a job's file, as YAML or JSON."),
+        typer.Option(
+            "--grader",
+            "--job",
+            exists=True,
+            dir_okay=False,
+            readable=True,
+            help="A grader, or a job's file with its method, as YAML or JSON.",
+        ),
     ] = None,
     model: Annotated[
         Path | None,
@@ -43,23 +56,44 @@ def check(
     """Check the files of a job as the service would: all bad lines at once, and fields that the grader misses.
 
     Where the extra 'worker' is installed, the grader is tried on the first rows, code in a jail or as TROLL_GRADERS
-    says, and with --model rows are counted in tokens.
+    says, and with --model rows are counted in tokens, told to the chat template as the job's file says.
     """
-    if grader and method is Method.SUPERVISED:
-        raise CommandError("Supervised jobs have no grader: leave out --grader, or choose --method reinforcement.")
-    kind = method.value if method else "reinforcement" if grader else checking.method_of(training)
-    definition = read_grader(grader) if grader else None
-    findings = checking.check(training, validation, definition, method=kind)
-    if findings.usable and (definition or model):
+    asked = _read(job) if job else None
+    kind = _kind(asked, method) or checking.method_of(training)
+    grader = asked.grader if isinstance(asked, AskedReinforcement) else None
+    findings = checking.check(training, validation, grader, method=kind)
+    if findings.usable and (asked or model):
         files = {"training_file": training} | ({"validation_file": validation} if validation else {})
-        examined = _examine(Question(method=kind, model=model, files=files, grader=definition))
+        examined = _examine(_question(asked, kind, model, files))
         findings.errors += [f"{param}: {message}" for param, message in examined.problems.items()]
-        findings.warnings += examined.notes
+        findings.warnings += examined.notes + examined.warnings
     for warning in findings.warnings:
         typer.secho(f"Warning: {warning}", fg="yellow", err=True)
     if not findings.usable:
         raise CommandError("\n".join(findings.errors))
     typer.echo(f"The files can be trained on ({kind}).")
+
+
+def _kind(asked: Asked | None, given: Method | None) -> checking.Method | None:
+    if asked is None:
+        return given.value if given else None
+    kind: checking.Method = "supervised" if isinstance(asked, AskedSupervised) else "reinforcement"
+    if given not in (None, kind):
+        why = "a grader, or a job with one" if kind == "reinforcement" else "a supervised job"
+        raise CommandError(f"--method is {given}, and --job or --grader names {why}: leave one of them out.")
+    return kind
+
+
+def _question(asked: Asked | None, kind: checking.Method, model: Path | None, files: dict[str, Path]) -> Question:
+    if asked is None:
+        # Only what the rows are for is known then; templates are told the same for both methods.
+        asked = AskedSupervised(SupervisedHyperparameters())
+    if model is not None:
+        try:
+            asked = inheriting(asked, model)
+        except DomainError as error:
+            raise CommandError(error.message) from error
+    return question_of(asked, model, files, files_checked=True).model_copy(update={"method": kind})
 
 
 def _examine(question: Question) -> Answer:
@@ -83,16 +117,18 @@ def _examine(question: Question) -> Answer:
     return Answer.model_validate_json(done.stdout)
 
 
-def read_grader(path: Path) -> Grader:
-    """The grader in ``path``, which may be a whole job's file. Raises ``CommandError``."""
+def _read(path: Path) -> Asked:
+    """What the file asks for, of which all but the method is left aside. Raises ``CommandError``."""
     try:
-        raw = yaml.safe_load(path.read_text())
+        raw = Loader(path.read_text()).get_single_data()
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise CommandError(f"{path} is not valid YAML: {error}") from error
-    where = "grader"
-    if isinstance(raw, dict) and isinstance(raw.get("method"), dict):
-        raw, where = (raw["method"].get("reinforcement") or {}).get("grader"), "method.reinforcement.grader"
     try:
-        return parse_grader(raw, where)
-    except GraderError as error:
+        if not isinstance(raw, dict) or not raw.keys() & {"method", "training_file"}:
+            return AskedReinforcement(parse_grader(raw, "grader"), Hyperparameters())
+        for name in ("method", "hyperparameters"):
+            if not isinstance(raw.get(name), dict | None):
+                raise invalid(f"Invalid value for '{name}': it must be an object.", name)
+        return parse_method(raw.get("method"), raw.get("hyperparameters"), parse_grader)
+    except (DomainError, GraderError) as error:
         raise CommandError(f"{path}: {error.message} ({error.param})") from error

@@ -22,11 +22,11 @@ REQUIRED = ("model", "training_file")
 ALLOWED = ("model", *FILES, "method", "suffix", "seed", "metadata", "integrations")
 
 
-class _Loader(yaml.SafeLoader):
+class Loader(yaml.SafeLoader):
     """Takes ``1e-4`` for a number, as people mean it; YAML 1.1 alone takes it for text."""
 
 
-_Loader.add_implicit_resolver(
+Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+"), list("-+0123456789")
 )
 
@@ -51,7 +51,7 @@ def read(path: Path) -> Document:
     """Parse and check the shape of ``path``. Raises ``CommandError``."""
     try:
         text = path.read_text(encoding="utf-8")
-        loader = _Loader(text)
+        loader = Loader(text)
         node = loader.get_single_node()
         body = loader.construct_document(node) if node is not None else None
     except (OSError, UnicodeDecodeError) as error:

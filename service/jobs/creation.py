@@ -10,14 +10,14 @@ import os
 import secrets
 import shutil
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from redis.exceptions import RedisError
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
-from service import chat_template
 from service.accounts.caller import in_transaction
 from service.accounts.known import Principal
 from service.core import ask, broker, storage
@@ -29,11 +29,19 @@ from service.files import check
 from service.files import repository as files
 from service.files.models import File
 from service.files.service import FINE_TUNE
+from service.graders.configured import admit
 from service.jobs import examination, repository, service, stored
 from service.jobs.examination import Answer, Question
 from service.jobs.models import Examination, Job
 from service.jobs.repository import EventDraft
-from service.jobs.request import AskedReinforcement, AskedSupervised, check_integrations, parse_method
+from service.jobs.request import (
+    AskedReinforcement,
+    AskedSupervised,
+    check_integrations,
+    inheriting,
+    parse_method,
+    question_of,
+)
 from service.jobs.schemas import CreateJob
 from service.jobs.spec import JobSpec, Reinforcement, Supervised, conflicts, overruled, resolve, resolve_supervised
 from service.jobs.states import Desired, Status
@@ -74,8 +82,9 @@ async def prepare(known: Principal, request: CreateJob) -> Examined:
     """Find out about a job what can be found out in time. Raises a 400 for what forbids it, and leaves nothing."""
     until = time.monotonic() + ANSWER_SECONDS
     # Reading a grader takes a processor's time, and no transaction is open meanwhile.
+    admitted = partial(admit, organization_id=known.organization_id)
     asked = await parsing_threads.run_to_end(
-        known.organization_id, parse_method, request.method, request.hyperparameters, known.organization_id
+        known.organization_id, parse_method, request.method, request.hyperparameters, admitted
     )
     draft = await in_transaction(known, _draft, known, request, asked)
     try:
@@ -187,43 +196,15 @@ def _draft(
         validation = _file(session, request.validation_file, "validation_file", settings().max_validation_rows)
     elif isinstance(asked, AskedReinforcement):
         raise invalid("Reinforcement fine-tuning needs a validation file.", "validation_file", "missing_parameter")
-    asked = _inheriting(asked, model.path)
-    method = _resolve(asked, training.rows or 0)
+    asked = inheriting(asked, model.path)
+    _resolve(asked, training.rows or 0)
     service.check_quota(session, known.organization_id)
     id = new_id("ftjob-")
     given = {"training_file": training, "validation_file": validation}
     paths = _keep_data(id, {param: file for param, file in given.items() if file is not None})
-    question = Question(
-        method="supervised" if isinstance(asked, AskedSupervised) else "reinforcement",
-        model=model.path,
-        files=paths,
-        grader=asked.grader if isinstance(asked, AskedReinforcement) else None,
-        chat_template_kwargs=asked.hyperparameters.chat_template_kwargs,
-        reasoning_effort=_effort(asked),
-        json_schema=method.json_schema if isinstance(method, Reinforcement) else None,
-        files_checked=False,
-        counts=_counts(training, validation),
-    )
+    question = question_of(asked, model.path, paths, files_checked=False)
+    question = question.model_copy(update={"counts": _counts(training, validation)})
     return Draft(id, request, asked, training, validation, question)
-
-
-def _inheriting(asked: AskedReinforcement | AskedSupervised, base: Path) -> AskedReinforcement | AskedSupervised:
-    """What is asked for, and what the base model's template is told besides. Raises a 400."""
-    try:
-        known = chat_template.remembered(base)
-    except chat_template.Malformed as error:
-        raise invalid(f"The model cannot be used: {error}.", "model", "invalid_model") from error
-    if _effort(asked) is not None:
-        known.pop("reasoning_effort", None)
-    told = {"chat_template_kwargs": known | asked.hyperparameters.chat_template_kwargs}
-    if isinstance(asked, AskedSupervised):
-        return replace(asked, hyperparameters=asked.hyperparameters.model_copy(update=told))
-    return replace(asked, hyperparameters=asked.hyperparameters.model_copy(update=told))
-
-
-def _effort(asked: AskedReinforcement | AskedSupervised) -> str | None:
-    effort = asked.hyperparameters.reasoning_effort if isinstance(asked, AskedReinforcement) else "default"
-    return None if effort == "default" else effort
 
 
 def _counts(training: File, validation: File | None) -> str:

@@ -1,6 +1,8 @@
 """From a request body to the parts of a job's specification: each error names the field it is about."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -8,10 +10,10 @@ from pydantic import ValidationError
 from service import chat_template
 from service.core.errors import DomainError, invalid
 from service.core.http import describe
-from service.graders.configured import admit
 from service.graders.schemas import MAX_FAULTS, Grader
 from service.inference import bounds
 from service.inference.requests import ResponseFormat
+from service.jobs.examination import Question
 from service.jobs.integrations import Integration
 from service.jobs.spec import Hyperparameters, SupervisedHyperparameters
 from service.wording import reason_of
@@ -36,12 +38,15 @@ class AskedSupervised:
 
 
 def parse_method(
-    method: dict[str, Any] | None, legacy_hyperparameters: dict[str, Any] | None, organization_id: str
+    method: dict[str, Any] | None,
+    legacy_hyperparameters: dict[str, Any] | None,
+    read_grader: Callable[[Any, str], Grader],
 ) -> AskedReinforcement | AskedSupervised:
     """What a create request asks for; supervised fine-tuning where it has no ``method``.
 
     ``legacy_hyperparameters`` are OpenAI's older place for them; those of the method win. What ``method`` holds for
-    other types than its own is ignored. Raises a 400 whose ``param`` is the offending field.
+    other types than its own is ignored. ``read_grader`` is given the grader and its path. Raises a 400 whose
+    ``param`` is the offending field, and what ``read_grader`` raises.
     """
     method = {"type": "supervised"} if method is None else method
     kind = method.get("type")
@@ -62,11 +67,48 @@ def parse_method(
         return AskedSupervised(_hyperparameters(SupervisedHyperparameters, *given, prefix))
     if body.get("grader") is None:
         raise invalid(f"Missing required parameter: '{where}.grader'.", f"{where}.grader")
-    grader = admit(body["grader"], f"{where}.grader", organization_id)
+    grader = read_grader(body["grader"], f"{where}.grader")
     wanted = body.get("response_format")
     if wanted is not None:
         _check_response_format(wanted, f"{where}.response_format")
     return AskedReinforcement(grader, _hyperparameters(Hyperparameters, *given, prefix), wanted)
+
+
+def question_of(
+    asked: AskedReinforcement | AskedSupervised, model: Path | None, files: Mapping[str, Path], *, files_checked: bool
+) -> Question:
+    """What to find out of a job before it is queued. ``asked`` is what ``inheriting`` made of it."""
+    reinforcement = asked if isinstance(asked, AskedReinforcement) else None
+    wanted = None if reinforcement is None else reinforcement.response_format
+    return Question(
+        method="supervised" if reinforcement is None else "reinforcement",
+        model=model,
+        files=dict(files),
+        grader=None if reinforcement is None else reinforcement.grader,
+        chat_template_kwargs=asked.hyperparameters.chat_template_kwargs,
+        reasoning_effort=_effort(asked),
+        json_schema=None if wanted is None else ResponseFormat.model_validate(wanted).schema_,
+        files_checked=files_checked,
+    )
+
+
+def inheriting(asked: AskedReinforcement | AskedSupervised, base: Path) -> AskedReinforcement | AskedSupervised:
+    """What is asked for, and what the base model's template is told besides. Raises a 400."""
+    try:
+        known = chat_template.remembered(base)
+    except chat_template.Malformed as error:
+        raise invalid(f"The model cannot be used: {error}.", "model", "invalid_model") from error
+    if _effort(asked) is not None:
+        known.pop("reasoning_effort", None)
+    told = {"chat_template_kwargs": known | asked.hyperparameters.chat_template_kwargs}
+    if isinstance(asked, AskedSupervised):
+        return replace(asked, hyperparameters=asked.hyperparameters.model_copy(update=told))
+    return replace(asked, hyperparameters=asked.hyperparameters.model_copy(update=told))
+
+
+def _effort(asked: AskedReinforcement | AskedSupervised) -> str | None:
+    effort = asked.hyperparameters.reasoning_effort if isinstance(asked, AskedReinforcement) else "default"
+    return None if effort == "default" else effort
 
 
 def _check_response_format(wanted: Any, where: str) -> None:

@@ -120,6 +120,40 @@ def test_it_is_the_same_chat_under_another_name(acme: openai.OpenAI) -> None:
     assert said.usage.input_tokens == expected.usage.prompt_tokens
 
 
+def told(client: openai.OpenAI, **values: Any) -> int:
+    """How long a prompt is whose template is told ``values``."""
+    return int(respond(client, extra_body={"chat_template_kwargs": values}).usage.input_tokens)
+
+
+def test_the_template_is_told_what_the_request_says(acme: openai.OpenAI) -> None:
+    plain = respond(acme).usage.input_tokens
+    assert told(acme) == plain == told(acme, enable_thinking=True)
+    assert told(acme, enable_thinking=False) > plain
+    in_a_chat = chat(
+        acme, [{"role": "user", "content": SAID}], extra_body={"chat_template_kwargs": {"enable_thinking": False}}
+    )
+    assert told(acme, enable_thinking=False) == in_a_chat.usage.prompt_tokens
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize(
+    ("values", "why"),
+    [
+        ({"thinking": False}, "does not read 'thinking'. It reads: enable_thinking."),
+        ({"max_tokens": 1}, "does not read 'max_tokens'"),
+        ({"messages": []}, "'messages' is what the service itself tells"),
+        ({"eos_token": "x"}, "'eos_token' is what the service itself tells"),
+        ({"enable_thinking": "x" * 20_000}, "at most 16384 are allowed"),
+        ([1], "an object"),
+    ],
+    ids=str,
+)
+def test_what_a_template_cannot_be_told_is_named(acme: openai.OpenAI, values: Any, why: str, stream: bool) -> None:
+    with pytest.raises(openai.BadRequestError, match=why) as refusal:
+        respond(acme, stream=stream, extra_body={"chat_template_kwargs": values})
+    assert refusal.value.param == "chat_template_kwargs"
+
+
 def test_output_may_be_sent_back_as_it_came(acme: openai.OpenAI) -> None:
     first = respond(acme)
     asked = {"role": "user", "content": SAID}

@@ -1,7 +1,7 @@
 """Model folders that ``AutoModelForCausalLM`` and ``AutoTokenizer`` load, and folders that appear whole or never.
 
-config.json, model*.safetensors,    a whole model in the base's dtype; after LoRA the base's own files, the
-                                    adapter added to the weights it adapts
+config.json, model*.safetensors,    a whole model in the base's dtype, and unchanged what else the base's files hold;
+                                    after LoRA those files, the adapter added to the weights it adapts
 tokenizer and generation config
 chat_template_kwargs.json           what the chat template is told beside the messages, where the job says so
 adapter/                            after LoRA: the adapter in peft's format, which names the base model's id
@@ -62,7 +62,7 @@ def write_model(policy: Policy, folder: Path) -> None:
 
 
 def _write_trained(policy: Policy, folder: Path) -> None:
-    """Write all weights as they are in memory, each in the dtype that the base model's files have it in."""
+    """Write all weights as they are in memory, in the dtypes of the base model's files, and what else these hold."""
     model, usual = policy.model, policy.saved_dtype
     weights: dict[str, Tensor] = {}
     for name, tensor in sharding.whole(model.state_dict().items()):
@@ -77,11 +77,21 @@ def _write_trained(policy: Policy, folder: Path) -> None:
     for name, tensor in stored.items():
         if tensor.is_floating_point():
             stored[name] = tensor.to(policy.stored_dtypes.get(name, usual))
+    stored |= _left_out(policy)
     model.generation_config = GenerationConfig.from_model_config(model.config)
     model.save_pretrained(folder, state_dict=dict(stored), save_original_format=False)
     _set_dtype(folder / "config.json", usual)
     for file in weight_files(folder):
         _compare(folder / file, stored)
+
+
+def _left_out(policy: Policy) -> dict[str, Tensor]:
+    """Weights of the base model's files that are no part of the model, mapped from there and not read into memory."""
+    tensors: dict[str, Tensor] = {}
+    for file in sorted(set(policy.left_out.values())):
+        with safe_open(policy.folder / file, framework="pt") as opened:
+            tensors |= {name: opened.get_tensor(name) for name, where in policy.left_out.items() if where == file}
+    return tensors
 
 
 def _write_generation_config(policy: Policy, folder: Path) -> None:

@@ -12,6 +12,7 @@ N response tokens of a micro-batch, H hidden size, V vocabulary.
 import inspect
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -28,6 +29,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from workers.rollouts.precision import autocast
 from workers.training import distributed, lora
@@ -80,6 +82,8 @@ class Policy:
         self.saved_dtype = _saved_dtype(folder)
         self.stored_dtypes = _stored_dtypes(folder)
         """By the name it has in the folder's files, the dtype of each weight that is stored in another one."""
+        self.left_out = {} if adapter else _left_out(folder, model)
+        """What the folder's files hold beside the model, like a vision tower: the file of each weight, by its name."""
         self.context_length = context_length(model.config)
         self.stop_ids = stop_ids(folder, tokenizer)
         self.template_values: Mapping[str, Any] = {}
@@ -286,6 +290,21 @@ def _stored_dtypes(folder: Path) -> dict[str, torch.dtype]:
                 dtype = _DTYPES.get(opened.get_slice(name).get_dtype(), usual)
                 if dtype != usual:
                     found[name] = dtype
+    return found
+
+
+def _left_out(folder: Path, model: PreTrainedModel) -> dict[str, str]:
+    known, conversions = model.state_dict(), deepcopy(getattr(model, "_weight_conversions", None) or [])
+    renamings = [each for each in conversions if isinstance(each, WeightRenaming)]
+    converters = [each for each in conversions if isinstance(each, WeightConverter)]
+    found = {}
+    for file in weight_files(folder):
+        with safe_open(folder / file, framework="pt") as opened:
+            for name in opened.keys():  # noqa: SIM118 (it is no mapping)
+                # As transformers finds it; what it reports leaves out names that an architecture tells it to ignore.
+                loaded, _ = rename_source_key(name, renamings, converters, model.base_model_prefix, known)
+                if loaded not in known and name not in known:
+                    found[name] = file
     return found
 
 

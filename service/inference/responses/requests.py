@@ -169,6 +169,9 @@ class ResponseRequest(BaseModel):
     metadata: Metadata | None = Field(None, max_length=MAX_METADATA)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    chat_template_kwargs: dict[str, Any] | None = Field(
+        None, description="What the model's chat template is told beside the input."
+    )
     include: list[Included] | None = Field(
         None, max_length=8, description="`message.output_text.logprobs` has an effect; the others are accepted."
     )
@@ -215,6 +218,7 @@ def as_chat(body: ResponseRequest) -> ChatRequest:
         "top_logprobs": body.top_logprobs,
         "response_format": _response_format(body),
         "reasoning_effort": body.reasoning and body.reasoning.effort,
+        "chat_template_kwargs": body.chat_template_kwargs,
         "tools": _tools(body),
         "tool_choice": body.tool_choice,
         "parallel_tool_calls": body.parallel_tool_calls,
@@ -284,6 +288,9 @@ def renamed() -> Iterator[None]:
 
 
 def rename(error: DomainError) -> DomainError:
+    if error.param == "chat_template_kwargs":
+        # It is called the same here, and the names in the message are the template's.
+        return error
     message = re.sub(r"'([a-z_.0-9]+)'", lambda found: f"'{_name(found[1])}'", error.message)
     param = None if error.param is None else _name(error.param)
     return DomainError(error.status, error.code, message, param, error.headers)

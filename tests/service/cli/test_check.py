@@ -2,14 +2,17 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from service.cli import app
 from service.graders.configured import grader_settings
 from tests import factories
 from tests.workers.graders.jails import first_tier
+from tests.workers.training import tiny
+from workers.demo import make_tokenizer
 
 
 @pytest.fixture
@@ -42,7 +45,7 @@ def test_the_method_is_what_the_first_row_looks_like_unless_it_is_given(training
 def test_a_grader_is_not_for_supervised_jobs(training: Path, tmp_path: Path) -> None:
     given = ["--grader", str(grader(tmp_path, "{{item.answer}}")), "--method", "supervised"]
     result = CliRunner().invoke(app, ["check", str(training), *given])
-    assert (result.exit_code, "no grader" in result.output) == (1, True)
+    assert (result.exit_code, "leave one of them out" in result.output) == (1, True)
 
 
 def test_every_bad_line_is_named(training: Path) -> None:
@@ -87,3 +90,129 @@ def test_a_grader_that_never_works_is_found_offline(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["check", str(rows), "--grader", str(definition)])
     assert result.exit_code == 1
     assert "formula_parse_error" in result.stderr
+
+
+TEMPLATE = (
+    "{% for m in messages %}{{ m.content }}{% endfor %}"
+    "{% if limit %}{{ '9' * limit }}{% endif %}{% if reasoning_effort %}{{ '9' * 1000 }}{% endif %}"
+)
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    """A model whose template makes prompts as long as it is told to; its context has 256 tokens."""
+    folder = tiny.save(tmp_path / "model")
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def check_job(tmp_path: Path, training: Path, base: Path | None, method: dict[str, Any], *more: str) -> Result:
+    path = tmp_path / "job.yaml"
+    path.write_text(json.dumps({"model": "m", "training_file": training.name, "method": method}))
+    options = ["--model", str(base)] if base else []
+    return CliRunner().invoke(app, ["check", str(training), "--job", str(path), *options, *more])
+
+
+def reinforcement(**fields: Any) -> dict[str, Any]:
+    return {"type": "reinforcement", "reinforcement": {"grader": factories.GRADER, **fields}}
+
+
+@pytest.mark.parametrize(
+    ("hyperparameters", "fits"),
+    [
+        ({"chat_template_kwargs": {"limit": 3}}, True),
+        ({"chat_template_kwargs": {"limit": 1000}}, False),
+        ({"reasoning_effort": "high"}, False),
+    ],
+    ids=str,
+)
+def test_prompts_are_as_long_as_the_job_will_have_them(
+    training: Path, tmp_path: Path, base: Path, hyperparameters: dict[str, Any], fits: bool
+) -> None:
+    result = check_job(tmp_path, training, base, reinforcement(hyperparameters=hyperparameters))
+    assert (result.exit_code == 0, "training_file: " in result.output) == (fits, not fits), result.output
+
+
+def test_prompts_are_told_what_the_base_remembers(training: Path, tmp_path: Path, base: Path) -> None:
+    (base / "chat_template_kwargs.json").write_text('{"limit": 1000}')
+    assert CliRunner().invoke(app, ["check", str(training), "--model", str(base)]).exit_code == 1
+    shorter = reinforcement(hyperparameters={"chat_template_kwargs": {"limit": 1}})
+    assert check_job(tmp_path, training, base, shorter).exit_code == 0
+
+
+def test_conversations_are_as_long_as_the_job_will_have_them(training: Path, tmp_path: Path, base: Path) -> None:
+    answered = [{"messages": [*row["messages"], {"role": "assistant", "content": "1"}]} for row in factories.rows(2)]
+    training.write_bytes(factories.jsonl(answered))
+    method = {"type": "supervised", "supervised": {"hyperparameters": {"chat_template_kwargs": {"limit": 1000}}}}
+    result = check_job(tmp_path, training, base, method)
+    assert (result.exit_code, "training_file: " in result.output) == (1, True), result.output
+
+
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
+
+
+def answers_of(schema: Any) -> dict[str, Any]:
+    return {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        ({"hyperparameters": {"chat_template_kwargs": {"messages": []}}}, "'messages' is what the service itself"),
+        ({"hyperparameters": {"kl_bond": 1}}, "Unknown hyperparameter"),
+        ({"response_format": {"type": "xml"}}, "response_format"),
+        (answers_of({"type": "array", "minItems": 10**9}), "minItems"),
+        (answers_of({"type": "nonsense"}), "This JSON schema is not supported"),
+    ],
+    ids=str,
+)
+def test_what_creating_the_job_would_refuse_is_refused(
+    training: Path, tmp_path: Path, fields: dict[str, Any], why: str
+) -> None:
+    result = check_job(tmp_path, training, None, reinforcement(**fields))
+    assert (result.exit_code, why in result.output) == (1, True), result.output
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        ({"hyperparameters": {"chat_template_kwargs": {"thinking": True}}}, "does not read 'thinking'"),
+        # The demo's tokenizer has neither brackets nor letters.
+        (answers_of(SCHEMA), "no token of the model can begin what fits it"),
+    ],
+    ids=str,
+)
+def test_what_the_model_cannot_do_is_refused(
+    training: Path, tmp_path: Path, base: Path, fields: dict[str, Any], why: str
+) -> None:
+    result = check_job(tmp_path, training, base, reinforcement(**fields))
+    assert (result.exit_code, why in result.output) == (1, True), result.output
+
+
+def test_a_format_that_the_model_can_write_passes(training: Path, tmp_path: Path, base: Path) -> None:
+    result = check_job(tmp_path, training, base, reinforcement(**answers_of({"type": "integer"})))
+    assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize(
+    ("method", "why"),
+    [
+        ("supervised", "'method'"),
+        ({"type": "dpo"}, "'dpo' is not served"),
+        ({"type": "reinforcement", "reinforcement": {}}, "method.reinforcement.grader"),
+    ],
+    ids=str,
+)
+def test_a_job_that_is_none_is_explained(training: Path, tmp_path: Path, method: Any, why: str) -> None:
+    result = check_job(tmp_path, training, None, method)
+    assert (result.exit_code, why in result.output) == (1, True), result.output
+
+
+def test_the_examples_are_jobs_that_pass() -> None:
+    for name in ("additions", "additions-supervised"):
+        folder = Path("examples")
+        job, training = folder / f"{name}.yaml", folder / f"{name}-train.jsonl"
+        result = CliRunner().invoke(app, ["check", str(training), "--job", str(job)])
+        assert result.exit_code == 0, result.output
