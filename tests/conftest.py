@@ -131,6 +131,12 @@ def _forget_connections() -> None:
 @pytest.fixture
 def database(servers: embedded.Servers) -> embedded.Servers:
     """Servers whose every table is empty, and whose Redis too."""
+    empty(servers)
+    return servers
+
+
+def empty(servers: embedded.Servers) -> None:
+    """For fixtures that live longer than a test: what earlier tests left is no part of them."""
     with psycopg.connect(servers.database_owner_url, autocommit=True) as connection:
         connection.execute("SET lock_timeout = '10s'")
         query = "SELECT quote_ident(tablename) FROM pg_tables WHERE schemaname = 'public'"
@@ -141,7 +147,6 @@ def database(servers: embedded.Servers) -> embedded.Servers:
     with redis.Redis.from_url(servers.redis_url) as client:
         client.flushall()
     live.silence.until = 0.0
-    return servers
 
 
 @pytest.fixture

@@ -21,8 +21,10 @@ from schemathesis.checks import load_all_checks
 from service.accounts.service import create_key
 from service.core.broker import CONTROL_QUEUE
 from service.core.db import transaction
+from service.embedded.servers import Servers
 from service.settings import settings as service_settings
 from tests import factories
+from tests.conftest import empty
 from tests.contract.conftest import Server
 from tests.workers.conftest import use_stub
 from workers import supervisor
@@ -51,10 +53,11 @@ class Seeded:
 
 
 @pytest.fixture(scope="module")
-def seeded(server: Server) -> Iterator[Seeded]:
+def seeded(server: Server, servers: Servers) -> Iterator[Seeded]:
     """One organisation with one of each thing, for all operations, and a control worker beside it."""
     from workers.tasks import app as celery
 
+    empty(servers)
     with transaction("troll_operator") as session:
         key, _, _ = create_key(session, organization="generated", name="requests")
     with (
