@@ -3,8 +3,7 @@
 Beginning a request takes the event loop about a millisecond. If all of a burst were begun at once, everybody else's
 requests, and even the question whether this process lives, would wait until that is done. Here each waits for its turn
 at almost no cost, and what would find all queues full is refused before anything is done for it. While other tenants
-are there, the requests of one that sends many are begun with pauses, so that they leave this process idle for most of
-the time.
+are there, the requests of one that sends many are begun with pauses, so that they take half of this process at most.
 """
 
 import asyncio
@@ -21,9 +20,11 @@ from service.core.threads import Overloaded, request_threads
 
 SHARED_SECONDS = 10.0
 """How long a tenant counts as being there after its last request."""
-PAUSE = 3.0
-"""How long a tenant's next request waits for its turn, in units of the processor's time used since its last began."""
+PAUSE = 2.0
+"""How long a tenant's next request waits for its turn, in units of the processor's time that a request takes."""
 LONGEST_PAUSE = 0.05
+WEIGHT_OF_NEWEST = 0.1
+"""In the average of what requests take."""
 LOOK_SECONDS = 0.002
 
 
@@ -38,14 +39,14 @@ class Gate:
         if scope["type"] != "http" or not scope["path"].startswith("/v1/"):
             await self.app(scope, receive, send)
             return
-        tenant = self.tenant(scope)
-        if not request_threads.is_full(tenant):
-            await self._turns.setdefault(asyncio.get_running_loop(), Turns()).wait(tenant)
-        if request_threads.is_full(tenant):
-            full = Overloaded()
-            await error_answer(full.status, full.code, full.message, headers=full.headers)(scope, receive, send)
-            return
-        await self.app(scope, receive, send)
+        tenant, turns = self.tenant(scope), self._turns.setdefault(asyncio.get_running_loop(), Turns())
+        if not request_threads.is_full(tenant) and not turns.is_full(tenant):
+            await turns.wait(tenant)
+            if not request_threads.is_full(tenant):
+                await self.app(scope, receive, send)
+                return
+        full = Overloaded()
+        await error_answer(full.status, full.code, full.message, headers=full.headers)(scope, receive, send)
 
 
 class Turns:
@@ -54,14 +55,23 @@ class Turns:
     def __init__(self) -> None:
         # The tenant whose turn is next first.
         self._queues: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
-        # When a request of each tenant began last, by the clock and by this process's use of processors; latest last.
-        self._began: OrderedDict[str, tuple[float, float]] = OrderedDict()
+        self._waiting = 0
+        # When a request of each tenant began last; latest last.
+        self._began: OrderedDict[str, float] = OrderedDict()
+        # Seconds of a processor that this process uses for each request that begins, and what it had used at the last.
+        self._cost, self._used = 0.0, time.process_time()
         self._letting_in: asyncio.Task[None] | None = None
+
+    def is_full(self, tenant: str) -> bool:
+        """Whether as many wait here as may wait for a thread."""
+        own = len(self._queues.get(tenant, ()))
+        return own >= request_threads.waiting_each or self._waiting >= request_threads.waiting
 
     async def wait(self, tenant: str) -> None:
         """Return when it is this request's turn."""
         turn = asyncio.get_running_loop().create_future()
         self._queues.setdefault(tenant, deque()).append(turn)
+        self._waiting += 1
         if self._letting_in is None:
             self._letting_in = asyncio.create_task(self._let_in())
         await turn
@@ -74,6 +84,7 @@ class Turns:
                 continue
             queue = self._queues[tenant]
             turn = queue.popleft()
+            self._waiting -= 1
             if queue:
                 self._queues.move_to_end(tenant)
             else:
@@ -86,22 +97,25 @@ class Turns:
         self._letting_in = None
 
     def _may_begin(self, tenant: str) -> bool:
-        """Whether ``tenant`` is alone, or this process was idle for most of the time since its last request began."""
+        """Whether ``tenant`` is alone, or its last request began long enough ago."""
         now = time.monotonic()
         if tenant not in self._began or self._is_alone(tenant, now):
             return True
-        began, used = self._began[tenant]
-        return now - began >= min(PAUSE * (time.process_time() - used), LONGEST_PAUSE)
+        return now - self._began[tenant] >= min(PAUSE * self._cost, LONGEST_PAUSE)
 
     def _is_alone(self, tenant: str, now: float) -> bool:
         if any(other != tenant for other in islice(self._queues, 2)):
             return False
         other = next((each for each in islice(reversed(self._began), 2) if each != tenant), None)
-        return other is None or now - self._began[other][0] > SHARED_SECONDS
+        return other is None or now - self._began[other] > SHARED_SECONDS
 
     def _note(self, tenant: str) -> None:
-        self._began[tenant] = time.monotonic(), time.process_time()
+        now, used = time.monotonic(), time.process_time()
+        # What was used while nothing began, by streams for instance, is no more than a request's either.
+        self._cost += WEIGHT_OF_NEWEST * (min(used - self._used, LONGEST_PAUSE) - self._cost)
+        self._used = used
+        self._began[tenant] = now
         self._began.move_to_end(tenant)
         oldest = next(iter(self._began))
-        if time.monotonic() - self._began[oldest][0] > SHARED_SECONDS:
+        if now - self._began[oldest] > SHARED_SECONDS:
             del self._began[oldest]

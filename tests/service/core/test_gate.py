@@ -64,6 +64,14 @@ def test_what_would_find_its_queue_full_is_refused_at_once(monkeypatch: pytest.M
     assert json.loads(body["body"])["error"]["code"] == "overloaded"
 
 
+def test_no_more_wait_for_their_turn_than_may_wait_for_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate.request_threads, "waiting_each", 3)
+    app = Recorded()
+    through_gate(app, *(scope("a") for _ in range(8)), scope("b"))
+    assert sorted(app.begun) == ["a", "a", "a", "b"]
+    assert [message["status"] for message in app.sent if "status" in message] == [503] * 5
+
+
 def test_a_request_whose_client_left_holds_up_nobody() -> None:
     app = Recorded()
 
@@ -99,51 +107,60 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def seen(*tenants: str) -> Turns:
+COST = 0.01
+
+
+def seen(clock: Clock, *tenants: str, cost: float = COST) -> Turns:
+    """After many requests of a tenant that has left, which took ``cost`` each, one of each of ``tenants`` began."""
     turns = Turns()
+    for _ in range(200):
+        clock.used += cost
+        turns._note("long ago")
+    clock.now += SHARED_SECONDS + 1
     for tenant in tenants:
+        clock.used += cost
         turns._note(tenant)
     return turns
 
 
-def test_a_burst_beside_others_leaves_the_process_idle_between_two_requests(clock: Clock) -> None:
-    turns = seen("quiet", "loud")
-    clock.used += 0.01
-    clock.now += PAUSE * 0.01 - 0.001
+def test_a_burst_beside_others_takes_half_of_the_process(clock: Clock) -> None:
+    turns = seen(clock, "quiet", "loud")
+    clock.now += PAUSE * COST - 0.001
     assert not turns._may_begin("loud")
     clock.now += 0.002
     assert turns._may_begin("loud")
 
 
 def test_a_tenant_that_is_alone_waits_for_nothing(clock: Clock) -> None:
-    turns = seen("loud")
-    clock.used += 0.01
-    assert turns._may_begin("loud")
+    assert seen(clock, "loud")._may_begin("loud")
 
 
 def test_who_was_there_long_ago_is_not_there(clock: Clock) -> None:
-    turns = seen("quiet")
+    turns = seen(clock, "quiet")
     clock.now += SHARED_SECONDS + 1
     turns._note("loud")
-    clock.used += 0.01
     assert turns._may_begin("loud")
 
 
-def test_whoever_comes_first_does_not_wait_for_what_others_used(clock: Clock) -> None:
-    turns = seen("loud")
-    clock.used += 5.0
-    assert turns._may_begin("quiet")
+def test_what_others_use_makes_no_pause_longer(clock: Clock) -> None:
+    turns = seen(clock, "loud")
+    for n in range(100):
+        clock.used += COST
+        turns._note(f"other {n}")
+    clock.now += PAUSE * COST + 0.001
+    assert turns._may_begin("loud")
 
 
-def test_no_pause_is_longer_than_the_longest_however_busy_the_process(clock: Clock) -> None:
-    turns = seen("quiet", "loud")
-    clock.used += 5.0
-    clock.now += LONGEST_PAUSE + 0.001
+def test_no_pause_is_longer_than_the_longest(clock: Clock) -> None:
+    turns = seen(clock, "quiet", "loud", cost=5.0)
+    clock.now += LONGEST_PAUSE - 0.001
+    assert not turns._may_begin("loud")
+    clock.now += 0.002
     assert turns._may_begin("loud")
 
 
 def test_tenants_that_have_gone_are_forgotten(clock: Clock) -> None:
-    turns = seen(*(f"address {n}" for n in range(100)))
+    turns = seen(clock, *(f"address {n}" for n in range(100)))
     clock.now += SHARED_SECONDS + 1
     for n in range(200):
         turns._note(f"organization {n % 3}")
