@@ -27,8 +27,8 @@ from service.webhooks import service as webhooks
 from service.webhooks.models import WebhookDelivery, WebhookEndpoint
 from service.webhooks.schemas import TestOutcome, TestQuestion
 from workers.graders.addresses import ForbiddenAddress, resolve
-from workers.graders.http import signature
 from workers.graders.watch import Watch
+from workers.outbound import port_of, post, signature
 
 AT_ONCE, AT_ONCE_EACH = 16, 4
 """Deliveries on their way, in all and about so many of one organisation: its slow endpoints hold up only its own."""
@@ -120,12 +120,12 @@ def _test(id: str, asked: TestQuestion) -> None:
     else:
         event_id = new_id("evt_")
         sample = webhooks.payload(event_id, asked.event_type, "ftjob-sample", now)
-        result = post(endpoint, event_id, sample, now)
+        result = send(endpoint, event_id, sample, now)
     ask.reply(id, ask.ANSWER, TestOutcome(status=result.status, result=result.text).model_dump())
 
 
 def _deliver(delivery: WebhookDelivery, endpoint: WebhookEndpoint, now: datetime) -> None:
-    result = post(endpoint, delivery.id, delivery.payload, now)
+    result = send(endpoint, delivery.id, delivery.payload, now)
     with transaction("troll_control") as session:
         if result.accepted:
             repository.delivered(session, delivery.id, result.text)
@@ -142,32 +142,18 @@ def wait_after(attempts: int) -> timedelta:
     return min(FIRST_WAIT * 4 ** (attempts - 1), LONGEST_WAIT) * (1 + random.random() / 4)
 
 
-def post(endpoint: WebhookEndpoint, event_id: str, payload: dict[str, Any], now: datetime) -> Result:
+def send(endpoint: WebhookEndpoint, event_id: str, payload: dict[str, Any], now: datetime) -> Result:
     """Send one event once, dated ``now`` by the database's clock. Never raises for what the endpoint does."""
     try:
         webhooks.check_url(endpoint.url)
-        host, port, address = _address(endpoint.url)
+        address = _address(endpoint.url)
     except (ForbiddenAddress, DomainError) as error:
         return Result(None, str(error))
     body = json.dumps(payload, separators=(",", ":")).encode()
-    # The connection goes to the address that was checked; name and certificate stay those of the host.
-    parts = urlsplit(endpoint.url)
-    pinned = parts._replace(netloc=f"[{address}]:{port}" if ":" in address else f"{address}:{port}").geturl()
-    headers = {"host": parts.netloc, "content-type": "application/json", "user-agent": "troll-webhooks/1"}
-    headers |= _signatures(endpoint, event_id, body, now)
+    headers = {"user-agent": "troll-webhooks/1", **_signatures(endpoint, event_id, body, now)}
     watch = Watch(WHOLE_SECONDS)
     try:
-        with (
-            watch,
-            httpx2.Client(timeout=TIMEOUT, trust_env=False, follow_redirects=False) as client,
-            client.stream(
-                "POST",
-                pinned,
-                content=body,
-                headers=headers,
-                extensions={"sni_hostname": host, "trace": watch.trace},
-            ) as answer,
-        ):
+        with post(endpoint.url, address, body, headers, timeout=TIMEOUT, watch=watch) as answer:
             # Nobody reads the body: only the status counts, and an endless body would cost us.
             return Result(answer.status_code, f"it answered with status {answer.status_code}")
     except httpx2.TimeoutException:
@@ -176,12 +162,10 @@ def post(endpoint: WebhookEndpoint, event_id: str, payload: dict[str, Any], now:
         return Result(None, "it took too long to answer" if watch.over else f"{type(error).__name__}: {error}")
 
 
-def _address(url: str) -> tuple[str, int, str]:
-    """Host, port and the address to connect to. Raises ``ForbiddenAddress``."""
-    parts = urlsplit(url)
-    host = parts.hostname or ""
-    port = parts.port or (443 if parts.scheme == "https" else 80)
-    return host, port, resolve(host, port, private_network=host in settings().trusted_hosts)
+def _address(url: str) -> str:
+    """What to connect to. Raises ``ForbiddenAddress``."""
+    host = urlsplit(url).hostname or ""
+    return resolve(host, port_of(url), private_network=host in settings().trusted_hosts)
 
 
 def _signatures(endpoint: WebhookEndpoint, event_id: str, body: bytes, now: datetime) -> dict[str, str]:

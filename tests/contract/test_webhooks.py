@@ -294,7 +294,7 @@ def test_the_connection_goes_to_the_address_that_was_checked(
     settings.cache_clear()
     endpoint = WebhookEndpoint(id="whe_1", url=receiver.url.replace("127.0.0.1", "hooks.test"), salt="salt")
     monkeypatch.setattr(socket, "getaddrinfo", once)
-    assert webhooks.post(endpoint, "evt_1", {}, datetime.now(UTC)).accepted
+    assert webhooks.send(endpoint, "evt_1", {}, datetime.now(UTC)).accepted
     monkeypatch.undo()
     settings.cache_clear()
     assert asked_for.count("hooks.test") == 1
@@ -384,14 +384,14 @@ def test_slow_endpoints_of_one_organisation_hold_up_nobody_elses(
 ) -> None:
     others, go, told = connect(new_key(organization="globex")), threading.Event(), threading.Event()
 
-    def post(endpoint: WebhookEndpoint, event_id: str, payload: dict[str, Any], now: datetime) -> webhooks.Result:
+    def send(endpoint: WebhookEndpoint, event_id: str, payload: dict[str, Any], now: datetime) -> webhooks.Result:
         if endpoint.name == "slow":
             assert go.wait(30)
         else:
             told.set()
         return webhooks.Result(200, "")
 
-    monkeypatch.setattr(webhooks, "post", post)
+    monkeypatch.setattr(webhooks, "send", send)
     for client, name, endpoints in ((acme, "slow", webhooks.AT_ONCE), (others, "quick", 1)):
         for _ in range(endpoints):
             client.webhooks.create(name=name, url="https://example.com/hook", event_types=ALL)

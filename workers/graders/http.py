@@ -9,8 +9,6 @@ redirects and proxies are not followed.
 """
 
 import base64
-import hashlib
-import hmac
 import math
 import ssl
 import time
@@ -28,6 +26,7 @@ from service.graders.settings import GraderSettings, ScoringService
 from workers.graders.addresses import ForbiddenAddress, Unresolved, resolve
 from workers.graders.grading import Grade, Sample
 from workers.graders.watch import Watch
+from workers.outbound import port_of, post, signature
 
 BATCH = 64
 ATTEMPTS = 4
@@ -102,32 +101,17 @@ class HttpGrader:
         raise last
 
     def _post(self, id: str, body: bytes, deadline: float) -> bytes:
-        url = urlsplit(self._url)
-        assert url.hostname is not None
-        port = url.port or (443 if url.scheme == "https" else 80)
         try:
-            address = resolve(url.hostname, port, private_network=self._service.private_network)
+            host = urlsplit(self._url).hostname or ""
+            address = resolve(host, port_of(self._url), private_network=self._service.private_network)
         except Unresolved as error:
             raise _TryAgain(f"was not called: {error}", away=True) from None
         except ForbiddenAddress as error:
             raise ServiceFailed(f"was not called: {error}") from None
-        # The connection goes to the address that was checked; name and certificate stay those of the host.
-        pinned = url._replace(netloc=f"[{address}]:{port}" if ":" in address else f"{address}:{port}").geturl()
-        headers = {"host": url.netloc, "content-type": "application/json", "accept-encoding": "identity"}
-        headers |= signature(self._secret, id, int(time.time()), body)
+        headers = {"accept-encoding": "identity", **signature(self._secret, id, int(time.time()), body)}
         watch = Watch(max(deadline - time.monotonic(), 1.0))
         try:
-            with (
-                watch,
-                httpx2.Client(timeout=TIMEOUT, trust_env=False, follow_redirects=False) as client,
-                client.stream(
-                    "POST",
-                    pinned,
-                    content=body,
-                    headers=headers,
-                    extensions={"sni_hostname": url.hostname, "trace": watch.trace},
-                ) as answer,
-            ):
+            with post(self._url, address, body, headers, timeout=TIMEOUT, watch=watch) as answer:
                 return _read(answer, deadline)
         except httpx2.TimeoutException:
             raise _TryAgain("took too long to answer", away=True) from None
@@ -138,16 +122,6 @@ class HttpGrader:
             raise _TryAgain(f"{where}: {str(error) or type(error).__name__}", away=not _is_distrust(error)) from None
         except httpx2.HTTPError as error:
             raise _TryAgain(f"could not be asked: {type(error).__name__}") from None
-
-
-def signature(secret: bytes, id: str, timestamp: int, body: bytes) -> dict[str, str]:
-    """The headers that sign ``body``; ``timestamp`` is in seconds since 1970."""
-    digest = hmac.new(secret, f"{id}.{timestamp}.".encode() + body, hashlib.sha256).digest()
-    return {
-        "webhook-id": id,
-        "webhook-timestamp": str(timestamp),
-        "webhook-signature": f"v1,{base64.b64encode(digest).decode()}",
-    }
 
 
 def _secret(service: ScoringService) -> bytes:
