@@ -15,7 +15,7 @@ from functools import cache, partial
 from typing import Any, ClassVar, Literal, get_args
 
 import psycopg
-from sqlalchemy import BigInteger, DateTime, Engine, Identity, Text, create_engine, event, func, make_url, text
+from sqlalchemy import BigInteger, DateTime, Dialect, Engine, Identity, Text, create_engine, event, func, make_url, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import InvalidatePoolError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
@@ -90,7 +90,7 @@ def engine(role: Role) -> Engine:
         pool_timeout=5,
     )
     event.listen(made, "checkin", _note_use)
-    event.listen(made, "checkout", partial(_check_unless_used_lately, made))
+    event.listen(made, "checkout", partial(_check_unless_used_lately, made.dialect))
     return made
 
 
@@ -98,12 +98,12 @@ def _note_use(connection: Any, record: ConnectionPoolEntry) -> None:
     record.info["used_at"] = time.monotonic()
 
 
-def _check_unless_used_lately(engine: Engine, connection: Any, record: ConnectionPoolEntry, _: Any) -> None:
+def _check_unless_used_lately(dialect: Dialect, connection: Any, record: ConnectionPoolEntry, _: Any) -> None:
     """Where the connection is broken, the pool opens another, and trusts none of the others either."""
     if time.monotonic() - record.info.get("used_at", math.inf) < TRUSTED_SECONDS:
         return
     try:
-        engine.dialect.do_ping(connection)
+        dialect.do_ping(connection)
     except (psycopg.OperationalError, psycopg.InterfaceError) as error:
         raise InvalidatePoolError from error
 

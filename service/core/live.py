@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any, TypeVar
-from weakref import WeakKeyDictionary
 
 import redis
 import redis.asyncio
@@ -91,28 +90,49 @@ def asynchronous() -> redis.asyncio.Redis:
     )
 
 
-_of_loops: "WeakKeyDictionary[asyncio.AbstractEventLoop, redis.asyncio.Redis]" = WeakKeyDictionary()
+class ForEachLoop:
+    """A client for each event loop, which ``make`` makes when that loop first asks for one."""
+
+    def __init__(self, make: Callable[[], redis.asyncio.Redis]) -> None:
+        self._make = make
+        self._clients: dict[asyncio.AbstractEventLoop, redis.asyncio.Redis] = {}
+
+    def get(self) -> redis.asyncio.Redis:
+        loop = asyncio.get_running_loop()
+        if loop not in self._clients:
+            # A client refers to its loop, so that neither would be freed where the loop ended without ``close``.
+            self._clients = {each: client for each, client in self._clients.items() if not each.is_closed()}
+            self._clients[loop] = self._make()
+        return self._clients[loop]
+
+    async def close(self) -> None:
+        """That of the running loop."""
+        if (mine := self._clients.pop(asyncio.get_running_loop(), None)) is not None:
+            await mine.aclose()
+
+
+def _pooled() -> redis.asyncio.Redis:
+    pool = redis.asyncio.BlockingConnectionPool.from_url(
+        required("redis_url"),
+        max_connections=SHARED_CONNECTIONS,
+        timeout=ANSWER_SECONDS / 2,
+        socket_timeout=ANSWER_SECONDS / 2,
+        socket_connect_timeout=ANSWER_SECONDS / 2,
+        retry=_retry(1),
+    )
+    return redis.asyncio.Redis.from_pool(pool)
+
+
+_shared = ForEachLoop(_pooled)
 
 
 def shared() -> redis.asyncio.Redis:
     """The client that everybody in this event loop shares, for questions that are answered at once."""
-    loop = asyncio.get_running_loop()
-    if loop not in _of_loops:
-        pool = redis.asyncio.BlockingConnectionPool.from_url(
-            required("redis_url"),
-            max_connections=SHARED_CONNECTIONS,
-            timeout=ANSWER_SECONDS / 2,
-            socket_timeout=ANSWER_SECONDS / 2,
-            socket_connect_timeout=ANSWER_SECONDS / 2,
-            retry=_retry(1),
-        )
-        _of_loops[loop] = redis.asyncio.Redis.from_pool(pool)
-    return _of_loops[loop]
+    return _shared.get()
 
 
 async def close_shared() -> None:
-    if (mine := _of_loops.pop(asyncio.get_running_loop(), None)) is not None:
-        await mine.aclose()
+    await _shared.close()
 
 
 def stream(job_id: str) -> str:

@@ -6,12 +6,10 @@ a reader that stops reading is noticed by the length of its list. Nothing is kep
 connection.
 """
 
-import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import anyio
 import redis.asyncio
@@ -76,15 +74,8 @@ def connect() -> redis.asyncio.Redis:
     )
 
 
-_clients: WeakKeyDictionary[asyncio.AbstractEventLoop, redis.asyncio.Redis] = WeakKeyDictionary()
-
-
-def _shared() -> redis.asyncio.Redis:
-    """The client of all questions of this event loop: to connect takes twenty times as long as to ask."""
-    loop = asyncio.get_running_loop()
-    if loop not in _clients:
-        _clients[loop] = connect()
-    return _clients[loop]
+_shared = live.ForEachLoop(connect)
+"""The client of all questions of an event loop: to connect takes twenty times as long as to ask."""
 
 
 async def ask(question: Question, key_id: str) -> AsyncGenerator[wire.Event | None]:
@@ -94,7 +85,7 @@ async def ask(question: Question, key_id: str) -> AsyncGenerator[wire.Event | No
     ``DomainError``: a 429 when the API key or its organisation has too much at work, a 503 when no worker has room or
     is there, or the one at work is lost, and what the worker answers.
     """
-    asked = _Asked(question, _shared())
+    asked = _Asked(question, _shared.get())
     seat = None
     try:
         live.silence.check()

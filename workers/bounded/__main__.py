@@ -63,10 +63,13 @@ class Children:
 
 def serve(control: socket.socket) -> None:
     children = Children()
+    # Unlike ``select``, this takes descriptors beyond 1,023, which whoever has many of them open hands down.
+    arrivals = select.poll()
+    arrivals.register(control, select.POLLIN)
     while True:
-        ready, _, _ = select.select([control], [], [], LOOK_SECONDS if len(children) else None)
+        arrived = arrivals.poll(LOOK_SECONDS * 1000 if len(children) else None)
         children.look()
-        if not ready:
+        if not arrived:
             continue
         name, descriptors, _, _ = socket.recv_fds(control, MAX_NAME, 1)
         if not name:

@@ -1,10 +1,14 @@
-"""What is said of a Redis that writes to disk what passes through it."""
+"""Clients of event loops, and what is said of a Redis that writes to disk what passes through it."""
 
+import asyncio
+import gc
 import logging
+import weakref
 from collections.abc import Iterator
 
 import pytest
 import redis
+import redis.asyncio
 
 from service.core import live
 
@@ -48,3 +52,21 @@ def test_one_that_does_not_tell_is_not_accused(
             assert warnings(caplog) == []
     finally:
         server.acl_deluser("mute")
+
+
+def test_the_client_of_a_loop_that_ended_is_let_go() -> None:
+    made: list[weakref.ref[redis.asyncio.Redis]] = []
+
+    def make() -> redis.asyncio.Redis:
+        client = redis.asyncio.Redis()
+        made.append(weakref.ref(client))
+        return client
+
+    clients = live.ForEachLoop(make)
+
+    async def ask() -> bool:
+        return clients.get() is clients.get()
+
+    assert all(asyncio.run(ask()) for _ in range(3))
+    gc.collect()
+    assert [each() is not None for each in made] == [False, False, True]

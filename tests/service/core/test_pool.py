@@ -1,5 +1,7 @@
 """Connections that the server closed: those that rested are asked first, and one that fails takes the others along."""
 
+from collections.abc import Iterator
+
 import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
@@ -24,7 +26,14 @@ def close_all() -> None:
         )
 
 
-@pytest.mark.usefixtures("database")
+@pytest.fixture
+def empty_pool(database: object) -> Iterator[None]:
+    db.engine("troll_api").dispose()
+    yield
+    db.engine("troll_api").dispose()
+
+
+@pytest.mark.usefixtures("empty_pool")
 def test_a_connection_that_rested_is_asked_before_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(db, "TRUSTED_SECONDS", 0.0)
     with db.transaction("troll_api") as other:
@@ -34,7 +43,7 @@ def test_a_connection_that_rested_is_asked_before_it_is_used(monkeypatch: pytest
     assert rested not in {use(), use()}
 
 
-@pytest.mark.usefixtures("database")
+@pytest.mark.usefixtures("empty_pool")
 def test_after_one_has_failed_none_of_the_others_is_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
     with db.transaction("troll_api") as one, db.transaction("troll_api") as two:
         before = {session.scalar(text("SELECT pg_backend_pid()")) for session in (one, two)}

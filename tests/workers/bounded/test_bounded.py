@@ -1,9 +1,13 @@
 """What templates and schemas may take, and that one that takes too much costs nobody else anything."""
 
+import fcntl
 import json
 import os
+import resource
 import signal
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -285,3 +289,20 @@ def _children(server: client.Server) -> list[psutil.Process]:
 
 def _alive(process: psutil.Process) -> bool:
     return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+
+
+def test_the_server_takes_a_descriptor_of_somebody_who_has_many_open() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 1200:
+        pytest.skip(f"no process here may have more than {hard} files open")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 1200), hard))
+    ours, theirs = socket.socketpair()
+    try:
+        high = fcntl.fcntl(theirs.fileno(), fcntl.F_DUPFD, 1100)
+        server = subprocess.Popen([sys.executable, "-m", "workers.bounded", str(high)], pass_fds=(high,))
+        os.close(high)
+    finally:
+        theirs.close()
+        ours.close()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert server.wait(60) == 0
