@@ -143,7 +143,7 @@ def _write_state(folder: Path, policy: Policy, optimizer: torch.optim.Optimizer,
 
 def _tensors(policy: Policy, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """What training needs beside the model's folder, as ``kind/parameter``."""
-    sharding.let_go(policy.model)
+    sharding.reshard(policy.model)
     parameters = dict(policy.model.named_parameters())
     tensors: dict[str, Tensor] = {}
     if policy.adapter is not None or policy.rounded:
@@ -157,7 +157,7 @@ def _tensors(policy: Policy, optimizer: torch.optim.Optimizer) -> dict[str, Tens
 def _read_tensors(folder: Path, policy: Policy, optimizer: torch.optim.Optimizer) -> None:
     """Fill the policy's parameters and the optimizer's state, each rank its own part."""
     reader = HuggingFaceStorageReader(str(folder))
-    sharding.let_go(policy.model)
+    sharding.reshard(policy.model)
     parameters = dict(policy.model.named_parameters())
     tensors: dict[str, Tensor] = {}
     for key, stored in reader.read_metadata().state_dict_metadata.items():

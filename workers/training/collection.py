@@ -55,7 +55,7 @@ class Collection:
 
     def __init__(self, prompts: Sequence[Prompt], grading: Grading, together: int = 1) -> None:
         self._together = together
-        self._prompts, self._grading = distributed.dealt(prompts, together), grading
+        self._prompts, self._grading = distributed.strided_shard(prompts, together), grading
         self._result: list[list[Sample]] | None = None
         self._waiting: SimpleQueue[tuple[int, list[Rollout]] | None] = SimpleQueue()
         self._complete = self._given_up = False
@@ -121,7 +121,7 @@ class Collection:
         Raises ``RunError`` where the grader fails on too many, and whatever ended the grading.
         """
         if self._result is None:
-            groups = distributed.undealt(self._own_result(), self._together)
+            groups = distributed.gather_strided(self._own_result(), self._together)
             refuse_a_failing_grader(sample for group in groups for sample in group)
             self._result = groups
         return self._result

@@ -85,7 +85,7 @@ def train(job: Run) -> int:
     except GraderAway as away:
         # What was trained is worth more than the time until somebody has mended the grader.
         save_where_it_stopped(job, keep_ahead(job))
-        if distributed.anywhere(job.channel.stopping):
+        if distributed.any_rank(job.channel.stopping):
             return wire.ExitCode.STOPPED
         raise RunError("grader_unavailable", str(away), exit_code=wire.ExitCode.GRADER_AWAY) from away
 
@@ -94,13 +94,13 @@ def steps(job: Run) -> int:
     """Raises ``GraderAway`` where the run cannot go on for now."""
     channel, total = job.channel, job.hyperparameters.n_steps
     if job.unreported is not None:
-        if distributed.anywhere(channel.stopping):
+        if distributed.any_rank(channel.stopping):
             return wire.ExitCode.STOPPED
         conclude(job)
-    if not distributed.anywhere(channel.stopping) and job.trainer.step < total:
+    if not distributed.any_rank(channel.stopping) and job.trainer.step < total:
         before_the_first_step(job)
     while job.trainer.step < total:
-        if distributed.anywhere(channel.stopping):
+        if distributed.any_rank(channel.stopping):
             save_where_it_stopped(job, keep_ahead(job))
             return wire.ExitCode.STOPPED
         step = job.trainer.step + 1

@@ -1,6 +1,6 @@
 """A model whose parameters, gradients and optimizer state are spread over the ranks of a job (FSDP2).
 
-Each of the model's blocks is gathered when it is used and let go afterwards; what stands outside the blocks
+Each of the model's blocks is gathered when it is used and resharded afterwards; what stands outside the blocks
 (embeddings, the last norm, the output layer, which may be the embeddings again) is one group that stays from a forward
 to the end of its backward. Gradients are summed over the ranks: each rank's loss is divided by the normalizer of all.
 """
@@ -43,8 +43,8 @@ def _as_forward_of(model: PreTrainedModel, trunk: Any) -> Any:
     return model.trunk
 
 
-def let_go(model: PreTrainedModel) -> None:
-    """Have of every parameter this rank's part alone, whatever a forward without a backward left behind."""
+def reshard(model: PreTrainedModel) -> None:
+    """Keep only this rank's shard of every parameter; a forward without a backward leaves gathered ones behind."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()

@@ -121,13 +121,13 @@ def gradients(loaded: Policy) -> dict[str, Tensor]:
 
 
 def weights(loaded: Policy) -> dict[str, Tensor]:
-    sharding.let_go(loaded.model)
+    sharding.reshard(loaded.model)
     return _plain({name: p.detach() for name, p in loaded.model.named_parameters() if p.requires_grad})
 
 
 def state(loaded: Policy, optimizer: torch.optim.AdamW) -> dict[str, Tensor]:
     """The weights and all that the optimizer remembers."""
-    sharding.let_go(loaded.model)
+    sharding.reshard(loaded.model)
     named = dict(loaded.model.named_parameters())
     moments = {f"{kind}/{name}": v for name, p in named.items() for kind, v in optimizer.state.get(p, {}).items()}
     return weights(loaded) | _plain(moments)
