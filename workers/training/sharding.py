@@ -32,15 +32,16 @@ def shard(policy: Policy) -> None:
             # Gloo cannot multiply while it sums, and there is nothing to multiply by.
             module.set_force_sum_reduction_for_comms(True)
     model.to(device)
-    if policy.output is not None:
-        policy.trunk = _as_forward_of(model, policy.trunk)
+    if policy.lm_head is not None:
+        policy.backbone = _as_forward_of(model, policy.backbone)
 
 
-def _as_forward_of(model: PreTrainedModel, trunk: Any) -> Any:
-    """``trunk``, with the output layer gathered as well when it is called, and told of the backward that follows."""
-    model.trunk = trunk
-    register_fsdp_forward_method(model, "trunk")
-    return model.trunk
+def _as_forward_of(model: PreTrainedModel, backbone: Any) -> Any:
+    """``backbone`` as a forward of ``model``: a call gathers the output layer too and prepares for the backward."""
+    # Not ``backbone``: some models have a module of that name.
+    model.backbone_forward = backbone
+    register_fsdp_forward_method(model, "backbone_forward")
+    return model.backbone_forward
 
 
 def reshard(model: PreTrainedModel) -> None:

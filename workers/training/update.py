@@ -67,7 +67,7 @@ def plan(
 
 def token_budget(policy: Policy, *, whole_logits: bool = False) -> int:
     """Padded tokens that a micro-batch may have; fewer where logits are made of all of them."""
-    if policy.output is not None and not whole_logits:
+    if policy.lm_head is not None and not whole_logits:
         return MICRO_BATCH_TOKENS
     return min(MICRO_BATCH_TOKENS, MICRO_BATCH_LOGITS // policy.vocabulary_size)
 

@@ -146,7 +146,7 @@ def test_models_whose_logits_are_their_own_business_learn_the_same(folder: Path,
         h, grammar = hyperparameters(objective=kind, max_grad_norm=1000), held(loaded)
         groups = sampled(loaded, grammar)
         if whole:
-            loaded.output = None
+            loaded.lm_head = None
         batches = update.plan(groups, loaded, h, grammars.allowed_by(grammar))
         old = update.read_old_policy(loaded, batches, h)
         for part, rows in zip(batches[0].parts, old[0], strict=True):
