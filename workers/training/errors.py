@@ -87,14 +87,14 @@ def _explain(error: BaseException, phase: str, method: str) -> RunError | None:
         return non_finite("logits")
     # Its module needs torch, which the environment has to be set up for first.
     from workers.rollouts.grammar import Broken
-    from workers.rollouts.probe import WeightsPartedError
+    from workers.rollouts.probe import WeightsOutOfSyncError
 
     if isinstance(error, Broken):
         return RunError("invalid_json_schema", str(error), param="method.reinforcement.response_format")
     if isinstance(error, EngineUnavailable):
         return RunError("engine_unavailable", str(error), exit_code=ExitCode.UNAVAILABLE)
-    if isinstance(error, WeightsPartedError | StaleWeights):
-        return RunError("weights_parted", str(error))
+    if isinstance(error, WeightsOutOfSyncError | StaleWeights):
+        return RunError("weights_out_of_sync", str(error))
     if isinstance(error, PromptsTooLong):
         return RunError("prompts_too_long", str(error), param="training_file")
     if isinstance(error, GraderError):

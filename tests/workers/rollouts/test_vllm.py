@@ -13,7 +13,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 import troll
 from workers.rollouts.engine import NonFiniteLogits, Rollout, Sampling
 from workers.rollouts.errors import EngineDied, EngineUnavailable, PromptsTooLong, StaleWeights
-from workers.rollouts.probe import FLOAT32, WeightsPartedError, compare
+from workers.rollouts.probe import FLOAT32, WeightsOutOfSyncError, compare
 from workers.rollouts.top_log_probs import sparse_rows
 from workers.rollouts.vllm import EngineSettings, VLLMEngine
 
@@ -199,7 +199,7 @@ def test_pushed_weights_are_sampled_from_with_tied_embeddings_named_or_not(engin
     weights = updated.state_dict().items() if named == "state_dict" else updated.named_parameters()
     engine.sync(weights)
     compare(engine.score(PROBE), scores(updated, PROBE), FLOAT32)
-    with pytest.raises(WeightsPartedError):
+    with pytest.raises(WeightsOutOfSyncError):
         compare(before, scores(updated, PROBE), FLOAT32)
     for prompt, (rollout,) in zip(PROMPTS, engine.generate(PROMPTS, 1, SAMPLING), strict=True):
         expected = answer_log_probs(updated, prompt, rollout)
@@ -247,7 +247,7 @@ def test_the_probe_catches_a_push_that_went_wrong(
     engine: VLLMEngine, trained: Qwen3ForCausalLM, broken: Callable[[str, torch.Tensor], torch.Tensor]
 ) -> None:
     engine.sync([(name, broken(name, value)) for name, value in trained.state_dict().items()])
-    with pytest.raises(WeightsPartedError, match=r"differ by .* nats"):
+    with pytest.raises(WeightsOutOfSyncError, match=r"differ by .* nats"):
         compare(engine.score(PROBE), scores(trained, PROBE), FLOAT32, engine.version)
 
 

@@ -10,7 +10,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from workers.rollouts.engine import Sampling
 from workers.rollouts.errors import EngineDied, StaleWeights
-from workers.rollouts.probe import FLOAT32, WeightsPartedError, compare
+from workers.rollouts.probe import FLOAT32, WeightsOutOfSyncError, compare
 from workers.rollouts.vllm import EngineSettings, VLLMEngine
 
 VOCABULARY, CONTEXT = 320, 48
@@ -118,7 +118,7 @@ def test_sampled_log_probs_are_pefts(engine: VLLMEngine, peft_model: PeftModel) 
 def test_the_probe_catches_an_adapter_of_the_step_before(engine: VLLMEngine, peft_model: PeftModel) -> None:
     engine.sync_adapter(configuration(peft_model), adapt(peft_model, 5))
     adapt(peft_model, 6)
-    with pytest.raises(WeightsPartedError):
+    with pytest.raises(WeightsOutOfSyncError):
         compare(engine.score(PROBE), scores(peft_model, PROBE), FLOAT32, engine.version)
 
 

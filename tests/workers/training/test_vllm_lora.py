@@ -11,7 +11,7 @@ from service.jobs.spec import Hyperparameters, resolve
 from tests.workers.training import tiny
 from workers.demo import make_tokenizer
 from workers.rollouts.engine import Sampling
-from workers.rollouts.probe import WeightsPartedError
+from workers.rollouts.probe import WeightsOutOfSyncError
 from workers.rollouts.vllm import VLLMEngine
 from workers.training import policy, sampler, update
 from workers.training.batch import Trained
@@ -96,5 +96,5 @@ def test_an_update_that_was_not_pushed_is_noticed(made: Sampler, monkeypatch: py
             if parameter.requires_grad:
                 parameter.mul_(1.5)
     monkeypatch.setattr(VLLMEngine, "sync_adapter", lambda engine, config, tensors: engine.version + 1)
-    with pytest.raises(WeightsPartedError, match="after push"):
+    with pytest.raises(WeightsOutOfSyncError, match="after push"):
         made.push()
