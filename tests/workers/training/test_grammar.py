@@ -18,7 +18,7 @@ from workers.rollouts.grammar import Grammar, unpacked
 from workers.rollouts.transformers import TransformersEngine
 from workers.training import grammar as grammars
 from workers.training import mismatch, objective, policy, preflight, update
-from workers.training.batch import Trained
+from workers.training.batch import TrainingSample
 from workers.training.errors import RunError
 from workers.training.policy import Policy
 from workers.wire import ExitCode
@@ -65,11 +65,11 @@ def held(loaded: Policy, schema: dict[str, Any] = SCHEMA) -> Grammar:
     return made
 
 
-def sampled(loaded: Policy, grammar: Grammar, temperature: float = 1.0, length: int = 60) -> list[list[Trained]]:
+def sampled(loaded: Policy, grammar: Grammar, temperature: float = 1.0, length: int = 60) -> list[list[TrainingSample]]:
     engine = TransformersEngine(loaded.model, loaded.stop_ids, loaded.context_length)
     groups = engine.generate(PROMPTS, 3, Sampling(temperature, length, seed=1, grammar=grammar))
     return [
-        [Trained(prompt, rollout, value) for rollout, value in zip(group, (1.5, -0.5, -1.0), strict=True)]
+        [TrainingSample(prompt, rollout, value) for rollout, value in zip(group, (1.5, -0.5, -1.0), strict=True)]
         for prompt, group in zip(PROMPTS, groups, strict=True)
     ]
 
