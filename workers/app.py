@@ -73,10 +73,10 @@ def _warm_up(sender: Any, **_: Any) -> None:
     starts at once.
     """
     if CONTROL_QUEUE in app.amqp.queues.consume_from:
-        ask.attend()
+        ask.report_alive()
         examiner.warm_up()
     if TRAINING_QUEUE in app.amqp.queues.consume_from:
-        supervisor.nursery.warm_up()
+        supervisor.warm_children.warm_up()
 
 
 @signals.task_unknown.connect
@@ -95,4 +95,4 @@ def _drain(**_: Any) -> None:
 
 @signals.worker_shutdown.connect
 def _clear(**_: Any) -> None:
-    supervisor.nursery.close()
+    supervisor.warm_children.close()

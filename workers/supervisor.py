@@ -54,7 +54,7 @@ shutting_down = threading.Event()
 log = logging.getLogger(__name__)
 
 
-class Nursery:
+class WarmChildren:
     """Keeps one warm child ready, unless the worker is shutting down."""
 
     def __init__(self) -> None:
@@ -86,7 +86,7 @@ class Nursery:
             self._warm = None
 
 
-nursery = Nursery()
+warm_children = WarmChildren()
 
 
 def run(worker: str) -> None:
@@ -102,7 +102,7 @@ def run(worker: str) -> None:
         run_path = _prepare(job)
         tracking = Tracking(job, run_path.parent)
         try:
-            child = nursery.take()
+            child = warm_children.take()
         except OSError:
             tracking.close("preempted")
             raise
@@ -129,7 +129,7 @@ def run(worker: str) -> None:
         except OSError as error:
             log.warning("the log of %s could not be kept: %s", lease.job_id, error)
         child.close()
-        nursery.warm_up()
+        warm_children.warm_up()
         tracking.close(ENDINGS.get(action, "preempted"))
 
 

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 def sweep() -> None:
-    ask.attend()
+    ask.report_alive()
     beat()
     reap()
     ring()

@@ -100,7 +100,7 @@ async def _examine(known: Principal, draft: Draft, until: float) -> Examined:
     if checked is None:
         return Examined(draft, question, None)
     question = question.model_copy(update={"files_checked": True, "warnings": checked.warnings})
-    if not await _attended():
+    if not await _control_worker_alive():
         untried = " and the grader was not tried" if question.grader else ""
         note = f"Rows were not counted in tokens{untried}: No control worker is running"
         return Examined(draft, question, Answer(notes=[note], warnings=checked.warnings))
@@ -111,9 +111,9 @@ async def _examine(known: Principal, draft: Draft, until: float) -> Examined:
     return Examined(draft, question, found)
 
 
-async def _attended() -> bool:
+async def _control_worker_alive() -> bool:
     try:
-        return await run_in_threadpool(ask.attended)
+        return await run_in_threadpool(ask.alive)
     except RedisError:
         # It is not known; a control worker that is there finds the question in the database.
         return True

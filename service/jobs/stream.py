@@ -50,7 +50,7 @@ async def follow(organization_id: str, key_id: str, slot: str, job_id: str, afte
     """Server-sent events of a job with ``seq > after``; ends with ``[DONE]`` when the job has ended.
 
     It ends without that, behind a comment that says why, when the server stops, PostgreSQL does not answer or the key
-    ``key_id`` is revoked: who still may comes back with ``?after=`` the last ``seq`` seen. ``slot`` is released at the end.
+    ``key_id`` is revoked: who still may comes back with ``?after=`` the last ``seq`` seen. ``slot`` is released.
     """
     last, client = after, live.asynchronous()
     try:

@@ -99,7 +99,7 @@ def test_a_control_worker_whose_clock_is_wrong_does_its_work_and_says_so(
 def test_a_clock_that_is_right_is_no_news(database: object, tmp_path: Path) -> None:
     log = tmp_path / "log"
     with control_worker(0.0, log):
-        wait_for(ask.attended, log)
+        wait_for(ask.alive, log)
     assert "clock" not in log.read_text()
 
 

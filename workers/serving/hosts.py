@@ -112,11 +112,11 @@ class Hosts:
             raise
         finally:
             del self._loading[host.identity]
-        task = asyncio.create_task(self._attend(host))
+        task = asyncio.create_task(self._watch(host))
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
 
-    async def _attend(self, host: Host) -> None:
+    async def _watch(self, host: Host) -> None:
         self._running.add(host)
         try:
             await self._follow(host)

@@ -375,7 +375,7 @@ def test_a_job_whose_rank_was_killed_goes_on_from_its_checkpoint(
         return started[-1]
 
     monkeypatch.setattr(supervisor, "Child", remember)
-    monkeypatch.setattr(supervisor.nursery, "warm_up", lambda: None)
+    monkeypatch.setattr(supervisor.warm_children, "warm_up", lambda: None)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     supervisor.shutting_down.clear()
     faster(processes_per_job=2, retry_delay_seconds=0)
