@@ -8,9 +8,9 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 
 from service.core import ask, clock, storage
 from service.core.broker import CONTROL_QUEUE, DELIVER_WEBHOOKS, RUN_JOB, TRAINING_QUEUE, configure
-from service.core.db import Role, WrongLogin, engine, transaction
+from service.core.db import Role, WrongLoginError, engine, transaction
 from service.installation import service as installation
-from service.settings import MissingSetting, required, settings
+from service.settings import MissingSettingError, required, settings
 from workers import examiner, supervisor
 
 SWEEP = "workers.sweep"
@@ -48,12 +48,12 @@ def _prepare(**_: Any) -> None:
                 _belong(LOGINS[queue])
         if CONTROL_QUEUE in app.amqp.queues.consume_from:
             required("webhook_key")
-    except (MissingSetting, WrongLogin, installation.Mismatch) as error:
+    except (MissingSettingError, WrongLoginError, installation.MismatchError) as error:
         raise SystemExit(str(error)) from error
 
 
 def _belong(role: Role) -> None:
-    """Raises ``installation.Mismatch`` where the data folder is not the database's."""
+    """Raises ``installation.MismatchError`` where the data folder is not the database's."""
     try:
         with transaction(role) as session:
             clock.warn_if_off(session)

@@ -24,7 +24,7 @@ from service.core import ask, broker, storage
 from service.core.db import after_commit
 from service.core.errors import DomainError, invalid
 from service.core.ids import new_id
-from service.core.threads import Overloaded, TookTooLong, bulk_threads, parsing_threads
+from service.core.threads import OverloadedError, TookTooLongError, bulk_threads, parsing_threads
 from service.files import check
 from service.files import repository as files
 from service.files.models import File
@@ -126,7 +126,7 @@ async def _check_files(known: Principal, question: Question, until: float) -> An
         checked = await bulk_threads.run(
             known.organization_id, examination.check_files, question, until, seconds=seconds
         )
-    except (TimeoutError, Overloaded, TookTooLong):
+    except (TimeoutError, OverloadedError, TookTooLongError):
         return None
     _raise_refusal(checked)
     return checked

@@ -24,7 +24,7 @@ from workers.training import distributed
 from workers.training.batch import Sample
 from workers.training.data import Prompt
 from workers.training.errors import RunError, grader_failed
-from workers.training.patience import GraderAway, first_reason
+from workers.training.patience import GraderAwayError, first_reason
 from workers.wire import ExitCode
 
 MAX_UNGRADED = 0.5
@@ -129,7 +129,7 @@ class Collection:
     def _own_result(self) -> list[list[Sample]]:
         """This rank's share. Raises on every rank when one fails, so that all go on from the same place.
 
-        Where all that failed gave up waiting for a grader, every rank raises ``GraderAway``.
+        Where all that failed gave up waiting for a grader, every rank raises ``GraderAwayError``.
         """
         own, failure = None, None
         try:
@@ -138,13 +138,13 @@ class Collection:
                 own = self._graded.result()
         except Exception as error:
             failure = error
-        reason = str(failure) if isinstance(failure, GraderAway) else None
+        reason = str(failure) if isinstance(failure, GraderAwayError) else None
         failures = distributed.gather((failure is not None, reason))
         if failure is not None and reason is None:
             raise failure
         away = first_reason([reason for _, reason in failures])
         if away is not None:
-            raise GraderAway(away) from failure
+            raise GraderAwayError(away) from failure
         if own is None or any(failed for failed, _ in failures):
             raise RuntimeError("Another process failed to sample or to grade its share.")
         return own

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 
 from workers.bounded import client
-from workers.bounded.grammars import Unsupported
+from workers.bounded.grammars import UnsupportedSchemaError
 from workers.bounded.tasks import Compile
-from workers.rollouts.grammar import Grammar, Grammars, Unconstrainable, everything
+from workers.rollouts.grammar import Grammar, Grammars, UnconstrainableError, everything
 from workers.training.batch import Allowed, TrainingSample
 from workers.training.errors import RunError
 from workers.training.policy import Policy
@@ -24,11 +24,11 @@ def load(schema: dict[str, Any] | None, policy: Policy) -> Grammar | None:
     (tried,) = client.run([Compile(kind="compile", schema=schema)])
     try:
         if "refused" in tried:
-            raise Unsupported(tried["refused"])
+            raise UnsupportedSchemaError(tried["refused"])
         return Grammars(policy.tokenizer, policy.vocabulary_size, policy.stop_ids).of(schema)
-    except Unsupported as error:
+    except UnsupportedSchemaError as error:
         raise RunError("invalid_json_schema", f"This JSON schema is not supported: {error}.", param=PARAM) from error
-    except Unconstrainable as error:
+    except UnconstrainableError as error:
         raise RunError("invalid_model", str(error), param=PARAM) from error
 
 

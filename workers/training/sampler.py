@@ -38,8 +38,8 @@ class Sampler:
     def push(self) -> None:
         """Bring the engine's weights up to date.
 
-        Raises ``WeightsOutOfSyncError`` when the engine then disagrees with the trainer, ``StaleWeights`` and
-        ``EngineDied`` as the engine does.
+        Raises ``WeightsOutOfSyncError`` when the engine then disagrees with the trainer, ``StaleWeightsError`` and
+        ``EngineDiedError`` as the engine does.
         """
         if isinstance(self.engine, TransformersEngine):
             self.engine.sync(self.policy.model.named_parameters())
@@ -65,7 +65,7 @@ def make(
 
     Answers to the prompts can be held to ``grammar``.
 
-    Raises ``EngineUnavailable`` and ``RunError``.
+    Raises ``EngineUnavailableError`` and ``RunError``.
     """
     longest = max(len(prompt.token_ids) for prompt in prompts)
     probes = [prompt.token_ids[:PROBE_TOKENS] for prompt in prompts if len(prompt.token_ids) > 1][:PROBES]
