@@ -24,7 +24,7 @@ from troll import SparseLogProbs
 from workers.rollouts.engine import Rollout, Sampling
 from workers.rollouts.transformers import TransformersEngine
 from workers.training import policy, update
-from workers.training.batch import Trained
+from workers.training.batch import TrainingSample
 from workers.training.lora import Lora
 from workers.training.policy import Policy
 from workers.training.update import MiniBatch
@@ -76,11 +76,11 @@ def write_samples(folder: Path) -> None:
     (folder / "samples.json").write_text(json.dumps(rows))
 
 
-def read_samples(folder: Path) -> list[list[Trained]]:
+def read_samples(folder: Path) -> list[list[TrainingSample]]:
     advantages = (1.5, -0.5, -1.25, 0.25)
     return [
         [
-            Trained(prompt, Rollout(ids, log_probs, "length"), advantage)
+            TrainingSample(prompt, Rollout(ids, log_probs, "length"), advantage)
             for (ids, log_probs), advantage in zip(group, advantages, strict=True)
         ]
         for prompt, group in json.loads((folder / "samples.json").read_text())

@@ -7,7 +7,7 @@ from alembic import context
 from sqlalchemy import create_engine, text
 
 from service.core.db import driver_url
-from service.settings import MissingSetting
+from service.settings import MissingSettingError
 from service.tables import Base
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ def owner_url() -> str:
     """The login that owns the tables: a migration needs this one setting."""
     url = os.environ.get("DATABASE_OWNER_URL")
     if not url:
-        raise MissingSetting("DATABASE_OWNER_URL is not set: see docs/operations.md, 'Databases'.")
+        raise MissingSettingError("DATABASE_OWNER_URL is not set: see docs/operations.md, 'Databases'.")
     return url
 
 

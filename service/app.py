@@ -71,7 +71,7 @@ def check_settings() -> None:
 
 
 def _belong() -> None:
-    """Raises ``installation.Mismatch`` where the data folder is not the database's: the server does not start then."""
+    """Raises ``installation.MismatchError`` where the data folder is not the database's, and does not start."""
     try:
         with transaction("troll_api") as session:
             clock.warn_if_off(session)
@@ -144,7 +144,7 @@ def _ask_database(wanted_since: float) -> None:
     except SQLAlchemyError as error:
         log.warning("not ready, PostgreSQL does not answer: %s", error)
         raise DomainError(503, "database_unavailable", "PostgreSQL does not answer, or is not migrated.") from error
-    except installation.Mismatch as error:
+    except installation.MismatchError as error:
         raise DomainError(503, "data_folder_mismatch", str(error)) from error
     if not tied:
         raise DomainError(503, "data_folder_untied", "No worker has been there yet to tie data folder and database.")

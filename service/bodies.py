@@ -151,7 +151,7 @@ def read_json(body: bytes) -> Any:
         raise _not_json(f"it is not UTF-8: byte 0x{body[error.start]:02x} at position {error.start + 1}") from None
     try:
         value = strict_json.loads(text, max_fields=MAX_FIELDS)
-    except strict_json.InvalidJSON as error:
+    except strict_json.InvalidJSONError as error:
         raise _not_json(str(error)) from None
     if "\\u" in text:
         try:

@@ -14,7 +14,7 @@ TOKEN = "_token"
 """What the names of a tokenizer's special tokens end with, which templates are told too."""
 
 
-class Malformed(Exception):
+class MalformedTemplateError(Exception):
     """The file of a model's folder is not what it should be; the message says why."""
 
 
@@ -41,20 +41,20 @@ def unread(values: Mapping[str, Any], names: set[str]) -> str | None:
 
 
 def remembered(folder: Path) -> dict[str, Any]:
-    """What the model in ``folder`` is rendered with. Raises ``Malformed``."""
+    """What the model in ``folder`` is rendered with. Raises ``MalformedTemplateError``."""
     try:
         raw = (folder / FILE).read_bytes()
     except FileNotFoundError:
         return {}
     except OSError as error:
-        raise Malformed(f"the model's {FILE} cannot be read: {error.strerror}") from error
+        raise MalformedTemplateError(f"the model's {FILE} cannot be read: {error.strerror}") from error
     try:
         values = json.loads(raw) if len(raw) <= 2 * MAX_BYTES else None
     except (ValueError, RecursionError):
         values = None
     if not isinstance(values, dict):
-        raise Malformed(f"the model's {FILE} is not a JSON object of at most {MAX_BYTES} bytes")
+        raise MalformedTemplateError(f"the model's {FILE} is not a JSON object of at most {MAX_BYTES} bytes")
     wrong = fault(values)
     if wrong is not None:
-        raise Malformed(f"in the model's {FILE}, {wrong}")
+        raise MalformedTemplateError(f"in the model's {FILE}, {wrong}")
     return values

@@ -106,7 +106,7 @@ class Settings(BaseSettings):
         return self
 
 
-class MissingSetting(Exception):
+class MissingSettingError(Exception):
     """A setting that not every process has is missing in one that uses it."""
 
 
@@ -120,9 +120,11 @@ Secret = Literal["database_url", "redis_url", "key_pepper", "webhook_key"]
 
 
 def required(name: Secret) -> str:
-    """A secret that this process uses. Raises ``MissingSetting`` naming the variable when it was not given."""
+    """A secret that this process uses. Raises ``MissingSettingError`` naming the variable when it was not given."""
     secret: SecretStr | None = getattr(settings(), name)
     if secret is None:
         variable = name.upper() if name.endswith("_url") else f"TROLL_{name.upper()}"
-        raise MissingSetting(f"{variable} is not set, and this process needs it: see docs/operations.md, 'Settings'.")
+        raise MissingSettingError(
+            f"{variable} is not set, and this process needs it: see docs/operations.md, 'Settings'."
+        )
     return secret.get_secret_value()

@@ -8,9 +8,9 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 
 from service.core import ask, clock, storage
 from service.core.broker import CONTROL_QUEUE, DELIVER_WEBHOOKS, RUN_JOB, TRAINING_QUEUE, configure
-from service.core.db import Role, WrongLogin, engine, transaction
+from service.core.db import Role, WrongLoginError, engine, transaction
 from service.installation import service as installation
-from service.settings import MissingSetting, required, settings
+from service.settings import MissingSettingError, required, settings
 from workers import examiner, supervisor
 
 SWEEP = "workers.sweep"
@@ -48,12 +48,12 @@ def _prepare(**_: Any) -> None:
                 _belong(LOGINS[queue])
         if CONTROL_QUEUE in app.amqp.queues.consume_from:
             required("webhook_key")
-    except (MissingSetting, WrongLogin, installation.Mismatch) as error:
+    except (MissingSettingError, WrongLoginError, installation.MismatchError) as error:
         raise SystemExit(str(error)) from error
 
 
 def _belong(role: Role) -> None:
-    """Raises ``installation.Mismatch`` where the data folder is not the database's."""
+    """Raises ``installation.MismatchError`` where the data folder is not the database's."""
     try:
         with transaction(role) as session:
             clock.warn_if_off(session)
@@ -73,10 +73,10 @@ def _warm_up(sender: Any, **_: Any) -> None:
     starts at once.
     """
     if CONTROL_QUEUE in app.amqp.queues.consume_from:
-        ask.attend()
+        ask.report_alive()
         examiner.warm_up()
     if TRAINING_QUEUE in app.amqp.queues.consume_from:
-        supervisor.nursery.warm_up()
+        supervisor.warm_children.warm_up()
 
 
 @signals.task_unknown.connect
@@ -95,4 +95,4 @@ def _drain(**_: Any) -> None:
 
 @signals.worker_shutdown.connect
 def _clear(**_: Any) -> None:
-    supervisor.nursery.close()
+    supervisor.warm_children.close()

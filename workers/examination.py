@@ -78,8 +78,8 @@ def _count_tokens(question: Question, model: Path, answer: Answer, give_up_at: f
     try:
         from transformers import AutoConfig
 
-        from workers.bounded.grammars import Unsupported
-        from workers.rollouts.grammar import Grammars, Unconstrainable
+        from workers.bounded.grammars import UnsupportedSchemaError
+        from workers.rollouts.grammar import Grammars, UnconstrainableError
         from workers.training import conversations, data
         from workers.training.errors import RunError
         from workers.training.policy import check_folder, context_length, load_tokenizer, stop_ids, without_embedding
@@ -95,10 +95,10 @@ def _count_tokens(question: Question, model: Path, answer: Answer, give_up_at: f
         rendering = data.Rendering(told_to_templates(question, tokenizer, answer))
         if question.json_schema is not None:
             Grammars(tokenizer, config.get_text_config().vocab_size, ends).of(question.json_schema)
-    except Unconstrainable as error:
+    except UnconstrainableError as error:
         answer.problems[RESPONSE_FORMAT] = str(error)
         return
-    except Unsupported as error:
+    except UnsupportedSchemaError as error:
         answer.problems[RESPONSE_FORMAT] = f"This JSON schema is not supported: {error}."
         return
     except (RunError, OSError, ValueError, KeyError, ImportError) as error:

@@ -10,7 +10,7 @@ from service.jobs.states import Desired
 from service.settings import settings
 
 
-class LeaseLost(Exception):
+class LeaseLostError(Exception):
     """Another attempt may run by now: this one must end and write nothing more."""
 
 
@@ -24,27 +24,27 @@ class Lease:
     asked_at: float = 0.0
 
     def renew_if_due(self) -> None:
-        """Renew after ``heartbeat_seconds``. Raises ``LeaseLost`` when PostgreSQL says that it is lost."""
+        """Renew after ``heartbeat_seconds``. Raises ``LeaseLostError`` when PostgreSQL says that it is lost."""
         now = time.monotonic()
         if now - self.renewed_at < settings().heartbeat_seconds:
             return
         with transaction("troll_worker") as session:
             if not repository.heartbeat(session, self.job_id, self.attempt, lease_time()):
-                raise LeaseLost(f"{self.job_id} attempt {self.attempt}")
+                raise LeaseLostError(f"{self.job_id} attempt {self.attempt}")
         self.renewed_at = now
 
     def check_time(self) -> None:
-        """Raises ``LeaseLost`` when PostgreSQL was away for so long that someone else may soon claim the job."""
+        """Raises ``LeaseLostError`` when PostgreSQL was away for so long that someone else may soon claim the job."""
         margin = min(10.0, settings().lease_seconds / 6)
         if time.monotonic() - self.renewed_at > settings().lease_seconds - margin:
-            raise LeaseLost(f"{self.job_id} attempt {self.attempt}: the database was out of reach")
+            raise LeaseLostError(f"{self.job_id} attempt {self.attempt}: the database was out of reach")
 
     def desired(self) -> Desired:
-        """What the owner wants. Raises ``LeaseLost``."""
+        """What the owner wants. Raises ``LeaseLostError``."""
         with transaction("troll_worker") as session:
             desired = repository.desired(session, self.job_id, self.attempt)
         if desired is None:
-            raise LeaseLost(f"{self.job_id} attempt {self.attempt}")
+            raise LeaseLostError(f"{self.job_id} attempt {self.attempt}")
         return desired
 
 

@@ -33,7 +33,7 @@ def of(session: Session, job: Job) -> list[Path]:
     try:
         if installation.is_careful(session):
             return []
-    except (installation.Mismatch, OSError) as error:
+    except (installation.MismatchError, OSError) as error:
         log.error("nothing that attempts at %s have left is removed: %s", job.id, error)
         return []
     folder = storage.job_dir(job.id)

@@ -42,7 +42,7 @@ _told: set[Path] = set()
 
 
 def prune() -> None:
-    """Raises ``installation.Mismatch`` where folder and database do not belong together; nothing is removed then."""
+    """Raises ``installation.MismatchError`` where folder and database do not belong together, and removes nothing."""
     with transaction("troll_control") as session:
         careful, now = installation.is_careful(session), clock.now(session)
     _prune_rows()

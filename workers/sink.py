@@ -22,7 +22,7 @@ from service.models import repository as models
 from service.settings import settings
 from workers import wire
 from workers.flatten import flatten
-from workers.lease import LeaseLost
+from workers.lease import LeaseLostError
 from workers.wire import RESUMABLE
 
 BATCH_LINES = 100
@@ -58,13 +58,13 @@ class Sink:
         return full or (bool(self._pending) and time.monotonic() - self._since >= BATCH_SECONDS)
 
     def flush(self) -> None:
-        """Write what waits in one transaction. Raises ``LeaseLost`` when this attempt no longer runs."""
+        """Write what waits in one transaction. Raises ``LeaseLostError`` when this attempt no longer runs."""
         if not self._pending:
             return
         with transaction("troll_worker") as session:
             job = repository.fenced(session, self.job_id, self.attempt)
             if job is None:
-                raise LeaseLost(f"{self.job_id} attempt {self.attempt}")
+                raise LeaseLostError(f"{self.job_id} attempt {self.attempt}")
             told = write(session, job, self._pending)
         self._pending = []
         self._recorded(told)

@@ -29,7 +29,7 @@ from service.models import service as models
 from service.settings import settings
 from workers import leftovers, wire
 from workers.child import Child
-from workers.lease import Lease, LeaseLost, lease_time
+from workers.lease import Lease, LeaseLostError, lease_time
 from workers.outcome import Action, decide
 from workers.settle import settle
 from workers.sink import Sink
@@ -54,7 +54,7 @@ shutting_down = threading.Event()
 log = logging.getLogger(__name__)
 
 
-class Nursery:
+class WarmChildren:
     """Keeps one warm child ready, unless the worker is shutting down."""
 
     def __init__(self) -> None:
@@ -86,7 +86,7 @@ class Nursery:
             self._warm = None
 
 
-nursery = Nursery()
+warm_children = WarmChildren()
 
 
 def run(worker: str) -> None:
@@ -102,7 +102,7 @@ def run(worker: str) -> None:
         run_path = _prepare(job)
         tracking = Tracking(job, run_path.parent)
         try:
-            child = nursery.take()
+            child = warm_children.take()
         except OSError:
             tracking.close("preempted")
             raise
@@ -117,7 +117,7 @@ def run(worker: str) -> None:
     action = Action.RETRY
     try:
         action = _attempt(lease, child, tracking, run_path)
-    except LeaseLost as lost:
+    except LeaseLostError as lost:
         log.warning("lease lost, the attempt ends unrecorded: %s", lost)
     except OSError as error:
         child.kill()
@@ -129,7 +129,7 @@ def run(worker: str) -> None:
         except OSError as error:
             log.warning("the log of %s could not be kept: %s", lease.job_id, error)
         child.close()
-        nursery.warm_up()
+        warm_children.warm_up()
         tracking.close(ENDINGS.get(action, "preempted"))
 
 
@@ -138,7 +138,7 @@ def _claim(worker: str) -> Job | None:
     with transaction("troll_worker") as session:
         try:
             installation.verify(session)
-        except installation.Mismatch as error:
+        except installation.MismatchError as error:
             log.critical("no job is taken: %s", error)
             return None
         return repository.claim(session, worker=worker, lease=lease_time(), max_running=settings().max_running_jobs)
@@ -157,7 +157,7 @@ def _give_up(lease: Lease, code: int, failure: wire.Failure) -> None:
     """Record the outcome of an attempt that the supervisor itself ends."""
     try:
         _record(lease, code, failure)
-    except LeaseLost as lost:
+    except LeaseLostError as lost:
         log.warning("lease lost, the attempt ends unrecorded: %s", lost)
 
 
@@ -194,7 +194,7 @@ def _prepare(job: Job) -> Path:
 
 
 def _attempt(lease: Lease, child: Child, tracking: Tracking, run_path: Path) -> Action:
-    """Follow the child to its end and record what that means. Raises ``LeaseLost``."""
+    """Follow the child to its end and record what that means. Raises ``LeaseLostError``."""
     sink = Sink(lease.job_id, lease.attempt, tracking.record)
     child.start(run_path)
     asked_at, heard_at, stop_by = 0.0, time.monotonic(), None
@@ -254,7 +254,7 @@ def _take(sink: Sink, raw: bytes) -> None:
 def _record(lease: Lease, code: int, failure: wire.Failure | None, sink: Sink | None = None) -> Action:
     """Write the last lines and the outcome, however long PostgreSQL is away while the lease lasts.
 
-    Raises ``LeaseLost``, and ``OSError`` where the disk has no room for what the outcome brings along.
+    Raises ``LeaseLostError``, and ``OSError`` where the disk has no room for what the outcome brings along.
     """
     while True:
         try:
@@ -271,7 +271,7 @@ def _settle(lease: Lease, code: int, failure: wire.Failure | None, result: wire.
     with transaction("troll_worker") as session:
         job = repository.fenced(session, lease.job_id, lease.attempt)
         if job is None:
-            raise LeaseLost(f"{lease.job_id} attempt {lease.attempt}")
+            raise LeaseLostError(f"{lease.job_id} attempt {lease.attempt}")
         outcome = decide(
             exit_code=code,
             has_result=result is not None,

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 def sweep() -> None:
-    ask.attend()
+    ask.report_alive()
     beat()
     reap()
     ring()
@@ -32,7 +32,7 @@ def beat() -> None:
     """Let folder and database know each other's newest state. What goes wrong here holds nothing else up."""
     try:
         installation.beat("troll_control")
-    except (installation.Mismatch, OSError) as error:
+    except (installation.MismatchError, OSError) as error:
         log.error("the data folder was not told that the database is there: %s", error)
 
 

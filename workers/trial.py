@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from service.core import ask
-from service.core.threads import FairThreads, Overloaded
+from service.core.threads import FairThreads, OverloadedError
 from service.graders import schemas
 from service.graders.bounds import least_reward
 from service.graders.configured import grader_settings
@@ -54,7 +54,7 @@ def answer_load(id: str, question: dict[str, Any]) -> None:
 def _begin(id: str, asked: LoadQuestion, find: Callable[[], BaseModel]) -> None:
     try:
         threads.submit(asked.organization_id, _answer, id, find)
-    except Overloaded:
+    except OverloadedError:
         ask.reply(id, ask.BUSY)
     else:
         ask.reply(id, ask.ACCEPTED)

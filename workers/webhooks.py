@@ -20,13 +20,13 @@ from service.core import ask, clock
 from service.core.db import transaction
 from service.core.errors import DomainError
 from service.core.ids import new_id
-from service.core.threads import FairThreads, Overloaded
+from service.core.threads import FairThreads, OverloadedError
 from service.settings import settings
 from service.webhooks import repository, secret
 from service.webhooks import service as webhooks
 from service.webhooks.models import WebhookDelivery, WebhookEndpoint
 from service.webhooks.schemas import TestOutcome, TestQuestion
-from workers.graders.addresses import ForbiddenAddress, resolve
+from workers.graders.addresses import ForbiddenAddressError, resolve
 from workers.graders.watch import Watch
 from workers.outbound import port_of, post, signature
 
@@ -106,7 +106,7 @@ def test(id: str, question: dict[str, Any]) -> None:
     asked = TestQuestion.model_validate(question)
     try:
         _tests.submit(asked.organization_id, _test, id, asked)
-    except Overloaded:
+    except OverloadedError:
         ask.reply(id, ask.BUSY)
     else:
         ask.reply(id, ask.ACCEPTED)
@@ -147,7 +147,7 @@ def send(endpoint: WebhookEndpoint, event_id: str, payload: dict[str, Any], now:
     try:
         webhooks.check_url(endpoint.url)
         address = _address(endpoint.url)
-    except (ForbiddenAddress, DomainError) as error:
+    except (ForbiddenAddressError, DomainError) as error:
         return Result(None, str(error))
     body = json.dumps(payload, separators=(",", ":")).encode()
     headers = {"user-agent": "troll-webhooks/1", **_signatures(endpoint, event_id, body, now)}
@@ -163,7 +163,7 @@ def send(endpoint: WebhookEndpoint, event_id: str, payload: dict[str, Any], now:
 
 
 def _address(url: str) -> str:
-    """What to connect to. Raises ``ForbiddenAddress``."""
+    """What to connect to. Raises ``ForbiddenAddressError``."""
     host = urlsplit(url).hostname or ""
     return resolve(host, port_of(url), private_network=host in settings().trusted_hosts)
 

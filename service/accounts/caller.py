@@ -27,7 +27,7 @@ from service.accounts.known import Principal
 from service.accounts.service import check_headers, identify, presented_key
 from service.core.db import tenant, transaction
 from service.core.rate_limit import address_of
-from service.core.threads import Overloaded, request_threads
+from service.core.threads import OverloadedError, request_threads
 
 Result = TypeVar("Result")
 
@@ -138,7 +138,7 @@ async def in_transaction(
 
     try:
         return await request_threads.run(caller.organization_id, work, begun=True)
-    except Overloaded:
+    except OverloadedError:
         undo()
         raise
 

@@ -45,7 +45,7 @@ class File:
         return folder / f"{self.sha256}-{self.name.replace('/', '-')}.part"
 
 
-class Interrupted(Exception):
+class DownloadInterruptedError(Exception):
     """The connection broke, or what came is not what was announced."""
 
 
@@ -101,7 +101,7 @@ def _persist(session: httpx2.Client, model: str, partial: Path) -> list[File]:
             for file in files:
                 _fetch(session, f"{address}/{urllib.parse.quote(file.name)}", file, partial)
             return files
-        except (httpx2.TransportError, Interrupted) as error:
+        except (httpx2.TransportError, DownloadInterruptedError) as error:
             fruitless = 0 if _bytes_in(partial) > before else fruitless + 1
             if fruitless == ATTEMPTS:
                 message = f"The download of {model} was interrupted: {error or type(error).__name__}."
@@ -140,7 +140,7 @@ def _forget_others(partial: Path, files: list[File]) -> None:
 
 
 def _fetch(session: httpx2.Client, address: str, file: File, partial: Path) -> None:
-    """Complete one file. Raises ``Interrupted`` when it cannot be completed with what the server has now."""
+    """Complete one file. Raises ``DownloadInterruptedError`` when what the server has now cannot complete it."""
     part = file.part(partial)
     have = part.stat().st_size if part.exists() else 0
     if have < file.size or not part.exists():
@@ -149,7 +149,7 @@ def _fetch(session: httpx2.Client, address: str, file: File, partial: Path) -> N
         with session.stream("GET", address, headers=headers) as answer:
             _check(answer)
             if answer.headers.get("etag", etag) != etag:
-                raise Interrupted(f"{file.name} has changed on the server")
+                raise DownloadInterruptedError(f"{file.name} has changed on the server")
             with part.open("ab" if answer.status_code == 206 else "wb") as target:
                 for chunk in answer.iter_raw():
                     target.write(chunk)
@@ -159,7 +159,7 @@ def _fetch(session: httpx2.Client, address: str, file: File, partial: Path) -> N
         return
     if part.stat().st_size >= file.size:
         part.unlink()
-    raise Interrupted(f"what came of {file.name} is not what the server announced")
+    raise DownloadInterruptedError(f"what came of {file.name} is not what the server announced")
 
 
 def _check(answer: httpx2.Response) -> None:
@@ -171,7 +171,7 @@ def _check(answer: httpx2.Response) -> None:
     except (ValueError, KeyError, TypeError):
         message = answer.reason_phrase
     if answer.status_code >= 500 or answer.status_code in (408, 416, 429):
-        raise Interrupted(f"{message} (HTTP {answer.status_code})")
+        raise DownloadInterruptedError(f"{message} (HTTP {answer.status_code})")
     raise CommandError(f"{message} (HTTP {answer.status_code})")
 
 

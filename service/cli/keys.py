@@ -16,8 +16,8 @@ from service.cli.connection import AsJSON, stack_state
 from service.cli.failure import CommandError
 from service.cli.output import show_table
 from service.core import clock
-from service.core.db import WrongLogin, engine, transaction
-from service.settings import MissingSetting, required, settings
+from service.core.db import WrongLoginError, engine, transaction
+from service.settings import MissingSettingError, required, settings
 
 commands = typer.Typer(no_args_is_help=True, help="API keys. For operators: needs the database, not a key.")
 
@@ -93,7 +93,7 @@ def _use(data_dir: Path | None) -> None:
     except ValidationError as error:
         missing = ", ".join(str(problem["loc"][0]).upper() for problem in error.errors())
         raise CommandError(f"DATABASE_URL is set, but these settings are missing or invalid: {missing}.") from error
-    except (WrongLogin, MissingSetting) as error:
+    except (WrongLoginError, MissingSettingError) as error:
         raise CommandError(str(error)) from error
 
 

@@ -143,7 +143,7 @@ def _first_words(process: subprocess.Popen[bytes], log: Path) -> dict[str, Any]:
 
 
 def _run(options: "Options") -> None:
-    from service.embedded.processes import StartError, Stopped
+    from service.embedded.processes import StartError, StoppedError
     from service.embedded.stack import Stack
 
     stack = Stack(options)
@@ -154,7 +154,7 @@ def _run(options: "Options") -> None:
         stack.run(_announce)
     except StartError as error:
         raise CommandError(str(error)) from error
-    except Stopped:
+    except StoppedError:
         raise typer.Exit(130) from None
     typer.secho("Stopped.", err=True)
 

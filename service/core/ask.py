@@ -26,7 +26,8 @@ from service.settings import settings
 ACCEPT_SECONDS = 15.0
 """How long a worker may take to say that it has the question."""
 ANSWER_TTL_SECONDS = 60
-ATTENDED = "control:attended"
+ALIVE = "control:attended"
+"""The key as earlier releases call it, so that workers and API processes of both understand each other."""
 PREFIX = "ask_"
 """Of questions' ids."""
 ACCEPTED, ANSWER, BUSY, FAILED, UNKNOWN = "accepted", "answer", "busy", "failed", "unknown"
@@ -111,15 +112,15 @@ def reply(id: str, kind: str, answer: dict[str, Any] | None = None) -> None:
         pipe.execute()
 
 
-def attend() -> None:
-    """Say that a control worker is there, as every sweep does. What can be left out is not asked where none is."""
+def report_alive() -> None:
+    """Report that a control worker is alive, as every sweep does. Optional questions are not asked where none is."""
     with suppress(RedisError):
-        live.client().set(ATTENDED, "1", ex=int(max(60, 4 * settings().sweep_seconds)))
+        live.client().set(ALIVE, "1", ex=int(max(60, 4 * settings().sweep_seconds)))
 
 
-def attended() -> bool:
+def alive() -> bool:
     """Whether a control worker has been there lately. Raises ``redis.RedisError`` where that cannot be known."""
-    return bool(live.client().exists(ATTENDED))
+    return bool(live.client().exists(ALIVE))
 
 
 def _name(id: str) -> str:

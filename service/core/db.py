@@ -62,16 +62,19 @@ def driver_url(url: str) -> str:
     return f"postgresql+psycopg://{rest}" if separator and scheme in ("postgres", "postgresql") else url
 
 
-class WrongLogin(Exception):
+class WrongLoginError(Exception):
     """A process was given another login than that of its role."""
 
 
 def login_url(role: Role) -> str:
-    """The URL of PostgreSQL for ``role``. Raises ``WrongLogin`` or ``MissingSetting`` when this process has it not."""
+    """The URL of PostgreSQL for ``role``.
+
+    Raises ``WrongLoginError`` or ``MissingSettingError`` where this process was not given it.
+    """
     url = required("database_url")
     login = make_url(url).username
     if login != role:
-        raise WrongLogin(
+        raise WrongLoginError(
             f"DATABASE_URL is for the login '{login}', and this process works as '{role}', which it can only be by "
             "logging in as it: see docs/operations.md, 'Databases'."
         )

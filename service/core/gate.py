@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.core.answers import error_answer
-from service.core.threads import Overloaded, request_threads
+from service.core.threads import OverloadedError, request_threads
 
 SHARED_SECONDS = 10.0
 """How long a tenant counts as being there after its last request."""
@@ -45,7 +45,7 @@ class Gate:
             if not request_threads.is_full(tenant):
                 await self.app(scope, receive, send)
                 return
-        full = Overloaded()
+        full = OverloadedError()
         await error_answer(full.status, full.code, full.message, headers=full.headers)(scope, receive, send)
 
 

@@ -30,14 +30,14 @@ class _Work:
     future: "Future[Any]"
 
 
-class Overloaded(DomainError):
+class OverloadedError(DomainError):
     """The queue is full, or this has waited for too long. Nothing was done."""
 
     def __init__(self, message: str = "Too many requests wait already. Try again shortly.") -> None:
         super().__init__(503, "overloaded", message, headers={"Retry-After": "1"})
 
 
-class TookTooLong(DomainError):
+class TookTooLongError(DomainError):
     """It was begun and has not ended in time; it may end yet."""
 
     def __init__(self) -> None:
@@ -64,7 +64,7 @@ class FairThreads:
     def submit(
         self, tenant: str, function: Callable[..., Result], *arguments: Any, begun: bool = False
     ) -> "Future[Result]":
-        """Have ``function`` run on behalf of ``tenant``. Raises ``Overloaded`` when too much waits already.
+        """Have ``function`` run on behalf of ``tenant``. Raises ``OverloadedError`` when too much waits already.
 
         What belongs to a request that was ``begun`` is not refused: what was done for it would be lost.
         """
@@ -72,7 +72,7 @@ class FairThreads:
         work = _Work(lambda: context.run(function, *arguments), Future())
         with self._lock:
             if not begun and self.is_full(tenant):
-                raise Overloaded
+                raise OverloadedError
             self._queues.setdefault(tenant, deque()).append(work)
             self._waiting += 1
             self._start_next()
@@ -93,15 +93,15 @@ class FairThreads:
     ) -> Result:
         """What ``function`` returns, within ``seconds`` in all, ``REQUEST_SECONDS`` unless given.
 
-        Raises ``Overloaded`` when it was not begun in that time, and ``TookTooLong`` when it was and has not ended: its
-        thread is left to it, and stays taken until it ends.
+        Raises ``OverloadedError`` when it was not begun in that time, and ``TookTooLongError`` when it was and goes on:
+        its thread is left to it, and stays taken until it ends.
         """
         future = self.submit(tenant, function, *arguments, begun=begun)
         seconds = REQUEST_SECONDS if seconds is None else seconds
         return await _result(future, seconds, lambda: _too_slow(begun=not future.cancel()))
 
     async def run_to_end(self, tenant: str, function: Callable[..., Result], *arguments: Any) -> Result:
-        """``run`` for work that may take as long as it takes once it has begun. Raises ``Overloaded``."""
+        """``run`` for work that may take as long as it takes once it has begun. Raises ``OverloadedError``."""
         future = self.submit(tenant, function, *arguments)
         return await _result(future, BULK_QUEUE_SECONDS, lambda: _too_slow(begun=False) if future.cancel() else None)
 
@@ -157,8 +157,10 @@ async def _result(future: "Future[Result]", seconds: float, too_slow: Callable[[
 
 def _too_slow(*, begun: bool) -> DomainError:
     if not begun:
-        return Overloaded("The server is busy: this request waited for too long and was not begun. Try again shortly.")
-    return TookTooLong()
+        return OverloadedError(
+            "The server is busy: this request waited for too long and was not begun. Try again shortly."
+        )
+    return TookTooLongError()
 
 
 # What every request of the API runs on, each with one connection to the database.

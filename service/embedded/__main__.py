@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from service.embedded.jail import Jail
-from service.embedded.processes import StartError, Stopped
+from service.embedded.processes import StartError, StoppedError
 from service.embedded.stack import Options, Stack
 
 
@@ -27,7 +27,7 @@ def main(options: dict[str, Any]) -> int:
         logging.error("%s", error)
         _say({"error": str(error)})
         return 1
-    except Stopped:
+    except StoppedError:
         return 130
     return 0
 

@@ -32,7 +32,7 @@ def main(folder: Folder) -> None:
     try:
         with Session(control) as session, session.begin():
             installation.tie(session)
-    except installation.Mismatch as error:
+    except installation.MismatchError as error:
         sys.exit(str(error))
     if not _works(folder.first_key):
         with transaction("troll_operator") as session:

@@ -85,7 +85,7 @@ class StartError(Exception):
     """A process did not come up. The message says which and shows the end of its log."""
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
     """We were asked to stop while waiting for a child."""
 
 
@@ -93,7 +93,7 @@ class Children:
     """The children of this process.
 
     ``records`` is the file they are written to, ``logs`` the folder of their log files. Setting ``stopping`` ends every
-    wait with ``Stopped``; setting ``hurry`` ends what grace a stopping child still has.
+    wait with ``StoppedError``; setting ``hurry`` ends what grace a stopping child still has.
     """
 
     def __init__(self, records: Path, logs: Path) -> None:
@@ -137,7 +137,7 @@ class Children:
         if time.monotonic() > deadline:
             raise StartError(f"{child.program.name} took longer than {seconds:g} s. {self.log_tail(child)}")
         if self.stopping.wait(POLL_SECONDS):
-            raise Stopped
+            raise StoppedError
 
     def log_path(self, child: Child) -> Path:
         return self.logs / f"{child.program.name}.log"

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 from service.graders import strict_json
 from service.graders.schemas import Grader
-from service.graders.template import MissingVariable, Reference, Template
+from service.graders.template import MissingVariableError, Reference, Template
 
 MAX_LINE_BYTES = 1 << 20
 MAX_PROBLEMS = 100
@@ -116,7 +116,7 @@ def ends_with_assistant(path: Path) -> bool:
         for _, line in _lines(file):
             try:
                 return _last_role(_parse(line)) == "assistant"
-            except _BadLine:
+            except _BadLineError:
                 continue
     return False
 
@@ -132,7 +132,7 @@ def rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 continue
             try:
                 yield number, _parse(line)
-            except _BadLine as error:
+            except _BadLineError as error:
                 raise ValueError(f"Line {number} of {path.name}: {error}.") from None
 
 
@@ -161,7 +161,7 @@ def _kind(reason: str) -> str:
     return re.sub(r"'[^']*'|\d+", "", reason)
 
 
-class _BadLine(ValueError):
+class _BadLineError(ValueError):
     """A line that is no JSON object, and why."""
 
 
@@ -222,20 +222,20 @@ def _is_blank(line: bytes | None) -> bool:
 
 def _parse(line: bytes | None) -> dict[str, Any]:
     if line is None:
-        raise _BadLine(f"longer than {MAX_LINE_BYTES:,} bytes")
+        raise _BadLineError(f"longer than {MAX_LINE_BYTES:,} bytes")
     if _is_blank(line):
-        raise _BadLine("empty line")
+        raise _BadLineError("empty line")
     try:
         row = strict_json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise _BadLine(f"not UTF-8: byte 0x{line[error.start]:02x} at position {error.start + 1}") from None
-    except strict_json.InvalidJSON as error:
+        raise _BadLineError(f"not UTF-8: byte 0x{line[error.start]:02x} at position {error.start + 1}") from None
+    except strict_json.InvalidJSONError as error:
         hint = "; each row is one object on one line" if line.strip() in (b"{", b"[") else ""
-        raise _BadLine(f"not valid JSON: {error}{hint}") from None
+        raise _BadLineError(f"not valid JSON: {error}{hint}") from None
     if not isinstance(row, dict):
-        raise _BadLine(f"a row must be an object, not {strict_json.kind(row)}")
+        raise _BadLineError(f"a row must be an object, not {strict_json.kind(row)}")
     if b"\\u" in line and _has_lone_surrogate(row):
-        raise _BadLine("holds a \\u escape that is half of a surrogate pair, which is no character")
+        raise _BadLineError("holds a \\u escape that is half of a surrogate pair, which is no character")
     return row
 
 
@@ -250,7 +250,7 @@ def _has_lone_surrogate(row: dict[str, Any]) -> bool:
 def _line_reasons(line: bytes | None, further: Callable[[dict[str, Any]], Iterable[str]]) -> list[str]:
     try:
         row = _parse(line)
-    except _BadLine as error:
+    except _BadLineError as error:
         return [str(error)]
     # One line may hold as many mistakes as bytes; nobody reads on after the first hundred.
     return list(islice(chain(further(row), _messages_reasons(row), _tools_reasons(row)), MAX_PROBLEMS))
@@ -373,7 +373,7 @@ def _missing_field_reasons(row: dict[str, Any], needed: list[Reference]) -> Iter
     for reference in needed:
         try:
             reference.resolve(row)
-        except MissingVariable as error:
+        except MissingVariableError as error:
             yield f"the grader reads {{{{{reference}}}}}, but {error.why}"
 
 

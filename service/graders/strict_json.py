@@ -12,26 +12,26 @@ from typing import Any
 MAX_DEPTH = 200
 
 
-class InvalidJSON(ValueError):
+class InvalidJSONError(ValueError):
     """The text is not JSON. The message says what is wrong and, where it is known, at which character (from 1)."""
 
 
 def loads(text: str, *, max_fields: int | None = None) -> Any:
-    """Parse ``text``, whose objects have at most ``max_fields`` fields each. Raises ``InvalidJSON``."""
+    """Parse ``text``, whose objects have at most ``max_fields`` fields each. Raises ``InvalidJSONError``."""
     try:
         value = (_decoder if max_fields is None else _bounded_decoder(max_fields)).decode(text)
-    except InvalidJSON:
+    except InvalidJSONError:
         raise
     except json.JSONDecodeError as error:
-        raise InvalidJSON(f"{error.msg} at character {error.pos + 1}") from None
+        raise InvalidJSONError(f"{error.msg} at character {error.pos + 1}") from None
     except RecursionError:
-        raise InvalidJSON(_TOO_DEEP) from None
+        raise InvalidJSONError(_TOO_DEEP) from None
     except ValueError:
         # CPython refuses to convert integers of more than 4,300 digits.
-        raise InvalidJSON("a number has too many digits") from None
+        raise InvalidJSONError("a number has too many digits") from None
     # Fewer brackets than the limit cannot nest deeper than it; nearly every text stops at this count.
     if text.count("[") + text.count("{") > MAX_DEPTH and _is_deeper_than(value, MAX_DEPTH):
-        raise InvalidJSON(_TOO_DEEP)
+        raise InvalidJSONError(_TOO_DEEP)
     return value
 
 
@@ -52,13 +52,13 @@ _TOO_DEEP = f"nested more than {MAX_DEPTH} levels deep"
 
 
 def _refuse_constant(name: str) -> Any:
-    raise InvalidJSON(f"{name} is not a JSON number; write null or leave the field out")
+    raise InvalidJSONError(f"{name} is not a JSON number; write null or leave the field out")
 
 
 def _finite_float(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise InvalidJSON(f"the number {text[:40]} is too large")
+        raise InvalidJSONError(f"the number {text[:40]} is too large")
     return value
 
 
@@ -81,7 +81,7 @@ def _children(value: Any) -> list[Any]:
 def _bounded_decoder(max_fields: int) -> json.JSONDecoder:
     def bounded(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len(pairs) > max_fields:
-            raise InvalidJSON(f"an object has more than {max_fields} fields")
+            raise InvalidJSONError(f"an object has more than {max_fields} fields")
         return dict(pairs)
 
     return json.JSONDecoder(object_pairs_hook=bounded, parse_constant=_refuse_constant, parse_float=_finite_float)

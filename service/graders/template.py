@@ -38,7 +38,7 @@ class TemplateError(ValueError):
     """The text is not a template; the message says where and what is allowed."""
 
 
-class MissingVariable(Exception):
+class MissingVariableError(Exception):
     """A template names something that the row or the sample does not have.
 
     ``reference`` is the path as the template has it, ``why`` the step that failed.
@@ -49,7 +49,7 @@ class MissingVariable(Exception):
         self.reference, self.why = reference, why
 
 
-class TooLong(Exception):
+class TooLongError(Exception):
     """A text is longer than what reads it takes, such as a filled template of more than ``MAX_FILLED`` characters."""
 
     def __init__(self, message: str = f"the template makes a text of more than {MAX_FILLED:,} characters") -> None:
@@ -67,12 +67,12 @@ class Reference:
         return self.namespace + "".join(_step_text(step) for step in self.steps)
 
     def resolve(self, root: Any) -> Any:
-        """The value at this path of ``root``. Raises ``MissingVariable``."""
+        """The value at this path of ``root``. Raises ``MissingVariableError``."""
         value = root
         for depth, step in enumerate(self.steps):
             if not _has(value, step):
                 here = Reference(self.namespace, self.steps[:depth])
-                raise MissingVariable(self, f"{here} {_why_not(value, step)}")
+                raise MissingVariableError(self, f"{here} {_why_not(value, step)}")
             value = value[step]
         return value
 
@@ -121,7 +121,7 @@ class Template:
     def render(self, *, item: Mapping[str, Any], sample: Mapping[str, Any]) -> str:
         """Fill the holes: strings as they are, anything else as compact JSON.
 
-        Raises ``MissingVariable``, and ``TooLong`` as soon as that is certain.
+        Raises ``MissingVariableError``, and ``TooLongError`` as soon as that is certain.
         """
         roots = {"item": item, "sample": sample}
         filled, length = [], 0
@@ -129,7 +129,7 @@ class Template:
             filled.append(part if isinstance(part, str) else _value_text(part.resolve(roots[part.namespace])))
             length += len(filled[-1])
             if length > MAX_FILLED:
-                raise TooLong
+                raise TooLongError
         return "".join(filled)
 
 

@@ -29,7 +29,7 @@ from service.core import threads
 from service.core.db import tenant
 from service.core.errors import DomainError, invalid
 from service.core.ids import new_id
-from service.core.threads import TookTooLong, request_threads
+from service.core.threads import TookTooLongError, request_threads
 from service.idempotency import repository
 
 KEPT_FOR = timedelta(hours=24)
@@ -86,7 +86,7 @@ class Attempt:
                 lambda session: self._keep(session, content, finish(session, prepared)),
                 undo=lambda: undo(prepared),
             )
-        except TookTooLong:
+        except TookTooLongError:
             # It may be carried out yet, and then keeps its answer. Otherwise the hold runs out.
             raise
         except BaseException as error:
@@ -104,7 +104,7 @@ class Attempt:
         def begin(session: Session) -> Response | None:
             kept = self._begin(session, content, model, held_for)
             if given_up.is_set():
-                raise TookTooLong
+                raise TookTooLongError
             return kept
 
         try:

@@ -82,7 +82,7 @@ async def _unless_gone(work: Coroutine[Any, Any, T], request: Request) -> T:
     try:
         # The body has been read, so that all that can still be received is that the client has hung up.
         return await service.unless_gone(work, request.receive)
-    except service.HungUp as error:
+    except service.ClientDisconnectedError as error:
         # Nobody reads this; the log says what became of the request.
         raise DomainError(499, "client_closed_request", "The client hung up.") from error
 

@@ -23,7 +23,7 @@ from service.core import live, shutdown
 from service.core.errors import DomainError
 from service.inference import queue, wire
 from service.inference.wire import Accepted, End, Failed, Question
-from service.jobs import seats
+from service.jobs import stream_slots
 from service.settings import required
 
 ANY_WORKER = "serving:worker"
@@ -37,7 +37,7 @@ LOOK_SECONDS = 1.0
 """How long what was found of a worker holds for all of its readers in this process."""
 NO_WORKER_SECONDS = 5.0
 """How long a question waits for a worker when none is alive: one may be starting."""
-SEAT_SECONDS = 20.0
+SLOT_SECONDS = 20.0
 LEAVE_SECONDS = 5.0
 ANSWER_SECONDS = 3.0
 """How long Redis may take to answer; then it is away. Longer than what is waited for in it."""
@@ -86,12 +86,12 @@ async def ask(question: Question, key_id: str) -> AsyncGenerator[wire.Event | No
     is there, or the one at work is lost, and what the worker answers.
     """
     asked = _Asked(question, _shared.get())
-    seat = None
+    slot = None
     try:
         live.silence.check()
-        # Where Redis is away, seats are not counted, and not asking them saves the time to find out twice.
+        # Where Redis is away, slots are not counted, and not asking them saves the time to find out twice.
         await asked.client.ping()
-        seat = await run_in_threadpool(seats.enter, key_id)
+        slot = await run_in_threadpool(stream_slots.acquire, key_id)
         await asked.send()
         renewed = time.monotonic()
         while not asked.done:
@@ -99,20 +99,20 @@ async def ask(question: Question, key_id: str) -> AsyncGenerator[wire.Event | No
                 raise DomainError(503, "server_stopping", "The server is stopping.", headers={"Retry-After": "2"})
             for event in await asked.next():
                 yield event
-            if time.monotonic() - renewed > SEAT_SECONDS:
+            if time.monotonic() - renewed > SLOT_SECONDS:
                 renewed = time.monotonic()
-                await seats.stay(asked.client, key_id, seat)
+                await stream_slots.renew(asked.client, key_id, slot)
     except RedisError as error:
         # What is left there runs out by itself, and whoever works on it notices that nobody reads.
-        asked.done, seat = True, None
+        asked.done, slot = True, None
         message = "Redis does not answer. Try again shortly."
         raise DomainError(503, "redis_unavailable", message, headers={"Retry-After": "5"}) from error
     finally:
         # A client that hangs up cancels this generator, and a cancelled task may not wait for anything unshielded.
         with anyio.move_on_after(LEAVE_SECONDS, shield=True):
             await asked.close()
-            if seat is not None:
-                await seats.leave(asked.client, key_id, seat)
+            if slot is not None:
+                await stream_slots.release(asked.client, key_id, slot)
 
 
 _looked: dict[str, tuple[bool, float]] = {}

@@ -24,17 +24,17 @@ T = TypeVar("T")
 Chunks = Callable[[Event], Iterator[dict[str, Any]]]
 
 
-class HungUp(Exception):
+class ClientDisconnectedError(Exception):
     """Nobody waits for the answer any more."""
 
 
 async def unless_gone(work: Coroutine[Any, Any, T], gone: Callable[[], Awaitable[Any]]) -> T:
-    """What ``work`` gives. When ``gone`` returns before, it is cancelled, and ``HungUp`` raised."""
+    """What ``work`` gives. When ``gone`` returns before, it is cancelled, and ``ClientDisconnectedError`` raised."""
     working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(gone())
     try:
         await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
-            raise HungUp
+            raise ClientDisconnectedError
         return working.result()
     finally:
         for task in (working, leaving):

@@ -35,7 +35,7 @@ def find(session: Session, id: str) -> Served:
     adapter = path / ADAPTER
     try:
         values = chat_template.remembered(path)
-    except chat_template.Malformed as error:
+    except chat_template.MalformedTemplateError as error:
         raise invalid(f"The model cannot be used: {error}.", "model", "invalid_model") from error
     if not (adapter / CONFIG).is_file():
         return Served(id, path, template_values=values)

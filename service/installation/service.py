@@ -33,7 +33,7 @@ BATCH = 1000
 log = logging.getLogger(__name__)
 
 
-class Mismatch(Exception):
+class MismatchError(Exception):
     """The data folder is not the database's. The message says what was found and what to do."""
 
 
@@ -48,7 +48,7 @@ class Marker:
 def tie(session: Session) -> None:
     """See that folder and database belong together, and tie those that evidently do and are not tied yet.
 
-    For a role that sees the files and jobs of all. Raises ``Mismatch``.
+    For a role that sees the files and jobs of all. Raises ``MismatchError``.
     """
     row = repository.locked(session)
     marker = _read()
@@ -65,7 +65,7 @@ def tie(session: Session) -> None:
 
 
 def verify(session: Session) -> bool:
-    """Whether folder and database are tied; False for new ones. Changes nothing. Raises ``Mismatch``."""
+    """Whether folder and database are tied; False for new ones. Changes nothing. Raises ``MismatchError``."""
     marker, row = _read(), repository.get(session)
     if marker is None and row.tied_at is None:
         return False
@@ -75,7 +75,7 @@ def verify(session: Session) -> bool:
 
 
 def is_careful(session: Session) -> bool:
-    """Whether what no row names may be what the database has forgotten. Raises ``Mismatch``."""
+    """Whether what no row names may be what the database has forgotten. Raises ``MismatchError``."""
     # The folder's side is read first: a beat between the two goes to the database first.
     marker, row = _read(), repository.get(session)
     if marker is None or marker.id != row.id:
@@ -86,7 +86,7 @@ def is_careful(session: Session) -> bool:
 
 
 def beat(role: Role) -> None:
-    """Write a new text to both sides, the database first. Raises ``Mismatch`` and ``OSError``."""
+    """Write a new text to both sides, the database first. Raises ``MismatchError`` and ``OSError``."""
     new = random_text(16)
     with transaction(role) as session:
         row = repository.locked(session)
@@ -103,7 +103,7 @@ def beat(role: Role) -> None:
 
 
 def _introduce(session: Session, row: Installation) -> None:
-    """Raise ``Mismatch`` unless a folder without an id is new, as the database is, or holds what the database names."""
+    """Raise ``MismatchError`` unless a folder without an id is as new as the database or holds what that names."""
     held, known = 0, False
     for ids in _batches(_ids()):
         held += len(ids)
@@ -132,10 +132,10 @@ def _compare(session: Session, row: Installation, marker: Marker) -> None:
     )
 
 
-def _mismatch(row: Installation, marker: Marker | None, found: str) -> Mismatch:
+def _mismatch(row: Installation, marker: Marker | None, found: str) -> MismatchError:
     folder = settings().data_dir
     theirs = "has no id" if marker is None else f"has the id {marker.id}"
-    return Mismatch(
+    return MismatchError(
         f"The data folder {folder} {theirs}, the database has the id {row.id}: they do not belong together. {found}"
         f"{' ' if found else ''}Nothing was changed. Check TROLL_DATA_DIR (is the right disk or volume mounted?) and "
         "DATABASE_URL. If you have put the two together on purpose, write the database's id into the folder and "

@@ -24,7 +24,7 @@ from service.core import ask, broker, storage
 from service.core.db import after_commit
 from service.core.errors import DomainError, invalid
 from service.core.ids import new_id
-from service.core.threads import Overloaded, TookTooLong, bulk_threads, parsing_threads
+from service.core.threads import OverloadedError, TookTooLongError, bulk_threads, parsing_threads
 from service.files import check
 from service.files import repository as files
 from service.files.models import File
@@ -100,7 +100,7 @@ async def _examine(known: Principal, draft: Draft, until: float) -> Examined:
     if checked is None:
         return Examined(draft, question, None)
     question = question.model_copy(update={"files_checked": True, "warnings": checked.warnings})
-    if not await _attended():
+    if not await _control_worker_alive():
         untried = " and the grader was not tried" if question.grader else ""
         note = f"Rows were not counted in tokens{untried}: No control worker is running"
         return Examined(draft, question, Answer(notes=[note], warnings=checked.warnings))
@@ -111,9 +111,9 @@ async def _examine(known: Principal, draft: Draft, until: float) -> Examined:
     return Examined(draft, question, found)
 
 
-async def _attended() -> bool:
+async def _control_worker_alive() -> bool:
     try:
-        return await run_in_threadpool(ask.attended)
+        return await run_in_threadpool(ask.alive)
     except RedisError:
         # It is not known; a control worker that is there finds the question in the database.
         return True
@@ -126,7 +126,7 @@ async def _check_files(known: Principal, question: Question, until: float) -> An
         checked = await bulk_threads.run(
             known.organization_id, examination.check_files, question, until, seconds=seconds
         )
-    except (TimeoutError, Overloaded, TookTooLong):
+    except (TimeoutError, OverloadedError, TookTooLongError):
         return None
     _raise_refusal(checked)
     return checked

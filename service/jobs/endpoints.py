@@ -10,7 +10,7 @@ from service.accounts.caller import Caller, Known, Route
 from service.core.errors import invalid
 from service.core.pagination import Page, page
 from service.idempotency.once import Once
-from service.jobs import creation, repository, seats, service, stream
+from service.jobs import creation, repository, service, stream, stream_slots
 from service.jobs.schemas import CheckpointObject, CreateJob, EventObject, JobObject, event_seq
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"], route_class=Route)
@@ -96,8 +96,8 @@ def events(
     if stream_:
         headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
         principal = caller.principal
-        seat = seats.enter(principal.key_id)
-        frames = stream.follow(principal.organization_id, principal.key_id, seat, job.id, seq or 0)
+        slot = stream_slots.acquire(principal.key_id)
+        frames = stream.follow(principal.organization_id, principal.key_id, slot, job.id, seq or 0)
         return StreamingResponse(frames, media_type="text/event-stream", headers=headers)
     rows, has_more = repository.events_before(caller.session, job.id, seq, limit)
     return page([EventObject.of(row) for row in rows], has_more=has_more)

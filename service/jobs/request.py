@@ -96,7 +96,7 @@ def inheriting(asked: AskedReinforcement | AskedSupervised, base: Path) -> Asked
     """What is asked for, and what the base model's template is told besides. Raises a 400."""
     try:
         known = chat_template.remembered(base)
-    except chat_template.Malformed as error:
+    except chat_template.MalformedTemplateError as error:
         raise invalid(f"The model cannot be used: {error}.", "model", "invalid_model") from error
     if _effort(asked) is not None:
         known.pop("reasoning_effort", None)

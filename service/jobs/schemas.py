@@ -9,7 +9,7 @@ from service.jobs.integrations import MAX_INTEGRATIONS, Integration, Integration
 from service.jobs.methods import Method, RequestedMethod, method_object
 from service.jobs.models import Checkpoint, Event, Job
 from service.jobs.states import TERMINAL, Desired, Status
-from service.jobs.stored import UnreadableError
+from service.jobs.stored import UnreadableError, with_current_code
 from service.spelling import Spelled
 
 SUFFIX_CHARACTERS = "the letters A to Z and a to z, digits, '.', '_' and '-', and no spaces"
@@ -171,7 +171,7 @@ def _error(stored: Any) -> JobError | None:
     if stored is None:
         return None
     try:
-        return JobError.model_validate(stored)
+        return JobError.model_validate(with_current_code(stored))
     except ValidationError:
         return JobError(code="unreadable_error", message="Why this job failed cannot be read by this server.")
 
@@ -194,7 +194,7 @@ class EventObject(Listed):
             message=row.message,
             type=row.type,
             # Whatever a newer worker may have told, the page of the others is answered.
-            data=row.data if row.data is None or isinstance(row.data, dict) else {"value": row.data},
+            data=with_current_code(row.data) if row.data is None or isinstance(row.data, dict) else {"value": row.data},
             seq=row.seq,
         )
 

@@ -29,6 +29,9 @@ SPECIFICATIONS: dict[int, Upgrade] = {}
 """By the version that they start from; a version without one has the shape of the next."""
 QUESTIONS: dict[int, Upgrade] = {}
 
+ERROR_CODES = {"weights_parted": "weights_out_of_sync"}
+"""Codes of errors as earlier versions stored them in jobs and events, and what they are called now."""
+
 FAULTS_TOLD = 3
 
 log = logging.getLogger(__name__)
@@ -46,6 +49,13 @@ def read_specification(stored: Any) -> JobSpec:
 def read_question(stored: Any) -> Question:
     """Raises ``UnreadableError``."""
     return _read(Question, stored, QUESTIONS)
+
+
+def with_current_code(stored: Any) -> Any:
+    """A job's stored error or an event's data, its ``code`` under the name that it has now; anything else as it is."""
+    code = stored.get("code") if isinstance(stored, dict) else None
+    current = ERROR_CODES.get(code) if isinstance(code, str) else None
+    return stored if current is None else {**stored, "code": current}
 
 
 def write(content: JobSpec | Question) -> dict[str, Any]:

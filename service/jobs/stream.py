@@ -24,7 +24,7 @@ from service.core import live, shutdown
 from service.core.db import tenant
 from service.core.errors import DomainError
 from service.core.threads import request_threads
-from service.jobs import repository, seats
+from service.jobs import repository, stream_slots
 from service.jobs.schemas import EventObject
 from service.jobs.states import TERMINAL
 
@@ -46,17 +46,17 @@ REVOKED = b": the API key is no longer valid\n\n"
 log = logging.getLogger(__name__)
 
 
-async def follow(organization_id: str, key_id: str, seat: str, job_id: str, after: int) -> AsyncIterator[bytes]:
+async def follow(organization_id: str, key_id: str, slot: str, job_id: str, after: int) -> AsyncIterator[bytes]:
     """Server-sent events of a job with ``seq > after``; ends with ``[DONE]`` when the job has ended.
 
     It ends without that, behind a comment that says why, when the server stops, PostgreSQL does not answer or the key
-    ``key_id`` is revoked: who still may comes back with ``?after=`` the last ``seq`` seen. ``seat`` is given back.
+    ``key_id`` is revoked: who still may comes back with ``?after=`` the last ``seq`` seen. ``slot`` is released.
     """
     last, client = after, live.asynchronous()
     try:
         position = await _tail(client, job_id)
         while True:
-            await seats.stay(client, key_id, seat)
+            await stream_slots.renew(client, key_id, slot)
             try:
                 stored = _stored, organization_id, key_id, job_id, last
                 events, ended, welcome = await request_threads.run(
@@ -95,7 +95,7 @@ async def follow(organization_id: str, key_id: str, seat: str, job_id: str, afte
     finally:
         # A follower that hangs up cancels this generator, and a cancelled task may not wait for anything unshielded.
         with anyio.move_on_after(LEAVE_SECONDS, shield=True):
-            await seats.leave(client, key_id, seat)
+            await stream_slots.release(client, key_id, slot)
             await client.aclose()
 
 
@@ -122,7 +122,7 @@ async def _live(client: redis.asyncio.Redis, job_id: str, position: str) -> Asyn
     """Frames behind ``position`` as they come; ends after silence, after a while, or when the server stops."""
     began = quiet_since = time.monotonic()
     name = live.stream(job_id)
-    # However much happens, the key and the seat are looked after now and then.
+    # However much happens, the key and the slot are looked after now and then.
     while not shutdown.stopping.is_set() and time.monotonic() - began < LOOK_UP_SECONDS:
         try:
             live.silence.check()

@@ -20,8 +20,8 @@ BROKEN = {"type": "multi", "name": "m", "graders": {"exact": factories.GRADER}, 
 
 
 @pytest.fixture
-def attended(control_worker: None) -> None:
-    ask.attend()
+def alive(control_worker: None) -> None:
+    ask.report_alive()
 
 
 @pytest.fixture
@@ -39,13 +39,13 @@ def queued(client: openai.OpenAI, job: Any) -> Any:
     return event
 
 
-def test_a_job_that_holds_is_queued_without_a_word(acme: openai.OpenAI, body: dict[str, Any], attended: None) -> None:
+def test_a_job_that_holds_is_queued_without_a_word(acme: openai.OpenAI, body: dict[str, Any], alive: None) -> None:
     event = queued(acme, acme.fine_tuning.jobs.create(**body))
     assert (event.level, event.message) == ("info", "Files validated: 8 training rows, 4 validation rows; job queued")
 
 
 def test_prompts_that_are_too_long_are_refused_with_their_lines(
-    acme: openai.OpenAI, body: dict[str, Any], attended: None
+    acme: openai.OpenAI, body: dict[str, Any], alive: None
 ) -> None:
     rows = [*factories.rows(2), {"messages": [{"role": "user", "content": "1" * 100}], "answer": "1"}]
     file = acme.files.create(file=factories.jsonl(rows), purpose="fine-tune")
@@ -57,7 +57,7 @@ def test_prompts_that_are_too_long_are_refused_with_their_lines(
 
 
 def test_a_grader_that_fails_on_every_first_row_is_refused(
-    connect: Any, api_key: Any, body: dict[str, Any], attended: None
+    connect: Any, api_key: Any, body: dict[str, Any], alive: None
 ) -> None:
     # Strict clients have no type for a multi grader of several.
     with pytest.raises(openai.BadRequestError) as refusal:
@@ -68,7 +68,7 @@ def test_a_grader_that_fails_on_every_first_row_is_refused(
 
 @pytest.mark.parametrize("beginning", ["import nowhere", "def rarely_called():\n    import nowhere\n"])
 def test_a_grader_that_is_not_valid_is_refused_too(
-    acme: openai.OpenAI, body: dict[str, Any], attended: None, code_allowed: None, beginning: str
+    acme: openai.OpenAI, body: dict[str, Any], alive: None, code_allowed: None, beginning: str
 ) -> None:
     method = factories.method(python(beginning))
     with pytest.raises(openai.BadRequestError) as refusal:
@@ -79,7 +79,7 @@ def test_a_grader_that_is_not_valid_is_refused_too(
 
 
 def test_rows_that_a_worker_has_no_time_for_hold_no_job_up(
-    acme: openai.OpenAI, body: dict[str, Any], attended: None, monkeypatch: pytest.MonkeyPatch
+    acme: openai.OpenAI, body: dict[str, Any], alive: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(examiner, "SECONDS", 0.0)
     event = queued(acme, acme.fine_tuning.jobs.create(**body))
@@ -114,7 +114,7 @@ def thinker(models_dir: Path) -> str:
 
 
 def test_what_the_template_is_told_is_counted_shown_and_remembered_by_the_next_job(
-    connect: Any, api_key: Any, body: dict[str, Any], thinker: str, models_dir: Path, attended: None
+    connect: Any, api_key: Any, body: dict[str, Any], thinker: str, models_dir: Path, alive: None
 ) -> None:
     acme, values = connect(api_key), {"enable_thinking": False, "limit": "x" * serving.CONTEXT}
     with pytest.raises(openai.BadRequestError, match="the model's context is 4096"):
@@ -145,7 +145,7 @@ def test_what_the_template_is_told_is_counted_shown_and_remembered_by_the_next_j
 )
 @pytest.mark.parametrize("kind", ["reinforcement", "supervised"])
 def test_what_the_template_cannot_be_told_is_named(
-    acme: openai.OpenAI, body: dict[str, Any], thinker: str, attended: None, kind: str, values: Any, why: str
+    acme: openai.OpenAI, body: dict[str, Any], thinker: str, alive: None, kind: str, values: Any, why: str
 ) -> None:
     method = told(chat_template_kwargs=values)
     if kind == "supervised":
@@ -164,7 +164,7 @@ def test_two_efforts_are_one_too_many(acme: openai.OpenAI, body: dict[str, Any])
 
 
 def test_an_effort_that_the_template_does_not_read_is_a_warning(
-    acme: openai.OpenAI, body: dict[str, Any], thinker: str, attended: None
+    acme: openai.OpenAI, body: dict[str, Any], thinker: str, alive: None
 ) -> None:
     warning = "The model's chat template does not read reasoning_effort, which is without effect"
     for model, warnings in ((body["model"], [warning]), (thinker, [])):
@@ -179,7 +179,7 @@ FORMAT = {"type": "json_schema", "json_schema": {"name": "sum", "schema": SCHEMA
 
 @pytest.mark.parametrize("wanted", [FORMAT, {"type": "json_object"}, {"type": "text"}, None])
 def test_a_format_of_answers_is_answered_as_it_was_sent(
-    connect: Any, api_key: Any, body: dict[str, Any], thinker: str, attended: None, wanted: Any
+    connect: Any, api_key: Any, body: dict[str, Any], thinker: str, alive: None, wanted: Any
 ) -> None:
     acme = connect(api_key)
     job = acme.fine_tuning.jobs.create(**{**body, "model": thinker, "method": told(response_format=wanted)})
@@ -204,7 +204,7 @@ def of_schema(schema: Any) -> dict[str, Any]:
     ],
 )
 def test_a_format_that_answers_cannot_be_held_to_is_refused_as_in_a_chat(
-    acme: openai.OpenAI, body: dict[str, Any], thinker: str, attended: None, wanted: Any, code: str, why: str
+    acme: openai.OpenAI, body: dict[str, Any], thinker: str, alive: None, wanted: Any, code: str, why: str
 ) -> None:
     with pytest.raises(openai.BadRequestError, match=why) as refusal:
         acme.fine_tuning.jobs.create(**{**body, "model": thinker, "method": told(response_format=wanted)})

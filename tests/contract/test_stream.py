@@ -168,7 +168,7 @@ def test_a_key_follows_a_bounded_number_of_streams(
         assert refusal.value.code == "too_many_streams"
     until = time.monotonic() + 10
     while live.client().zcard(f"seats:{api_key.id}"):
-        assert time.monotonic() < until, "the seat of a stream that ended is not given back"
+        assert time.monotonic() < until, "the slot of a stream that ended is not given back"
         time.sleep(0.05)
     with follow(client, job) as again:
         assert seq(next(again)) == 1

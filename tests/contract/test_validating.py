@@ -43,7 +43,7 @@ class Slow:
 
 @pytest.fixture
 def slow(control_worker: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Slow]:
-    ask.attend()
+    ask.report_alive()
     monkeypatch.setattr(creation, "ANSWER_SECONDS", 0.3)
     examinations = Slow()
     monkeypatch.setattr(examiner, "examine", examinations.examine)

@@ -24,7 +24,7 @@ def stub(monkeypatch: pytest.MonkeyPatch, database: Any) -> None:
 
 def use_stub(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(child, "COMMAND", [sys.executable, str(Path(__file__).with_name("stub_training.py"))])
-    monkeypatch.setattr(supervisor.nursery, "warm_up", lambda: None)
+    monkeypatch.setattr(supervisor.warm_children, "warm_up", lambda: None)
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     supervisor.shutting_down.clear()
 

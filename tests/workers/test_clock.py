@@ -22,7 +22,7 @@ from service.core import ask, broker, db, live
 from service.core.broker import CONTROL_QUEUE
 from service.core.db import transaction
 from service.core.ids import new_id
-from service.jobs import seats
+from service.jobs import stream_slots
 from service.settings import settings
 from tests import factories
 from tests.workers.conftest import row
@@ -99,7 +99,7 @@ def test_a_control_worker_whose_clock_is_wrong_does_its_work_and_says_so(
 def test_a_clock_that_is_right_is_no_news(database: object, tmp_path: Path) -> None:
     log = tmp_path / "log"
     with control_worker(0.0, log):
-        wait_for(ask.attended, log)
+        wait_for(ask.alive, log)
     assert "clock" not in log.read_text()
 
 
@@ -138,16 +138,16 @@ def test_a_question_that_nobody_waits_for_is_not_worked_on(database: object, mon
     assert answered == ["ask_2"]
 
 
-def test_seats_are_counted_by_redis_clock_alone(database: object, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stream_slots_are_counted_by_redis_clock_alone(database: object, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TROLL_MAX_STREAMS_PER_KEY", "2")
     settings.cache_clear()
     now = time.time()
     try:
         for shift in (-600, 600):
             monkeypatch.setattr(time, "time", lambda shift=shift: now + shift)
-            seats.enter("key_1")
+            stream_slots.acquire("key_1")
         with pytest.raises(Exception, match="already has 2 streams"):
-            seats.enter("key_1")
+            stream_slots.acquire("key_1")
     finally:
         monkeypatch.undo()
         settings.cache_clear()

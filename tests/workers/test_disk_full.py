@@ -124,7 +124,7 @@ def test_no_room_for_the_log_is_no_reason_to_end(submit: Submit, monkeypatch: py
 
 def test_a_child_that_cannot_be_kept_waiting_is_no_reason_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "mkdtemp", full)
-    supervisor.Nursery().warm_up()
+    supervisor.WarmChildren().warm_up()
 
 
 def test_a_waiting_job_can_be_cancelled_and_paused(submit: Submit, small: Path, client: TestClient) -> None:

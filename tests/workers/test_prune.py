@@ -142,7 +142,7 @@ def test_with_another_database_nothing_is_lost(folder: Path) -> None:
     old_file(folder, "files/notes.txt")
     (folder / installation.FILE).write_text("inst_other abc\n")
     before = everything(folder)
-    with pytest.raises(installation.Mismatch):
+    with pytest.raises(installation.MismatchError):
         prune()
     assert everything(folder) == before
 

@@ -89,6 +89,6 @@ def test_a_job_created_while_redis_is_away_is_not_lost(
 
 
 def test_a_sweep_shows_that_a_control_worker_is_there(database: object) -> None:
-    assert not ask.attended()
+    assert not ask.alive()
     sweep()
-    assert ask.attended()
+    assert ask.alive()

@@ -22,7 +22,7 @@ ANSWER_SECONDS = 60.0
 """The kernel counts the seconds of a processor; this is for a machine that hardly gives it any."""
 
 
-class Gone(Exception):
+class ProcessGoneError(Exception):
     """There is nobody to ask."""
 
 
@@ -115,7 +115,7 @@ def run(tasks: Sequence[Task]) -> list[Answer]:
 
 
 def _attempt(tasks: Sequence[Task]) -> list[Answer]:
-    """The answers up to the task that the process does not survive. Raises ``Gone`` where there is no process."""
+    """The answers up to the task that the process does not survive. Raises ``ProcessGoneError`` without a process."""
     server = _shared(os.getpid())
     for _ in range(TRIES):
         name, connection = server.begin()
@@ -132,7 +132,7 @@ def _attempt(tasks: Sequence[Task]) -> list[Answer]:
                 server.kill(name)
         if received.startswith(HERE):
             return read(received)
-    raise Gone("The process that works on templates and schemas does not start. Its log says more.")
+    raise ProcessGoneError("The process that works on templates and schemas does not start. Its log says more.")
 
 
 def read(received: bytes) -> list[Answer]:

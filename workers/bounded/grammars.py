@@ -18,19 +18,19 @@ LIMITS = llguidance.LLParserLimits(
 """About 4 ms of a token at most, and 40 MB of an answer."""
 
 
-class Unsupported(Exception):
+class UnsupportedSchemaError(Exception):
     """No answer can be held to this schema; the message says why."""
 
 
 def compile(schema: dict[str, Any], tokenizer: llguidance.LLTokenizer) -> llguidance.LLMatcher:
-    """Raises ``Unsupported``."""
+    """Raises ``UnsupportedSchemaError``."""
     try:
         grammar = llguidance.LLMatcher.grammar_from_json_schema(json.dumps(schema, allow_nan=False))
     except (ValueError, RecursionError) as error:
-        raise Unsupported(str(error)) from error
+        raise UnsupportedSchemaError(str(error)) from error
     matcher = llguidance.LLMatcher(tokenizer, grammar, log_level=0, limits=LIMITS)
     if matcher.is_error():
-        raise Unsupported(matcher.get_error())
+        raise UnsupportedSchemaError(matcher.get_error())
     return matcher
 
 
@@ -38,7 +38,7 @@ def attempt(task: Compile) -> Answer:
     """Make the grammar over single bytes instead of a model's tokens, and ask it for the first."""
     try:
         matcher = compile(task["schema"], llguidance.LLTokenizer("byte"))
-    except Unsupported as error:
+    except UnsupportedSchemaError as error:
         return {"refused": str(error)}
     matcher.compute_bitmask()
     if matcher.is_error():

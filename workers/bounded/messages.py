@@ -5,19 +5,19 @@ from collections.abc import Sequence
 from typing import Any
 
 
-class Unusable(Exception):
+class UnusableMessageError(Exception):
     """Messages that no template can be given; the message says why."""
 
 
 def for_template(messages: Sequence[dict[str, Any]], template: str | None) -> list[dict[str, Any]]:
     """Content as one string, arguments of tool calls as values, and roles that the template knows.
 
-    Raises ``Unusable``, also for calls that the template would leave out.
+    Raises ``UnusableMessageError``, also for calls that the template would leave out.
     """
     calling = next((number for number, message in enumerate(messages) if message.get("tool_calls")), None)
     if calling is not None and "tool_calls" not in str(template):
         lacking = "has no chat template" if template is None else "has a chat template that writes no tool calls"
-        raise Unusable(
+        raise UnusableMessageError(
             f"messages[{calling}] calls tools, and the model {lacking}: choose a model that was made for them, or "
             "leave such conversations out"
         )
@@ -36,13 +36,13 @@ def joined(messages: Sequence[dict[str, Any]]) -> str:
 def _plain(message: dict[str, Any]) -> dict[str, Any]:
     role, content = message.get("role"), message.get("content")
     if not isinstance(role, str):
-        raise Unusable("a message has no role")
+        raise UnusableMessageError("a message has no role")
     if isinstance(content, list):
         if not all(isinstance(block, dict) and isinstance(block.get("text"), str) for block in content):
-            raise Unusable("a message has content other than text")
+            raise UnusableMessageError("a message has content other than text")
         content = "".join(block["text"] for block in content)
     if content is not None and not isinstance(content, str):
-        raise Unusable("a message's content is neither text nor a list of text blocks")
+        raise UnusableMessageError("a message's content is neither text nor a list of text blocks")
     calls = message.get("tool_calls")
     if isinstance(calls, list):
         message = message | {"tool_calls": [_with_values(call) for call in calls]}

@@ -50,16 +50,16 @@ ISATAP_MASK = 0xFCFF_FFFF
 """Without the two bits of it that say whether the address is unique and whether it is a group's."""
 
 
-class ForbiddenAddress(Exception):
+class ForbiddenAddressError(Exception):
     """The host has an address that must not be called, or none at all."""
 
 
-class Unresolved(ForbiddenAddress):
+class UnresolvedError(ForbiddenAddressError):
     """The host has no address, at least for now: it may be down, or whoever knows its address is."""
 
 
 def resolve(host: str, port: int, *, private_network: bool) -> str:
-    """The address to connect to. Raises ``ForbiddenAddress``.
+    """The address to connect to. Raises ``ForbiddenAddressError``.
 
     Every address of the host must be allowed, not just the first, and the caller must connect to the one returned: a
     name that is resolved again may by then lead elsewhere.
@@ -67,11 +67,11 @@ def resolve(host: str, port: int, *, private_network: bool) -> str:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
-        raise Unresolved(f"the host '{host}' cannot be resolved: {error}") from None
+        raise UnresolvedError(f"the host '{host}' cannot be resolved: {error}") from None
     addresses = [ipaddress.ip_address(each[4][0]) for each in found]
     forbidden = [address for address in addresses if not (private_network or is_public(address))]
     if forbidden or not addresses:
-        raise ForbiddenAddress(f"the host '{host}' is not on the public internet")
+        raise ForbiddenAddressError(f"the host '{host}' is not on the public internet")
     return str(addresses[0])
 
 

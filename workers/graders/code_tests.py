@@ -27,7 +27,7 @@ TOLERANCE = 1e-6
 _SHAPES = '{"stdin", "stdout"}, {"call", "expected"} or "assert call == literal"'
 
 
-class BadTests(ValueError):
+class BadTestsError(ValueError):
     """The tests of a row cannot be read. The message says which and why."""
 
 
@@ -70,7 +70,7 @@ class CodeTestsGrader:
             return texts
         try:
             tests = parse_tests(texts[1])
-        except BadTests as error:
+        except BadTestsError as error:
             return Grade(None, error="invalid_variable_error", detail=str(error))
         called = names_called([test.expression for test in tests if isinstance(test, Call)])
         return _Run(program_of(texts[0], called), tests)
@@ -129,7 +129,7 @@ def _is_value(line: dict[str, Any], expected: Any) -> bool:
         return False
     try:
         return same(strict_json.loads(text), expected)
-    except strict_json.InvalidJSON:
+    except strict_json.InvalidJSONError:
         return False
 
 
@@ -154,13 +154,13 @@ def _close(value: float, expected: float) -> bool:
 
 
 def parse_tests(text: str) -> list[Script | Call]:
-    """The tests in ``text``, a JSON list. Raises ``BadTests``."""
+    """The tests in ``text``, a JSON list. Raises ``BadTestsError``."""
     try:
         raw = strict_json.loads(text)
-    except strict_json.InvalidJSON as error:
-        raise BadTests(f"The tests are not JSON: {error}.") from None
+    except strict_json.InvalidJSONError as error:
+        raise BadTestsError(f"The tests are not JSON: {error}.") from None
     if not isinstance(raw, list) or not 1 <= len(raw) <= MAX_TESTS:
-        raise BadTests(f"The tests must be a list of 1 to {MAX_TESTS}, but are {strict_json.kind(raw)}.")
+        raise BadTestsError(f"The tests must be a list of 1 to {MAX_TESTS}, but are {strict_json.kind(raw)}.")
     return [_parse_test(each, f"tests[{index}]") for index, each in enumerate(raw)]
 
 
@@ -173,7 +173,7 @@ def _parse_test(raw: Any, where: str) -> Script | Call:
         case {"call": str(call), "expected": expected, **rest} if not rest:
             _parse(call, "eval", where)
             return Call(call, plain(expected))
-    raise BadTests(f"{where} is none of {_SHAPES}.")
+    raise BadTestsError(f"{where} is none of {_SHAPES}.")
 
 
 def _parse_assert(text: str, where: str) -> Call:
@@ -182,11 +182,11 @@ def _parse_assert(text: str, where: str) -> Call:
         case ast.Module(body=[ast.Assert(test=ast.Compare(left=left, ops=[ast.Eq()], comparators=[right]))]):
             pass
         case _:
-            raise BadTests(f"{where} must be one 'assert call == literal', but is '{text[:80]}'.")
+            raise BadTestsError(f"{where} must be one 'assert call == literal', but is '{text[:80]}'.")
     try:
         expected = plain(ast.literal_eval(right))
     except Exception:
-        raise BadTests(f"{where}: '{ast.unparse(right)[:80]}' is not a literal.") from None
+        raise BadTestsError(f"{where}: '{ast.unparse(right)[:80]}' is not a literal.") from None
     return Call(ast.unparse(left), expected)
 
 
@@ -194,4 +194,4 @@ def _parse(text: str, mode: str, where: str) -> ast.AST:
     try:
         return ast.parse(text, mode=mode)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise BadTests(f"{where} is not Python: {error}.") from None
+        raise BadTestsError(f"{where} is not Python: {error}.") from None

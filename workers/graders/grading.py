@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 
 from service.graders import strict_json
 from service.graders.definitions import MAX_REWARD
-from service.graders.template import MissingVariable, Template, TooLong
+from service.graders.template import MissingVariableError, Template, TooLongError
 
 GradeError = Literal[
     "sample_parse_error",
@@ -47,7 +47,7 @@ def _fenced(text: str) -> list[str]:
     return blocks
 
 
-class SampleNotJSON(Exception):
+class SampleNotJSONError(Exception):
     """A template asks for the answer as JSON and the answer is not JSON."""
 
 
@@ -60,21 +60,21 @@ class Sample:
 
     @cached_property
     def output_json(self) -> Any:
-        """The answer parsed as JSON, or the last fenced block of JSON in it. Raises ``SampleNotJSON``."""
+        """The answer parsed as JSON, or the last fenced block of JSON in it. Raises ``SampleNotJSONError``."""
         try:
             return strict_json.loads(self.output_text)
-        except strict_json.InvalidJSON as error:
+        except strict_json.InvalidJSONError as error:
             for block in reversed(_fenced(self.output_text)):
-                with suppress(strict_json.InvalidJSON):
+                with suppress(strict_json.InvalidJSONError):
                     return strict_json.loads(block)
-            raise SampleNotJSON(f"the answer is not JSON: {error}") from None
+            raise SampleNotJSONError(f"the answer is not JSON: {error}") from None
 
     @cached_property
     def output_tools(self) -> list[dict[str, Any]]:
         """The tool calls in the answer, in the notation of Hermes and Qwen, as the hosted API gives them."""
         calls: list[dict[str, Any]] = []
         for text in _CALL.findall(self.output_text):
-            with suppress(strict_json.InvalidJSON):
+            with suppress(strict_json.InvalidJSONError):
                 call = strict_json.loads(text)
                 if isinstance(call, dict) and isinstance(call.get("name"), str):
                     arguments = json.dumps(call.get("arguments", {}), ensure_ascii=False)
@@ -86,7 +86,7 @@ class Sample:
         """The sample as code and scoring services get it; ``output_json`` is None for an answer that is not JSON."""
         try:
             output_json = self.output_json
-        except SampleNotJSON:
+        except SampleNotJSONError:
             output_json = None
         calls = self.output_tools
         message: dict[str, Any] = {"role": "assistant", "content": self.output_text}
@@ -168,12 +168,12 @@ def fill(templates: Sequence[Template], sample: Sample) -> list[str] | Grade:
     """The texts that ``templates`` make of ``sample``, or the grade of a sample that lacks what they name."""
     try:
         return [_fill(template, sample) for template in templates]
-    except SampleNotJSON as error:
+    except SampleNotJSONError as error:
         return Grade(None, error="sample_parse_error", detail=str(error), sample_at_fault=True)
-    except MissingVariable as error:
+    except MissingVariableError as error:
         at_fault = error.reference.namespace == "sample"
         return Grade(None, error="invalid_variable_error", detail=str(error), sample_at_fault=at_fault)
-    except TooLong as error:
+    except TooLongError as error:
         return Grade(None, error="other_error", detail=str(error))
 
 
@@ -216,5 +216,5 @@ class Comparison:
             return texts
         try:
             return Grade(self._score(*texts))
-        except TooLong as error:
+        except TooLongError as error:
             return Grade(None, error="other_error", detail=str(error), raised=True)

@@ -23,7 +23,7 @@ from service.graders import strict_json
 from service.graders.admission import service_of
 from service.graders.schemas import Http
 from service.graders.settings import GraderSettings, ScoringService
-from workers.graders.addresses import ForbiddenAddress, Unresolved, resolve
+from workers.graders.addresses import ForbiddenAddressError, UnresolvedError, resolve
 from workers.graders.grading import Grade, Sample
 from workers.graders.watch import Watch
 from workers.outbound import port_of, post, signature
@@ -40,7 +40,7 @@ AWAY = {408, 425, 429, 502, 503, 504}
 _TRANSIENT = AWAY | {500}
 
 
-class ServiceFailed(Exception):
+class ServiceFailedError(Exception):
     """The scoring service gave no usable answer. The message is shown to users and holds nothing of the answer.
 
     ``away``: it did not answer at all, and may in some minutes.
@@ -51,7 +51,7 @@ class ServiceFailed(Exception):
         self.away = away
 
 
-class _TryAgain(ServiceFailed):
+class _TryAgainError(ServiceFailedError):
     """It may do so on another attempt."""
 
 
@@ -77,14 +77,14 @@ class HttpGrader:
     def _grade_batch(self, samples: list[Sample], deadline: float) -> list[Grade]:
         try:
             rewards = self._rewards(samples, min(deadline, time.monotonic() + MAX_SECONDS))
-        except ServiceFailed as error:
+        except ServiceFailedError as error:
             detail = f"The scoring service {error}."
             return [Grade(None, error="other_error", detail=detail, away=error.away)] * len(samples)
         return [_grade(reward) for reward in rewards]
 
     def _rewards(self, samples: list[Sample], deadline: float) -> list[Any]:
         if time.monotonic() > deadline:
-            raise ServiceFailed("was not asked: the time of the batch was up")
+            raise ServiceFailedError("was not asked: the time of the batch was up")
         body = strict_json.dumps(
             {"samples": [{"sample": {"output_text": each.output_text}, "item": each.item} for each in samples]}
         ).encode(errors="replace")
@@ -94,7 +94,7 @@ class HttpGrader:
                 time.sleep(FIRST_DELAY * 2 ** (attempt - 1))
             try:
                 return _parse(self._post(id, body, deadline), len(samples))
-            except _TryAgain as error:
+            except _TryAgainError as error:
                 last = error
             if time.monotonic() > deadline:
                 break
@@ -104,24 +104,26 @@ class HttpGrader:
         try:
             host = urlsplit(self._url).hostname or ""
             address = resolve(host, port_of(self._url), private_network=self._service.private_network)
-        except Unresolved as error:
-            raise _TryAgain(f"was not called: {error}", away=True) from None
-        except ForbiddenAddress as error:
-            raise ServiceFailed(f"was not called: {error}") from None
+        except UnresolvedError as error:
+            raise _TryAgainError(f"was not called: {error}", away=True) from None
+        except ForbiddenAddressError as error:
+            raise ServiceFailedError(f"was not called: {error}") from None
         headers = {"accept-encoding": "identity", **signature(self._secret, id, int(time.time()), body)}
         watch = Watch(max(deadline - time.monotonic(), 1.0))
         try:
             with post(self._url, address, body, headers, timeout=TIMEOUT, watch=watch) as answer:
                 return _read(answer, deadline)
         except httpx2.TimeoutException:
-            raise _TryAgain("took too long to answer", away=True) from None
+            raise _TryAgainError("took too long to answer", away=True) from None
         except (httpx2.NetworkError, httpx2.RemoteProtocolError) as error:
             if watch.over:
-                raise ServiceFailed("took too long to answer") from None
+                raise ServiceFailedError("took too long to answer") from None
             where = f"could not be reached ({self._service.origin})"
-            raise _TryAgain(f"{where}: {str(error) or type(error).__name__}", away=not _is_distrust(error)) from None
+            raise _TryAgainError(
+                f"{where}: {str(error) or type(error).__name__}", away=not _is_distrust(error)
+            ) from None
         except httpx2.HTTPError as error:
-            raise _TryAgain(f"could not be asked: {type(error).__name__}") from None
+            raise _TryAgainError(f"could not be asked: {type(error).__name__}") from None
 
 
 def _secret(service: ScoringService) -> bytes:
@@ -146,28 +148,28 @@ def _batches(samples: list[Sample]) -> Iterator[list[Sample]]:
 
 def _read(answer: httpx2.Response, deadline: float) -> bytes:
     if answer.status_code in _TRANSIENT:
-        raise _TryAgain(f"answered with status {answer.status_code}", away=answer.status_code in AWAY)
+        raise _TryAgainError(f"answered with status {answer.status_code}", away=answer.status_code in AWAY)
     if answer.status_code != 200:
-        raise ServiceFailed(f"answered with status {answer.status_code}")
+        raise ServiceFailedError(f"answered with status {answer.status_code}")
     read = bytearray()
     # Raw, so that a small compressed answer does not become a large one.
     for chunk in answer.iter_raw():
         read += chunk
         if len(read) > MAX_ANSWER_BYTES:
-            raise ServiceFailed(f"answered with more than {MAX_ANSWER_BYTES} bytes")
+            raise ServiceFailedError(f"answered with more than {MAX_ANSWER_BYTES} bytes")
         if time.monotonic() > deadline:
-            raise ServiceFailed("took too long to answer")
+            raise ServiceFailedError("took too long to answer")
     return bytes(read)
 
 
 def _parse(body: bytes, count: int) -> list[Any]:
     try:
         answer = strict_json.loads(body.decode())
-    except (strict_json.InvalidJSON, UnicodeDecodeError):
-        raise ServiceFailed("answered with something that is not JSON") from None
+    except (strict_json.InvalidJSONError, UnicodeDecodeError):
+        raise ServiceFailedError("answered with something that is not JSON") from None
     rewards = answer.get("rewards") if isinstance(answer, dict) else None
     if not isinstance(rewards, list) or len(rewards) != count:
-        raise ServiceFailed(f"did not answer with {count} 'rewards', one for each sample")
+        raise ServiceFailedError(f"did not answer with {count} 'rewards', one for each sample")
     return rewards
 
 

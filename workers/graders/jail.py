@@ -78,7 +78,7 @@ class Outcome:
         for line in self.report.split("\n"):
             try:
                 value = strict_json.loads(line)
-            except strict_json.InvalidJSON:
+            except strict_json.InvalidJSONError:
                 return
             if not isinstance(value, dict):
                 return
@@ -178,7 +178,7 @@ class Jail:
             timer.cancel()
         try:
             value = strict_json.loads(answer.decode())
-        except (strict_json.InvalidJSON, UnicodeDecodeError):
+        except (strict_json.InvalidJSONError, UnicodeDecodeError):
             raise JailError(self._epitaph()) from None
         if not isinstance(value, dict):
             raise JailError("the jail sent an answer that cannot be read")

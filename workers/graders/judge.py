@@ -143,7 +143,7 @@ def _result(content: Any) -> Any:
         raise ValueError("it has no text")
     try:
         value = strict_json.loads(content)
-    except strict_json.InvalidJSON as error:
+    except strict_json.InvalidJSONError as error:
         raise ValueError(f"it is not JSON, {error}") from None
     if not isinstance(value, dict) or "result" not in value:
         raise ValueError("it has no field 'result'")

@@ -25,7 +25,7 @@ SECONDS = 10.0
 START_SECONDS = 60.0
 
 
-class TookTooLong(Exception):
+class TookTooLongError(Exception):
     """The process was killed for its time or ended for lack of memory; ``reference_read`` says how far it had come."""
 
     def __init__(self, reference_read: bool) -> None:
@@ -52,7 +52,7 @@ class MathVerifyGrader:
         comparer = self._comparers.get()
         try:
             equal = comparer.compare(answer, reference)
-        except TookTooLong as error:
+        except TookTooLongError as error:
             return _unfinished(error, reference)
         except OSError as error:
             return Grade(None, error="other_error", detail=f"The comparing process does not start: {error}")
@@ -63,7 +63,7 @@ class MathVerifyGrader:
         return Grade(float(equal))
 
 
-def _unfinished(error: TookTooLong, reference: str) -> Grade:
+def _unfinished(error: TookTooLongError, reference: str) -> Grade:
     if error.reference_read:
         detail = "Comparing the answer took too long or too much memory."
         return Grade(None, error="sample_parse_error", detail=detail, sample_at_fault=True)
@@ -78,21 +78,21 @@ class Comparer:
         self._process: subprocess.Popen[bytes] | None = None
 
     def compare(self, answer: str, reference: str) -> bool | None:
-        """Whether the two are equal; None when the reference cannot be read. Raises ``TookTooLong``, ``OSError``."""
+        """Whether the two are equal; None for an unreadable reference. Raises ``TookTooLongError``, ``OSError``."""
         process = self._process or self._start()
         timer = threading.Timer(SECONDS, process.kill)
         timer.start()
         try:
             read = _ask(process, {"answer": answer, "reference": reference})
             if read is None:
-                raise TookTooLong(reference_read=False)
+                raise TookTooLongError(reference_read=False)
             if not read["reference"]:
                 return None
             compared = _answer(process)
             if compared is None:
-                raise TookTooLong(reference_read=True)
+                raise TookTooLongError(reference_read=True)
             return compared["equal"]
-        except TookTooLong:
+        except TookTooLongError:
             self._end()
             raise
         finally:
@@ -141,7 +141,7 @@ def _answer(process: subprocess.Popen[bytes]) -> dict[str, bool] | None:
     assert process.stdout is not None
     try:
         value = strict_json.loads(process.stdout.readline().decode())
-    except strict_json.InvalidJSON:
+    except strict_json.InvalidJSONError:
         return None
     return value if isinstance(value, dict) else None
 

@@ -29,7 +29,7 @@ from rapidfuzz import fuzz
 from rapidfuzz.distance import LCSseq
 
 from service.graders.schemas import TextSimilarity
-from service.graders.template import TooLong
+from service.graders.template import TooLongError
 from workers.graders.grading import Comparison, Grade, Sample
 
 Metric = Callable[[str, str], float]
@@ -43,7 +43,7 @@ MAX_LETTER_PAIRS, MAX_WORD_PAIRS = 4_000_000_000, 400_000_000
 def _check_length(text: Sequence[object], reference: Sequence[object], unit: str, most: int) -> None:
     """What is compared letter by letter takes the product of the lengths, and nothing else in the process goes on."""
     if len(text) * len(reference) > most:
-        raise TooLong(
+        raise TooLongError(
             f"texts of {len(text):,} and {len(reference):,} {unit} are too long to be compared: the product of the "
             f"lengths may be {most:,}"
         )

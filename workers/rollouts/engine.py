@@ -51,7 +51,7 @@ class Rollout:
     """How often weights had been pushed to the engine when it sampled this."""
 
 
-class NonFiniteLogits(Exception):
+class NonFiniteLogitsError(Exception):
     """The model's logits are NaN or infinite: its weights are beyond repair."""
 
 
@@ -71,7 +71,7 @@ class RolloutEngine(ABC):
         """``samples`` rollouts of each prompt with the prompt's index, each group as soon as it is complete.
 
         What is sampled does not depend on the order. Closing the generator early gives up the rest. Raises
-        ``NonFiniteLogits``, and ``Broken`` where an answer can be held to the grammar no further.
+        ``NonFiniteLogitsError``, and ``GrammarFailedError`` where an answer can be held to the grammar no further.
         """
 
     def generate(self, prompts: Sequence[Sequence[int]], samples: int, sampling: Sampling) -> list[list[Rollout]]:

@@ -3,19 +3,19 @@
 from collections.abc import Sequence
 
 
-class EngineUnavailable(Exception):
+class EngineUnavailableError(Exception):
     """The engine does not start, or died. The same job may succeed on another machine or with other settings."""
 
 
-class EngineDied(EngineUnavailable):
+class EngineDiedError(EngineUnavailableError):
     """The engine failed while it was at work; what it had in hand is lost and it takes nothing more."""
 
 
-class StaleWeights(Exception):
+class StaleWeightsError(Exception):
     """The engine holds no weights that may be sampled from: the last push did not complete, or none was made."""
 
 
-class PromptsTooLong(Exception):
+class PromptsTooLongError(Exception):
     """Prompts that leave no room for an answer."""
 
     def __init__(self, lengths: Sequence[int], context_length: int) -> None:

@@ -25,11 +25,11 @@ from workers.bounded import grammars
 BITS = torch.arange(8, dtype=torch.uint8)
 
 
-class Unconstrainable(Exception):
+class UnconstrainableError(Exception):
     """A tokenizer whose models cannot be held to any schema; the message says why."""
 
 
-class Broken(Exception):
+class GrammarFailedError(Exception):
     """An answer that can be held to its schema no further."""
 
 
@@ -48,7 +48,7 @@ class Grammars:
         self._known: llguidance.LLTokenizer | None = None
 
     def of(self, schema: dict[str, Any]) -> "Grammar":
-        """Raises ``Unconstrainable``, and ``grammars.Unsupported``."""
+        """Raises ``UnconstrainableError``, and ``grammars.UnsupportedSchemaError``."""
         with self._lock:
             if self._known is None:
                 self._known = tokens_of(self._tokenizer, self._vocabulary_size, self._stop_ids)
@@ -58,19 +58,19 @@ class Grammars:
         begins = set(unpacked(mask, self._vocabulary_size)[0].nonzero()[:, 0].tolist())
         # Where nothing fits, llguidance lets the unknown token pass.
         if first.broken is None and not begins - set(self._tokenizer.all_special_ids):
-            raise grammars.Unsupported("no token of the model can begin what fits it")
+            raise grammars.UnsupportedSchemaError("no token of the model can begin what fits it")
         return made
 
 
 def tokens_of(tokenizer: PreTrainedTokenizerBase, vocabulary_size: int, stop_ids: Sequence[int]) -> Any:
-    """The tokenizer as llguidance has it. Raises ``Unconstrainable``."""
+    """The tokenizer as llguidance has it. Raises ``UnconstrainableError``."""
     try:
         if _joins_only(tokenizer):
             known = llguidance.TokenizerWrapper(_Joined(tokenizer))
             return llguidance.LLTokenizer(known, n_vocab=vocabulary_size, eos_token=list(stop_ids))
         return llguidance.hf.from_tokenizer(tokenizer, n_vocab=vocabulary_size, eos_token=list(stop_ids))
     except Exception as error:
-        raise Unconstrainable(f"This model's tokenizer cannot be held to a schema: {error}") from error
+        raise UnconstrainableError(f"This model's tokenizer cannot be held to a schema: {error}") from error
 
 
 def _joins_only(tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -113,7 +113,7 @@ class Grammar:
         return TokenReader(self.marks, prompt).says
 
     def masks(self, prompt: Sequence[int], answer: Sequence[int]) -> Tensor:
-        """What might have been said in the place of each token of ``answer``: masks ``[N, W]``. Raises ``Broken``."""
+        """Masks ``[N, W]`` of the tokens allowed for each token of ``answer``. Raises ``GrammarFailedError``."""
         constraint, masks = self.start(prompt), everything(len(answer), self.vocabulary_size)
         for place, token in enumerate(answer):
             constraint.fill(masks, place)
@@ -172,7 +172,7 @@ class Constraints:
     def mask(self, logits: Tensor, answers: Tensor, done: Tensor) -> Tensor:
         """``logits`` ``[R, V]`` without what the ``answers`` ``[R]`` may not say next.
 
-        Of those that are ``done`` nothing is said any more. Raises ``Broken``.
+        Of those that are ``done`` nothing is said any more. Raises ``GrammarFailedError``.
         """
         chosen = [self._constraints[answer] for answer in answers.tolist()]
         held = [
@@ -194,10 +194,10 @@ class Constraints:
 
 
 def check(constraints: Sequence[Constraint]) -> None:
-    """Raises ``Broken`` where one is."""
+    """Raises ``GrammarFailedError`` where one is."""
     for constraint in constraints:
         if constraint.broken is not None:
-            raise Broken(constraint.broken)
+            raise GrammarFailedError(constraint.broken)
 
 
 @cache

@@ -47,7 +47,7 @@ class Difference:
     tokens: int
 
 
-class WeightsPartedError(Exception):
+class WeightsOutOfSyncError(Exception):
     """The engine does not sample from the weights that are being trained."""
 
     def __init__(self, difference: Difference, tolerance: Tolerance, version: int | None) -> None:
@@ -76,7 +76,7 @@ def compare(
         version: which push is being checked, for the message.
 
     Raises:
-        WeightsPartedError: beyond the tolerance, or not finite.
+        WeightsOutOfSyncError: beyond the tolerance, or not finite.
         ValueError: sequences of different lengths, or no tokens at all.
     """
     lengths = [[len(row) for row in side] for side in (engine_log_probs, trainer_log_probs)]
@@ -91,5 +91,5 @@ def compare(
     # Written so that NaN fails too.
     within = difference.mean <= tolerance.mean and difference.worst <= tolerance.worst
     if not (within and math.isfinite(difference.mean)):
-        raise WeightsPartedError(difference, tolerance, version)
+        raise WeightsOutOfSyncError(difference, tolerance, version)
     return difference

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
-from workers.rollouts.engine import NonFiniteLogits, Rollout, RolloutEngine, Sampling
+from workers.rollouts.engine import NonFiniteLogitsError, Rollout, RolloutEngine, Sampling
 from workers.rollouts.gathered import gathered
 from workers.rollouts.grammar import Constraints
 from workers.rollouts.precision import autocast
@@ -230,7 +230,7 @@ class _Answers:
 
     def _group(self, rows: slice) -> list[Rollout]:
         if not bool(self._log_probs[rows].isfinite().all()):
-            raise NonFiniteLogits("The model's logits are NaN or infinite.")
+            raise NonFiniteLogitsError("The model's logits are NaN or infinite.")
         columns = [column[rows].tolist() for column in (self._tokens, self._log_probs, self._lengths, self.stopped)]
         return [
             Rollout(ids[:n], log_probs[:n], "stop" if stopped else "length", version=self._version)

@@ -22,7 +22,7 @@ MAX_NESTING = 50
 _NO_GRADE = "the source defines no function 'grade'"
 
 
-class _NotComparable(Exception):
+class _NotComparableError(Exception):
     """A value that cannot be told to the outside."""
 
 
@@ -136,7 +136,7 @@ def plain(value: Any, depth: int = 0) -> Any:
     Only exact built-in types count: a subclass could answer for itself when it is compared.
     """
     if depth > MAX_NESTING:
-        raise _NotComparable(f"the value is nested more than {MAX_NESTING} levels deep")
+        raise _NotComparableError(f"the value is nested more than {MAX_NESTING} levels deep")
     kind = type(value)
     if value is None or kind in (bool, int, str):
         return value
@@ -155,12 +155,12 @@ def plain(value: Any, depth: int = 0) -> Any:
         return {"complex": [plain(value.real), plain(value.imag)]}
     if kind.__module__ == "numpy" and hasattr(value, "tolist"):
         return plain(value.tolist(), depth + 1)
-    raise _NotComparable(f"a value of type {kind.__name__} cannot be compared")
+    raise _NotComparableError(f"a value of type {kind.__name__} cannot be compared")
 
 
 def _describe(error: BaseException, file: str) -> str:
     """The traceback from the first frame of ``file`` on, its end if it is long."""
-    if isinstance(error, _NotComparable):
+    if isinstance(error, _NotComparableError):
         return str(error)
     frames = traceback.extract_tb(error.__traceback__)
     own = [index for index, frame in enumerate(frames) if frame.filename == file]

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 from service.inference.wire import Failed, Question
 from workers.child import scrubbed_environment
 from workers.serving import lines, memory
-from workers.serving.identity import Identity, Lost
+from workers.serving.identity import Identity, ModelUnavailableError
 from workers.serving.lines import Options, Ready, Said, Unloadable
 
 LONGEST_LINE = 64 * 1024**2
@@ -45,7 +45,7 @@ class Host:
         return None if self._process is None else self._process.pid
 
     async def start(self) -> Ready:
-        """Start the process and wait for its model. Raises ``Lost``."""
+        """Start the process and wait for its model. Raises ``ModelUnavailableError``."""
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = await asyncio.create_subprocess_exec(
@@ -62,10 +62,10 @@ class Host:
         self._reader, self._writer = await asyncio.open_connection(sock=ours, limit=LONGEST_LINE)
         first = await self._reader.readline()
         if not first:
-            raise Lost(await self._obituary())
+            raise ModelUnavailableError(await self._obituary())
         line = lines.from_host.validate_json(first)
         if isinstance(line, Unloadable):
-            raise Lost(line.failed)
+            raise ModelUnavailableError(line.failed)
         assert isinstance(line, Ready)
         assert self.pid is not None
         self._most_bytes = memory.resident(self.pid) + WORKING_BYTES
@@ -82,14 +82,14 @@ class Host:
         self._send(lines.Forget(forget=id))
 
     async def said(self) -> AsyncIterator[list[Said]]:
-        """What the host says, as much at a time as there is. Raises ``Lost`` when it has ended."""
+        """What the host says, as much at a time as there is. Raises ``ModelUnavailableError`` when it has ended."""
         rest = b""
         while received := await self._reader.read(1 << 18):
             *whole, rest = (rest + received).split(b"\n")
             messages = [lines.from_host.validate_json(line) for line in whole]
             yield [message for message in messages if isinstance(message, Said)]
         self.lost = await self._obituary()
-        raise Lost(self.lost)
+        raise ModelUnavailableError(self.lost)
 
     def end_if_grown(self) -> None:
         """End the process if it takes more memory than it may; ``said`` tells."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from workers.serving import memory
 from workers.serving.hosted import Host
-from workers.serving.identity import Identity, Lost
+from workers.serving.identity import Identity, ModelUnavailableError
 from workers.serving.lines import Options
 
 POLL_SECONDS = 0.05
@@ -29,7 +29,7 @@ class Hosts:
         self._memory_share, self._idle_seconds, self._follow = memory_share, idle_seconds, follow
         self._hosts: dict[Identity, Host] = {}
         self._loading: dict[Identity, asyncio.Task[None]] = {}
-        self._refused: dict[Identity, tuple[Lost, float]] = {}
+        self._refused: dict[Identity, tuple[ModelUnavailableError, float]] = {}
         """Why, and until when."""
         self._one_at_a_time = asyncio.Lock()
         self._closing: set[asyncio.Task[None]] = set()
@@ -37,7 +37,7 @@ class Hosts:
         """All that have a model loaded, those that nobody gets any more too."""
 
     async def get(self, identity: Identity, options: Options, user: str) -> Host:
-        """The host of a model, loaded, with ``user`` among its users. Raises ``Lost``."""
+        """The host of a model, loaded, with ``user`` among its users. Raises ``ModelUnavailableError``."""
         identity = self._suitable(identity)
         host = self._hosts.get(identity)
         if host is None:
@@ -58,7 +58,7 @@ class Hosts:
         return next((each for each in self._hosts if (each.model_path, each.changed_ns) == wanted), identity)
 
     def _check(self, identity: Identity) -> None:
-        """Raises ``Lost`` again for a folder that could not be loaded a moment ago."""
+        """Raises ``ModelUnavailableError`` again for a folder that could not be loaded a moment ago."""
         now = time.monotonic()
         self._refused = {each: found for each, found in self._refused.items() if found[1] > now}
         if identity in self._refused:
@@ -105,18 +105,18 @@ class Hosts:
                 log.info("loaded %s in %.1f s", host.identity.model_path, time.monotonic() - began)
         except BaseException as error:
             await self.remove(host).close()
-            if isinstance(error, Lost):
+            if isinstance(error, ModelUnavailableError):
                 log.error("%s could not be loaded: %s", host.identity.model_path, error)
                 if error.failed.status < 500:
                     self._refused[host.identity] = error, time.monotonic() + REFUSED_SECONDS
             raise
         finally:
             del self._loading[host.identity]
-        task = asyncio.create_task(self._attend(host))
+        task = asyncio.create_task(self._watch(host))
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
 
-    async def _attend(self, host: Host) -> None:
+    async def _watch(self, host: Host) -> None:
         self._running.add(host)
         try:
             await self._follow(host)

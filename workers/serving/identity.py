@@ -21,7 +21,7 @@ class Identity:
     lora_rank: int = 0
 
 
-class Lost(Exception):
+class ModelUnavailableError(Exception):
     """The host does not come up, or has ended; ``failed`` is what its questions are told."""
 
     def __init__(self, failed: Failed) -> None:
@@ -30,12 +30,12 @@ class Lost(Exception):
 
 
 def identify(question: Question, settings: Settings) -> tuple[Identity, Options]:
-    """Raises ``Lost`` where the folders hold no such model."""
+    """Raises ``ModelUnavailableError`` where the folders hold no such model."""
     folder = Path(question.model_path)
     roots = (settings.data_dir.absolute(), settings.models_dir.absolute())
     if not any(folder.is_relative_to(root) for root in roots) or not (folder / "config.json").is_file():
         message = f"The weights of '{question.model}' are not where the serving worker looks for them."
-        raise Lost(Failed(status=404, code="model_not_found", message=message, param="model"))
+        raise ModelUnavailableError(Failed(status=404, code="model_not_found", message=message, param="model"))
     engine, rank = settings.serving_engine, 0
     if question.adapter_path is not None and engine == "vllm":
         rank = max(USUAL_RANK, _rank(question, Path(question.adapter_path)))
@@ -48,9 +48,9 @@ def identify(question: Question, settings: Settings) -> tuple[Identity, Options]
     return Identity(str(folder), changed, rank), options
 
 
-def invalid_model(model: str, reason: str) -> Lost:
+def invalid_model(model: str, reason: str) -> ModelUnavailableError:
     message = f"The folder of '{model}' cannot be used: {reason}"
-    return Lost(Failed(status=400, code="invalid_model", message=message, param="model"))
+    return ModelUnavailableError(Failed(status=400, code="invalid_model", message=message, param="model"))
 
 
 def _rank(question: Question, adapter: Path) -> int:

@@ -24,7 +24,7 @@ ANSWER_SECONDS = 20.0
 LONGEST_ANSWER = 64 << 20
 
 
-class Unprepared(Exception):
+class PreparationError(Exception):
     """The question cannot be asked; ``failed`` is what its reader is told."""
 
     def __init__(
@@ -67,7 +67,7 @@ class Preparation:
                 del self._users[organization], self._slots[organization]
 
     async def text(self, question: Question, model: Ready) -> str | None:
-        """What the model is shown of a chat; None of texts that are continued. Raises ``Unprepared``.
+        """What the model is shown of a chat; None of texts that are continued. Raises ``PreparationError``.
 
         Cancelling it ends what is at work on it.
         """
@@ -91,9 +91,9 @@ class Preparation:
             refused = answer.get("refused")
             if refused is not None and task["kind"] == "compile":
                 message = f"This JSON schema is not supported: {refused}."
-                raise Unprepared(message, "response_format", code="invalid_json_schema")
+                raise PreparationError(message, "response_format", code="invalid_json_schema")
             if refused is not None:
-                raise Unprepared(f"{_capitalized(refused)}.", "messages")
+                raise PreparationError(f"{_capitalized(refused)}.", "messages")
             if task["kind"] == "names":
                 _check_values(question.chat, model, set(answer["names"]))
         return answers[-1].get("text", plain)
@@ -112,7 +112,7 @@ class Preparation:
                         received = await reader.read()
             except TimeoutError:
                 message = "The machine is too busy to read the request. Try again shortly."
-                raise Unprepared(message, code="overloaded", status=503) from None
+                raise PreparationError(message, code="overloaded", status=503) from None
             finally:
                 # Nothing, when it has ended by itself.
                 self._server.kill(name)
@@ -121,18 +121,18 @@ class Preparation:
                 answers = client.read(received)
                 return answers if len(answers) == len(tasks) else [*answers, exceeded(tasks[len(answers)])]
         message = "The process that reads requests does not start. The serving worker's log says more."
-        raise Unprepared(message, code="overloaded", status=503)
+        raise PreparationError(message, code="overloaded", status=503)
 
 
 def _rendering(chat: Chat, model: Ready) -> Render | str:
-    """What has to be rendered, or the text where the model has no chat template. Raises ``Unprepared``."""
+    """What has to be rendered, or the text where the model has no chat template. Raises ``PreparationError``."""
     if chat.tools and not model.can_call:
-        raise Unprepared("This model's chat template knows no tool calls that can be told from text.", "tools")
+        raise PreparationError("This model's chat template knows no tool calls that can be told from text.", "tools")
     template = model.tools_template if chat.tools else model.chat_template
     try:
         known = messages.for_template([_with_content(message) for message in chat.messages], template)
-    except messages.Unusable as error:
-        raise Unprepared(f"{_capitalized(str(error))}.", "messages") from error
+    except messages.UnusableMessageError as error:
+        raise PreparationError(f"{_capitalized(str(error))}.", "messages") from error
     if template is None:
         _check_values(chat, model, set())
         return messages.joined(known)
@@ -150,11 +150,11 @@ def _rendering(chat: Chat, model: Ready) -> Render | str:
 
 
 def _check_values(chat: Chat | None, model: Ready, names: set[str]) -> None:
-    """Raises ``Unprepared`` where the template, which reads ``names``, is told what it never looks at."""
+    """Raises ``PreparationError`` where the template, which reads ``names``, is told what it never looks at."""
     assert chat is not None
     wrong = chat_template.unread(chat.template_values, names - model.special_tokens.keys())
     if wrong is not None:
-        raise Unprepared(f"{_capitalized(wrong)}.", "chat_template_kwargs")
+        raise PreparationError(f"{_capitalized(wrong)}.", "chat_template_kwargs")
 
 
 def _with_content(message: dict[str, Any]) -> dict[str, Any]:
@@ -163,7 +163,7 @@ def _with_content(message: dict[str, Any]) -> dict[str, Any]:
         try:
             json.loads(call["function"]["arguments"] or "{}")
         except (ValueError, RecursionError) as error:
-            raise Unprepared("A tool call's arguments are not JSON.", "messages") from error
+            raise PreparationError("A tool call's arguments are not JSON.", "messages") from error
     return {"content": None} | message
 
 

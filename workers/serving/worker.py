@@ -21,9 +21,9 @@ from service.inference.wire import Accepted, Delta, End, Event, Failed, Question
 from service.settings import Settings
 from workers.serving.hosted import Host
 from workers.serving.hosts import Hosts
-from workers.serving.identity import Lost, identify
+from workers.serving.identity import ModelUnavailableError, identify
 from workers.serving.lines import Said
-from workers.serving.preparation import Preparation, Unprepared
+from workers.serving.preparation import Preparation, PreparationError
 from workers.serving.taken import Taken
 
 BREATH_SECONDS = 1.0
@@ -196,8 +196,8 @@ class Worker:
                     if taken.host is None:
                         self._hosts.leave(host, question.id)
             assert host.lost is not None
-            raise Lost(host.lost)
-        except (Lost, Unprepared) as refusal:
+            raise ModelUnavailableError(host.lost)
+        except (ModelUnavailableError, PreparationError) as refusal:
             await self._tell({question.id: [refusal.failed]})
         except Exception as error:
             log.exception("%s cannot be asked", question.model)
@@ -232,7 +232,7 @@ class Worker:
         try:
             async for said in host.said():
                 await self._pass_on(said)
-        except Lost as lost:
+        except ModelUnavailableError as lost:
             self._hosts.remove(host)
             await self._mourn(host, lost.failed)
 

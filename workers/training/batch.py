@@ -37,7 +37,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainingSample:
     """A sample with a reward, ready to be trained on."""
 
     prompt_ids: list[int]
@@ -118,7 +118,7 @@ class MicroBatch:
     """What might have been said in the place of each response token, where answers are held to a grammar."""
 
 
-def trainable(groups: Sequence[Sequence[Sample]], name: str) -> list[list[Trained]]:
+def trainable(groups: Sequence[Sequence[Sample]], name: str) -> list[list[TrainingSample]]:
     """Each group's samples with their advantages. Samples without a reward are no part of their group."""
     graded = [
         (number, sample, sample.reward)
@@ -129,13 +129,13 @@ def trainable(groups: Sequence[Sequence[Sample]], name: str) -> list[list[Traine
     rewards = torch.tensor([reward for _, _, reward in graded], dtype=torch.float64)
     group_ids = torch.tensor([number for number, _, _ in graded], dtype=torch.long)
     values = advantages.GROUP_ESTIMATORS[name](rewards, group_ids)
-    trained: list[list[Trained]] = [[] for _ in groups]
+    trained: list[list[TrainingSample]] = [[] for _ in groups]
     for (number, sample, _), advantage in zip(graded, values.tolist(), strict=True):
-        trained[number].append(Trained(sample.prompt.token_ids, sample.rollout, advantage))
+        trained[number].append(TrainingSample(sample.prompt.token_ids, sample.rollout, advantage))
     return trained
 
 
-def mini_batches(groups: Sequence[Sequence[Trained]], number: int) -> list[list[Trained]]:
+def mini_batches(groups: Sequence[Sequence[TrainingSample]], number: int) -> list[list[TrainingSample]]:
     """The groups in ``number`` parts of nearly equal size; a prompt's samples stay together."""
     bounds = [len(groups) * part // number for part in range(number + 1)]
     return [[sample for group in groups[start:end] for sample in group] for start, end in pairwise(bounds)]
@@ -149,7 +149,7 @@ def idle(device: torch.device) -> MicroBatch:
     return MicroBatch(token, indices, indices, nothing, indices, nothing, [])
 
 
-def normalizer(samples: Sequence[Trained], hyperparameters: ResolvedHyperparameters) -> float:
+def normalizer(samples: Sequence[TrainingSample], hyperparameters: ResolvedHyperparameters) -> float:
     """What the summed loss of a mini-batch is divided by, whatever micro-batches or processes it is split into."""
     tokens = sum(len(sample.rollout.token_ids) for sample in samples)
     return aggregation.divisor(hyperparameters.aggregation, tokens, len(samples), hyperparameters.max_completion_tokens)

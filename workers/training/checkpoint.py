@@ -53,7 +53,7 @@ class TrainerState:
     """The least reward that the grader gave so far."""
 
 
-class Damaged(Exception):
+class DamagedCheckpointError(Exception):
     """A checkpoint folder that is not what was written; the message says in what."""
 
 
@@ -103,7 +103,7 @@ def find_intact(folders: Iterable[Path]) -> tuple[Path | None, dict[Path, str]]:
     for folder in folders:
         try:
             verify(folder)
-        except Damaged as error:
+        except DamagedCheckpointError as error:
             damaged[folder] = str(error)
         else:
             return folder, damaged
@@ -111,21 +111,21 @@ def find_intact(folders: Iterable[Path]) -> tuple[Path | None, dict[Path, str]]:
 
 
 def verify(folder: Path) -> None:
-    """Raises ``Damaged`` unless every file is there and is what the manifest says."""
+    """Raises ``DamagedCheckpointError`` unless every file is there and is what the manifest says."""
     try:
         files: dict[str, dict[str, str | int]] = json.loads((folder / MANIFEST).read_bytes())["files"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise Damaged(f"no readable manifest ({error})") from error
+        raise DamagedCheckpointError(f"no readable manifest ({error})") from error
     for name, expected in files.items():
         path = folder / name
         if not path.is_file():
-            raise Damaged(f"{name} is missing")
+            raise DamagedCheckpointError(f"{name} is missing")
         if path.stat().st_size != expected["size"]:
-            raise Damaged(f"{name} has {path.stat().st_size} bytes instead of {expected['size']}")
+            raise DamagedCheckpointError(f"{name} has {path.stat().st_size} bytes instead of {expected['size']}")
     with ThreadPoolExecutor() as pool:
         for name, digest in zip(files, pool.map(lambda name: _sha256(folder / name), files), strict=True):
             if digest != files[name]["sha256"]:
-                raise Damaged(f"{name} is not what was written")
+                raise DamagedCheckpointError(f"{name} is not what was written")
 
 
 def _write_state(folder: Path, policy: Policy, optimizer: torch.optim.Optimizer, trainer: TrainerState) -> None:
@@ -143,7 +143,7 @@ def _write_state(folder: Path, policy: Policy, optimizer: torch.optim.Optimizer,
 
 def _tensors(policy: Policy, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """What training needs beside the model's folder, as ``kind/parameter``."""
-    sharding.let_go(policy.model)
+    sharding.reshard(policy.model)
     parameters = dict(policy.model.named_parameters())
     tensors: dict[str, Tensor] = {}
     if policy.adapter is not None or policy.rounded:
@@ -157,7 +157,7 @@ def _tensors(policy: Policy, optimizer: torch.optim.Optimizer) -> dict[str, Tens
 def _read_tensors(folder: Path, policy: Policy, optimizer: torch.optim.Optimizer) -> None:
     """Fill the policy's parameters and the optimizer's state, each rank its own part."""
     reader = HuggingFaceStorageReader(str(folder))
-    sharding.let_go(policy.model)
+    sharding.reshard(policy.model)
     parameters = dict(policy.model.named_parameters())
     tensors: dict[str, Tensor] = {}
     for key, stored in reader.read_metadata().state_dict_metadata.items():

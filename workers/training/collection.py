@@ -24,7 +24,7 @@ from workers.training import distributed
 from workers.training.batch import Sample
 from workers.training.data import Prompt
 from workers.training.errors import RunError, grader_failed
-from workers.training.patience import GraderAway, first_reason
+from workers.training.patience import GraderAwayError, first_reason
 from workers.wire import ExitCode
 
 MAX_UNGRADED = 0.5
@@ -55,7 +55,7 @@ class Collection:
 
     def __init__(self, prompts: Sequence[Prompt], grading: Grading, together: int = 1) -> None:
         self._together = together
-        self._prompts, self._grading = distributed.dealt(prompts, together), grading
+        self._prompts, self._grading = distributed.strided_shard(prompts, together), grading
         self._result: list[list[Sample]] | None = None
         self._waiting: SimpleQueue[tuple[int, list[Rollout]] | None] = SimpleQueue()
         self._complete = self._given_up = False
@@ -121,7 +121,7 @@ class Collection:
         Raises ``RunError`` where the grader fails on too many, and whatever ended the grading.
         """
         if self._result is None:
-            groups = distributed.undealt(self._own_result(), self._together)
+            groups = distributed.gather_strided(self._own_result(), self._together)
             refuse_a_failing_grader(sample for group in groups for sample in group)
             self._result = groups
         return self._result
@@ -129,7 +129,7 @@ class Collection:
     def _own_result(self) -> list[list[Sample]]:
         """This rank's share. Raises on every rank when one fails, so that all go on from the same place.
 
-        Where all that failed gave up waiting for a grader, every rank raises ``GraderAway``.
+        Where all that failed gave up waiting for a grader, every rank raises ``GraderAwayError``.
         """
         own, failure = None, None
         try:
@@ -138,13 +138,13 @@ class Collection:
                 own = self._graded.result()
         except Exception as error:
             failure = error
-        reason = str(failure) if isinstance(failure, GraderAway) else None
+        reason = str(failure) if isinstance(failure, GraderAwayError) else None
         failures = distributed.gather((failure is not None, reason))
         if failure is not None and reason is None:
             raise failure
         away = first_reason([reason for _, reason in failures])
         if away is not None:
-            raise GraderAway(away) from failure
+            raise GraderAwayError(away) from failure
         if own is None or any(failed for failed, _ in failures):
             raise RuntimeError("Another process failed to sample or to grade its share.")
         return own

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from workers.training import data, packing
 from workers.training.batch import Layout
-from workers.training.data import UnusableRow
+from workers.training.data import UnusableRowError
 
 MAX_QUOTED = 100
 """Characters of a prompt that a refusal shows."""
@@ -56,7 +56,7 @@ class _Turn:
     whole: str
 
 
-class _Unaskable(UnusableRow):
+class _UnaskableError(UnusableRowError):
     """The answer at ``messages[number]`` is not written behind its prompt. The prompt is compared when it is told."""
 
     def __init__(self, prompt: str, whole: str, number: int) -> None:
@@ -133,7 +133,7 @@ def read(
     for number, raw in part:
         try:
             asked[number] = _asked(number, data.parse(raw), tokenizer)
-        except UnusableRow as error:
+        except UnusableRowError as error:
             problems.add(number, error)
     texts_asked = [each for row in asked.values() for one in row for each in one.texts]
     written = iter(data.render(texts_asked, tokenizer, rendering))
@@ -142,7 +142,7 @@ def read(
         texts = [(one, [next(written) for _ in one.texts]) for one in row]
         try:
             turns[number] = [_turn(*each) for each in texts]
-        except UnusableRow as error:
+        except UnusableRowError as error:
             problems.add(number, error)
     whole = {text for row in turns.values() for turn in row for text in (turn.prompt, turn.whole)}
     encoded = encoding.encode(sorted(whole)) if whole else {}
@@ -151,7 +151,7 @@ def read(
         try:
             together = _together(learned, encoded, encoding)
             examples = [together] if together else [_alone(turn, encoded, encoding) for turn in learned]
-        except UnusableRow as error:
+        except UnusableRowError as error:
             problems.add(number, error)
             continue
         longest = max(len(example.token_ids) for example in examples)
@@ -164,11 +164,11 @@ def read(
 
 
 def _asked(line: int, item: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[_Asked]:
-    """What has to be written of each answer that is to be learned. Raises ``UnusableRow``."""
+    """What has to be written of each answer that is to be learned. Raises ``UnusableRowError``."""
     messages, tools = data.messages_of(item, tokenizer), item.get("tools")
     learned = [n for n, each in enumerate(messages) if each["role"] == "assistant" and each.get("weight") != 0]
     if not learned:
-        raise UnusableRow("no message of the assistant is to be learned")
+        raise UnusableRowError("no message of the assistant is to be learned")
     asked = []
     for number in learned:
         texts = [data.Asked(line, messages[:number], tools)]
@@ -180,17 +180,17 @@ def _asked(line: int, item: dict[str, Any], tokenizer: PreTrainedTokenizerBase) 
     return asked
 
 
-def _turn(asked: _Asked, written: Sequence[str | UnusableRow]) -> _Turn:
-    """Raises ``UnusableRow``."""
+def _turn(asked: _Asked, written: Sequence[str | UnusableRowError]) -> _Turn:
+    """Raises ``UnusableRowError``."""
     texts = []
     for text in written:
-        if isinstance(text, UnusableRow):
+        if isinstance(text, UnusableRowError):
             raise text
         texts.append(text)
     prompt = texts[0]
     whole = prompt + asked.said if asked.said is not None else texts[1]
     if not whole.startswith(prompt):
-        raise _Unaskable(prompt, whole, asked.number)
+        raise _UnaskableError(prompt, whole, asked.number)
     return _Turn(prompt, whole)
 
 
@@ -219,12 +219,12 @@ def _alone(turn: _Turn, encoded: dict[str, list[int]], encoding: _Encoding) -> E
         # own tokens and goes on from there.
         ids = prompt + encoding.continuation(turn.whole[len(turn.prompt) :])
         if encoding.text(ids) != encoding.text(encoded[turn.whole]):
-            raise UnusableRow("the model's tokenizer cannot encode an answer apart from its prompt")
+            raise UnusableRowError("the model's tokenizer cannot encode an answer apart from its prompt")
     stop = _end_of_answer(ids, len(prompt), len(ids), encoding.stop_ids)
     ids = [*ids, encoding.end] if stop is None else ids[:stop]
     learned = list(range(max(len(prompt), 1), len(ids)))
     if not learned:
-        raise UnusableRow("the model's chat template writes nothing for the assistant's message")
+        raise UnusableRowError("the model's chat template writes nothing for the assistant's message")
     return Example(ids, learned)
 
 

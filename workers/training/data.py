@@ -47,7 +47,7 @@ class Prompt:
     token_ids: list[int]
 
 
-class UnusableRow(Exception):
+class UnusableRowError(Exception):
     """A row that no prompt can be made of; the message says why."""
 
 
@@ -100,7 +100,7 @@ def read(
             item = parse(raw)
             asked.append(Asked(number, messages_of(item, tokenizer), item.get("tools")))
             items.append(item)
-        except UnusableRow as error:
+        except UnusableRowError as error:
             problems.add(number, error)
     rows: list[tuple[int, dict[str, Any], str]] = []
     for one, item, text in zip(asked, items, render(asked, tokenizer, rendering), strict=True):
@@ -134,16 +134,16 @@ class Asked:
 
 
 def messages_of(item: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
-    """A row's messages as chat templates of open models take them. Raises ``UnusableRow``."""
+    """A row's messages as chat templates of open models take them. Raises ``UnusableRowError``."""
     try:
         return messages.for_template(item["messages"], template(tokenizer, item.get("tools")))
-    except messages.Unusable as error:
-        raise UnusableRow(str(error)) from error
+    except messages.UnusableMessageError as error:
+        raise UnusableRowError(str(error)) from error
 
 
 def render(
     asked: Sequence[Asked], tokenizer: PreTrainedTokenizerBase, rendering: Rendering = PLAIN
-) -> list[str | UnusableRow]:
+) -> list[str | UnusableRowError]:
     """The texts that the model reads, or why the chat template has none. Without one, the contents, one a line.
 
     A template works in bounds, see ``workers.bounded``. Raises ``RunError`` where it exceeds them.
@@ -165,12 +165,12 @@ def render(
         )
         for each in asked
     ]
-    texts: list[str | UnusableRow] = []
+    texts: list[str | UnusableRowError] = []
     for each, answer in zip(asked, client.run(tasks), strict=True):
         if answer.get("exceeded"):
             message = f"On line {each.line} of the file, {answer['refused']}. Mend the template, or shorten the row."
             raise RunError("invalid_model", message, param="model")
-        texts.append(UnusableRow(answer["refused"]) if "refused" in answer else answer["text"])
+        texts.append(UnusableRowError(answer["refused"]) if "refused" in answer else answer["text"])
     return texts
 
 
@@ -262,15 +262,15 @@ def batches(path: Path) -> Iterator[list[tuple[int, bytes]]]:
 
 
 def parse(raw: bytes) -> dict[str, Any]:
-    """The row on a line. Raises ``UnusableRow``."""
+    """The row on a line. Raises ``UnusableRowError``."""
     try:
         item = json.loads(raw)
     except json.JSONDecodeError as error:
-        raise UnusableRow(f"not JSON ({error.msg} in column {error.colno})") from error
+        raise UnusableRowError(f"not JSON ({error.msg} in column {error.colno})") from error
     except UnicodeDecodeError as error:
-        raise UnusableRow("not UTF-8") from error
+        raise UnusableRowError("not UTF-8") from error
     messages = item.get("messages") if isinstance(item, dict) else None
     if not isinstance(messages, list) or not messages or not all(isinstance(each, dict) for each in messages):
-        raise UnusableRow("needs 'messages', a list of at least one message")
+        raise UnusableRowError("needs 'messages', a list of at least one message")
     parsed: dict[str, Any] = item
     return parsed

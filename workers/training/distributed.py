@@ -77,7 +77,7 @@ def from_first(own: T) -> T:
     return found[0]
 
 
-def anywhere(own: bool) -> bool:
+def any_rank(own: bool) -> bool:
     """Whether it holds on any rank."""
     return largest(int(own)) > 0
 
@@ -96,13 +96,13 @@ def barrier() -> None:
     largest(0)
 
 
-def dealt(items: Sequence[T], together: int = 1) -> list[T]:
-    """This rank's share of items that every rank has: in turn one for each ``together`` ranks in sequence."""
+def strided_shard(items: Sequence[T], together: int = 1) -> list[T]:
+    """This rank's strided shard of items that every rank has; each ``together`` consecutive ranks share one shard."""
     return list(items[rank() // together :: size() // together])
 
 
-def undealt(own: list[T], together: int = 1) -> list[T]:
-    """What all ranks made of their shares, in the order of the items that were dealt."""
+def gather_strided(own: list[T], together: int = 1) -> list[T]:
+    """What all ranks made of their strided shards, in the order of the items before they were sharded."""
     shares = gather(own)[::together]
     return [shares[i % len(shares)][i // len(shares)] for i in range(sum(map(len, shares)))]
 

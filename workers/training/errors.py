@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from service import disk
 from service.graders.schemas import GraderError
 from workers.graders import JailError
-from workers.rollouts.engine import NonFiniteLogits
-from workers.rollouts.errors import EngineUnavailable, PromptsTooLong, StaleWeights
+from workers.rollouts.engine import NonFiniteLogitsError
+from workers.rollouts.errors import EngineUnavailableError, PromptsTooLongError, StaleWeightsError
 from workers.wire import ExitCode, Failure
 
 _IN_TRAINING = (
@@ -83,19 +83,19 @@ def explain(error: BaseException, phase: str, method: str = "reinforcement") -> 
 def _explain(error: BaseException, phase: str, method: str) -> RunError | None:
     if isinstance(error, RunError):
         return error
-    if isinstance(error, NonFiniteLogits):
+    if isinstance(error, NonFiniteLogitsError):
         return non_finite("logits")
     # Its module needs torch, which the environment has to be set up for first.
-    from workers.rollouts.grammar import Broken
-    from workers.rollouts.probe import WeightsPartedError
+    from workers.rollouts.grammar import GrammarFailedError
+    from workers.rollouts.probe import WeightsOutOfSyncError
 
-    if isinstance(error, Broken):
+    if isinstance(error, GrammarFailedError):
         return RunError("invalid_json_schema", str(error), param="method.reinforcement.response_format")
-    if isinstance(error, EngineUnavailable):
+    if isinstance(error, EngineUnavailableError):
         return RunError("engine_unavailable", str(error), exit_code=ExitCode.UNAVAILABLE)
-    if isinstance(error, WeightsPartedError | StaleWeights):
-        return RunError("weights_parted", str(error))
-    if isinstance(error, PromptsTooLong):
+    if isinstance(error, WeightsOutOfSyncError | StaleWeightsError):
+        return RunError("weights_out_of_sync", str(error))
+    if isinstance(error, PromptsTooLongError):
         return RunError("prompts_too_long", str(error), param="training_file")
     if isinstance(error, GraderError):
         return RunError("invalid_grader", error.message, param="method.reinforcement.grader")

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 
 from workers.bounded import client
-from workers.bounded.grammars import Unsupported
+from workers.bounded.grammars import UnsupportedSchemaError
 from workers.bounded.tasks import Compile
-from workers.rollouts.grammar import Grammar, Grammars, Unconstrainable, everything
-from workers.training.batch import Allowed, Trained
+from workers.rollouts.grammar import Grammar, Grammars, UnconstrainableError, everything
+from workers.training.batch import Allowed, TrainingSample
 from workers.training.errors import RunError
 from workers.training.policy import Policy
 
@@ -24,27 +24,27 @@ def load(schema: dict[str, Any] | None, policy: Policy) -> Grammar | None:
     (tried,) = client.run([Compile(kind="compile", schema=schema)])
     try:
         if "refused" in tried:
-            raise Unsupported(tried["refused"])
+            raise UnsupportedSchemaError(tried["refused"])
         return Grammars(policy.tokenizer, policy.vocabulary_size, policy.stop_ids).of(schema)
-    except Unsupported as error:
+    except UnsupportedSchemaError as error:
         raise RunError("invalid_json_schema", f"This JSON schema is not supported: {error}.", param=PARAM) from error
-    except Unconstrainable as error:
+    except UnconstrainableError as error:
         raise RunError("invalid_model", str(error), param=PARAM) from error
 
 
-def allowed_by(grammar: Grammar | None) -> Callable[[Sequence[Trained]], Allowed] | None:
+def allowed_by(grammar: Grammar | None) -> Callable[[Sequence[TrainingSample]], Allowed] | None:
     """What says what the grammar allowed in the place of the tokens of samples, one after the other."""
     if grammar is None:
         return None
 
-    def allowed(samples: Sequence[Trained]) -> Allowed:
+    def allowed(samples: Sequence[TrainingSample]) -> Allowed:
         masks = [grammar.masks(sample.prompt_ids, sample.rollout.token_ids) for sample in samples]
         return Allowed.of(torch.cat([everything(0, grammar.vocabulary_size), *masks]))
 
     return allowed
 
 
-def anything(grammar: Grammar | None) -> Callable[[Sequence[Trained]], Allowed] | None:
+def anything(grammar: Grammar | None) -> Callable[[Sequence[TrainingSample]], Allowed] | None:
     """The same for samples that were not sampled, which may say anything."""
     if grammar is None:
         return None

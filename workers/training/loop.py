@@ -26,7 +26,7 @@ from workers.training.channel import Channel
 from workers.training.clock import Clock
 from workers.training.collection import Collection, Grading, staleness
 from workers.training.errors import RunError
-from workers.training.patience import GraderAway, Patient
+from workers.training.patience import GraderAwayError, Patient
 from workers.training.rewards import Rewards
 from workers.training.sampler import Sampler
 
@@ -82,25 +82,25 @@ def train(job: Run) -> int:
     """Every step from where the run is to the last one. Raises ``RunError``."""
     try:
         return steps(job)
-    except GraderAway as away:
+    except GraderAwayError as away:
         # What was trained is worth more than the time until somebody has mended the grader.
         save_where_it_stopped(job, keep_ahead(job))
-        if distributed.anywhere(job.channel.stopping):
+        if distributed.any_rank(job.channel.stopping):
             return wire.ExitCode.STOPPED
         raise RunError("grader_unavailable", str(away), exit_code=wire.ExitCode.GRADER_AWAY) from away
 
 
 def steps(job: Run) -> int:
-    """Raises ``GraderAway`` where the run cannot go on for now."""
+    """Raises ``GraderAwayError`` where the run cannot go on for now."""
     channel, total = job.channel, job.hyperparameters.n_steps
     if job.unreported is not None:
-        if distributed.anywhere(channel.stopping):
+        if distributed.any_rank(channel.stopping):
             return wire.ExitCode.STOPPED
         conclude(job)
-    if not distributed.anywhere(channel.stopping) and job.trainer.step < total:
+    if not distributed.any_rank(channel.stopping) and job.trainer.step < total:
         before_the_first_step(job)
     while job.trainer.step < total:
-        if distributed.anywhere(channel.stopping):
+        if distributed.any_rank(channel.stopping):
             save_where_it_stopped(job, keep_ahead(job))
             return wire.ExitCode.STOPPED
         step = job.trainer.step + 1

@@ -42,9 +42,9 @@ def old_policy(policy: Policy, batch: MicroBatch, hyperparameters: ResolvedHyper
         # What the sampler reports is at the sampling temperature already.
         return sparse_rows(batch.rollouts, policy.vocabulary_size, **objective.sparsity).to(policy.device)
     options: dict[str, Any] = {"temperature": objective.temperature, **objective.sparsity}
-    if policy.output is None or batch.allowed is not None:
+    if policy.lm_head is None or batch.allowed is not None:
         return troll.sparsify(_logits(policy, batch), batch.tokens, **options)
-    hidden, weight, bias = _output(policy, batch)
+    hidden, weight, bias = _lm_head_inputs(policy, batch)
     return troll.fused_sparsify(hidden, weight, batch.tokens, bias=bias, **asdict(policy.transform), **options)
 
 
@@ -58,34 +58,34 @@ def loss(
     """The loss of a micro-batch, its tokens' sum divided by ``normalizer``."""
     objective = make(hyperparameters)
     options: dict[str, Any] = {"normalizer": normalizer, "sequence_ids": batch.sequence_ids}
-    if policy.output is None or batch.allowed is not None:
+    if policy.lm_head is None or batch.allowed is not None:
         return objective.loss(_logits(policy, batch), old, batch.tokens, batch.advantages, **options)
-    hidden, weight, bias = _output(policy, batch)
+    hidden, weight, bias = _lm_head_inputs(policy, batch)
     options |= asdict(policy.transform) | {"bias": bias}
     # Autograd casts no sparse gradient, and ranks sum up dense ones.
-    options["sparse_weight_grad"] = policy.tied and weight is policy.output.weight and distributed.size() == 1
+    options["sparse_weight_grad"] = policy.tied and weight is policy.lm_head.weight and distributed.size() == 1
     return objective.fused_loss(hidden, weight, old, batch.tokens, batch.advantages, **options)
 
 
 def cross_entropy(policy: Policy, batch: TokenBatch, normalizer: float | None = None) -> LossOutput:
     """The negative log-likelihood of a micro-batch's tokens, divided by ``normalizer`` or by their own number."""
-    if policy.output is None:
+    if policy.lm_head is None:
         return troll.cross_entropy(_logits(policy, batch), batch.tokens, normalizer=normalizer)
-    hidden, weight, bias = _output(policy, batch)
+    hidden, weight, bias = _lm_head_inputs(policy, batch)
     return troll.fused_cross_entropy(
         hidden, weight, batch.tokens, bias=bias, normalizer=normalizer, **asdict(policy.transform)
     )
 
 
-def _output(policy: Policy, batch: Readable) -> tuple[Tensor, Tensor, Tensor | None]:
+def _lm_head_inputs(policy: Policy, batch: Readable) -> tuple[Tensor, Tensor, Tensor | None]:
     """Hidden states ``[N, H]``, output matrix ``[V, H]`` and bias, in the dtype the output layer computes in."""
-    assert policy.output is not None
+    assert policy.lm_head is not None
     with autocast(policy.device):
         hidden = policy.hidden(batch)
     if not bool(hidden.isfinite().all()):
         raise non_finite("loss")
     dtype = torch.bfloat16 if policy.device.type == "cuda" else hidden.dtype
-    return hidden.to(dtype), policy.output.weight.to(dtype), policy.output.bias
+    return hidden.to(dtype), policy.lm_head.weight.to(dtype), policy.lm_head.bias
 
 
 def _logits(policy: Policy, batch: Readable) -> Tensor:

@@ -13,7 +13,7 @@ from typing import Protocol, TypeVar
 
 import torch
 
-from workers.training.batch import Allowed, Layout, MicroBatch, Trained
+from workers.training.batch import Allowed, Layout, MicroBatch, TrainingSample
 
 SHORT = 512
 """Rows up to this many tokens are filled: their attention costs little beside the rest of the model."""
@@ -32,29 +32,29 @@ Part = TypeVar("Part", bound=HasTokens)
 class Block:
     """A prompt and answers to it."""
 
-    samples: list[Trained]
+    samples: list[TrainingSample]
     tokens: int
     """Tokens that are read: the prompt's once, and of each answer all but the last, which is only predicted."""
     apart: int
     """Sum of the squared lengths of the samples, if each had a row of its own."""
 
-    def takes(self, sample: Trained, budget: int) -> bool:
+    def takes(self, sample: TrainingSample, budget: int) -> bool:
         """Whether another answer belongs here: attention over the longer row must not cost more than it saves."""
         longer = self.tokens + sample.own_tokens
         return longer <= min(SHORT, budget) or (longer <= budget and longer**2 <= self.apart + sample.tokens**2)
 
-    def add(self, sample: Trained) -> None:
+    def add(self, sample: TrainingSample) -> None:
         self.samples.append(sample)
         self.tokens += sample.own_tokens
         self.apart += sample.tokens**2
 
 
 def micro_batches(
-    samples: Sequence[Trained],
+    samples: Sequence[TrainingSample],
     budget: int,
     device: torch.device,
     longest_shared: int = 0,
-    allowed: Callable[[Sequence[Trained]], Allowed] | None = None,
+    allowed: Callable[[Sequence[TrainingSample]], Allowed] | None = None,
 ) -> list[MicroBatch]:
     """The samples in micro-batches of at most ``budget`` tokens, padding included (at least one sample each).
 
@@ -86,8 +86,8 @@ def filled(blocks: Sequence[Part], budget: int, *, share: bool) -> list[list[lis
     return parts
 
 
-def _blocks(samples: Sequence[Trained], budget: int) -> Iterator[Block]:
-    groups: dict[tuple[int, ...], list[Trained]] = {}
+def _blocks(samples: Sequence[TrainingSample], budget: int) -> Iterator[Block]:
+    groups: dict[tuple[int, ...], list[TrainingSample]] = {}
     for sample in samples:
         groups.setdefault(tuple(sample.prompt_ids), []).append(sample)
     for group in groups.values():
@@ -111,12 +111,12 @@ def _row_with_room(rows: Sequence[list[Part]], block: Part, width: int) -> list[
 def _collate(
     rows: Sequence[Sequence[Block]],
     device: torch.device,
-    allowed: Callable[[Sequence[Trained]], Allowed] | None,
+    allowed: Callable[[Sequence[TrainingSample]], Allowed] | None,
 ) -> MicroBatch:
     width = max(sum(block.tokens for block in row) for row in rows)
     ids, places, blocks, answers = (torch.full((len(rows), width), fill) for fill in (0, 0, -1, -1))
     positions: list[int] = []
-    samples: list[Trained] = []
+    samples: list[TrainingSample] = []
     for number, row in enumerate(rows):
         tokens, steps, of_block, of_answer = _read(row, first_answer=len(samples))
         for tensor, values in ((ids, tokens), (places, steps), (blocks, of_block), (answers, of_answer)):

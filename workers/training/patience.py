@@ -16,7 +16,7 @@ FIRST_DELAY, LONGEST_DELAY = 2.0, 30.0
 LOOK_SECONDS = 0.2
 
 
-class GraderAway(Exception):
+class GraderAwayError(Exception):
     """Patience is over, or the run was asked to stop meanwhile. The message says what does not answer."""
 
 
@@ -25,10 +25,10 @@ class Patient:
 
     def __init__(self, grader: Grader, channel: Channel) -> None:
         self._grader, self._channel = grader, channel
-        self._gave_up: GraderAway | None = None
+        self._gave_up: GraderAwayError | None = None
 
     def grade(self, samples: list[GraderSample]) -> list[Grade]:
-        """Raises ``GraderAway``."""
+        """Raises ``GraderAwayError``."""
         if self._gave_up is not None:
             raise self._gave_up
         grades = self._grader.grade(samples)
@@ -40,7 +40,7 @@ class Patient:
                 self._tell_away(reason)
                 told = True
             if time.monotonic() - since > PATIENCE_SECONDS or not self._wait(delay):
-                self._gave_up = GraderAway(reason)
+                self._gave_up = GraderAwayError(reason)
                 raise self._gave_up
             delay = min(2 * delay, LONGEST_DELAY)
             again = self._grader.grade([samples[index] for index in left])

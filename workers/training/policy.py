@@ -35,8 +35,8 @@ from workers.rollouts.precision import autocast
 from workers.training import distributed, lora
 from workers.training.batch import Layout
 from workers.training.errors import RunError
+from workers.training.lm_head import LogitTransform, recognise
 from workers.training.lora import Lora
-from workers.training.output_layer import LogitTransform, recognise
 from workers.training.recomputation import Recomputation, When
 from workers.training.sharing import longest_shared
 
@@ -88,16 +88,16 @@ class Policy:
         self.stop_ids = stop_ids(folder, tokenizer)
         self.template_values: Mapping[str, Any] = {}
         """What its chat template is told beside the messages."""
-        self.output: nn.Linear | None
+        self.lm_head: nn.Linear | None
         """The output layer, where logits are known to be ``transform`` of it applied to the hidden states."""
-        self.output, self.transform = recognise(model) or (None, LogitTransform())
-        self.trunk: Callable[..., Tensor] = lambda *given, **options: (
+        self.lm_head, self.transform = recognise(model) or (None, LogitTransform())
+        self.backbone: Callable[..., Tensor] = lambda *given, **options: (
             model.base_model(*given, **options).last_hidden_state
         )
-        """Everything before the output layer: input ids to hidden states ``[B, T, H]``; needs ``output``."""
+        """Everything before the output layer: input ids to hidden states ``[B, T, H]``; needs ``lm_head``."""
         self._accepted = set(inspect.signature(model.forward).parameters)
         self._recomputation = Recomputation(model, recompute, self.device)
-        self.longest_shared = longest_shared(model, self.logits if self.output is None else self.hidden)
+        self.longest_shared = longest_shared(model, self.logits if self.lm_head is None else self.hidden)
         """Up to this length samples may share rows; 0 where each needs its own."""
 
     @property
@@ -119,19 +119,19 @@ class Policy:
     @property
     def tied(self) -> bool:
         """Whether the output layer's matrix is that of the embeddings."""
-        return self.output is not None and self.output.weight is self.model.get_input_embeddings().weight
+        return self.lm_head is not None and self.lm_head.weight is self.model.get_input_embeddings().weight
 
     def hidden(self, batch: Readable) -> Tensor:
-        """Last hidden states ``[N, H]`` at the positions that predict the response tokens; needs ``output``."""
+        """Last hidden states ``[N, H]`` at the positions that predict the response tokens; needs ``lm_head``."""
         with self._recomputation:
-            states = self.trunk(batch.input_ids, **self._arguments(batch))
+            states = self.backbone(batch.input_ids, **self._arguments(batch))
         return _at(states, batch.positions)
 
     def logits(self, batch: Readable) -> Tensor:
         """Logits ``[N, V]`` of the response tokens, before any temperature."""
         with autocast(self.device):
-            if self.output is not None:
-                return self.transform(self.output(self.hidden(batch)))
+            if self.lm_head is not None:
+                return self.transform(self.lm_head(self.hidden(batch)))
             with self._recomputation:
                 whole = self.model(batch.input_ids, **self._arguments(batch)).logits
             return _at(whole, batch.positions)

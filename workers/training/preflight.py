@@ -23,7 +23,7 @@ from workers.rollouts.engine import Rollout
 from workers.rollouts.grammar import Grammar
 from workers.training import distributed, objective, update
 from workers.training import grammar as grammars
-from workers.training.batch import Sample, Trained
+from workers.training.batch import Sample, TrainingSample
 from workers.training.channel import Channel
 from workers.training.data import Prompt
 from workers.training.errors import RunError, is_out_of_memory
@@ -94,7 +94,7 @@ def worst_case_step(
     prompt = max((prompt.token_ids for prompt in prompts), key=len)
     length = min(h.max_completion_tokens, policy.context_length - len(prompt))
     answer = Rollout([prompt[i % len(prompt)] for i in range(length)], [0.0] * length, "length")
-    sample = Trained(prompt, answer, advantage=0.0)
+    sample = TrainingSample(prompt, answer, advantage=0.0)
     most = math.ceil(h.batch_size / hyperparameters.mini_batches) * h.group_size
     number = min(most, (update.MICRO_BATCH_TOKENS // max(sample.own_tokens, 1) + 1) * distributed.size())
     (batch,) = update.plan([[sample] * number], policy, h, grammars.anything(grammar))

@@ -38,8 +38,8 @@ class Sampler:
     def push(self) -> None:
         """Bring the engine's weights up to date.
 
-        Raises ``WeightsPartedError`` when the engine then disagrees with the trainer, ``StaleWeights`` and
-        ``EngineDied`` as the engine does.
+        Raises ``WeightsOutOfSyncError`` when the engine then disagrees with the trainer, ``StaleWeightsError`` and
+        ``EngineDiedError`` as the engine does.
         """
         if isinstance(self.engine, TransformersEngine):
             self.engine.sync(self.policy.model.named_parameters())
@@ -65,7 +65,7 @@ def make(
 
     Answers to the prompts can be held to ``grammar``.
 
-    Raises ``EngineUnavailable`` and ``RunError``.
+    Raises ``EngineUnavailableError`` and ``RunError``.
     """
     longest = max(len(prompt.token_ids) for prompt in prompts)
     probes = [prompt.token_ids[:PROBE_TOKENS] for prompt in prompts if len(prompt.token_ids) > 1][:PROBES]
@@ -103,9 +103,9 @@ def _check_own_answers(engine: TransformersEngine, policy: Policy, probes: list[
     tolerance = probe.tolerance_for(_dtype(policy), policy.model.config.model_type)
     try:
         probe.compare([answer.log_probs for answer in answers], trained, tolerance)
-    except probe.WeightsPartedError as error:
+    except probe.WeightsOutOfSyncError as error:
         raise RunError(
-            "weights_parted",
+            "weights_out_of_sync",
             "The model gives its tokens other probabilities where it samples them than where it is trained on them: "
             f"{error.difference.mean:.3g} nats apart on average, {error.difference.worst:.3g} at worst. Training would "
             "learn from answers of another model. Use a model of another family, and report this one's with the "

@@ -1,6 +1,6 @@
 """A model whose parameters, gradients and optimizer state are spread over the ranks of a job (FSDP2).
 
-Each of the model's blocks is gathered when it is used and let go afterwards; what stands outside the blocks
+Each of the model's blocks is gathered when it is used and resharded afterwards; what stands outside the blocks
 (embeddings, the last norm, the output layer, which may be the embeddings again) is one group that stays from a forward
 to the end of its backward. Gradients are summed over the ranks: each rank's loss is divided by the normalizer of all.
 """
@@ -32,19 +32,20 @@ def shard(policy: Policy) -> None:
             # Gloo cannot multiply while it sums, and there is nothing to multiply by.
             module.set_force_sum_reduction_for_comms(True)
     model.to(device)
-    if policy.output is not None:
-        policy.trunk = _as_forward_of(model, policy.trunk)
+    if policy.lm_head is not None:
+        policy.backbone = _as_forward_of(model, policy.backbone)
 
 
-def _as_forward_of(model: PreTrainedModel, trunk: Any) -> Any:
-    """``trunk``, with the output layer gathered as well when it is called, and told of the backward that follows."""
-    model.trunk = trunk
-    register_fsdp_forward_method(model, "trunk")
-    return model.trunk
+def _as_forward_of(model: PreTrainedModel, backbone: Any) -> Any:
+    """``backbone`` as a forward of ``model``: a call gathers the output layer too and prepares for the backward."""
+    # Not ``backbone``: some models have a module of that name.
+    model.backbone_forward = backbone
+    register_fsdp_forward_method(model, "backbone_forward")
+    return model.backbone_forward
 
 
-def let_go(model: PreTrainedModel) -> None:
-    """Have of every parameter this rank's part alone, whatever a forward without a backward left behind."""
+def reshard(model: PreTrainedModel) -> None:
+    """Keep only this rank's shard of every parameter; a forward without a backward leaves gathered ones behind."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()

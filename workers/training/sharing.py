@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from workers.rollouts.engine import Rollout
-from workers.training.batch import Layout, MicroBatch, Trained
+from workers.training.batch import Layout, MicroBatch, TrainingSample
 from workers.training.packing import SHORT, micro_batches
 
 UNBOUNDED = 1 << 20
@@ -33,7 +33,7 @@ def longest_shared(model: PreTrainedModel, read: Callable[[MicroBatch], Tensor])
     """The longest sample that may share a row, 0 for none; ``read`` gives the states ``[N, ...]`` of a micro-batch."""
     text = model.config.get_text_config()
     samples = [
-        Trained(prompt, Rollout([token % text.vocab_size for token in answer], [0.0] * len(answer), "stop"), 0.0)
+        TrainingSample(prompt, Rollout([token % text.vocab_size for token in answer], [0.0] * len(answer), "stop"), 0.0)
         for prompt, answer in _PROBE
     ]
     parts = micro_batches(samples, SHORT, model.device, longest_shared=0)

@@ -51,10 +51,10 @@ def run(spec: RunSpec, method: Supervised, channel: Channel, clock: Clock) -> in
     """Train; the exit code is ``DONE``, or ``STOPPED`` when ``channel`` asked for it. Raises ``RunError``."""
     job = prepare(spec, method, channel, clock)
     total = job.hyperparameters.n_steps
-    if not distributed.anywhere(channel.stopping) and job.trainer.step == 0 and job.valid_rows:
+    if not distributed.any_rank(channel.stopping) and job.trainer.step == 0 and job.valid_rows:
         evaluate_before(job)
     while job.trainer.step < total:
-        if distributed.anywhere(channel.stopping):
+        if distributed.any_rank(channel.stopping):
             save_where_it_stopped(job)
             return wire.ExitCode.STOPPED
         step = job.trainer.step + 1

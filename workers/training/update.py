@@ -16,7 +16,7 @@ from service.jobs.spec import ResolvedHyperparameters, ResolvedSupervisedHyperpa
 from troll import SparseLogProbs
 from troll.metrics import Metric, combine
 from workers.training import distributed, mismatch, objective
-from workers.training.batch import Allowed, MicroBatch, Trained, idle, mini_batches, normalizer
+from workers.training.batch import Allowed, MicroBatch, TrainingSample, idle, mini_batches, normalizer
 from workers.training.errors import non_finite
 from workers.training.packing import micro_batches
 from workers.training.policy import Policy
@@ -48,10 +48,10 @@ def make_optimizer(
 
 
 def plan(
-    groups: Sequence[Sequence[Trained]],
+    groups: Sequence[Sequence[TrainingSample]],
     policy: Policy,
     hyperparameters: ResolvedHyperparameters,
-    allowed: Callable[[Sequence[Trained]], Allowed] | None = None,
+    allowed: Callable[[Sequence[TrainingSample]], Allowed] | None = None,
 ) -> list[MiniBatch]:
     """The step's mini-batches; those that no graded sample fell into are left out.
 
@@ -67,16 +67,16 @@ def plan(
 
 def token_budget(policy: Policy, *, whole_logits: bool = False) -> int:
     """Padded tokens that a micro-batch may have; fewer where logits are made of all of them."""
-    if policy.output is not None and not whole_logits:
+    if policy.lm_head is not None and not whole_logits:
         return MICRO_BATCH_TOKENS
     return min(MICRO_BATCH_TOKENS, MICRO_BATCH_LOGITS // policy.vocabulary_size)
 
 
 def own_micro_batches(
-    samples: Sequence[Trained],
+    samples: Sequence[TrainingSample],
     budget: int,
     policy: Policy,
-    allowed: Callable[[Sequence[Trained]], Allowed] | None,
+    allowed: Callable[[Sequence[TrainingSample]], Allowed] | None,
 ) -> list[MicroBatch]:
     """This rank's share of a mini-batch. All ranks get as many micro-batches, since they gather parameters together."""
     own = distributed.own_part(_inseparable(samples), lambda piece: sum(sample.tokens for sample in piece))
@@ -89,9 +89,9 @@ def own_micro_batches(
     return parts + [spare] * (distributed.largest(len(parts)) - len(parts))
 
 
-def _inseparable(samples: Sequence[Trained]) -> list[list[Trained]]:
+def _inseparable(samples: Sequence[TrainingSample]) -> list[list[TrainingSample]]:
     """What goes to one rank: all answers to a prompt, which is then read once, unless some rank would get none."""
-    groups: dict[tuple[int, ...], list[Trained]] = {}
+    groups: dict[tuple[int, ...], list[TrainingSample]] = {}
     for sample in samples:
         groups.setdefault(tuple(sample.prompt_ids), []).append(sample)
     return list(groups.values()) if len(groups) >= distributed.size() else [[sample] for sample in samples]

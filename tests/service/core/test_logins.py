@@ -8,7 +8,7 @@ from psycopg import errors, sql
 
 from service.core import db
 from service.embedded.servers import Servers
-from service.settings import MissingSetting, settings
+from service.settings import MissingSettingError, settings
 
 OWNER = "postgres"
 
@@ -211,11 +211,13 @@ def test_a_process_that_has_another_login_is_told(as_in_production: pytest.Monke
     as_in_production.setenv("DATABASE_URL", servers.database_url("troll_api"))
     with db.transaction("troll_api"):
         pass
-    with pytest.raises(db.WrongLogin, match="for the login 'troll_api', and this process works as 'troll_control'"):
+    with pytest.raises(
+        db.WrongLoginError, match="for the login 'troll_api', and this process works as 'troll_control'"
+    ):
         db.engine("troll_control")
 
 
 def test_a_process_without_a_database_is_told(as_in_production: pytest.MonkeyPatch) -> None:
     as_in_production.delenv("DATABASE_URL", raising=False)
-    with pytest.raises(MissingSetting, match="DATABASE_URL is not set"):
+    with pytest.raises(MissingSettingError, match="DATABASE_URL is not set"):
         db.engine("troll_api")

@@ -9,7 +9,7 @@ import pytest
 
 from service.core import db
 from service.core.errors import DomainError
-from service.core.threads import FairThreads, Overloaded, bulk_threads, request_threads
+from service.core.threads import FairThreads, OverloadedError, bulk_threads, request_threads
 
 PATIENCE = 20.0
 
@@ -74,7 +74,7 @@ def test_too_much_of_one_tenant_is_refused_and_another_is_not() -> None:
     threads, gate = shared(waiting_each=2), Gate()
     for number in range(3):
         threads.submit("a", gate.work, f"a{number}")
-    with pytest.raises(Overloaded) as refusal:
+    with pytest.raises(OverloadedError) as refusal:
         threads.submit("a", gate.work, "a3")
     assert (refusal.value.status, refusal.value.headers["Retry-After"]) == (503, "1")
     last = threads.submit("b", gate.work, "b0")
@@ -86,7 +86,7 @@ def test_too_much_in_all_is_refused() -> None:
     threads, gate = shared(waiting=2), Gate()
     for tenant in "abc":
         threads.submit(tenant, gate.work, tenant)
-    with pytest.raises(Overloaded):
+    with pytest.raises(OverloadedError):
         threads.submit("d", gate.work, "d")
     gate.let_through(3)
 
@@ -104,7 +104,7 @@ def test_what_belongs_to_a_request_that_was_begun_is_not_refused() -> None:
 def test_what_was_not_begun_in_time_never_is() -> None:
     threads, gate = shared(), Gate()
     threads.submit("a", gate.work, "a0")
-    with pytest.raises(Overloaded):
+    with pytest.raises(OverloadedError):
         asyncio.run(threads.run("b", gate.work, "b0", seconds=0.05))
     gate.let_through(2)
     assert threads.submit("a", gate.work, "a1").result(PATIENCE) == "a1"

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from service.embedded import processes
-from service.embedded.processes import Children, Program, StartError, Stopped, end, exited, find, leftovers
+from service.embedded.processes import Children, Program, StartError, StoppedError, end, exited, find, leftovers
 from tests.disks import empty, fill, small_disk
 
 STUBBORN = (
@@ -73,7 +73,7 @@ def test_waiting_for_readiness_notices_a_child_that_exits(children: Children) ->
 def test_waiting_ends_when_asked_to_stop(children: Children) -> None:
     child = children.start(sleeper("slow"), {})
     children.stopping.set()
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedError):
         children.wait(child, lambda: False, 10)
 
 

@@ -26,7 +26,7 @@ from service.graders import strict_json
     ],
 )
 def test_refusals(text: str, says: str) -> None:
-    with pytest.raises(strict_json.InvalidJSON, match=says.replace("'", ".")):
+    with pytest.raises(strict_json.InvalidJSONError, match=says.replace("'", ".")):
         strict_json.loads(text)
 
 
@@ -50,5 +50,5 @@ def test_round_trip(value: Any) -> None:
 
 def test_objects_may_be_bounded() -> None:
     assert strict_json.loads('[{"a": 1, "b": 2}, {"c": 3}]', max_fields=2) == [{"a": 1, "b": 2}, {"c": 3}]
-    with pytest.raises(strict_json.InvalidJSON, match="more than 1 fields"):
+    with pytest.raises(strict_json.InvalidJSONError, match="more than 1 fields"):
         strict_json.loads('[{"a": {"a": 1, "b": 2}}]', max_fields=1)

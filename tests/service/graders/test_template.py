@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.graders.template import MAX_FILLED, MissingVariable, Reference, Template, TemplateError, TooLong
+from service.graders.template import MAX_FILLED, MissingVariableError, Reference, Template, TemplateError, TooLongError
 
 ITEM = {
     "answer": "46",
@@ -112,13 +112,13 @@ def test_refusals_say_what_is_wrong_and_most_what_is_allowed(text: str, says: st
     ],
 )
 def test_a_missing_variable_names_the_step_that_failed(text: str, says: str) -> None:
-    with pytest.raises(MissingVariable) as error:
+    with pytest.raises(MissingVariableError) as error:
         fill(text, output_json=7)
     assert says in str(error.value)
 
 
 def test_a_missing_variable_carries_its_reference() -> None:
-    with pytest.raises(MissingVariable) as error:
+    with pytest.raises(MissingVariableError) as error:
         fill("{{item.x[0]}}")
     assert error.value.reference == Reference("item", ("x", 0))
 
@@ -208,7 +208,7 @@ def test_a_text_that_grows_too_long_is_given_up_at_once(big: Any) -> None:
             read.append(name)
             return super().__getitem__(name)
 
-    with pytest.raises(TooLong):
+    with pytest.raises(TooLongError):
         Template.parse("{{item.big}}" * 1000).render(item=Item(big=big), sample={})
     assert len(read) == 2
 

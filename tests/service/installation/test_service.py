@@ -95,7 +95,7 @@ def test_strangers_files_in_a_new_folder_are_no_obstacle(folder: Path) -> None:
 @pytest.mark.parametrize("name", ["files/file-", "jobs/ftjob-", "uploads/upload_"])
 def test_an_empty_database_is_not_tied_to_a_full_folder(folder: Path, name: str) -> None:
     (folder / new_id(name)).mkdir(parents=True)
-    with pytest.raises(installation.Mismatch, match=r"has no id.*It holds 1 files and jobs, none of which"):
+    with pytest.raises(installation.MismatchError, match=r"has no id.*It holds 1 files and jobs, none of which"):
         tie()
     assert not marker(folder).exists()
 
@@ -106,21 +106,21 @@ def test_a_full_database_is_not_tied_to_an_empty_folder(
     upload()
     monkeypatch.setenv("TROLL_DATA_DIR", str(folder.with_name("another")))
     settings.cache_clear()
-    with pytest.raises(installation.Mismatch, match="It is empty"):
+    with pytest.raises(installation.MismatchError, match="It is empty"):
         tie()
 
 
 def test_a_volume_that_was_swapped_for_an_empty_one_is_noticed(folder: Path) -> None:
     tie()
     marker(folder).unlink()
-    with pytest.raises(installation.Mismatch, match="It is empty"):
+    with pytest.raises(installation.MismatchError, match="It is empty"):
         tie()
 
 
 def test_a_folder_of_another_database_is_refused_with_both_ids_and_a_way_out(folder: Path, upload: Upload) -> None:
     upload()
     marker(folder).write_text("inst_other abc\n")
-    with pytest.raises(installation.Mismatch) as refusal:
+    with pytest.raises(installation.MismatchError) as refusal:
         tie()
     said = str(refusal.value)
     assert "inst_other" in said
@@ -190,7 +190,7 @@ def test_a_copy_of_the_database_at_work_on_the_same_folder_is_noticed_by_both(fo
 def test_nobody_beats_for_another_folder(folder: Path) -> None:
     tie()
     marker(folder).write_text("inst_other abc\n")
-    with pytest.raises(installation.Mismatch):
+    with pytest.raises(installation.MismatchError):
         installation.beat("troll_control")
     assert marker(folder).read_text() == "inst_other abc\n"
 
@@ -209,7 +209,7 @@ def test_the_api_is_ready_only_on_its_own_folder(folder: Path) -> None:
 def test_the_api_does_not_start_on_another_folder(folder: Path) -> None:
     tie()
     marker(folder).write_text("inst_other abc\n")
-    with pytest.raises(installation.Mismatch), TestClient(create_app()):
+    with pytest.raises(installation.MismatchError), TestClient(create_app()):
         pass
 
 

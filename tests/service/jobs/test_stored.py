@@ -13,6 +13,8 @@ from service.core.db import transaction
 from service.embedded.servers import Servers
 from service.jobs import repository, stored
 from service.jobs.models import Job
+from service.jobs.repository import EventDraft
+from service.jobs.service import tell
 from service.jobs.spec import Reinforcement
 from service.jobs.stored import UnreadableError, read_question, read_specification, write
 from tests import factories
@@ -206,6 +208,20 @@ def test_a_failed_job_that_cannot_be_read_shows_why_it_failed(
     id = spoiled("unknown setting")
     factories.rewrite(database, id, column="error", content={"code": "disk_full", "message": "The disk is full."})
     assert client.get(url(id)).json()["error"]["code"] == "disk_full"
+
+
+def test_codes_of_earlier_versions_are_shown_under_their_present_name(
+    client: TestClient, model: str, database: Servers
+) -> None:
+    id = factories.create_job(client, model)["id"]
+    with transaction("troll_worker") as session:
+        job = session.get_one(Job, id)
+        tell(session, job, [EventDraft("The job failed: x", "error", data={"code": "weights_parted", "n": 1})])
+    factories.rewrite(database, id, column="error", content={"code": "weights_parted", "message": "x", "param": "y"})
+    expected = {"code": "weights_out_of_sync", "message": "x", "param": "y"}
+    assert client.get(url(id)).json()["error"] == expected
+    newest = client.get(url(id, "/events")).json()["data"][0]
+    assert newest["data"] == {"code": "weights_out_of_sync", "n": 1}
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from fastapi.testclient import TestClient
 
 from service.core import live
 from service.core.db import transaction
-from service.jobs import repository, seats, service, stream
+from service.jobs import repository, service, stream, stream_slots
 from service.jobs.repository import EventDraft
 from tests import factories
 from tests.conftest import Key
@@ -48,8 +48,8 @@ def follow(job: dict[str, Any], after: int, meanwhile: Callable[[], None]) -> li
 
         acting = asyncio.create_task(act())
         async with asyncio.timeout(20):
-            seat = seats.enter(job["key_id"])
-            async for frame in stream.follow(job["organization_id"], job["key_id"], seat, job["id"], after):
+            slot = stream_slots.acquire(job["key_id"])
+            async for frame in stream.follow(job["organization_id"], job["key_id"], slot, job["id"], after):
                 if frame == stream.DONE:
                     await acting
                     return seen

@@ -4,7 +4,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from workers.graders.addresses import ForbiddenAddress, is_public, resolve
+from workers.graders.addresses import ForbiddenAddressError, is_public, resolve
 
 NOT_PUBLIC = {
     "unspecified": ["0.0.0.0", "0.1.2.3", "::"],
@@ -57,7 +57,7 @@ def test_addresses_that_are_public(address: str) -> None:
     ],
 )
 def test_no_spelling_of_a_host_leads_to_an_address_that_is_not_public(host: str) -> None:
-    with pytest.raises(ForbiddenAddress):
+    with pytest.raises(ForbiddenAddressError):
         resolve(host, 443, private_network=False)
 
 

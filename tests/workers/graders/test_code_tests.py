@@ -8,7 +8,7 @@ from service.graders.schemas import parse_grader
 from service.graders.settings import JailTier
 from tests.workers.graders import jails
 from workers.graders import Grade, Sample, build
-from workers.graders.code_tests import BadTests, Call, Script, parse_tests, same
+from workers.graders.code_tests import BadTestsError, Call, Script, parse_tests, same
 
 ADD = ["assert add(1, 2) == 3", {"call": "add('a', 'b')", "expected": "ab"}]
 DOUBLE = [{"stdin": "2\n", "stdout": "4\n"}, {"stdin": "5", "stdout": "10"}]
@@ -141,7 +141,7 @@ def test_tests_are_parsed_once_and_for_all() -> None:
 
 
 def test_no_tests_is_an_error() -> None:
-    with pytest.raises(BadTests):
+    with pytest.raises(BadTestsError):
         parse_tests("[]")
 
 

@@ -18,7 +18,7 @@ from service.graders.schemas import GraderError, parse_grader
 from service.graders.settings import GraderSettings, ScoringService
 from tests.workers.graders.servers import CERTIFICATE, Answer, Asked, serve
 from workers.graders import Grade, Sample, build, http
-from workers.graders.addresses import ForbiddenAddress, resolve
+from workers.graders.addresses import ForbiddenAddressError, resolve
 
 SECRET = "whsec_" + base64.b64encode(b"0123456789abcdef0123456789abcdef").decode()
 SAMPLES = [Sample({"answer": str(i)}, f"said {i}") for i in range(3)]
@@ -197,7 +197,7 @@ def test_without_leave_private_addresses_are_not_called(secret_file: Path) -> No
 def test_one_private_address_among_public_ones_is_enough_to_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
     answers = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, 443)) for host in ("8.8.8.8", "10.0.0.1")]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: answers)
-    with pytest.raises(ForbiddenAddress):
+    with pytest.raises(ForbiddenAddressError):
         resolve("scores.example.com", 443, private_network=False)
 
 

@@ -12,7 +12,7 @@ from tests.workers.serving import tiny
 from workers.bounded import grammars
 from workers.demo import make_tokenizer
 from workers.rollouts.engine import Sampling
-from workers.rollouts.grammar import BITS, Broken, Grammar, Grammars, Unconstrainable, unpacked
+from workers.rollouts.grammar import BITS, Grammar, GrammarFailedError, Grammars, UnconstrainableError, unpacked
 from workers.rollouts.transformers import TransformersEngine
 
 SCHEMA = {
@@ -135,7 +135,7 @@ def test_an_answer_that_takes_too_much_is_told(monkeypatch: pytest.MonkeyPatch) 
     kinds = [{"type": kind} for kind in ("integer", "object", "string", "array")]
     held = grammar({"type": "array", "minItems": 1, "items": {"anyOf": kinds}})
     engine = TransformersEngine(tiny.model(), [EOS], tiny.CONTEXT)
-    with pytest.raises(Broken, match="could not be held to the JSON schema"):
+    with pytest.raises(GrammarFailedError, match="could not be held to the JSON schema"):
         engine.generate(PROMPTS, 1, Sampling(1.0, 60, seed=1, grammar=held))
 
 
@@ -160,7 +160,7 @@ def test_tokens_that_are_joined_as_they_are_can_be_held() -> None:
 
 def test_a_tokenizer_that_cannot_write_it_is_told() -> None:
     tokenizer = make_tokenizer()
-    with pytest.raises(grammars.Unsupported, match="no token of the model can begin"):
+    with pytest.raises(grammars.UnsupportedSchemaError, match="no token of the model can begin"):
         grammar({"enum": ["small"]}, (tokenizer.eos_token_id,), tokenizer)
 
 
@@ -169,5 +169,5 @@ def test_a_tokenizer_that_cannot_be_held_is_told() -> None:
         def get_vocab(self) -> dict[str, int]:
             return {}
 
-    with pytest.raises(Unconstrainable, match="tokenizer"):
+    with pytest.raises(UnconstrainableError, match="tokenizer"):
         Grammars(Slow(), 10, [1]).of(SCHEMA)

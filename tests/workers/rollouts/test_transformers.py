@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.workers.training import tiny
-from workers.rollouts.engine import NonFiniteLogits, Sampling
+from workers.rollouts.engine import NonFiniteLogitsError, Sampling
 from workers.rollouts.transformers import TransformersEngine, _Decoder
 
 PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12, 13, 14, 6], [15, 5], [7, 7, 7]]
@@ -148,5 +148,5 @@ def test_weights_that_are_not_numbers_are_noticed() -> None:
     model = tiny.model("qwen3")
     with torch.no_grad():
         next(model.parameters()).fill_(torch.nan)
-    with pytest.raises(NonFiniteLogits):
+    with pytest.raises(NonFiniteLogitsError):
         TransformersEngine(model, (1,), tiny.CONTEXT).generate(PROMPTS, 2, Sampling(1.0, 4, seed=1))

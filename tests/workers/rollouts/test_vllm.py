@@ -11,9 +11,9 @@ import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 import troll
-from workers.rollouts.engine import NonFiniteLogits, Rollout, Sampling
-from workers.rollouts.errors import EngineDied, EngineUnavailable, PromptsTooLong, StaleWeights
-from workers.rollouts.probe import FLOAT32, WeightsPartedError, compare
+from workers.rollouts.engine import NonFiniteLogitsError, Rollout, Sampling
+from workers.rollouts.errors import EngineDiedError, EngineUnavailableError, PromptsTooLongError, StaleWeightsError
+from workers.rollouts.probe import FLOAT32, WeightsOutOfSyncError, compare
 from workers.rollouts.top_log_probs import sparse_rows
 from workers.rollouts.vllm import EngineSettings, VLLMEngine
 
@@ -176,7 +176,7 @@ def test_an_answer_ends_where_the_context_does(engine: VLLMEngine) -> None:
 
 
 def test_prompts_that_fill_the_context_are_refused_by_row(engine: VLLMEngine) -> None:
-    with pytest.raises(PromptsTooLong, match=r"1 \(160 tokens\), 2 \(200 tokens\).*context of 160") as refusal:
+    with pytest.raises(PromptsTooLongError, match=r"1 \(160 tokens\), 2 \(200 tokens\).*context of 160") as refusal:
         engine.generate([[5], [5] * CONTEXT, [5] * 200], 1, SAMPLING)
     assert refusal.value.rows == [1, 2]
 
@@ -199,7 +199,7 @@ def test_pushed_weights_are_sampled_from_with_tied_embeddings_named_or_not(engin
     weights = updated.state_dict().items() if named == "state_dict" else updated.named_parameters()
     engine.sync(weights)
     compare(engine.score(PROBE), scores(updated, PROBE), FLOAT32)
-    with pytest.raises(WeightsPartedError):
+    with pytest.raises(WeightsOutOfSyncError):
         compare(before, scores(updated, PROBE), FLOAT32)
     for prompt, (rollout,) in zip(PROMPTS, engine.generate(PROMPTS, 1, SAMPLING), strict=True):
         expected = answer_log_probs(updated, prompt, rollout)
@@ -226,9 +226,9 @@ def test_a_cached_prefix_of_older_weights_is_not_read(engine: VLLMEngine, traine
 
 def test_a_push_that_lacks_a_weight_stops_sampling(engine: VLLMEngine, trained: Qwen3ForCausalLM) -> None:
     weights = [(name, value) for name, value in trained.state_dict().items() if "layers.1.mlp.down_proj" not in name]
-    with pytest.raises(StaleWeights, match="down_proj"):
+    with pytest.raises(StaleWeightsError, match="down_proj"):
         engine.sync(weights)
-    with pytest.raises(StaleWeights, match="did not complete"):
+    with pytest.raises(StaleWeightsError, match="did not complete"):
         engine.generate(PROMPTS, 1, SAMPLING)
 
 
@@ -247,7 +247,7 @@ def test_the_probe_catches_a_push_that_went_wrong(
     engine: VLLMEngine, trained: Qwen3ForCausalLM, broken: Callable[[str, torch.Tensor], torch.Tensor]
 ) -> None:
     engine.sync([(name, broken(name, value)) for name, value in trained.state_dict().items()])
-    with pytest.raises(WeightsPartedError, match=r"differ by .* nats"):
+    with pytest.raises(WeightsOutOfSyncError, match=r"differ by .* nats"):
         compare(engine.score(PROBE), scores(trained, PROBE), FLOAT32, engine.version)
 
 
@@ -255,7 +255,7 @@ def test_weights_that_are_not_finite_are_reported(engine: VLLMEngine, trained: Q
     weights = {name: value.clone() for name, value in trained.state_dict().items()}
     weights["model.norm.weight"].fill_(torch.nan)
     engine.sync(weights.items())
-    with pytest.raises(NonFiniteLogits):
+    with pytest.raises(NonFiniteLogitsError):
         engine.generate(PROMPTS, 1, SAMPLING)
 
 
@@ -287,7 +287,7 @@ def test_top_log_probs_can_be_left_out_and_change_no_answer(
 
 
 def test_a_folder_without_a_model_does_not_start_and_says_what_to_change(tmp_path: Path) -> None:
-    with pytest.raises(EngineUnavailable, match=r"context_length=160, cpu_cache_bytes.*rollout_engine"):
+    with pytest.raises(EngineUnavailableError, match=r"context_length=160, cpu_cache_bytes.*rollout_engine"):
         VLLMEngine(tmp_path, [STOP], EngineSettings(CONTEXT, "float32"))
 
 
@@ -299,7 +299,7 @@ def test_a_failure_at_work_kills_the_engine_with_what_to_change(
 
     with monkeypatch.context() as patch:
         patch.setattr(engine._core, "get_output", fail)
-        with pytest.raises(EngineDied, match=r"worker is gone.*checkpoints so far are kept"):
+        with pytest.raises(EngineDiedError, match=r"worker is gone.*checkpoints so far are kept"):
             engine.generate(PROMPTS, 1, SAMPLING)
-    with pytest.raises(EngineDied, match="takes no more work: worker is gone"):
+    with pytest.raises(EngineDiedError, match="takes no more work: worker is gone"):
         engine.generate(PROMPTS, 1, SAMPLING)

@@ -9,8 +9,8 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from workers.rollouts.engine import Sampling
-from workers.rollouts.errors import EngineDied, StaleWeights
-from workers.rollouts.probe import FLOAT32, WeightsPartedError, compare
+from workers.rollouts.errors import EngineDiedError, StaleWeightsError
+from workers.rollouts.probe import FLOAT32, WeightsOutOfSyncError, compare
 from workers.rollouts.vllm import EngineSettings, VLLMEngine
 
 VOCABULARY, CONTEXT = 320, 48
@@ -81,7 +81,7 @@ def scores(of: torch.nn.Module, sequences: Sequence[Sequence[int]]) -> list[list
 
 
 def test_nothing_is_sampled_before_the_first_adapter(engine: VLLMEngine) -> None:
-    with pytest.raises(StaleWeights, match="no adapter was pushed yet"):
+    with pytest.raises(StaleWeightsError, match="no adapter was pushed yet"):
         engine.generate(PROMPTS, 1, SAMPLING)
 
 
@@ -118,15 +118,15 @@ def test_sampled_log_probs_are_pefts(engine: VLLMEngine, peft_model: PeftModel) 
 def test_the_probe_catches_an_adapter_of_the_step_before(engine: VLLMEngine, peft_model: PeftModel) -> None:
     engine.sync_adapter(configuration(peft_model), adapt(peft_model, 5))
     adapt(peft_model, 6)
-    with pytest.raises(WeightsPartedError):
+    with pytest.raises(WeightsOutOfSyncError):
         compare(engine.score(PROBE), scores(peft_model, PROBE), FLOAT32, engine.version)
 
 
 def test_an_adapter_for_modules_the_model_lacks_stops_sampling(engine: VLLMEngine, peft_model: PeftModel) -> None:
     tensors = {name.replace("q_proj", "qq_proj"): value for name, value in adapt(peft_model, 7).items()}
-    with pytest.raises(StaleWeights, match="qq_proj"):
+    with pytest.raises(StaleWeightsError, match="qq_proj"):
         engine.sync_adapter(configuration(peft_model), tensors)
-    with pytest.raises(StaleWeights, match="did not complete"):
+    with pytest.raises(StaleWeightsError, match="did not complete"):
         engine.generate(PROMPTS, 1, SAMPLING)
 
 
@@ -138,5 +138,5 @@ def test_whole_weights_are_refused(engine: VLLMEngine, base: Qwen3ForCausalLM) -
 def test_an_adapter_that_was_dropped_is_never_sampled_without(engine: VLLMEngine, peft_model: PeftModel) -> None:
     version = engine.sync_adapter(configuration(peft_model), adapt(peft_model, 8))
     engine._engine.remove_lora(version)
-    with pytest.raises(EngineDied):
+    with pytest.raises(EngineDiedError):
         engine.generate(PROMPTS, 1, SAMPLING)

@@ -15,7 +15,7 @@ from tests.workers.training import tiny as families
 from workers.demo import make_tokenizer
 from workers.serving.host import adapters
 from workers.serving.host.batching import BatchingEngine
-from workers.serving.host.engine import Engine, Key, Refused, Request
+from workers.serving.host.engine import Engine, Key, Request, RequestRefusedError
 
 PROMPTS = [[40, 41, 42], [50] * 30, [60, 61], [70, 71, 72, 73, 74, 75], [80] * 11]
 
@@ -145,7 +145,7 @@ def test_adapters_that_nobody_uses_make_room(tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_folder_that_is_no_adapter_is_refused(model: PreTrainedModel, tmp_path: Path) -> None:
-    with pytest.raises(Refused):
+    with pytest.raises(RequestRefusedError):
         engine_of(model).add(request("a", PROMPTS[0], 5, tmp_path))
 
 

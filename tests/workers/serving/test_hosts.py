@@ -10,7 +10,7 @@ from workers.serving import hosts as module
 from workers.serving import memory
 from workers.serving.hosted import Host
 from workers.serving.hosts import Hosts
-from workers.serving.identity import Identity, Lost
+from workers.serving.identity import Identity, ModelUnavailableError
 from workers.serving.lines import Options, Ready
 
 
@@ -25,7 +25,7 @@ class Loaded:
             await asyncio.sleep(0.01)
             self.starts += 1
             if host.identity.model_path == failing:
-                raise Lost(Failed(status=400, code="invalid_model", message="no"))
+                raise ModelUnavailableError(Failed(status=400, code="invalid_model", message="no"))
             self.now.add(host.identity.model_path)
             host.ready = Ready(used_bytes=40, total_bytes=100)
             return host.ready
@@ -119,14 +119,14 @@ def test_a_folder_that_does_not_load_is_told_to_all_and_tried_again_when_it_has_
     async def main() -> None:
         hosts = Hosts(0.9, 60, follow)
         told = await asyncio.gather(get(hosts, "a", "u1"), get(hosts, "a", "u2"), return_exceptions=True)
-        assert [type(each) for each in told] == [Lost, Lost]
+        assert [type(each) for each in told] == [ModelUnavailableError, ModelUnavailableError]
         for changed, starts in ((0, 1), (1, 2), (1, 2)):
-            with pytest.raises(Lost):
+            with pytest.raises(ModelUnavailableError):
                 await get(hosts, "a", "u3", changed)
             assert loaded.starts == starts
         monkeypatch.setattr(module, "REFUSED_SECONDS", -1.0)
         for starts in (3, 4):
-            with pytest.raises(Lost):
+            with pytest.raises(ModelUnavailableError):
                 await get(hosts, "a", "u4", changed=2)
             assert loaded.starts == starts
 

@@ -20,7 +20,7 @@ from tests.workers.bounded.test_bounded import ENDLESS
 from workers.serving import hosted, memory
 from workers.serving import worker as module
 from workers.serving.hosted import Host
-from workers.serving.identity import Identity, Lost
+from workers.serving.identity import Identity, ModelUnavailableError
 from workers.serving.lines import Options, Ready, Said
 from workers.serving.taken import Taken
 from workers.serving.worker import Worker
@@ -63,7 +63,7 @@ class Scripted:
             while (one := await said[host].get()) is not None:
                 yield [one]
             host.lost = DIED
-            raise Lost(DIED)
+            raise ModelUnavailableError(DIED)
 
         async def close(host: Host) -> None:
             return

@@ -20,7 +20,7 @@ from torch import Tensor
 from service.jobs.spec import Hyperparameters, ResolvedHyperparameters, resolve
 from workers.rollouts.engine import Rollout
 from workers.training import checkpoint, distributed, lora, policy, sharding, supervised, update
-from workers.training.batch import Allowed, Trained
+from workers.training.batch import Allowed, TrainingSample
 from workers.training.checkpoint import TrainerState
 from workers.training.conversations import Example
 from workers.training.lora import Lora
@@ -72,7 +72,7 @@ def load(root: Path, name: str, folder: Path | None = None) -> tuple[Policy, tor
     return loaded, update.make_optimizer(loaded, h)
 
 
-def groups() -> list[list[Trained]]:
+def groups() -> list[list[TrainingSample]]:
     """Answers of many lengths to three prompts; the second mini-batch is a single answer, too little for two ranks."""
     generator = torch.Generator().manual_seed(1)
 
@@ -80,9 +80,9 @@ def groups() -> list[list[Trained]]:
         length = int(torch.randint(least, most + 1, (), generator=generator))
         return torch.randint(3, 20, (length,), generator=generator).tolist()
 
-    def answer(prompt: list[int]) -> Trained:
+    def answer(prompt: list[int]) -> TrainingSample:
         tokens = ids(1, 6)
-        return Trained(
+        return TrainingSample(
             prompt, Rollout(tokens, [-2.0] * len(tokens), "stop"), float(torch.randn((), generator=generator))
         )
 
@@ -99,7 +99,7 @@ def step(loaded: Policy, optimizer: torch.optim.AdamW, name: str, number: int) -
     return numbers | update.train(loaded, optimizer, batches, old, h, number)
 
 
-def some_allowed(samples: Sequence[Trained]) -> Allowed:
+def some_allowed(samples: Sequence[TrainingSample]) -> Allowed:
     """About half of 31 tokens in the place of each, which is among them; the same whoever trains on it."""
     words = []
     for sample in samples:
@@ -109,7 +109,7 @@ def some_allowed(samples: Sequence[Trained]) -> Allowed:
     return Allowed.of(torch.tensor(words, dtype=torch.int32).reshape(len(words), 1))
 
 
-def _in_two(made: Sequence[list[Trained]]) -> list[list[Trained]]:
+def _in_two(made: Sequence[list[TrainingSample]]) -> list[list[TrainingSample]]:
     """Groups that fall into two mini-batches: all but the last, and the last."""
     return [[sample for group in made[:-1] for sample in group], made[-1]]
 
@@ -121,13 +121,13 @@ def gradients(loaded: Policy) -> dict[str, Tensor]:
 
 
 def weights(loaded: Policy) -> dict[str, Tensor]:
-    sharding.let_go(loaded.model)
+    sharding.reshard(loaded.model)
     return _plain({name: p.detach() for name, p in loaded.model.named_parameters() if p.requires_grad})
 
 
 def state(loaded: Policy, optimizer: torch.optim.AdamW) -> dict[str, Tensor]:
     """The weights and all that the optimizer remembers."""
-    sharding.let_go(loaded.model)
+    sharding.reshard(loaded.model)
     named = dict(loaded.model.named_parameters())
     moments = {f"{kind}/{name}": v for name, p in named.items() for kind, v in optimizer.state.get(p, {}).items()}
     return weights(loaded) | _plain(moments)

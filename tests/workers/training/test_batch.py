@@ -7,7 +7,7 @@ from workers.answers import Answer
 from workers.graders import Grade
 from workers.rollouts.engine import Rollout
 from workers.training import batch
-from workers.training.batch import Sample, Trained
+from workers.training.batch import Sample, TrainingSample
 from workers.training.data import Prompt
 
 
@@ -20,8 +20,8 @@ def group(*rewards: float | None) -> list[Sample]:
     return [Sample(Prompt({}, [1, 2]), rollout(), Answer("", 0), grade) for grade in grades]
 
 
-def trained(prompt: int, answer: int) -> Trained:
-    return Trained(list(range(100, 100 + prompt)), rollout(answer), 1.0)
+def trained(prompt: int, answer: int) -> TrainingSample:
+    return TrainingSample(list(range(100, 100 + prompt)), rollout(answer), 1.0)
 
 
 def test_a_sample_without_a_reward_is_no_part_of_its_group() -> None:

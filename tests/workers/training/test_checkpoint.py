@@ -155,7 +155,7 @@ def cut_short(path: Path) -> None:
 def test_damage_to_any_file_is_noticed(saved: Path, name: str, harm: object) -> None:
     assert callable(harm)
     harm(saved / name)
-    with pytest.raises(checkpoint.Damaged, match=name):
+    with pytest.raises(checkpoint.DamagedCheckpointError, match=name):
         checkpoint.verify(saved)
 
 

@@ -14,7 +14,7 @@ from workers.answers import AnswerReader
 from workers.demo import make_tokenizer
 from workers.graders import Grade, JailError
 from workers.graders import Sample as GraderSample
-from workers.rollouts.engine import NonFiniteLogits, Rollout, RolloutEngine, Sampling
+from workers.rollouts.engine import NonFiniteLogitsError, Rollout, RolloutEngine, Sampling
 from workers.rollouts.transformers import TransformersEngine
 from workers.training.batch import Sample
 from workers.training.collection import Collection, Grading, grade, staleness
@@ -175,11 +175,11 @@ def test_a_grader_that_breaks_ends_the_sampling_with_its_error(reader: AnswerRea
 def test_an_engine_that_breaks_leaves_the_thread_to_the_next(reader: AnswerReader, thread: Executor) -> None:
     def script() -> Iterator[int]:
         yield 0
-        raise NonFiniteLogits("The model's logits are NaN or infinite.")
+        raise NonFiniteLogitsError("The model's logits are NaN or infinite.")
 
     grader = Fixed(*[Grade(1.0)] * 8)
     broken = Collection(prompts(2), Grading(grader, reader, thread=thread))
-    with pytest.raises(NonFiniteLogits):
+    with pytest.raises(NonFiniteLogitsError):
         broken.sample(Scripted(script), 2, SAMPLING)
     following = Collection(prompts(2), Grading(Fixed(*[Grade(1.0)] * 4), reader, thread=thread))
     following.sample(Scripted(lambda: iter((1, 0))), 2, SAMPLING)

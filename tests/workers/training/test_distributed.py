@@ -297,15 +297,15 @@ def test_parts_are_balanced_and_nothing_is_lost(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("together", [1, 2, 6])
 @pytest.mark.parametrize("count", [0, 1, 3, 7])
-def test_what_is_dealt_comes_back_in_order(monkeypatch: pytest.MonkeyPatch, count: int, together: int) -> None:
+def test_strided_shards_come_back_in_order(monkeypatch: pytest.MonkeyPatch, count: int, together: int) -> None:
     monkeypatch.setattr(distributed, "size", lambda: 6)
     shares = []
     for rank in range(6):
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-        shares.append(distributed.dealt(range(count), together))
+        shares.append(distributed.strided_shard(range(count), together))
     assert sum(map(len, shares)) == together * count
     monkeypatch.setattr(distributed, "gather", lambda own: shares)
-    assert distributed.undealt(shares[0], together) == list(range(count))
+    assert distributed.gather_strided(shares[0], together) == list(range(count))
 
 
 def test_engines_that_leave_a_process_out_are_refused_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -375,7 +375,7 @@ def test_a_job_whose_rank_was_killed_goes_on_from_its_checkpoint(
         return started[-1]
 
     monkeypatch.setattr(supervisor, "Child", remember)
-    monkeypatch.setattr(supervisor.nursery, "warm_up", lambda: None)
+    monkeypatch.setattr(supervisor.warm_children, "warm_up", lambda: None)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     supervisor.shutting_down.clear()
     faster(processes_per_job=2, retry_delay_seconds=0)

@@ -18,7 +18,7 @@ from workers.rollouts.grammar import Grammar, unpacked
 from workers.rollouts.transformers import TransformersEngine
 from workers.training import grammar as grammars
 from workers.training import mismatch, objective, policy, preflight, update
-from workers.training.batch import Trained
+from workers.training.batch import TrainingSample
 from workers.training.errors import RunError
 from workers.training.policy import Policy
 from workers.wire import ExitCode
@@ -65,11 +65,11 @@ def held(loaded: Policy, schema: dict[str, Any] = SCHEMA) -> Grammar:
     return made
 
 
-def sampled(loaded: Policy, grammar: Grammar, temperature: float = 1.0, length: int = 60) -> list[list[Trained]]:
+def sampled(loaded: Policy, grammar: Grammar, temperature: float = 1.0, length: int = 60) -> list[list[TrainingSample]]:
     engine = TransformersEngine(loaded.model, loaded.stop_ids, loaded.context_length)
     groups = engine.generate(PROMPTS, 3, Sampling(temperature, length, seed=1, grammar=grammar))
     return [
-        [Trained(prompt, rollout, value) for rollout, value in zip(group, (1.5, -0.5, -1.0), strict=True)]
+        [TrainingSample(prompt, rollout, value) for rollout, value in zip(group, (1.5, -0.5, -1.0), strict=True)]
         for prompt, group in zip(PROMPTS, groups, strict=True)
     ]
 
@@ -146,7 +146,7 @@ def test_models_whose_logits_are_their_own_business_learn_the_same(folder: Path,
         h, grammar = hyperparameters(objective=kind, max_grad_norm=1000), held(loaded)
         groups = sampled(loaded, grammar)
         if whole:
-            loaded.output = None
+            loaded.lm_head = None
         batches = update.plan(groups, loaded, h, grammars.allowed_by(grammar))
         old = update.read_old_policy(loaded, batches, h)
         for part, rows in zip(batches[0].parts, old[0], strict=True):

@@ -17,8 +17,8 @@ from service.jobs.spec import RunSpec
 from tests.workers.training import tiny
 from tests.workers.training.tiny import Recorder
 from workers import wire
-from workers.rollouts.engine import NonFiniteLogits
-from workers.rollouts.errors import EngineDied
+from workers.rollouts.engine import NonFiniteLogitsError
+from workers.rollouts.errors import EngineDiedError
 from workers.training import checkpoint
 from workers.wire import ExitCode
 
@@ -266,7 +266,7 @@ def test_an_engine_that_dies_while_it_samples_leaves_the_checkpoints(
     def dying(engine: TransformersEngine, prompts: Any, samples: int, sampling: Any) -> Any:
         for number, group in enumerate(stream(engine, prompts, samples, sampling)):
             if engine.version == 3 and samples > 1 and number == 1:
-                raise EngineDied("vLLM died at work: worker is gone The checkpoints so far are kept.")
+                raise EngineDiedError("vLLM died at work: worker is gone The checkpoints so far are kept.")
             yield group
 
     monkeypatch.setattr(TransformersEngine, "stream", dying)
@@ -409,7 +409,7 @@ def test_a_grader_that_always_fails_ends_the_run(make_spec: MakeSpec, execute: E
             ExitCode.USER_ERROR,
             "max_completion_tokens",
         ),
-        (NonFiniteLogits(), "non_finite_logits", ExitCode.USER_ERROR, "Lower learning_rate"),
+        (NonFiniteLogitsError(), "non_finite_logits", ExitCode.USER_ERROR, "Lower learning_rate"),
         (OSError(errno.ENOSPC, "No space left on device"), "disk_full", ExitCode.NO_ROOM, "The disk is full"),
         (ZeroDivisionError("surprise"), "internal_error", ExitCode.BUG, "while training: ZeroDivisionError: surprise"),
     ],

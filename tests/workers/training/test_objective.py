@@ -21,7 +21,7 @@ from troll.objectives.surrogate import Surrogate
 from troll.sparse import Kept
 from workers.rollouts.engine import Rollout
 from workers.training import batch, mismatch, objective, policy, update
-from workers.training.batch import Trained
+from workers.training.batch import TrainingSample
 
 UNOFFERED = {"dppo"}
 """Objectives that a researcher compares against with the package alone; a job has no settings for them."""
@@ -99,7 +99,7 @@ def trained_by(
     loaded = policy.load(base, torch.device("cpu"))
     h = hyperparameters(learning_rate=1e-3).model_copy(update={"objective": "new"})
     answers = [[5, 6, 7], [8], [9, 10, 11, 12], [13, 5]]
-    made = [[Trained([3, 4], Rollout(ids, [-2.0] * len(ids), "stop"), (-1.0) ** len(ids)) for ids in answers]]
+    made = [[TrainingSample([3, 4], Rollout(ids, [-2.0] * len(ids), "stop"), (-1.0) ** len(ids)) for ids in answers]]
     optimizer = update.make_optimizer(loaded, h)
     batches = update.plan(made, loaded, h)
     old = update.read_old_policy(loaded, batches, h)

@@ -6,18 +6,18 @@ import torch
 from tests.workers.training import tiny
 from workers.rollouts.engine import Rollout
 from workers.training import packing, policy
-from workers.training.batch import MicroBatch, Trained
+from workers.training.batch import MicroBatch, TrainingSample
 
 CPU = torch.device("cpu")
 ANY_LENGTH = 1 << 20
 
 
-def sample(prompt: int, answer: int, first: int = 0) -> Trained:
+def sample(prompt: int, answer: int, first: int = 0) -> TrainingSample:
     tokens = [first + number for number in range(answer)]
-    return Trained(list(range(100, 100 + prompt)), Rollout(tokens, [-0.5] * answer, "stop"), 1.0)
+    return TrainingSample(list(range(100, 100 + prompt)), Rollout(tokens, [-0.5] * answer, "stop"), 1.0)
 
 
-def pack(samples: list[Trained], budget: int = 4096, longest_shared: int = ANY_LENGTH) -> list[MicroBatch]:
+def pack(samples: list[TrainingSample], budget: int = 4096, longest_shared: int = ANY_LENGTH) -> list[MicroBatch]:
     return packing.micro_batches(samples, budget, CPU, longest_shared)
 
 
@@ -96,9 +96,9 @@ def loaded(tmp_path_factory: pytest.TempPathFactory, family: str) -> policy.Poli
 @torch.no_grad()
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2"])
 def test_shared_rows_are_read_as_rows_apart(loaded: policy.Policy) -> None:
-    samples = [Trained([5, 6, 7, 8], Rollout([9, 10, 11, token], [-1.0] * 4, "stop"), 0.0) for token in (1, 2, 3)] + [
-        Trained([7, 7, token], Rollout([12, token], [-1.0] * 2, "stop"), 0.0) for token in (4, 5)
-    ]
+    samples = [
+        TrainingSample([5, 6, 7, 8], Rollout([9, 10, 11, token], [-1.0] * 4, "stop"), 0.0) for token in (1, 2, 3)
+    ] + [TrainingSample([7, 7, token], Rollout([12, token], [-1.0] * 2, "stop"), 0.0) for token in (4, 5)]
     apart = {id(s.rollout): loaded.logits(*pack([s], longest_shared=0)) for s in samples}
     for part in pack(samples):
         assert part.layout is not None

@@ -17,7 +17,7 @@ from tests.workers.training.tiny import Recorder
 from workers import graders, wire
 from workers.graders import Grade, Sample, TokenUsage, http
 from workers.training import patience
-from workers.training.patience import GraderAway, Patient
+from workers.training.patience import GraderAwayError, Patient
 from workers.wire import ExitCode
 
 MakeSpec = Callable[..., RunSpec]
@@ -77,7 +77,7 @@ def test_patience_ends_and_then_nothing_more_is_waited_for(monkeypatch: pytest.M
     grader = Scripted(lambda call, text: AWAY)
     patient = Patient(grader, Recorder().channel)
     for _ in range(2):
-        with pytest.raises(GraderAway, match="could not be reached"):
+        with pytest.raises(GraderAwayError, match="could not be reached"):
             patient.grade(samples("ab"))
         asked = len(grader.calls)
     assert asked == len(grader.calls) > 2
@@ -97,7 +97,7 @@ def test_a_server_that_grades_some_each_time_is_slow_and_not_away(monkeypatch: p
 def test_who_asks_the_run_to_stop_waits_for_nothing() -> None:
     recorder = Recorder()
     threading.Timer(0.1, recorder.channel.stop).start()
-    with pytest.raises(GraderAway):
+    with pytest.raises(GraderAwayError):
         Patient(Scripted(lambda call, text: AWAY), recorder.channel).grade(samples("a"))
 
 

@@ -24,5 +24,5 @@ def test_a_model_that_samples_otherwise_than_it_is_trained_is_refused_before_the
     monkeypatch.setattr(TransformersEngine, "_leaves_out_padding", lambda self: True)
     code, recorder = execute(spec)
     assert code == ExitCode.USER_ERROR
-    assert recorder.failure().code == "weights_parted"
+    assert recorder.failure().code == "weights_out_of_sync"
     assert recorder.metrics() == {}

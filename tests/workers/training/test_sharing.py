@@ -90,7 +90,7 @@ def test_a_model_with_positions_of_its_own_shares_none(
 
     def overlooking(batch: MicroBatch) -> torch.Tensor:
         mask = {} if batch.layout is None else {"attention_mask": batch.layout.attention_mask()}
-        states: torch.Tensor = loaded.trunk(batch.input_ids, **mask)
+        states: torch.Tensor = loaded.backbone(batch.input_ids, **mask)
         return states.flatten(0, 1)[batch.positions]
 
     assert longest_shared(loaded.model, overlooking) == 0

@@ -12,7 +12,7 @@ from tests.workers.training import tiny
 from workers.rollouts.engine import Rollout, Sampling
 from workers.rollouts.transformers import TransformersEngine
 from workers.training import policy, update
-from workers.training.batch import Trained
+from workers.training.batch import TrainingSample
 from workers.training.errors import RunError
 from workers.training.policy import Policy
 
@@ -28,19 +28,19 @@ def load(tmp_path: Path, family: str = "qwen3") -> Policy:
     return policy.load(tiny.save(tmp_path / family, family), torch.device("cpu"))
 
 
-def sampled(loaded: Policy, length: int = 10) -> list[list[Trained]]:
+def sampled(loaded: Policy, length: int = 10) -> list[list[TrainingSample]]:
     """Groups of answers that the policy gave, with advantages of both signs."""
     engine = TransformersEngine(loaded.model, loaded.stop_ids, loaded.context_length)
     groups = engine.generate(PROMPTS, 4, Sampling(1.0, length, seed=1))
     values = (1.5, -0.5, -1.0, 0.25)
     return [
-        [Trained(prompt, rollout, value) for rollout, value in zip(group, values, strict=True)]
+        [TrainingSample(prompt, rollout, value) for rollout, value in zip(group, values, strict=True)]
         for prompt, group in zip(PROMPTS, groups, strict=True)
     ]
 
 
 def train(
-    loaded: Policy, groups: Sequence[Sequence[Trained]], h: ResolvedHyperparameters, updates: int = 1
+    loaded: Policy, groups: Sequence[Sequence[TrainingSample]], h: ResolvedHyperparameters, updates: int = 1
 ) -> tuple[update.Numbers, list[Tensor]]:
     """The numbers of the last update and the gradients it was made of, which no clipping changed."""
     optimizer = update.make_optimizer(loaded, h)
@@ -130,7 +130,7 @@ def test_numbers_that_are_not_finite_end_the_run_before_the_weights_change(
     loaded = load(tmp_path)
     before = [parameter.clone() for parameter in loaded.model.parameters()]
     # Ten such losses are more than float32 holds; three are not, but their gradient is.
-    groups = [[Trained([5, 6], Rollout(tokens, [-1.0] * len(tokens), "stop"), 1e38)]]
+    groups = [[TrainingSample([5, 6], Rollout(tokens, [-1.0] * len(tokens), "stop"), 1e38)]]
     with pytest.raises(RunError) as caught:
         train(loaded, groups, hyperparameters(kl_bound=10.0))
     assert caught.value.code == code

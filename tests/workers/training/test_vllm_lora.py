@@ -11,10 +11,10 @@ from service.jobs.spec import Hyperparameters, resolve
 from tests.workers.training import tiny
 from workers.demo import make_tokenizer
 from workers.rollouts.engine import Sampling
-from workers.rollouts.probe import WeightsPartedError
+from workers.rollouts.probe import WeightsOutOfSyncError
 from workers.rollouts.vllm import VLLMEngine
 from workers.training import policy, sampler, update
-from workers.training.batch import Trained
+from workers.training.batch import TrainingSample
 from workers.training.data import Prompt
 from workers.training.lora import Lora
 from workers.training.policy import Policy
@@ -79,7 +79,7 @@ def test_after_an_update_vllm_follows_the_adapter_and_leaves_the_base(made: Samp
     for step in (1, 2):
         rollouts = made.engine.generate(PROMPTS, 4, Sampling(1.0, 8, seed=step))
         groups = [
-            [Trained(prompt, each, value) for each, value in zip(group, (1.5, -0.5, -1.0, 0.0), strict=True)]
+            [TrainingSample(prompt, each, value) for each, value in zip(group, (1.5, -0.5, -1.0, 0.0), strict=True)]
             for prompt, group in zip(PROMPTS, rollouts, strict=True)
         ]
         batches = update.plan(groups, made.policy, H)
@@ -96,5 +96,5 @@ def test_an_update_that_was_not_pushed_is_noticed(made: Sampler, monkeypatch: py
             if parameter.requires_grad:
                 parameter.mul_(1.5)
     monkeypatch.setattr(VLLMEngine, "sync_adapter", lambda engine, config, tensors: engine.version + 1)
-    with pytest.raises(WeightsPartedError, match="after push"):
+    with pytest.raises(WeightsOutOfSyncError, match="after push"):
         made.push()

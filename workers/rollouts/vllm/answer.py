@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from workers.rollouts.engine import NonFiniteLogits, Rollout
-from workers.rollouts.grammar import Broken
+from workers.rollouts.engine import NonFiniteLogitsError, Rollout
+from workers.rollouts.grammar import GrammarFailedError
 from workers.rollouts.top_log_probs import TopLogProbs
 
 
@@ -30,7 +30,7 @@ class Answer:
     finish_reason: str | None = None
 
     def add(self, output: Any) -> None:
-        """Take an ``EngineCoreOutput``. Raises ``Broken`` or ``RuntimeError`` where vLLM gave the request up."""
+        """Take an ``EngineCoreOutput``. Raises ``GrammarFailedError`` or ``RuntimeError`` where vLLM gave it up."""
         self.token_ids.extend(output.new_token_ids)
         if output.new_logprobs is not None:
             self.ids.append(output.new_logprobs.logprob_token_ids)
@@ -40,7 +40,7 @@ class Answer:
         if output.finish_reason is not None:
             self.finish_reason = str(output.finish_reason)
             if self.held and self.finish_reason == "error":
-                raise Broken("The answer could not be held to the JSON schema. Make it simpler.")
+                raise GrammarFailedError("The answer could not be held to the JSON schema. Make it simpler.")
             if self.finish_reason not in ("stop", "length"):
                 raise RuntimeError(f"a request ended with {self.finish_reason!r}")
 
@@ -49,10 +49,10 @@ class Answer:
         return [value for part in self.prompt_log_probs for value in part.tolist()]
 
     def rollout(self, version: int, *, top: bool) -> Rollout:
-        """The finished answer, with its most likely tokens where ``top``. Raises ``NonFiniteLogits``."""
+        """The finished answer, with its most likely tokens where ``top``. Raises ``NonFiniteLogitsError``."""
         ids, log_probs = np.concatenate(self.ids), np.concatenate(self.log_probs)  # [n, 1 + K]
         if not np.isfinite(log_probs[:, 0]).all():
-            raise NonFiniteLogits("The model's logits are NaN or infinite.")
+            raise NonFiniteLogitsError("The model's logits are NaN or infinite.")
         return Rollout(
             self.token_ids,
             log_probs[:, 0].tolist(),

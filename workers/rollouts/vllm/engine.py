@@ -15,8 +15,8 @@ from torch import Tensor
 
 from service.jobs.spec import LOWEST_VLLM_TEMPERATURE
 from workers.rollouts.engine import Rollout, RolloutEngine, Sampling
-from workers.rollouts.errors import EngineDied, PromptsTooLong, StaleWeights
-from workers.rollouts.grammar import Broken
+from workers.rollouts.errors import EngineDiedError, PromptsTooLongError, StaleWeightsError
+from workers.rollouts.grammar import GrammarFailedError
 from workers.rollouts.vllm.answer import Answer
 from workers.rollouts.vllm.ends import end_with
 from workers.rollouts.vllm.start import GRAMMARS, EngineSettings, start
@@ -36,7 +36,7 @@ class VLLMEngine(RolloutEngine):
         stop_ids: tokens that end an answer.
 
     Raises:
-        EngineUnavailable: vLLM does not start.
+        EngineUnavailableError: vLLM does not start.
     """
 
     def __init__(self, model_path: Path, stop_ids: Sequence[int], settings: EngineSettings) -> None:
@@ -67,11 +67,11 @@ class VLLMEngine(RolloutEngine):
         token may still turn out differently in another batch where two are equally likely to the last bit.
 
         Raises:
-            NonFiniteLogits: the weights are beyond repair.
-            PromptsTooLong: names the rows.
-            StaleWeights: the last push did not complete.
-            EngineDied: vLLM failed.
-            Broken: an answer can be held to the grammar no further.
+            NonFiniteLogitsError: the weights are beyond repair.
+            PromptsTooLongError: names the rows.
+            StaleWeightsError: the last push did not complete.
+            EngineDiedError: vLLM failed.
+            GrammarFailedError: an answer can be held to the grammar no further.
             ValueError: token ids outside the vocabulary, a temperature that vLLM would change, or a grammar that would
                 have to begin behind the model's reasoning.
         """
@@ -114,8 +114,8 @@ class VLLMEngine(RolloutEngine):
         A tied output layer may be named or not. Returns the new version.
 
         Raises:
-            StaleWeights: parameters that got no weights; nothing is sampled until a push completes.
-            EngineDied: vLLM failed.
+            StaleWeightsError: parameters that got no weights; nothing is sampled until a push completes.
+            EngineDiedError: vLLM failed.
         """
         if self._settings.lora_rank:
             raise ValueError("named_weights: this engine was started for adapters; use sync_adapter")
@@ -124,7 +124,7 @@ class VLLMEngine(RolloutEngine):
             "receive_weights", weights=_with_tied_output(named_weights) if self._tied else named_weights
         )
         if missing:
-            raise StaleWeights(f"These parameters of the engine's model got no weights: {', '.join(missing[:8])}.")
+            raise StaleWeightsError(f"These parameters of the engine's model got no weights: {', '.join(missing[:8])}.")
         return self._pushed()
 
     def sync_adapter(self, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> int:
@@ -135,8 +135,8 @@ class VLLMEngine(RolloutEngine):
             tensors: its weights by name (``get_peft_model_state_dict``).
 
         Raises:
-            StaleWeights: modules that vLLM cannot adapt; nothing is sampled until a push completes.
-            EngineDied: vLLM failed.
+            StaleWeightsError: modules that vLLM cannot adapt; nothing is sampled until a push completes.
+            EngineDiedError: vLLM failed.
         """
         from vllm.lora.request import LoRARequest
 
@@ -146,7 +146,7 @@ class VLLMEngine(RolloutEngine):
         number = self.version + 1
         refused = self._call("receive_adapter", number=number, config=config, tensors=tensors)
         if refused or self._core.list_loras() != {number}:
-            raise StaleWeights(f"vLLM cannot adapt these modules of the model: {', '.join(refused[:8])}.")
+            raise StaleWeightsError(f"vLLM cannot adapt these modules of the model: {', '.join(refused[:8])}.")
         # Were the adapter ever evicted, vLLM would look for this folder and fail, rather than sample without it.
         self._adapter = LoRARequest(f"push-{number}", number, lora_path=f"/nonexistent/adapter-push-{number}")
         return self._pushed()
@@ -175,7 +175,7 @@ class VLLMEngine(RolloutEngine):
 
     def _pushed(self) -> int:
         if not self._engine.reset_prefix_cache():
-            raise StaleWeights("The prefix cache of the old weights could not be reset.")
+            raise StaleWeightsError("The prefix cache of the old weights could not be reset.")
         self._unusable = None
         self.version += 1
         return self.version
@@ -192,17 +192,17 @@ class VLLMEngine(RolloutEngine):
     def _check(self, prompts: Sequence[Sequence[int]]) -> None:
         self._refuse_dead()
         if self._unusable:
-            raise StaleWeights(f"The engine has nothing to sample from: {self._unusable}.")
+            raise StaleWeightsError(f"The engine has nothing to sample from: {self._unusable}.")
         lengths = [len(prompt) for prompt in prompts]
         if any(length >= self._settings.context_length for length in lengths):
-            raise PromptsTooLong(lengths, self._settings.context_length)
+            raise PromptsTooLongError(lengths, self._settings.context_length)
         for row, prompt in enumerate(prompts):
             if not prompt or min(prompt) < 0 or max(prompt) >= self._vocabulary_size:
                 raise ValueError(f"prompts: row {row} is empty or has ids outside 0 to {self._vocabulary_size - 1}")
 
     def _refuse_dead(self) -> None:
         if self._dead:
-            raise EngineDied(f"vLLM takes no more work: {self._dead}.")
+            raise EngineDiedError(f"vLLM takes no more work: {self._dead}.")
 
     def _parameters(self, sampling: Sampling, prompt_length: int, prompt: int, sample: int) -> Any:
         from vllm import SamplingParams
@@ -283,13 +283,13 @@ class _Dying:
         return None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: Any) -> None:
-        if error is None or isinstance(error, StaleWeights | Broken):
+        if error is None or isinstance(error, StaleWeightsError | GrammarFailedError):
             return
         reason = " ".join(str(error).split()) or type(error).__name__
         self._engine._dead = reason[:600]
         # Out of memory has a remedy of its own, which the loop names.
         if isinstance(error, Exception) and not isinstance(error, torch.OutOfMemoryError):
-            raise EngineDied(
+            raise EngineDiedError(
                 f"vLLM died at work: {reason[:600]} The checkpoints so far are kept. If it happens again, lower "
                 'max_completion_tokens or batch_size, or run the job with rollout_engine "transformers".'
             ) from error
@@ -314,5 +314,7 @@ def _with_tied_output(weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[s
         yield name, tensor
     if not named:
         if len(tied) != 1:
-            raise StaleWeights("named_weights: the output layer is tied to the embeddings, and neither is among them.")
+            raise StaleWeightsError(
+                "named_weights: the output layer is tied to the embeddings, and neither is among them."
+            )
         yield "lm_head.weight", tied[0]

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from workers.rollouts.errors import EngineUnavailable
+from workers.rollouts.errors import EngineUnavailableError
 
 GRAMMARS = "guidance"
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -61,7 +61,7 @@ def start(model_path: Path, settings: EngineSettings) -> Any:
     """A ``vllm.v1.engine.llm_engine.LLMEngine`` on the model folder.
 
     Raises:
-        EngineUnavailable: vLLM is not installed, or does not start; names the settings that bound its memory.
+        EngineUnavailableError: vLLM is not installed, or does not start; names the settings that bound its memory.
     """
     os.environ.update(_ENVIRONMENT)
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -70,7 +70,7 @@ def start(model_path: Path, settings: EngineSettings) -> Any:
         from vllm.platforms import current_platform
         from vllm.v1.engine.llm_engine import LLMEngine
     except ImportError as error:
-        raise EngineUnavailable(
+        raise EngineUnavailableError(
             f"vLLM cannot be imported ({error}). Install it: pip install 'troll-rft[vllm]', or run the job with "
             'rollout_engine "transformers".'
         ) from error
@@ -81,7 +81,7 @@ def start(model_path: Path, settings: EngineSettings) -> Any:
         with _process_kept():
             return LLMEngine.from_engine_args(EngineArgs(**_arguments(model_path, settings, current_platform.is_cpu())))
     except Exception as error:
-        raise EngineUnavailable(_why_not(model_path, settings, error)) from error
+        raise EngineUnavailableError(_why_not(model_path, settings, error)) from error
 
 
 def _arguments(model_path: Path, settings: EngineSettings, cpu: bool) -> dict[str, Any]:

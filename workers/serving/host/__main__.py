@@ -39,7 +39,7 @@ def main(descriptor: int, options: Options) -> int:
 
     try:
         engine, ready = loading.load(options)
-    except loading.CannotLoad as error:
+    except loading.ModelLoadError as error:
         connection.sendall(lines.encode(lines.Unloadable(failed=error.failure)))
         return 1
     connection.sendall(lines.encode(ready))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from workers.serving.host.engine import Refused
+from workers.serving.host.engine import RequestRefusedError
 
 WEIGHTS = "adapter_model.safetensors"
 KEPT = 8
@@ -21,17 +21,17 @@ class Adapters:
         self._active: Path | None = None
 
     def load(self, folder: Path) -> None:
-        """Have the adapter in ``folder`` in memory. Raises ``Refused`` when it does not fit the model."""
+        """Have the adapter in ``folder`` in memory. Raises ``RequestRefusedError`` when it does not fit the model."""
         if folder in self._loaded:
             self._loaded.move_to_end(folder)
             return
         if not (folder / WEIGHTS).is_file():
-            raise Refused(f"The adapter lacks {WEIGHTS}, the only file its weights are read from.", "model")
+            raise RequestRefusedError(f"The adapter lacks {WEIGHTS}, the only file its weights are read from.", "model")
         name = f"a{hashlib.sha256(str(folder).encode()).hexdigest()[:16]}"
         try:
             self._model.load_adapter(str(folder), adapter_name=name)
         except (OSError, ValueError, RuntimeError, KeyError) as error:
-            raise Refused(
+            raise RequestRefusedError(
                 f"The adapter does not load onto its base model: {error}", "model", "invalid_model"
             ) from error
         self._model.enable_adapters()

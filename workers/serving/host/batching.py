@@ -20,11 +20,11 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from service.inference.wire import Sampling
-from workers.bounded.grammars import Unsupported
-from workers.rollouts.grammar import Grammar, Grammars, Unconstrainable
+from workers.bounded.grammars import UnsupportedSchemaError
+from workers.rollouts.grammar import Grammar, Grammars, UnconstrainableError
 from workers.serving.host.adapters import Adapters
 from workers.serving.host.decoder import Decoder
-from workers.serving.host.engine import Engine, Key, Refused, Request, Token
+from workers.serving.host.engine import Engine, Key, Request, RequestRefusedError, Token
 from workers.serving.host.sampling import Chooser, choose, score
 from workers.training.policy import context_length
 
@@ -95,11 +95,11 @@ class BatchingEngine(Engine):
             return None
         try:
             return self._grammars.of(sampling.json_schema)
-        except Unconstrainable as error:
-            raise Refused(str(error), "response_format") from error
-        except Unsupported as error:
+        except UnconstrainableError as error:
+            raise RequestRefusedError(str(error), "response_format") from error
+        except UnsupportedSchemaError as error:
             message = f"This JSON schema is not supported: {error}"
-            raise Refused(message, "response_format", "invalid_json_schema") from error
+            raise RequestRefusedError(message, "response_format", "invalid_json_schema") from error
 
     def add(self, request: Request) -> None:
         if request.adapter is not None:

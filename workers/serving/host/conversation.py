@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from service.inference.wire import HOLD_SECONDS, End, Event, Failed, Question, Started, merged
-from workers.rollouts.engine import NonFiniteLogits
+from workers.rollouts.engine import NonFiniteLogitsError
 from workers.serving import lines
 from workers.serving.host import prompts as making
-from workers.serving.host.engine import Engine, Key, Refused, Request
+from workers.serving.host.engine import Engine, Key, Request, RequestRefusedError
 from workers.serving.host.vocabulary import Vocabulary
 from workers.serving.host.writer import Writer
 
@@ -91,7 +91,7 @@ class Conversations:
         """What the next token of each choice makes certain. Failures that end the engine end the process."""
         try:
             tokens = self._engine.step()
-        except NonFiniteLogits as error:
+        except NonFiniteLogitsError as error:
             return self._fail_all("non_finite_logits", f"{error} The model is beyond repair.")
         said: dict[str, list[Event]] = {}
         for token in tokens:
@@ -137,7 +137,7 @@ class Conversations:
                 )
                 read.requests.append(request)
                 read.writers.update({key.choice: Writer(key.choice, self._vocabulary, manner) for key in keys})
-        except Refused as error:
+        except RequestRefusedError as error:
             return Read(question, [], {}, _failed(error))
         except Exception as error:
             log.exception("%s cannot be read", question.id)
@@ -152,7 +152,7 @@ class Conversations:
         try:
             for request in read.requests:
                 self._engine.add(request)
-        except Refused as error:
+        except RequestRefusedError as error:
             self._engine.drop([Key(question.id, choice) for choice in range(question.choices)])
             return _failed(error)
         self._writers[question.id] = read.writers
@@ -178,5 +178,5 @@ class Conversations:
         return said
 
 
-def _failed(refused: Refused) -> Failed:
+def _failed(refused: RequestRefusedError) -> Failed:
     return Failed(status=400, code=refused.code, message=refused.message, param=refused.param)

@@ -48,7 +48,7 @@ class Token:
     """Why the answer fails, instead of a token; nothing follows."""
 
 
-class Refused(Exception):
+class RequestRefusedError(Exception):
     """A request that cannot be served as it is. ``param`` is the field of the HTTP request."""
 
     def __init__(self, message: str, param: str | None, code: str = "invalid_value") -> None:
@@ -66,11 +66,14 @@ class Engine(ABC):
 
     @abstractmethod
     def grammar(self, sampling: Sampling, prompt: Sequence[int]) -> Any:
-        """What holds answers to ``prompt`` to the schema, for ``Request``; called in any thread. Raises ``Refused``."""
+        """What holds answers to ``prompt`` to the schema, for ``Request``. Raises ``RequestRefusedError``.
+
+        May be called in any thread.
+        """
 
     @abstractmethod
     def add(self, request: Request) -> None:
-        """Take a request; its tokens come from ``step``. Raises ``Refused``."""
+        """Take a request; its tokens come from ``step``. Raises ``RequestRefusedError``."""
 
     @abstractmethod
     def drop(self, keys: Sequence[Key]) -> None:

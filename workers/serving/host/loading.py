@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from service.inference.wire import Failed
-from workers.rollouts.errors import EngineUnavailable
+from workers.rollouts.errors import EngineUnavailableError
 from workers.serving import memory
 from workers.serving.host.engine import Engine
 from workers.serving.host.tools import can_call
@@ -19,14 +19,14 @@ MAX_REASON = 500
 log = logging.getLogger(__name__)
 
 
-class CannotLoad(Exception):
+class ModelLoadError(Exception):
     def __init__(self, status: int, code: str, message: str) -> None:
         super().__init__(message)
         self.failure = Failed(status=status, code=code, message=message, param="model")
 
 
 def load(options: Options) -> tuple[Engine, Ready]:
-    """The engine and what its model takes. Raises ``CannotLoad``."""
+    """The engine and what its model takes. Raises ``ModelLoadError``."""
     folder = Path(options.model_path)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     total = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else memory.machine()
@@ -45,18 +45,18 @@ def load(options: Options) -> tuple[Engine, Ready]:
         engine = BatchingEngine(model.to(device).eval(), tokenizer, policy.stop_ids(folder, tokenizer))
         return engine, _ready(engine, weights, total)
     except RunError as error:
-        raise CannotLoad(400, error.code, str(error)) from error
-    except EngineUnavailable as error:
-        raise CannotLoad(503, "engine_unavailable", str(error)) from error
+        raise ModelLoadError(400, error.code, str(error)) from error
+    except EngineUnavailableError as error:
+        raise ModelLoadError(503, "engine_unavailable", str(error)) from error
     except torch.OutOfMemoryError as error:
-        raise CannotLoad(503, "out_of_memory", "There is not enough free GPU memory to load the model.") from error
+        raise ModelLoadError(503, "out_of_memory", "There is not enough free GPU memory to load the model.") from error
     except MemoryError as error:
-        raise CannotLoad(503, "out_of_memory", "There is not enough free memory to load the model.") from error
+        raise ModelLoadError(503, "out_of_memory", "There is not enough free memory to load the model.") from error
     except Exception as error:
         # What transformers raises over a folder that is not as it expects is of every kind.
         log.exception("%s cannot be loaded", folder)
         message = f"The model's folder cannot be loaded: {type(error).__name__}: {str(error)[:MAX_REASON]}"
-        raise CannotLoad(400, "invalid_model", message) from error
+        raise ModelLoadError(400, "invalid_model", message) from error
 
 
 def _ready(engine: Engine, used: int, total: int) -> Ready:

@@ -3,17 +3,19 @@
 from transformers import PreTrainedTokenizerBase
 
 from service.inference.wire import Question
-from workers.serving.host.engine import Engine, Refused
+from workers.serving.host.engine import Engine, RequestRefusedError
 from workers.serving.host.writer import Manner
 
 
 def prompts(question: Question, text: str | None, engine: Engine) -> list[list[int]]:
     """The prompts' token ids; ``text`` is what the model is shown of a chat.
 
-    Raises ``Refused`` for them, and for biases on tokens that are none.
+    Raises ``RequestRefusedError`` for them, and for biases on tokens that are none.
     """
     if max(question.sampling.logit_bias, default=0) >= engine.vocabulary_size:
-        raise Refused(f"Token ids must be below {engine.vocabulary_size}, the size of the vocabulary.", "logit_bias")
+        raise RequestRefusedError(
+            f"Token ids must be below {engine.vocabulary_size}, the size of the vocabulary.", "logit_bias"
+        )
     if question.chat is not None:
         ids = encode(text or "", engine.tokenizer, special=engine.tokenizer.chat_template is None)
         return [_checked(ids, engine, "messages", given=False)]
@@ -57,20 +59,22 @@ def max_tokens(question: Question, prompt: list[int], engine: Engine) -> int:
 def _checked(prompt: list[int], engine: Engine, param: str, *, given: bool) -> list[int]:
     """``prompt``, whose ids were ``given``, or are the tokenizer's."""
     if not prompt:
-        raise Refused("The prompt has no tokens.", param)
+        raise RequestRefusedError("The prompt has no tokens.", param)
     if max(prompt) >= engine.vocabulary_size and given:
-        raise Refused(f"Token ids must be below {engine.vocabulary_size}, the size of the vocabulary.", param)
+        raise RequestRefusedError(
+            f"Token ids must be below {engine.vocabulary_size}, the size of the vocabulary.", param
+        )
     if max(prompt) >= engine.vocabulary_size:
         name = engine.tokenizer.convert_ids_to_tokens(max(prompt))
         message = (
             f"The model's folder cannot be used with this: its tokenizer has a token {name!r} beyond the "
             f"{engine.vocabulary_size} of the model's vocabulary, and the prompt contains it."
         )
-        raise Refused(message, "model", "invalid_model")
+        raise RequestRefusedError(message, "model", "invalid_model")
     if len(prompt) >= engine.context_length:
         message = (
             f"This model's context is {engine.context_length} tokens; the prompt has {len(prompt)}, and an answer "
             "needs room too."
         )
-        raise Refused(message, param, "context_length_exceeded")
+        raise RequestRefusedError(message, param, "context_length_exceeded")
     return prompt

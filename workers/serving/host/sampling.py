@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from service.inference.wire import Sampling
-from workers.rollouts.engine import NonFiniteLogits
+from workers.rollouts.engine import NonFiniteLogitsError
 from workers.rollouts.grammar import Constraint
 from workers.training import seeds
 
@@ -65,9 +65,9 @@ class Chooser:
 
 
 def choose(logits: Tensor, choosers: Sequence[Chooser]) -> list[int]:
-    """A token for each row of ``logits`` ``[R, V]``. Raises ``NonFiniteLogits``."""
+    """A token for each row of ``logits`` ``[R, V]``. Raises ``NonFiniteLogitsError``."""
     if bool(logits.isnan().any()):
-        raise NonFiniteLogits("The model's logits are NaN.")
+        raise NonFiniteLogitsError("The model's logits are NaN.")
     if any(chooser.adjusts for chooser in choosers):
         logits = logits.clone()
         for row, chooser in enumerate(choosers):

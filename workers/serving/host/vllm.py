@@ -8,9 +8,9 @@ from typing import Any
 
 from service.inference.wire import Sampling
 from workers.answers import TokenReader, marks
-from workers.rollouts.errors import EngineUnavailable
+from workers.rollouts.errors import EngineUnavailableError
 from workers.rollouts.vllm.ends import end_with
-from workers.serving.host.engine import Engine, Key, Refused, Request, Token
+from workers.serving.host.engine import Engine, Key, Request, RequestRefusedError, Token
 from workers.serving.lines import Options
 from workers.training import policy, seeds
 
@@ -23,7 +23,7 @@ LOWEST_TOP_P = 1e-6
 
 
 class VLLMServingEngine(Engine):
-    """One model in vLLM. Raises ``EngineUnavailable`` when vLLM does not start, ``RunError`` for an unusable folder."""
+    """One model in vLLM. Raises ``EngineUnavailableError`` where vLLM does not start, ``RunError`` for a bad folder."""
 
     def __init__(self, folder: Path, options: Options) -> None:
         policy.check_folder(folder)
@@ -40,7 +40,9 @@ class VLLMServingEngine(Engine):
 
     def grammar(self, sampling: Sampling, prompt: Sequence[int]) -> None:
         if sampling.json_schema is not None and not TokenReader(self._marks, prompt).says:
-            raise Refused("vLLM cannot hold a model that reasons first to a schema here.", "response_format")
+            raise RequestRefusedError(
+                "vLLM cannot hold a model that reasons first to a schema here.", "response_format"
+            )
 
     def add(self, request: Request) -> None:
         adapter = None if request.adapter is None else self._adapter(request.adapter)
@@ -53,7 +55,7 @@ class VLLMServingEngine(Engine):
                 )
             except ValueError as error:
                 self.drop(request.keys)
-                raise Refused(f"vLLM refuses this request: {error}", _blamed(request.sampling)) from error
+                raise RequestRefusedError(f"vLLM refuses this request: {error}", _blamed(request.sampling)) from error
             self._running[name] = (key, request.sampling)
 
     def drop(self, keys: Sequence[Key]) -> None:
@@ -137,7 +139,7 @@ def _blamed(sampling: Sampling) -> str | None:
 
 
 def _start(folder: Path, options: Options) -> Any:
-    """A ``vllm.v1.engine.llm_engine.LLMEngine``. Raises ``EngineUnavailable``."""
+    """A ``vllm.v1.engine.llm_engine.LLMEngine``. Raises ``EngineUnavailableError``."""
     # A self-hosted service reports to nobody; one process is enough, and ends when it is killed.
     os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1", "VLLM_DO_NOT_TRACK": "1"}
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -146,7 +148,7 @@ def _start(folder: Path, options: Options) -> Any:
         from vllm.platforms import current_platform
         from vllm.v1.engine.llm_engine import LLMEngine
     except ImportError as error:
-        raise EngineUnavailable(
+        raise EngineUnavailableError(
             f"vLLM cannot be imported ({error}). Install it (pip install 'troll-rft[vllm]'), or set "
             "TROLL_SERVING_ENGINE=transformers."
         ) from error
@@ -177,7 +179,7 @@ def _start(folder: Path, options: Options) -> Any:
         return LLMEngine.from_engine_args(EngineArgs(**arguments))
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise EngineUnavailable(
+        raise EngineUnavailableError(
             f"vLLM does not start on {folder.name}: {reason[:600]} If it is short of memory, raise "
             "TROLL_SERVING_MEMORY_SHARE; if it does not know the model, set TROLL_SERVING_ENGINE=transformers."
         ) from error

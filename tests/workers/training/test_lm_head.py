@@ -8,7 +8,7 @@ import torch
 from tests.workers.training import tiny
 from tests.workers.training.test_update import hyperparameters, sampled, train
 from workers.training import objective, policy, update
-from workers.training.output_layer import LogitTransform, recognise
+from workers.training.lm_head import LogitTransform, recognise
 from workers.training.policy import Policy
 
 SHAPED = {
@@ -51,7 +51,7 @@ def test_the_loss_from_hidden_states_is_the_loss_from_the_models_logits(
     groups = sampled(fused)
     monkeypatch.setattr(policy, "recognise", lambda model: None)
     whole = load(tmp_path, family)
-    assert (fused.output is None, whole.output is None) == (False, True)
+    assert (fused.lm_head is None, whole.lm_head is None) == (False, True)
     (numbers, gradients), (expected, wanted) = (train(each, groups, h, updates=2) for each in (fused, whole))
     assert numbers["policy_loss"] == pytest.approx(expected["policy_loss"], rel=1e-5, abs=1e-6)
     for ours, theirs in zip(gradients, wanted, strict=True):
@@ -74,6 +74,6 @@ def test_no_logits_of_a_whole_batch_are_made(tmp_path: Path) -> None:
     def fail(*_: object) -> None:
         raise AssertionError("the output layer was called")
 
-    assert loaded.output is not None
-    loaded.output.register_forward_hook(fail)
+    assert loaded.lm_head is not None
+    loaded.lm_head.register_forward_hook(fail)
     train(loaded, groups, hyperparameters())

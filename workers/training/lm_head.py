@@ -37,21 +37,21 @@ class LogitTransform:
 @torch.no_grad()
 def recognise(model: PreTrainedModel) -> tuple[nn.Linear, LogitTransform] | None:
     """The output layer and what follows it; None where the model does something else."""
-    output = model.get_output_embeddings()
-    if not isinstance(output, nn.Linear) or model.base_model is model:
+    lm_head = model.get_output_embeddings()
+    if not isinstance(lm_head, nn.Linear) or model.base_model is model:
         return None
-    probe = torch.arange(PROBE_TOKENS, device=model.device).unsqueeze(0) % output.out_features
+    probe = torch.arange(PROBE_TOKENS, device=model.device).unsqueeze(0) % lm_head.out_features
     expected = model(probe).logits
     states = getattr(model.base_model(probe), "last_hidden_state", None)
-    if states is None or states.shape[-1] != output.in_features or states.dtype != output.weight.dtype:
+    if states is None or states.shape[-1] != lm_head.in_features or states.dtype != lm_head.weight.dtype:
         return None
-    plain = output(states)
+    plain = lm_head(states)
     if torch.equal(plain, expected):
-        return output, LogitTransform()
+        return lm_head, LogitTransform()
     room = ROUNDINGS * torch.finfo(expected.dtype).eps * float(expected.abs().max())
     for transform in _announced(model.config.get_text_config()):
         if float((transform(plain.float()) - expected.float()).abs().max()) <= room:
-            return output, transform
+            return lm_head, transform
     return None
 
 
