@@ -10,7 +10,7 @@ PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-comp
 INSTALL = $(PYTHON) -m venv .venv && $(PIP) -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint bench
+.PHONY: help setup demo test test-fast fuzz lint bench
 
 help: ## Say what each command does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-9s %s\n", $$1, $$2}'
@@ -33,6 +33,9 @@ test: .venv/.ready-dev ## Run the whole suite; it starts the servers it needs
 
 test-fast: .venv/.ready-dev ## Run the tests that need no server, jail, vLLM, GPU or torch (under a minute)
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 -m "not (db or vllm or gpu or e2e)" $(FAST)
+
+fuzz: .venv/.ready-dev ## Run the tests that make up their own examples, long and with random ones
+	@HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest -n auto --maxprocesses 4 --timeout 0 -m hypothesis
 
 lint: .venv/.ready-dev ## Check style, types and import rules
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports

@@ -19,6 +19,8 @@ import psycopg
 import pytest
 import redis
 from fastapi.testclient import TestClient
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis
 
 from service.core import broker, db, live
 from service.embedded import servers as embedded
@@ -34,6 +36,13 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 OUTSIDE = ("DATABASE_URL", "DATABASE_OWNER_URL", "REDIS_URL")
+
+# The suite tries the same examples in every run; ``make fuzz`` tries others, many more of them.
+hypothesis.register_profile("suite", derandomize=True, deadline=None, database=None)
+hypothesis.register_profile(
+    "fuzz", deadline=None, max_examples=2000, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
+)
+hypothesis.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
 
 TESTS = Path(__file__).parent
 SERVERS = frozenset({"servers", "stack"})
