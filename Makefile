@@ -1,15 +1,19 @@
 PYTHON ?= python3
 BIN := .venv/bin
 BENCHMARKS = $(filter-out report __init__,$(notdir $(basename $(wildcard benchmarks/*.py))))
+# Tests that import no torch and start no jails.
+FAST = tests/service --ignore tests/service/cli/test_check.py \
+	$(patsubst %,tests/workers/graders/test_%.py,addresses graders notation programs text_similarity) \
+	tests/workers/test_outcome.py tests/test_docs.py tests/test_compose.py
 # By the interpreter and not by scripts, which hold the path of the folder that they were made in.
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 INSTALL = $(PYTHON) -m venv .venv && $(PIP) -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench
+.PHONY: help setup demo test test-fast fuzz lint bench
 
 help: ## Say what each command does
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-6s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-9s %s\n", $$1, $$2}'
 
 # No wheel brings a Redis for newer ones.
 define REDIS_IS_THERE
@@ -26,6 +30,12 @@ demo: setup ## Start the whole stack, teach a tiny model additions, show it befo
 
 test: .venv/.ready-dev ## Run the whole suite; it starts the servers it needs
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+
+test-fast: .venv/.ready-dev ## Run the tests that need no server, jail, vLLM, GPU or torch (under a minute)
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 -m "not (db or vllm or gpu or e2e)" $(FAST)
+
+fuzz: .venv/.ready-dev ## Run the tests that make up their own examples, long and with random ones
+	@HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest -n auto --maxprocesses 4 --timeout 0 -m hypothesis
 
 lint: .venv/.ready-dev ## Check style, types and import rules
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports

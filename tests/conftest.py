@@ -19,6 +19,8 @@ import psycopg
 import pytest
 import redis
 from fastapi.testclient import TestClient
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis
 
 from service.core import broker, db, live
 from service.embedded import servers as embedded
@@ -35,6 +37,25 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 OUTSIDE = ("DATABASE_URL", "DATABASE_OWNER_URL", "REDIS_URL")
 
+# The suite tries the same examples in every run; ``make fuzz`` tries others, many more of them.
+hypothesis.register_profile("suite", derandomize=True, deadline=None, database=None)
+hypothesis.register_profile(
+    "fuzz", deadline=None, max_examples=2000, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
+)
+hypothesis.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
+
+TESTS = Path(__file__).parent
+SERVERS = frozenset({"servers", "stack"})
+"""Fixtures that start a PostgreSQL and a Redis."""
+MARKED_BY_PATH = {
+    "vllm": ("workers/rollouts/test_vllm*.py", "workers/training/test_vllm*.py"),
+    "gpu": ("troll/kernels/test_on_gpu.py",),
+    "e2e": ("e2e/test_*.py", "service/embedded/test_stack.py"),
+    # They start servers of their own.
+    "db": ("service/embedded/test_servers.py",),
+}
+"""What the tests of a file need beyond Python, where its path tells."""
+
 
 @dataclass(frozen=True)
 class Key:
@@ -48,6 +69,17 @@ class Key:
 def pytest_configure() -> None:
     # Fixtures are torn down after an interrupt, so being told to end should be one.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests by what they need: ``db`` by their fixtures, the rest by their file."""
+    for item in items:
+        if SERVERS & set(getattr(item, "fixturenames", ())):
+            item.add_marker("db")
+        file = item.path.relative_to(TESTS)
+        for marker, patterns in MARKED_BY_PATH.items():
+            if any(file.match(pattern) for pattern in patterns):
+                item.add_marker(marker)
 
 
 @pytest.fixture(scope="session")

@@ -30,6 +30,9 @@ README = (ROOT / "README.md").read_text()
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
 API = (ROOT / "docs" / "api.md").read_text()
 GRADERS = (ROOT / "docs" / "graders.md").read_text()
+ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text()
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
+SECURITY = (ROOT / "SECURITY.md").read_text()
 
 
 def rows_of(text: str, first_column: str) -> list[list[str]]:
@@ -248,14 +251,50 @@ def test_the_readme_names_every_command() -> None:
 
 
 def test_the_readmes_commands_are_make_targets() -> None:
-    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
-    assert set(re.findall(r"make (\w+)", README)) <= set(targets)
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    named = re.findall(r"\bmake ([a-z]\S*?)[:`\s]", README)
+    named += re.findall(r"`make ([a-z][\w-]*)`", CONTRIBUTING + SECURITY)
+    assert set(named) <= set(targets)
 
 
 def test_links_lead_somewhere() -> None:
-    for text, base in ((README, ROOT), (OPERATIONS, ROOT / "docs"), (API, ROOT / "docs"), (GRADERS, ROOT / "docs")):
-        for target in re.findall(r"\]\(([^)#:]+)\)", text):
+    for text in (README, CONTRIBUTING, SECURITY, OPERATIONS, API, GRADERS, ARCHITECTURE):
+        base = ROOT if text in (README, CONTRIBUTING, SECURITY) else ROOT / "docs"
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
             assert (base / target).exists(), target
+
+
+@pytest.mark.parametrize("text", [CONTRIBUTING, SECURITY], ids=["contributing", "security"])
+def test_headings_that_are_linked_to_are_there(text: str) -> None:
+    for file, anchor in re.findall(r"\]\((?:docs/)?([\w-]+\.md)#([^)]+)\)", text):
+        headings = re.findall(r"^#+ (.+)$", (ROOT / "docs" / file).read_text(), flags=re.MULTILINE)
+        assert anchor in {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}, anchor
+
+
+@pytest.mark.parametrize("text", [ARCHITECTURE, CONTRIBUTING], ids=["architecture", "contributing"])
+def test_modules_and_folders_that_are_named_are_there(text: str) -> None:
+    rooms = "service|workers|troll|migrations|tests|docs|examples|deploy"
+    paths = re.findall(rf"(?<![\w/.-])((?:{rooms})/[\w./-]*)", text)
+    assert len(paths) > 20
+    missing = [path for path in paths if not (ROOT / path.rstrip(".")).exists()]
+    assert not missing
+
+
+@pytest.mark.parametrize("text", [ARCHITECTURE, CONTRIBUTING], ids=["architecture", "contributing"])
+def test_names_that_are_said_to_be_in_a_module_are_in_it(text: str) -> None:
+    named = re.findall(r"`(\w+)` in `([\w/]+\.py)`", text)
+    assert named
+    for name, path in named:
+        nodes = list(ast.walk(ast.parse((ROOT / path).read_text())))
+        made = {target.id for node in nodes for target in targets_of(node)}
+        made |= {node.name for node in nodes if isinstance(node, ast.ClassDef | ast.FunctionDef)}
+        assert name in made, f"{path} has no {name}"
+
+
+def targets_of(node: ast.AST) -> list[ast.Name]:
+    """What a statement gives a value."""
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+    return [target for target in targets if isinstance(target, ast.Name)]
 
 
 def test_the_example_is_a_valid_job() -> None:

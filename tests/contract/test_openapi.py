@@ -29,7 +29,7 @@ from tests.contract.conftest import Server
 from tests.workers.conftest import use_stub
 from workers import supervisor
 
-EXAMPLES = 20
+EXAMPLES = settings().max_examples // 5
 TOLERATED = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]
 load_all_checks()
 CHECKS = [
@@ -99,12 +99,13 @@ def operations() -> list[Any]:
     return [result.ok() for result in schemathesis.openapi.from_dict(create_app().openapi()).get_all_operations()]
 
 
+@pytest.mark.hypothesis
 @pytest.mark.parametrize("operation", operations(), ids=lambda operation: operation.label)
 def test_every_answer_is_a_documented_one(operation: Any, server: Server, seeded: Seeded) -> None:
     requests = st.one_of(operation.as_strategy(generation_mode=mode) for mode in GenerationMode)
 
     @given(case=requests, use_real=st.booleans())
-    @settings(max_examples=EXAMPLES, deadline=None, derandomize=True, database=None, suppress_health_check=TOLERATED)
+    @settings(max_examples=EXAMPLES, suppress_health_check=TOLERATED)
     def check(case: Any, use_real: bool) -> None:
         for name in (case.path_parameters or {}) if use_real else ():
             case.path_parameters[name] = seeded.ids[name]

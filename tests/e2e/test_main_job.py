@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 from openai import OpenAI
 from openai.types.fine_tuning import FineTuningJobEvent
 
@@ -18,7 +17,6 @@ from service.cli.download import download
 from tests.e2e.conftest import JUDGE, JUDGE_USAGE, Stack
 from tests.workers.graders import jails
 
-pytestmark = pytest.mark.e2e
 GUIDE = Path(__file__).parents[2] / "examples" / "hosted_guide.py"
 ENDED = ("succeeded", "failed", "cancelled")
 

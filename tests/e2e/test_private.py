@@ -9,14 +9,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from service import demo
 from tests.e2e.conftest import Stack
 from tests.e2e.test_main_job import wait
 from tests.factories import GRADER
-
-pytestmark = pytest.mark.e2e
 
 MARK = "x7-this-must-not-be-found"
 

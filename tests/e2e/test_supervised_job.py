@@ -3,13 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
-import pytest
-
 from tests import factories
 from tests.e2e.conftest import Stack
 from tests.e2e.test_main_job import assert_told_once_and_in_order, events, wait
-
-pytestmark = pytest.mark.e2e
 
 
 def test_a_supervised_job_learns_and_its_model_is_a_base_for_reinforcement(

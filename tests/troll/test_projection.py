@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -104,7 +104,6 @@ def test_a_path_on_which_every_mass_vanishes() -> None:
     seed=st.integers(0, 10**6),
 )
 @example(size=37, sharp=28.467528406196344, moved=20.234375, bound=0.001, seed=37)
-@settings(max_examples=100, deadline=None, derandomize=True)
 def test_active_rows_end_on_the_boundary(size: int, sharp: float, moved: float, bound: float, seed: int) -> None:
     log_old, log_new = random_rows(16, size, sharp, moved, seed)
     result = troll.project(log_old, log_new, bound)

@@ -28,8 +28,6 @@ from tests.disks import empty as empty_disk
 from tests.disks import fill, small_disk
 from tests.workers.graders.jails import first_tier
 
-pytestmark = pytest.mark.e2e
-
 APPS = ["api", "control-worker", "training-worker", "serving-worker", "beat"]
 PROCESSES = ["redis", "postgres", *APPS]
 ROWS = b'{"messages": [{"role": "user", "content": "1+1="}], "answer": "2"}\n'

@@ -398,7 +398,7 @@ lines = st.lists(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(lines)
 def test_any_bytes_are_a_dataset_or_have_a_problem(tmp_path: Path, lines: list[bytes]) -> None:
     path = tmp_path / "rows.jsonl"

@@ -128,7 +128,7 @@ def inside(range_: Interval) -> st.SearchStrategy[float]:
     return st.sampled_from(ends) | st.floats(low, high, allow_nan=False, allow_infinity=False)
 
 
-@settings(derandomize=True, max_examples=300, deadline=None)
+@settings(max_examples=3 * settings().max_examples)
 @given(formulas(list(RANGES)), st.fixed_dictionaries({name: inside(each) for name, each in RANGES.items()}))
 def test_no_value_is_outside(formula: str, scores: dict[str, float]) -> None:
     low, high = of(formula, RANGES)
@@ -151,7 +151,7 @@ def rising(names: list[str]) -> st.SearchStrategy[str]:
     return st.recursive(st.sampled_from([*names, "0", "0.3", "2"]), more, max_leaves=6)
 
 
-@settings(derandomize=True, max_examples=200, deadline=None)
+@settings(max_examples=2 * settings().max_examples)
 @given(rising(list(UNITS)))
 def test_bounds_of_a_rising_formula_are_reached(formula: str) -> None:
     parsed = Formula.parse(formula, UNITS)

@@ -1,6 +1,6 @@
 """Merged events say what they said one by one, for every choice."""
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from service.inference.wire import Delta, End, Event, TokenLogprob, ToolCall, merged
@@ -29,7 +29,6 @@ def told(events: list[Event], choice: int) -> list[object]:
     return parts
 
 
-@settings(deadline=None)
 @given(st.lists(st.one_of(deltas(0), deltas(1)), max_size=20))
 def test_nothing_is_lost_or_told_in_another_order(some: list[Event]) -> None:
     events = [*some, End(choice=0, finish_reason="stop", tokens=1), End(choice=1, finish_reason="stop", tokens=1)]

@@ -1,6 +1,6 @@
 """Text comes in whole characters, joins to what decoding at once gives, and shows nothing of a stop string."""
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.workers.serving import tiny
@@ -14,7 +14,6 @@ def decode(ids: list[int]) -> str:
     return str(TOKENIZER.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
-@settings(deadline=None)
 @given(st.text(max_size=40))
 def test_the_parts_of_a_text_join_to_it_and_hold_whole_characters(text: str) -> None:
     detokenizer = Detokenizer(TOKENIZER)
@@ -24,7 +23,6 @@ def test_the_parts_of_a_text_join_to_it_and_hold_whole_characters(text: str) -> 
     assert "".join(parts) + detokenizer.flush() == text
 
 
-@settings(deadline=None)
 @given(st.lists(st.sampled_from(PLAIN), max_size=40))
 def test_the_parts_of_any_tokens_join_to_their_text(ids: list[int]) -> None:
     detokenizer = Detokenizer(TOKENIZER)
@@ -38,7 +36,6 @@ def test_a_character_of_many_tokens_comes_at_once() -> None:
     assert [detokenizer.push(id) for id in ids] == [""] * (len(ids) - 1) + ["😀"]
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.text("ab", max_size=3), max_size=12),
     st.lists(st.text("ab", min_size=1, max_size=4), min_size=1, max_size=3),
