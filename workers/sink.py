@@ -70,10 +70,10 @@ class Sink:
         self._recorded(told)
 
 
-Said = TypeVar("Said", bound=wire.Line)
+StorableLine = TypeVar("StorableLine", bound=wire.Line)
 
 
-def _storable(line: Said) -> Said:
+def _storable(line: StorableLine) -> StorableLine:
     """The line as PostgreSQL can store it: a text there has no NUL, and a model may well sample one."""
     if isinstance(line, wire.Event):
         return line.model_copy(update={"message": _plain(line.message), "data": _plain(line.data)})

@@ -24,7 +24,7 @@ from service.jobs.spec import JobSpec
 from service.settings import settings
 from workers import wire
 from workers.flatten import flatten
-from workers.wandb_runs import End, Header, Run, Said
+from workers.wandb_runs import End, Header, Run, RunReport
 
 FINISH_SECONDS = 30.0
 """How long the last rows may take to arrive once the job has ended; it happens at W&B's pace, not ours."""
@@ -66,7 +66,7 @@ class Tracking:
         told = self._heard()
         if self._process is not None and self._process.poll() is not None:
             error = f"its process ended with {self._process.returncode}"
-            gone = [Said(index=index, error=error) for index in range(self._count) if index not in self._failed]
+            gone = [RunReport(index=index, error=error) for index in range(self._count) if index not in self._failed]
             told += [self._failure(each) for each in gone]
         return told
 
@@ -79,12 +79,12 @@ class Tracking:
         except OSError as error:
             log.warning("%s: %s", self.job_id, error)
         *lines, self._said = self._said.split(b"\n")
-        said = [each for line in lines if (each := self._read(line)) is not None]
-        return [event for each in said if (event := self._event(each)) is not None]
+        reports = [each for line in lines if (each := self._read(line)) is not None]
+        return [event for each in reports if (event := self._event(each)) is not None]
 
-    def _read(self, line: bytes) -> Said | None:
+    def _read(self, line: bytes) -> RunReport | None:
         try:
-            return Said.model_validate_json(line)
+            return RunReport.model_validate_json(line)
         except ValidationError:
             log.warning(
                 "%s: the process for Weights & Biases sent a line that cannot be read: %.200r", self.job_id, line
@@ -155,20 +155,20 @@ class Tracking:
         except OSError as error:
             log.warning("%s: a row for Weights & Biases could not be kept: %s", self.job_id, error)
 
-    def _event(self, said: Said) -> wire.Event | None:
-        if said.error is not None:
-            return self._failure(said)
-        if said.lost:
-            log.warning("%s: integration %d did not get %d rows of metrics", self.job_id, said.index, said.lost)
-        if said.url is None:
+    def _event(self, report: RunReport) -> wire.Event | None:
+        if report.error is not None:
+            return self._failure(report)
+        if report.lost:
+            log.warning("%s: integration %d did not get %d rows of metrics", self.job_id, report.index, report.lost)
+        if report.url is None:
             return None
-        return wire.Event(message=f"Weights & Biases run: {said.url}", key=f"wandb-{said.index}")
+        return wire.Event(message=f"Weights & Biases run: {report.url}", key=f"wandb-{report.index}")
 
-    def _failure(self, said: Said) -> wire.Event:
-        self._failed.add(said.index)
-        log.warning("%s: Weights & Biases, integration %d: %s", self.job_id, said.index, said.error)
-        message = f"Weights & Biases failed, and the job goes on without it: {said.error}"
-        return wire.Event(message=message, level="warn", key=f"wandb-{said.index}-failed")
+    def _failure(self, report: RunReport) -> wire.Event:
+        self._failed.add(report.index)
+        log.warning("%s: Weights & Biases, integration %d: %s", self.job_id, report.index, report.error)
+        message = f"Weights & Biases failed, and the job goes on without it: {report.error}"
+        return wire.Event(message=message, level="warn", key=f"wandb-{report.index}-failed")
 
 
 def _environment(files: Path) -> dict[str, str]:

@@ -51,7 +51,7 @@ class End(BaseModel):
     end: Literal["succeeded", "failed", "preempted"]
 
 
-class Said(BaseModel):
+class RunReport(BaseModel):
     """A line of standard output, about the run ``index``."""
 
     model_config = ConfigDict(frozen=True)
@@ -88,7 +88,7 @@ class Reporter:
         self._run: Any = None
         with self._giving_up():
             self._run = _start(run, header)
-            _say(Said(index=self.index, url=self._run.url))
+            _send(RunReport(index=self.index, url=self._run.url))
 
     def take(self, row: dict[str, Any]) -> None:
         if self._run is None:
@@ -101,7 +101,7 @@ class Reporter:
 
     def finish(self, end: End) -> None:
         if self.lost:
-            _say(Said(index=self.index, lost=self.lost))
+            _send(RunReport(index=self.index, lost=self.lost))
         if self._run is None:
             return
         with self._giving_up():
@@ -115,7 +115,7 @@ class Reporter:
             yield
         except Exception as error:
             self._run = None
-            _say(Said(index=self.index, error=f"{type(error).__name__}: {error}"[:500]))
+            _send(RunReport(index=self.index, error=f"{type(error).__name__}: {error}"[:500]))
 
 
 def follow(spool: Path) -> Iterator[bytes]:
@@ -166,8 +166,8 @@ def _start(run: Run, header: Header) -> Any:
     )
 
 
-def _say(said: Said) -> None:
-    _channel.write(said.model_dump_json() + "\n")
+def _send(line: RunReport) -> None:
+    _channel.write(line.model_dump_json() + "\n")
     _channel.flush()
 
 

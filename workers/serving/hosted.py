@@ -14,7 +14,7 @@ from service.inference.wire import Failed, Question
 from workers.child import scrubbed_environment
 from workers.serving import lines, memory
 from workers.serving.identity import Identity, ModelUnavailableError
-from workers.serving.lines import Options, Ready, Said, Unloadable
+from workers.serving.lines import Options, QuestionEvents, Ready, Unloadable
 
 LONGEST_LINE = 64 * 1024**2
 WORKING_BYTES = 8 << 30
@@ -81,18 +81,18 @@ class Host:
     def forget(self, id: str) -> None:
         self._send(lines.Forget(forget=id))
 
-    async def said(self) -> AsyncIterator[list[Said]]:
+    async def events(self) -> AsyncIterator[list[QuestionEvents]]:
         """What the host says, as much at a time as there is. Raises ``ModelUnavailableError`` when it has ended."""
         rest = b""
         while received := await self._reader.read(1 << 18):
             *whole, rest = (rest + received).split(b"\n")
             messages = [lines.from_host.validate_json(line) for line in whole]
-            yield [message for message in messages if isinstance(message, Said)]
+            yield [message for message in messages if isinstance(message, QuestionEvents)]
         self.lost = await self._obituary()
         raise ModelUnavailableError(self.lost)
 
     def end_if_grown(self) -> None:
-        """End the process if it takes more memory than it may; ``said`` tells."""
+        """End the process if it takes more memory than it may; ``events`` tells."""
         if self.ready is None or self.pid is None or self._grown or memory.resident(self.pid) <= self._most_bytes:
             return
         log.error("the process of %s takes more than %d MB", self.options.model_path, self._most_bytes >> 20)
@@ -111,7 +111,7 @@ class Host:
             self._writer.close()
 
     def _send(self, line: lines.Line) -> None:
-        # Of a host that is gone, ``said`` tells.
+        # Of a host that is gone, ``events`` tells.
         if self.ready is not None and not self._writer.is_closing():
             self._writer.write(lines.encode(line))
 

@@ -53,7 +53,7 @@ class Unloadable(Line):
     failed: Failed
 
 
-class Said(Line):
+class QuestionEvents(Line):
     """Events of one question; without any, that there are some which are told later."""
 
     id: str
@@ -61,7 +61,7 @@ class Said(Line):
 
 
 to_host: TypeAdapter[Ask | Forget] = TypeAdapter(Ask | Forget)
-from_host: TypeAdapter[Said | Ready | Unloadable] = TypeAdapter(Said | Ready | Unloadable)
+from_host: TypeAdapter[QuestionEvents | Ready | Unloadable] = TypeAdapter(QuestionEvents | Ready | Unloadable)
 
 
 def encode(line: Line) -> bytes:

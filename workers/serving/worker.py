@@ -19,12 +19,12 @@ from service.core.ids import new_id
 from service.inference import exchange, queue, wire
 from service.inference.wire import Accepted, Delta, End, Event, Failed, Question, Started
 from service.settings import Settings
+from workers.serving.active import ActiveQuestion
 from workers.serving.hosted import Host
 from workers.serving.hosts import Hosts
 from workers.serving.identity import ModelUnavailableError, identify
-from workers.serving.lines import Said
+from workers.serving.lines import QuestionEvents
 from workers.serving.preparation import Preparation, PreparationError
-from workers.serving.taken import Taken
 
 BREATH_SECONDS = 1.0
 WAIT_SECONDS = 1.0
@@ -42,7 +42,7 @@ class Worker:
     def __init__(self, settings: Settings) -> None:
         self.id = new_id("worker_")
         self._settings = settings
-        self._taken: dict[str, Taken] = {}
+        self._active: dict[str, ActiveQuestion] = {}
         self._held: Counter[str] = Counter()
         """Places that each organisation has."""
         self._hosts = Hosts(settings.serving_memory_share, settings.serving_idle_seconds, self._follow)
@@ -52,7 +52,7 @@ class Worker:
         self._room = asyncio.Event()
         """Set when a place may be free or a question may wait."""
         self._placing: set[asyncio.Task[None]] = set()
-        self._suspects: asyncio.Queue[Taken] = asyncio.Queue()
+        self._suspects: asyncio.Queue[ActiveQuestion] = asyncio.Queue()
         """Questions that a model's process ended over, or beside."""
         self._running: asyncio.Task[None] | None = None
 
@@ -93,15 +93,15 @@ class Worker:
             question = await self._read(payload)
             if question is None:
                 continue
-            taken = self._taken[question.id] = Taken(question, places, question.choices)
+            active = self._active[question.id] = ActiveQuestion(question, places, question.choices)
             self._held[question.organization] += places
             # A reader must not find us dead because Redis has just been restarted.
             await self._breathe()
             await self._tell({question.id: [Accepted(worker=self.id)]})
-            task = asyncio.create_task(self._place(taken))
+            task = asyncio.create_task(self._place(active))
             self._placing.add(task)
             task.add_done_callback(self._placing.discard)
-        while self._taken:
+        while self._active:
             await asyncio.sleep(POLL_SECONDS)
 
     async def _read(self, payload: bytes) -> Question | None:
@@ -179,21 +179,21 @@ class Worker:
         except RedisError as error:
             log.warning("Redis is away: %s", error)
 
-    async def _place(self, taken: Taken) -> None:
+    async def _place(self, active: ActiveQuestion) -> None:
         """Have the model loaded and ask it, and wait until it has taken the question in or is done with it."""
-        question = taken.question
-        taken.host = None
-        taken.begun.clear()
-        taken.settled.clear()
+        question = active.question
+        active.host = None
+        active.begun.clear()
+        active.settled.clear()
         try:
             for _ in range(TRIES):
                 identity, options = identify(question, self._settings)
                 host = await self._hosts.get(identity, options, question.id)
                 try:
-                    if await self._ask(taken, host):
+                    if await self._ask(active, host):
                         return
                 finally:
-                    if taken.host is None:
+                    if active.host is None:
                         self._hosts.leave(host, question.id)
             assert host.lost is not None
             raise ModelUnavailableError(host.lost)
@@ -204,25 +204,25 @@ class Worker:
             message = f"The serving worker failed: {type(error).__name__}. Its log says more."
             await self._tell({question.id: [Failed(status=500, code="internal_error", message=message)]})
 
-    async def _ask(self, taken: Taken, host: Host) -> bool:
+    async def _ask(self, active: ActiveQuestion, host: Host) -> bool:
         """Whether it was asked, or is not wanted any more; False where the host has ended before."""
-        question, model = taken.question, host.ready
+        question, model = active.question, host.ready
         assert model is not None
         async with self._preparation.slot(question.organization):
-            if question.id not in self._taken:
+            if question.id not in self._active:
                 return True
-            taken.preparing = asyncio.ensure_future(self._preparation.text(question, model))
+            active.preparing = asyncio.ensure_future(self._preparation.text(question, model))
             try:
-                text = await taken.preparing
+                text = await active.preparing
             except asyncio.CancelledError:
-                if question.id in self._taken:
+                if question.id in self._active:
                     raise
                 return True
             if host.lost is not None:
                 return False
-            taken.host = host
+            active.host = host
             host.ask(question, text)
-            await taken.begun.wait()
+            await active.begun.wait()
             return True
 
     async def _follow(self, host: Host) -> None:
@@ -230,8 +230,8 @@ class Worker:
         if host.ready is not None:
             await self._preparation.learn(host.ready)
         try:
-            async for said in host.said():
-                await self._pass_on(said)
+            async for messages in host.events():
+                await self._pass_on(messages)
         except ModelUnavailableError as lost:
             self._hosts.remove(host)
             await self._mourn(host, lost.failed)
@@ -239,48 +239,48 @@ class Worker:
     async def _mourn(self, host: Host, failed: Failed) -> None:
         """Tell those who have been answered in part, and see to the others again: who of them ended it is not known."""
         told: dict[str, list[Event]] = {}
-        for id, taken in self._taken.items():
-            if taken.host is not host:
+        for id, active in self._active.items():
+            if active.host is not host:
                 continue
-            taken.host = None
-            taken.begun.set()
-            taken.settled.set()
-            if taken.spoke:
+            active.host = None
+            active.begun.set()
+            active.settled.set()
+            if active.spoke:
                 told[id] = [failed]
                 continue
-            taken.deaths += 1
-            if taken.deaths > 1:
+            active.deaths += 1
+            if active.deaths > 1:
                 # The official client would send it again after a 5xx, to end the next process.
                 message = f"{failed.message} That was the second time with this request; it is not tried again."
                 told[id] = [failed.model_copy(update={"status": 400, "message": message})]
             else:
-                self._suspects.put_nowait(taken)
+                self._suspects.put_nowait(active)
         await self._tell(told)
 
     async def _try_again(self) -> None:
         """Ask what a process ended beside, one question at a time: then it is known which of them ends the next."""
         while True:
-            taken = await self._suspects.get()
-            if taken.question.id in self._taken:
-                await self._place(taken)
-                if taken.question.id in self._taken:
-                    await taken.settled.wait()
+            active = await self._suspects.get()
+            if active.question.id in self._active:
+                await self._place(active)
+                if active.question.id in self._active:
+                    await active.settled.wait()
 
-    async def _pass_on(self, said: Sequence[Said]) -> None:
+    async def _pass_on(self, messages: Sequence[QuestionEvents]) -> None:
         events: dict[str, list[Event]] = {}
-        for each in said:
-            taken = self._taken.get(each.id)
-            if taken is None:
+        for each in messages:
+            active = self._active.get(each.id)
+            if active is None:
                 continue
-            taken.begun.set()
+            active.begun.set()
             for event in each.events:
-                if isinstance(event, Started) and taken.started:
+                if isinstance(event, Started) and active.started:
                     continue
-                taken.started = taken.started or isinstance(event, Started)
-                taken.spoke = taken.spoke or isinstance(event, Delta | End)
+                active.started = active.started or isinstance(event, Started)
+                active.spoke = active.spoke or isinstance(event, Delta | End)
                 events.setdefault(each.id, []).append(event)
-            if taken.spoke or not each.events:
-                taken.settled.set()
+            if active.spoke or not each.events:
+                active.settled.set()
         await self._tell(events)
 
     async def _tell(self, events: dict[str, list[Event]]) -> None:
@@ -302,36 +302,36 @@ class Worker:
             self._note(id, some, length)
 
     def _note(self, id: str, events: list[Event], unread: int) -> None:
-        taken = self._taken.get(id)
-        if taken is None:
+        active = self._active.get(id)
+        if active is None:
             return
-        taken.open -= sum(isinstance(event, End) for event in events)
-        if taken.open == 0 or any(isinstance(event, Failed) for event in events):
+        active.open -= sum(isinstance(event, End) for event in events)
+        if active.open == 0 or any(isinstance(event, Failed) for event in events):
             self._let_go(id)
             return
         now = time.monotonic()
-        taken.unread_since = None if unread <= 1 else taken.unread_since or now
-        if taken.unread_since is not None and now - taken.unread_since > UNREAD_SECONDS:
+        active.unread_since = None if unread <= 1 else active.unread_since or now
+        if active.unread_since is not None and now - active.unread_since > UNREAD_SECONDS:
             log.warning("nobody reads the answer to %s", id)
             self._forget(id)
 
     def _forget(self, id: str) -> None:
-        taken = self._taken.get(id)
-        if taken is not None:
-            if taken.host is not None:
-                taken.host.forget(id)
+        active = self._active.get(id)
+        if active is not None:
+            if active.host is not None:
+                active.host.forget(id)
             self._let_go(id)
 
     def _let_go(self, id: str) -> None:
-        taken = self._taken.pop(id)
-        organization = taken.question.organization
-        self._held[organization] -= taken.places
+        active = self._active.pop(id)
+        organization = active.question.organization
+        self._held[organization] -= active.places
         if not self._held[organization]:
             del self._held[organization]
         self._room.set()
-        taken.begun.set()
-        taken.settled.set()
-        if taken.preparing is not None:
-            taken.preparing.cancel()
-        if taken.host is not None:
-            self._hosts.leave(taken.host, id)
+        active.begun.set()
+        active.settled.set()
+        if active.preparing is not None:
+            active.preparing.cancel()
+        if active.host is not None:
+            self._hosts.leave(active.host, id)

@@ -10,7 +10,7 @@ from tests.workers.serving import tiny
 from workers.answers import AROUND_REASONING, AnswerReader
 from workers.serving.host.engine import Key, Token
 from workers.serving.host.vocabulary import Vocabulary
-from workers.serving.host.writer import Manner, Writer
+from workers.serving.host.writer import OutputFormat, Writer
 
 HARMONY = ["<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|return|>", "<|call|>"]
 ASKED = "<|start|>user<|message|>6*7?<|end|><|start|>assistant"
@@ -36,7 +36,7 @@ def tell(known: PreTrainedTokenizerBase, prompt: str, answer: str, end: str = "s
         tokens.append(Token(Key("q", 0), known.eos_token_id, "stop"))
     else:
         tokens[-1] = Token(Key("q", 0), said[-1], "length")
-    writer = Writer(0, Vocabulary(known), Manner([], False, asked))
+    writer = Writer(0, Vocabulary(known), OutputFormat([], False, asked))
     *deltas, last = [event for token in tokens for event in writer.take(token)]
     assert isinstance(last, End)
     assert all(isinstance(each, Delta) for each in deltas)
@@ -125,7 +125,7 @@ def test_tool_calls_behind_reasoning_are_found() -> None:
     known = tokenizer("[THINK]", "[/THINK]")
     call = '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>'
     asked, said = ([*known(text, add_special_tokens=False)["input_ids"]] for text in ("?", f"[THINK]a[/THINK]\n{call}"))
-    writer = Writer(0, Vocabulary(known), Manner([], False, asked, tools=True))
+    writer = Writer(0, Vocabulary(known), OutputFormat([], False, asked, tools=True))
     tokens = [*(Token(Key("q", 0), id) for id in said), Token(Key("q", 0), known.eos_token_id, "stop")]
     events: list[Any] = [event for token in tokens for event in writer.take(token)]
     assert [each.name for event in events[:-1] for each in event.tool_calls] == ["f"]

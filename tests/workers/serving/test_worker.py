@@ -19,10 +19,10 @@ from service.settings import settings
 from tests.workers.bounded.test_bounded import ENDLESS
 from workers.serving import hosted, memory
 from workers.serving import worker as module
+from workers.serving.active import ActiveQuestion
 from workers.serving.hosted import Host
 from workers.serving.identity import Identity, ModelUnavailableError
-from workers.serving.lines import Options, Ready, Said
-from workers.serving.taken import Taken
+from workers.serving.lines import Options, QuestionEvents, Ready
 from workers.serving.worker import Worker
 
 DIED = Failed(status=503, code="model_process_ended", message="It ended.")
@@ -42,10 +42,10 @@ class Scripted:
         self.held_back: set[str] = set()
         """Questions whose answers do not come."""
         self.texts: dict[str, str | None] = {}
-        said: dict[Host, asyncio.Queue[Said | None]] = {}
+        queued: dict[Host, asyncio.Queue[QuestionEvents | None]] = {}
 
         async def start(host: Host) -> Ready:
-            said[host] = asyncio.Queue()
+            queued[host] = asyncio.Queue()
             self.asked.append([])
             host.ready = Ready(used_bytes=1, total_bytes=100, chat_template=template)
             return host.ready
@@ -57,10 +57,10 @@ class Scripted:
             events: list[Any] = [started] if asked.id in self.held_back else [started, word, end]
             if "talks" in asked.id:
                 events = [started, word]
-            said[host].put_nowait(None if asked.id.startswith("kill") else Said(id=asked.id, events=events))
+            queued[host].put_nowait(None if asked.id.startswith("kill") else QuestionEvents(id=asked.id, events=events))
 
-        async def says(host: Host) -> AsyncIterator[list[Said]]:
-            while (one := await said[host].get()) is not None:
+        async def events_of(host: Host) -> AsyncIterator[list[QuestionEvents]]:
+            while (one := await queued[host].get()) is not None:
                 yield [one]
             host.lost = DIED
             raise ModelUnavailableError(DIED)
@@ -70,7 +70,7 @@ class Scripted:
 
         patch.setattr(Host, "start", start)
         patch.setattr(Host, "ask", ask)
-        patch.setattr(Host, "said", says)
+        patch.setattr(Host, "events", events_of)
         patch.setattr(Host, "close", close)
 
     def everything_asked(self) -> list[str]:
@@ -125,12 +125,12 @@ def test_a_question_whose_reader_stopped_reading_is_given_up(
     async def main() -> None:
         worker = Worker(settings())
         for id in ("read", "unread"):
-            worker._taken[id] = Taken(question(id, tmp_path), places=1, open=1)
+            worker._active[id] = ActiveQuestion(question(id, tmp_path), places=1, open=1)
         for _ in range(4):
             await worker._tell({id: [Delta(content="x")] for id in ("read", "unread")})
             own_redis.delete(exchange.events_key("read"))
             await asyncio.sleep(0.05)
-        assert worker._taken.keys() == {"read"}
+        assert worker._active.keys() == {"read"}
         await worker._redis.aclose()
 
     asyncio.run(main())
@@ -251,7 +251,7 @@ def test_a_reader_that_hangs_up_ends_the_rendering_at_once(monkeypatch: pytest.M
         while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
             await asyncio.sleep(0.01)
         assert began < 1
-        assert not worker._taken
+        assert not worker._active
         assert not worker._held
 
     work(case)

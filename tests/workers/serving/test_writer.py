@@ -8,7 +8,7 @@ from service.inference.wire import Delta, End
 from tests.workers.serving import tiny
 from workers.serving.host.engine import Key, Token
 from workers.serving.host.vocabulary import Vocabulary
-from workers.serving.host.writer import Manner, Writer
+from workers.serving.host.writer import OutputFormat, Writer
 
 TOKENIZER = tiny.tokenizer()
 VOCABULARY = Vocabulary(TOKENIZER)
@@ -16,7 +16,7 @@ THINK = [TOKENIZER.get_vocab()["<think>"]]
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Köln"}}\n</tool_call>'
 
 
-def write(text: str, end: str = "stop", **manner: Any) -> tuple[list[Delta], End]:
+def write(text: str, end: str = "stop", **format: Any) -> tuple[list[Delta], End]:
     """What is said when the model says ``text`` and then ends by itself, or by its limit."""
     ids = TOKENIZER(text, add_special_tokens=False)["input_ids"]
     tokens = [Token(Key("q", 0), id, logprob=-1.0) for id in ids]
@@ -24,7 +24,7 @@ def write(text: str, end: str = "stop", **manner: Any) -> tuple[list[Delta], End
         tokens.append(Token(Key("q", 0), TOKENIZER.eos_token_id, "stop"))
     else:
         tokens[-1] = Token(Key("q", 0), ids[-1], "length")
-    writer = Writer(0, VOCABULARY, Manner(**{"stop": [], "scored": False, "prompt": [], **manner}))
+    writer = Writer(0, VOCABULARY, OutputFormat(**{"stop": [], "scored": False, "prompt": [], **format}))
     events: list[Any] = []
     for token in tokens:
         events += writer.take(token)

@@ -62,7 +62,7 @@ def _receive(connection: socket.socket, inbox: "queue.SimpleQueue[Any]") -> None
 def _serve(conversations: Any, inbox: "queue.SimpleQueue[Any]", connection: socket.socket) -> None:
     """Take what comes between any two tokens, lines and questions that were read; wait when there is nothing to do."""
     while True:
-        said: list[lines.Said] = []
+        messages: list[lines.QuestionEvents] = []
         while not (conversations.busy and inbox.empty()):
             came = inbox.get()
             if came is None:
@@ -70,13 +70,13 @@ def _serve(conversations: Any, inbox: "queue.SimpleQueue[Any]", connection: sock
             if isinstance(came, bytes):
                 conversations.take(lines.to_host.validate_json(came))
             else:
-                said += conversations.admit(came)
+                messages += conversations.admit(came)
             if inbox.empty():
                 break
         if conversations.busy:
-            said += conversations.step()
-        if said:
-            connection.sendall(b"".join(map(lines.encode, said)))
+            messages += conversations.step()
+        if messages:
+            connection.sendall(b"".join(map(lines.encode, messages)))
 
 
 if __name__ == "__main__":

@@ -79,47 +79,47 @@ class Conversations:
         self._reading.add(line.ask.id)
         self._readers.submit(lambda: self._back(self._read(line.ask, line.text)))
 
-    def admit(self, read: Read) -> list[lines.Said]:
+    def admit(self, read: Read) -> list[lines.QuestionEvents]:
         """Have the engine begin with what was read."""
         id = read.question.id
         if id not in self._reading:
             return []
         self._reading.remove(id)
-        return [lines.Said(id=id, events=[self._begin(read)])]
+        return [lines.QuestionEvents(id=id, events=[self._begin(read)])]
 
-    def step(self) -> list[lines.Said]:
+    def step(self) -> list[lines.QuestionEvents]:
         """What the next token of each choice makes certain. Failures that end the engine end the process."""
         try:
             tokens = self._engine.step()
         except NonFiniteLogitsError as error:
             return self._fail_all("non_finite_logits", f"{error} The model is beyond repair.")
-        said: dict[str, list[Event]] = {}
+        events_by_id: dict[str, list[Event]] = {}
         for token in tokens:
             id = token.key.question
             writer = self._writers.get(id, {}).get(token.key.choice)
             if writer is None:
                 continue
             if token.error is not None:
-                said[id] = [
+                events_by_id[id] = [
                     Failed(status=400, code="invalid_json_schema", message=token.error, param="response_format")
                 ]
                 self._forget(id)
                 continue
             events = writer.take(token)
-            said.setdefault(id, []).extend(events)
+            events_by_id.setdefault(id, []).extend(events)
             if events and isinstance(events[-1], End):
                 del self._writers[id][token.key.choice]
                 if token.end is None:
                     self._engine.drop([token.key])
-        told = [each for id, events in said.items() if events for each in self._tell(id, events)]
+        told = [each for id, events in events_by_id.items() if events for each in self._tell(id, events)]
         self._writers = {id: writers for id, writers in self._writers.items() if writers}
         self._held = {id: held for id, held in self._held.items() if id in self._writers}
         return told
 
-    def _tell(self, id: str, events: list[Event]) -> list[lines.Said]:
+    def _tell(self, id: str, events: list[Event]) -> list[lines.QuestionEvents]:
         held = self._held.get(id)
         told = events if held is None else held.take(events, time.monotonic())
-        return [] if told is None else [lines.Said(id=id, events=told)]
+        return [] if told is None else [lines.QuestionEvents(id=id, events=told)]
 
     def _read(self, question: Question, text: str | None) -> Read:
         read = Read(question, [], {})
@@ -128,7 +128,7 @@ class Conversations:
             adapter = None if question.adapter_path is None else Path(question.adapter_path)
             n = question.sampling.n
             for number, prompt in enumerate(prompts):
-                manner = making.manner(question, prompt)
+                output_format = making.output_format(question, prompt)
                 keys = [Key(question.id, number * n + choice) for choice in range(n)]
                 most = making.max_tokens(question, prompt, self._engine)
                 grammar = self._engine.grammar(question.sampling, prompt)
@@ -136,7 +136,7 @@ class Conversations:
                     keys, prompt, question.sampling, most, adapter, grammar, organization=question.organization
                 )
                 read.requests.append(request)
-                read.writers.update({key.choice: Writer(key.choice, self._vocabulary, manner) for key in keys})
+                read.writers.update({key.choice: Writer(key.choice, self._vocabulary, output_format) for key in keys})
         except RequestRefusedError as error:
             return Read(question, [], {}, _failed(error))
         except Exception as error:
@@ -169,13 +169,13 @@ class Conversations:
         writers = self._writers.pop(id, {})
         self._engine.drop([Key(id, choice) for choice in writers])
 
-    def _fail_all(self, code: str, message: str) -> list[lines.Said]:
+    def _fail_all(self, code: str, message: str) -> list[lines.QuestionEvents]:
         log.error("%s", message)
         failed = Failed(status=500, code=code, message=message)
-        said = [lines.Said(id=id, events=[failed]) for id in self._writers]
+        messages = [lines.QuestionEvents(id=id, events=[failed]) for id in self._writers]
         for id in list(self._writers):
             self._forget(id)
-        return said
+        return messages
 
 
 def _failed(refused: RequestRefusedError) -> Failed:

@@ -4,7 +4,7 @@ from transformers import PreTrainedTokenizerBase
 
 from service.inference.wire import Question
 from workers.serving.host.engine import Engine, RequestRefusedError
-from workers.serving.host.writer import Manner
+from workers.serving.host.writer import OutputFormat
 
 
 def prompts(question: Question, text: str | None, engine: Engine) -> list[list[int]]:
@@ -36,12 +36,12 @@ def encode(text: str, tokenizer: PreTrainedTokenizerBase, *, special: bool) -> l
     return list(tokenizer(text, add_special_tokens=special)["input_ids"])
 
 
-def manner(question: Question, prompt: list[int]) -> Manner:
+def output_format(question: Question, prompt: list[int]) -> OutputFormat:
     sampling = question.sampling
     scored = sampling.logprobs is not None
     if question.chat is None:
-        return Manner(sampling.stop, scored, prompt, is_chat=False)
-    return Manner(
+        return OutputFormat(sampling.stop, scored, prompt, is_chat=False)
+    return OutputFormat(
         sampling.stop,
         scored,
         prompt,

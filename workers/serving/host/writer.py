@@ -13,7 +13,7 @@ from workers.serving.host.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
-class Manner:
+class OutputFormat:
     """How the choices of one question are written."""
 
     stop: list[str]
@@ -29,12 +29,12 @@ class Manner:
 class Writer:
     """Feed it every token of choice ``number``; it is done once it has given its ``End``."""
 
-    def __init__(self, number: int, vocabulary: Vocabulary, manner: Manner) -> None:
-        self._number, self._vocabulary, self._manner = number, vocabulary, manner
-        parts_of = vocabulary.answer_to if manner.is_chat else vocabulary.continuation_of
-        self._parts = parts_of(manner.prompt)
-        self._stops = Scanner(manner.stop)
-        self._tools = ToolCalls() if manner.tools else None
+    def __init__(self, number: int, vocabulary: Vocabulary, output_format: OutputFormat) -> None:
+        self._number, self._vocabulary, self._format = number, vocabulary, output_format
+        parts_of = vocabulary.answer_to if output_format.is_chat else vocabulary.continuation_of
+        self._parts = parts_of(output_format.prompt)
+        self._stops = Scanner(output_format.stop)
+        self._tools = ToolCalls() if output_format.tools else None
         self._scores: list[TokenLogprob] = []
         self._tokens = self._reasoning_tokens = 0
         self._decoded = self._released = 0
@@ -50,7 +50,7 @@ class Writer:
         parts = self._parts.push(token.id)
         if not self._parts.says:
             self._reasoning_tokens += not self._has_content
-        elif self._manner.scored:
+        elif self._format.scored:
             self._scores.append(self._vocabulary.scored(token, self._decoded))
         events, ended = self._tell(parts)
         return events if ended or token.end is None else events + self._finish(token.end)
@@ -75,7 +75,7 @@ class Writer:
         content, stopped = self._stops.push(text)
         self._released += len(content)
         events, called = self._deliver(content)
-        if called and not self._manner.parallel_tool_calls:
+        if called and not self._format.parallel_tool_calls:
             return [*events, self._end("stop")], True
         if stopped is None:
             return events, False
@@ -85,7 +85,7 @@ class Writer:
         calls: list[ToolCall] = []
         if self._tools is not None:
             content, calls = self._tools.push(content)
-            if calls and not self._manner.parallel_tool_calls:
+            if calls and not self._format.parallel_tool_calls:
                 calls = calls[:1]
         return self._deltas(content=content, tool_calls=calls), bool(calls)
 

@@ -1,4 +1,4 @@
-"""A question in hand."""
+"""A question that is being answered."""
 
 import asyncio
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ from workers.serving.hosted import Host
 
 
 @dataclass
-class Taken:
+class ActiveQuestion:
     question: Question
     places: int
     """What it takes of the worker's."""
