@@ -72,15 +72,6 @@ def _looked_up(key_hash: str) -> Principal:
         return identify(session, key_hash)
 
 
-async def _known(
-    request: Request, token: Token, openai_organization: TenantHeader = None, openai_project: TenantHeader = None
-) -> Principal:
-    key = presented_key(f"{token.scheme} {token.credentials}" if token else None)
-    principal = await _look_up(request.scope, key)
-    check_headers(principal, openai_organization, openai_project)
-    return principal
-
-
 async def _recognized(
     request: Request, token: Token, openai_organization: TenantHeader = None, openai_project: TenantHeader = None
 ) -> Principal:
@@ -90,10 +81,16 @@ async def _recognized(
     return principal
 
 
-Known = Annotated[Principal, Depends(_known)]
-"""Whose key it is: it was looked up for this request."""
 Recognized = Annotated[Principal, Depends(_recognized)]
 """Whose key it was a moment ago. A route that takes this begins with ``identified``, which looks it up."""
+
+
+async def _known(recognized: Recognized) -> Principal:
+    return await request_threads.run(recognized.organization_id, _looked_up, recognized.key_hash)
+
+
+Known = Annotated[Principal, Depends(_known)]
+"""Whose key it is: it was looked up for this request."""
 
 
 async def _caller(recognized: Recognized) -> CallContext:

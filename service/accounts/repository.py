@@ -8,29 +8,18 @@ from sqlalchemy import func, or_, select, update
 from sqlalchemy.orm import Session
 
 from service.accounts.models import APIKey, Organization
-from service.core.db import set_local
 
-
-def live_key(session: Session, hash: str) -> APIKey | None:
-    """The key with this hash unless it is revoked or expired. Row-level security shows a nameless caller no other."""
-    set_local(session, "app.key_hash", hash)
-    return session.scalar(
-        select(APIKey).where(
-            APIKey.hash == hash,
-            APIKey.revoked_at.is_(None),
-            or_(APIKey.expires_at.is_(None), APIKey.expires_at > func.now()),
-        )
-    )
+_LIVE = (APIKey.revoked_at.is_(None), or_(APIKey.expires_at.is_(None), APIKey.expires_at > func.now()))
 
 
 def is_live(session: Session, id: str) -> bool:
     """Whether the key of this id is still good."""
-    query = select(APIKey.id).where(
-        APIKey.id == id,
-        APIKey.revoked_at.is_(None),
-        or_(APIKey.expires_at.is_(None), APIKey.expires_at > func.now()),
-    )
-    return session.scalar(query) is not None
+    return session.scalar(select(APIKey.id).where(APIKey.id == id, *_LIVE)) is not None
+
+
+def is_live_hash(session: Session, hash: str) -> bool:
+    """Whether a key with this hash is good, for who sees all keys: the API asks ``identify``."""
+    return session.scalar(select(APIKey.id).where(APIKey.hash == hash, *_LIVE)) is not None
 
 
 def identify(session: Session, hash: str, touch_every: timedelta) -> tuple[str, str, str] | None:

@@ -120,11 +120,7 @@ def transaction(role: Role) -> Iterator[Session]:
 
 def act_for(session: Session, organization_id: str) -> None:
     """Let the rest of this transaction see the rows of one organisation, and no others."""
-    set_local(session, "app.organization_id", organization_id)
-
-
-def set_local(session: Session, name: str, value: str) -> None:
-    session.execute(text("SELECT set_config(:name, :value, true)"), {"name": name, "value": value})
+    session.execute(text("SELECT set_config('app.organization_id', :id, true)"), {"id": organization_id})
 
 
 @contextmanager

@@ -46,7 +46,7 @@ def _works(key_file: Path) -> bool:
     if not key_file.exists():
         return False
     with transaction("troll_operator") as session:
-        return repository.live_key(session, keys.hashed(key_file.read_text())) is not None
+        return repository.is_live_hash(session, keys.hashed(key_file.read_text()))
 
 
 if __name__ == "__main__":
