@@ -26,6 +26,7 @@ from service.accounts import keys, known
 from service.accounts.known import Principal
 from service.accounts.service import check_headers, identify, presented_key
 from service.core.db import tenant, transaction
+from service.core.gate import Tenant
 from service.core.rate_limit import address_of
 from service.core.threads import OverloadedError, request_threads
 
@@ -50,11 +51,18 @@ class CallContext:
         return self._session
 
 
-def tenant_of(scope: Scope) -> str:
-    """On whose turn a request is begun and its key looked up: its organisation's, or its address's while unknown."""
+def tenant_of(scope: Scope) -> Tenant:
+    """On whose turn a request is begun: its organisation's, or its key's or address's while that is unknown."""
     key = keys.presented(Headers(scope=scope).get("authorization"))
     principal = known.principal(key) if key else None
-    return principal.organization_id if principal else f"address {address_of(scope)}"
+    if principal:
+        return Tenant(principal.organization_id)
+    address = _address(scope)
+    return Tenant(f"key {keys.hashed(key)}" if key else address, address)
+
+
+def _address(scope: Scope) -> str:
+    return f"address {address_of(scope)}"
 
 
 async def caller_of(scope: Scope) -> str:
@@ -64,7 +72,7 @@ async def caller_of(scope: Scope) -> str:
 
 
 async def _look_up(scope: Scope, key: str) -> Principal:
-    return await request_threads.run(tenant_of(scope), _looked_up, keys.hashed(key))
+    return await request_threads.run(_address(scope), _looked_up, keys.hashed(key))
 
 
 def _looked_up(key_hash: str) -> Principal:

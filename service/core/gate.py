@@ -8,9 +8,10 @@ are there, the requests of one that sends many are begun with pauses, so that th
 
 import asyncio
 import time
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from itertools import islice
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -26,12 +27,22 @@ LONGEST_PAUSE = 0.05
 WEIGHT_OF_NEWEST = 0.1
 """In the average of what requests take."""
 LOOK_SECONDS = 0.002
+STRANGERS_WAITING = 1.5
+"""How many unknown callers of one address may wait together, in units of what one tenant may have waiting."""
+
+
+class Tenant(NamedTuple):
+    """On whose turn a request is begun."""
+
+    name: str
+    address: str | None = None
+    """Where it comes from, unless it is known whose it is."""
 
 
 class Gate:
     """``tenant`` tells, at little cost, on whose turn a request is begun."""
 
-    def __init__(self, app: ASGIApp, tenant: Callable[[Scope], str]) -> None:
+    def __init__(self, app: ASGIApp, tenant: Callable[[Scope], Tenant]) -> None:
         self.app, self.tenant = app, tenant
         self._turns: WeakKeyDictionary[asyncio.AbstractEventLoop, Turns] = WeakKeyDictionary()
 
@@ -40,9 +51,10 @@ class Gate:
             await self.app(scope, receive, send)
             return
         tenant, turns = self.tenant(scope), self._turns.setdefault(asyncio.get_running_loop(), Turns())
-        if not request_threads.is_full(tenant) and not turns.is_full(tenant):
+        if not request_threads.is_full(tenant.name) and not turns.is_full(tenant):
             await turns.wait(tenant)
-            if not request_threads.is_full(tenant):
+            # Whose it is may have become known meanwhile.
+            if not request_threads.is_full(self.tenant(scope).name):
                 await self.app(scope, receive, send)
                 return
         full = OverloadedError()
@@ -56,25 +68,37 @@ class Turns:
         # The tenant whose turn is next first.
         self._queues: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
         self._waiting = 0
+        # How many of those come from each address, of callers that are not known.
+        self._strangers: Counter[str] = Counter()
         # When a request of each tenant began last; latest last.
         self._began: OrderedDict[str, float] = OrderedDict()
         # Seconds of a processor that this process uses for each request that begins, and what it had used at the last.
         self._cost, self._used = 0.0, time.process_time()
         self._letting_in: asyncio.Task[None] | None = None
 
-    def is_full(self, tenant: str) -> bool:
+    def is_full(self, tenant: Tenant) -> bool:
         """Whether as many wait here as may wait for a thread."""
-        own = len(self._queues.get(tenant, ()))
-        return own >= request_threads.waiting_each or self._waiting >= request_threads.waiting
+        each, own = request_threads.waiting_each, len(self._queues.get(tenant.name, ()))
+        beside = self._strangers[tenant.address] if tenant.address else 0
+        return own >= each or beside >= STRANGERS_WAITING * each or self._waiting >= request_threads.waiting
 
-    async def wait(self, tenant: str) -> None:
+    async def wait(self, tenant: Tenant) -> None:
         """Return when it is this request's turn."""
         turn = asyncio.get_running_loop().create_future()
-        self._queues.setdefault(tenant, deque()).append(turn)
+        self._queues.setdefault(tenant.name, deque()).append(turn)
         self._waiting += 1
         if self._letting_in is None:
             self._letting_in = asyncio.create_task(self._let_in())
-        await turn
+        if tenant.address is None:
+            await turn
+            return
+        self._strangers[tenant.address] += 1
+        try:
+            await turn
+        finally:
+            self._strangers[tenant.address] -= 1
+            if not self._strangers[tenant.address]:
+                del self._strangers[tenant.address]
 
     async def _let_in(self) -> None:
         while self._queues:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from service.core import gate
-from service.core.gate import LONGEST_PAUSE, PAUSE, SHARED_SECONDS, Gate, Turns
+from service.core.gate import LONGEST_PAUSE, PAUSE, SHARED_SECONDS, STRANGERS_WAITING, Gate, Tenant, Turns
 
 
 def scope(tenant: str, path: str = "/v1/models") -> dict[str, Any]:
@@ -33,7 +33,7 @@ class Recorded:
 
 
 def through_gate(app: Recorded, *scopes: dict[str, Any]) -> None:
-    way_in = Gate(app, lambda scope: str(scope["tenant"]))
+    way_in = Gate(app, lambda scope: Tenant(scope["tenant"], scope.get("address")))
 
     async def main() -> None:
         await asyncio.gather(*(way_in(each, receive, app.send) for each in scopes))
@@ -72,11 +72,27 @@ def test_no_more_wait_for_their_turn_than_may_wait_for_a_thread(monkeypatch: pyt
     assert [message["status"] for message in app.sent if "status" in message] == [503] * 5
 
 
+def test_many_unknown_callers_of_one_address_leave_room_for_another_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate.request_threads, "waiting_each", 2)
+    monkeypatch.setattr(gate.request_threads, "waiting", 5)
+    app, room = Recorded(), int(STRANGERS_WAITING * 2)
+    strangers = [{**scope(f"key {n}"), "address": "here"} for n in range(room + 2)]
+    through_gate(app, *strangers, {**scope("key there"), "address": "there"}, scope("known"))
+    assert app.begun == [*(f"key {n}" for n in range(room)), "key there", "known"]
+
+
+def test_an_unknown_caller_finds_room_beside_another_s_full_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate.request_threads, "waiting_each", 4)
+    app = Recorded()
+    through_gate(app, *({**scope(key), "address": "here"} for key in "aaaaaaaab"))
+    assert sorted(app.begun) == list("aaaab")
+
+
 def test_a_request_whose_client_left_holds_up_nobody() -> None:
     app = Recorded()
 
     async def main() -> None:
-        way_in = Gate(app, lambda scope: str(scope["tenant"]))
+        way_in = Gate(app, lambda scope: Tenant(scope["tenant"], scope.get("address")))
         first = asyncio.create_task(way_in(scope("a"), receive, app.send))
         gone = asyncio.create_task(way_in(scope("b"), receive, app.send))
         await asyncio.sleep(0)
