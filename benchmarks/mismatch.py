@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import report
-from workers.training.mismatch import DEFAULT_CAPS
+from workers.training.optim.mismatch import DEFAULT_CAPS
 
 LENGTHS = (256, 1024, 4096, 16384)
 NOISES = (0.005, 0.02, 0.05)

@@ -21,13 +21,14 @@ from torch import Tensor
 from benchmarks import report
 from service.jobs.spec import Hyperparameters, ResolvedHyperparameters, resolve
 from troll import SparseLogProbs
+from workers.modeling import policy
+from workers.modeling.lora import Lora
+from workers.modeling.policy import Policy
 from workers.rollouts.engine import Rollout, Sampling
 from workers.rollouts.transformers import TransformersEngine
-from workers.training import policy, update
-from workers.training.batch import TrainingSample
-from workers.training.lora import Lora
-from workers.training.policy import Policy
-from workers.training.update import MiniBatch
+from workers.training.data.batch import TrainingSample
+from workers.training.optim import update
+from workers.training.optim.update import MiniBatch
 
 MODULE = "benchmarks.update_step"
 OBJECTIVES = {"clip": "PPO clip, fused", "troll": "TROLL, fused"}

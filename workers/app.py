@@ -11,10 +11,11 @@ from service.core.broker import CONTROL_QUEUE, DELIVER_WEBHOOKS, RUN_JOB, TRAINI
 from service.core.db import Role, WrongLoginError, engine, transaction
 from service.installation import service as installation
 from service.settings import MissingSettingError, required, settings
-from workers import examiner, supervisor
+from workers.control import examiner
+from workers.jobs import supervisor
 
-SWEEP = "workers.sweep"
-PRUNE = "workers.prune"
+SWEEP = "workers.jobs.sweep"
+PRUNE = "workers.control.prune"
 LOGINS: dict[str, Role] = {TRAINING_QUEUE: "troll_worker", CONTROL_QUEUE: "troll_control"}
 
 log = logging.getLogger(__name__)

@@ -164,9 +164,10 @@ def sample(model_folder: Path, rows: Path, seed: int, count: int | None) -> dict
     import torch
 
     from workers.answers import AnswerReader
+    from workers.data import prompts as data
+    from workers.modeling import policy
     from workers.rollouts.engine import Sampling
     from workers.rollouts.transformers import TransformersEngine
-    from workers.training import data, policy
 
     model = policy.load(model_folder, torch.device("cpu"))
     prompts = data.load(rows, model.tokenizer, model.context_length, "rows")

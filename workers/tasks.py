@@ -9,10 +9,11 @@ from pydantic import ValidationError
 
 from service.core import ask
 from service.core.broker import DELIVER_WEBHOOKS, EXAMINE_JOBS, LOAD_GRADER, RUN_GRADER, RUN_JOB, TEST_WEBHOOK
-from workers import examiner, supervisor, trial, webhooks
-from workers import prune as pruning
-from workers import sweep as sweeping
 from workers.app import PRUNE, SWEEP, app
+from workers.control import examiner, trial, webhooks
+from workers.control import prune as pruning
+from workers.jobs import supervisor
+from workers.jobs import sweep as sweeping
 
 log = logging.getLogger(__name__)
 

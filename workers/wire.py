@@ -99,7 +99,7 @@ def parse_command(raw: bytes) -> Command:
 
 
 class ExitCode:
-    """The child's exit codes (after sysexits.h); ``workers.outcome`` says what follows from each."""
+    """The child's exit codes (after sysexits.h); ``workers.jobs.outcome`` says what follows from each."""
 
     DONE = 0
     USER_ERROR = 64

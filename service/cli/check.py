@@ -98,7 +98,7 @@ def _question(asked: Asked | None, kind: checking.Method, model: Path | None, fi
 
 def _examine(question: Question) -> Answer:
     """What a worker would find. It is a process of its own, for the worker's libraries are not the command line's."""
-    command = [sys.executable, "-m", "workers.examination"]
+    command = [sys.executable, "-m", "workers.control.examination"]
     try:
         settings = jail.wanted(jail.Jail.AUTO).settings
     except ValueError as error:

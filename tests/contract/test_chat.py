@@ -25,7 +25,7 @@ from tests.conftest import Key
 from tests.contract.conftest import Official, Server
 from tests.contract.serving import MODEL, ServingWorker, serving_worker
 from tests.workers.serving import tiny
-from workers import supervisor
+from workers.jobs import supervisor
 
 __all__ = ["serving_worker"]
 

@@ -11,7 +11,7 @@ from tests import factories
 from tests.contract.test_graders import code_allowed, control_worker, python
 from tests.workers.serving import tiny as serving
 from tests.workers.training import tiny
-from workers import examiner
+from workers.control import examiner
 from workers.demo import make_tokenizer
 
 __all__ = ["code_allowed", "control_worker"]

@@ -19,8 +19,8 @@ from tests import factories
 from tests.conftest import Key
 from tests.contract.conftest import Official
 from tests.workers.graders.jails import first_tier
-from workers import trial
-from workers.trial import run as run_grader
+from workers.control import trial
+from workers.control.trial import run as run_grader
 
 CLOSE = {
     "type": "text_similarity",

@@ -27,7 +27,7 @@ from tests import factories
 from tests.conftest import empty
 from tests.contract.conftest import Server
 from tests.workers.conftest import use_stub
-from workers import supervisor
+from workers.jobs import supervisor
 
 EXAMPLES = settings().max_examples // 5
 TOLERATED = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]

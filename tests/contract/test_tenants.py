@@ -8,7 +8,7 @@ import pytest
 
 from tests.conftest import Key
 from tests.contract.conftest import Official
-from workers import supervisor
+from workers.jobs import supervisor
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from service.embedded.servers import Servers
 from service.settings import settings
 from tests import factories
 from tests.contract.conftest import Official
-from workers.prune import prune
+from workers.control.prune import prune
 
 DATA = factories.jsonl(factories.rows(40))
 

@@ -18,8 +18,8 @@ from service.jobs.models import Examination
 from service.settings import settings
 from tests.conftest import Key
 from tests.contract.test_graders import control_worker
-from workers import examiner
-from workers.sweep import sweep
+from workers.control import examiner
+from workers.jobs.sweep import sweep
 
 __all__ = ["control_worker"]
 

@@ -21,7 +21,8 @@ from tests import factories
 from tests.conftest import Key
 from tests.contract.conftest import Official
 from tests.contract.test_graders import control_worker
-from workers import supervisor, webhooks
+from workers.control import webhooks
+from workers.jobs import supervisor
 
 __all__ = ["control_worker"]
 

@@ -13,7 +13,7 @@ from service.jobs import repository
 from service.jobs.models import Job
 from service.settings import settings
 from tests import factories
-from workers import child, supervisor
+from workers.jobs import child, supervisor
 
 
 @pytest.fixture

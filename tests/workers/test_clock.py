@@ -29,7 +29,7 @@ from tests.workers.conftest import row
 from workers.beat import MOST_WAITING, Scheduler
 
 PATIENCE = 60.0
-SWEEP = "workers.sweep"
+SWEEP = "workers.jobs.sweep"
 TOOL = Path(__file__).with_name("shifted_clock.py")
 
 
@@ -122,7 +122,8 @@ def test_beat_does_not_pile_up_messages_while_no_control_worker_is_there(schedul
 
 
 def test_a_question_that_nobody_waits_for_is_not_worked_on(database: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    from workers import tasks, trial
+    from workers import tasks
+    from workers.control import trial
 
     answered: list[str] = []
     monkeypatch.setattr(trial, "answer", lambda id, question: answered.append(id))

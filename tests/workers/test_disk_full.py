@@ -16,8 +16,8 @@ from service.core.db import transaction
 from service.settings import settings
 from tests.disks import empty, fill, small_disk
 from tests.workers.conftest import events, row
-from workers import supervisor, sweep
-from workers.settle import FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS
+from workers.jobs import supervisor, sweep
+from workers.jobs.settle import FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS
 
 pytestmark = pytest.mark.usefixtures("stub")
 Submit = Callable[..., str]

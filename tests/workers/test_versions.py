@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import text
+from tests.workers.test_sweep import lose_worker
 
 from service.core import ask, broker, storage
 from service.core.db import transaction
@@ -26,10 +27,11 @@ from tests import factories
 from tests.contract.test_graders import control_worker
 from tests.factories import UNREADABLE
 from tests.workers.conftest import events, row
-from tests.workers.test_sweep import lose_worker
-from workers import examiner, prune, sink, supervisor, trial, webhooks, wire
-from workers.sweep import sweep
-from workers.tracking import Tracking
+from workers import wire
+from workers.control import examiner, prune, trial, webhooks
+from workers.jobs import sink, supervisor
+from workers.jobs.sweep import sweep
+from workers.tracking.reporter import Tracking
 
 __all__ = ["control_worker"]
 

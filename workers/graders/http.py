@@ -23,10 +23,10 @@ from service.graders import strict_json
 from service.graders.admission import service_of
 from service.graders.schemas import Http
 from service.graders.settings import GraderSettings, ScoringService
-from workers.graders.addresses import ForbiddenAddressError, UnresolvedError, resolve
 from workers.graders.grading import Grade, Sample
-from workers.graders.watch import Watch
-from workers.outbound import port_of, post, signature
+from workers.network.addresses import ForbiddenAddressError, UnresolvedError, resolve
+from workers.network.requests import port_of, post, signature
+from workers.network.watch import Watch
 
 BATCH = 64
 ATTEMPTS = 4

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
+from workers.modeling.precision import autocast
 from workers.rollouts.engine import NonFiniteLogitsError, Rollout, RolloutEngine, Sampling
 from workers.rollouts.gathered import gathered
 from workers.rollouts.grammar import Constraints
-from workers.rollouts.precision import autocast
 
 CACHE_BYTES = 4 << 30
 LOGITS_PER_BATCH = 1 << 26

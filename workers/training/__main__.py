@@ -19,9 +19,9 @@ from pathlib import Path
 from types import FrameType
 
 from workers import priority
-from workers.training import ranks
-from workers.training.channel import Channel, connect, over
-from workers.training.ranks import Followers
+from workers.training.processes import ranks
+from workers.training.processes.channel import Channel, connect, over
+from workers.training.processes.ranks import Followers
 from workers.wire import ExitCode, Failure
 
 PR_SET_PDEATHSIG = 1
@@ -64,8 +64,8 @@ def train(channel: Channel, followers: Followers | None = None) -> int:
     from service.jobs.spec import RunSpec, Supervised
     from workers.bounded import client
     from workers.training import loop, supervised
-    from workers.training.clock import Clock
     from workers.training.errors import RunError, explain
+    from workers.training.reporting.clock import Clock
 
     client.start()
     path = channel.starts.get()

@@ -8,13 +8,15 @@ import torch
 
 from service.jobs.spec import ResolvedHyperparameters, ResolvedSupervisedHyperparameters, RunSpec
 from workers import wire
-from workers.training import checkpoint, distributed, policy, preflight, sharding, update
-from workers.training.channel import Channel
+from workers.data.prompts import Rendering, rendering_of
+from workers.modeling import distributed, policy, sharding
+from workers.modeling.export import export
+from workers.modeling.lora import Lora
+from workers.training import checkpoint, preflight
 from workers.training.checkpoint import TrainerState
-from workers.training.clock import Clock
-from workers.training.data import Rendering, rendering_of
-from workers.training.export import export
-from workers.training.lora import Lora
+from workers.training.optim import update
+from workers.training.processes.channel import Channel
+from workers.training.reporting.clock import Clock
 
 
 @dataclass(kw_only=True)

@@ -29,8 +29,8 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
 from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 
-from workers.training import distributed, export, sharding
-from workers.training.policy import Policy
+from workers.modeling import distributed, export, sharding
+from workers.modeling.policy import Policy
 
 MANIFEST = "manifest.json"
 MODEL, STATE = "model", "state"

@@ -14,21 +14,27 @@ from pathlib import Path
 from service.jobs.spec import Reinforcement, ResolvedHyperparameters, RunSpec
 from workers import graders, wire
 from workers.answers import AnswerReader
+from workers.data import prompts as data
+from workers.modeling import distributed, seeds
 from workers.rollouts.engine import Sampling
 from workers.rollouts.grammar import Grammar
-from workers.training import ahead, batch, checkpoint, data, distributed, metrics, preflight, seeds, update
-from workers.training import evaluate as evaluation
-from workers.training import grammar as grammars
-from workers.training import sampler as samplers
+from workers.training import checkpoint, preflight
 from workers.training.attempt import Attempt, begin, finish, save, save_where_it_stopped, tell_progress, tell_start
-from workers.training.batch import Sample
-from workers.training.channel import Channel
-from workers.training.clock import Clock
-from workers.training.collection import Collection, Grading, staleness
+from workers.training.data import batch
+from workers.training.data.batch import Sample
 from workers.training.errors import RunError
-from workers.training.patience import GraderAwayError, Patient
-from workers.training.rewards import Rewards
-from workers.training.sampler import Sampler
+from workers.training.optim import update
+from workers.training.processes.channel import Channel
+from workers.training.reporting import metrics
+from workers.training.reporting.clock import Clock
+from workers.training.sampling import evaluate as evaluation
+from workers.training.sampling import grammar as grammars
+from workers.training.sampling import prefetched as ahead
+from workers.training.sampling import sampler as samplers
+from workers.training.sampling.collection import Collection, Grading, staleness
+from workers.training.sampling.patience import GraderAwayError, Patient
+from workers.training.sampling.rewards import Rewards
+from workers.training.sampling.sampler import Sampler
 
 UNREPORTED, NUMBERS = "unreported", "numbers.json"
 """In a checkpoint's state: a step that was trained and not evaluated yet."""

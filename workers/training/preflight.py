@@ -19,15 +19,16 @@ from service.graders import schemas
 from service.graders.bounds import bounds
 from service.jobs.spec import ResolvedHyperparameters, RunSpec
 from workers import wire
+from workers.data.prompts import Prompt
+from workers.modeling import distributed
+from workers.modeling.policy import Policy, weight_files
 from workers.rollouts.engine import Rollout
 from workers.rollouts.grammar import Grammar
-from workers.training import distributed, objective, update
-from workers.training import grammar as grammars
-from workers.training.batch import Sample, TrainingSample
-from workers.training.channel import Channel
-from workers.training.data import Prompt
+from workers.training.data.batch import Sample, TrainingSample
 from workers.training.errors import RunError, is_out_of_memory
-from workers.training.policy import Policy, weight_files
+from workers.training.optim import objective, update
+from workers.training.processes.channel import Channel
+from workers.training.sampling import grammar as grammars
 
 MOMENTS = 2
 """Tensors that AdamW keeps of each parameter."""

@@ -13,13 +13,17 @@ import torch
 
 from service.jobs.spec import ResolvedSupervisedHyperparameters, RunSpec, Supervised
 from workers import wire
-from workers.training import conversations, data, distributed, objective, preflight, update
+from workers.data import conversations
+from workers.data import prompts as data
+from workers.data.conversations import Example
+from workers.data.prompts import PLAIN, Rendering
+from workers.modeling import distributed
+from workers.modeling.policy import Policy
+from workers.training import preflight
 from workers.training.attempt import Attempt, begin, finish, save, save_where_it_stopped, tell_progress, tell_start
-from workers.training.channel import Channel
-from workers.training.clock import Clock
-from workers.training.conversations import Example
-from workers.training.data import PLAIN, Rendering
-from workers.training.policy import Policy
+from workers.training.optim import objective, update
+from workers.training.processes.channel import Channel
+from workers.training.reporting.clock import Clock
 
 
 @dataclass(kw_only=True)

@@ -216,7 +216,7 @@ def test_the_api_does_not_start_on_another_folder(folder: Path) -> None:
 def test_no_job_is_taken_on_another_folder(
     folder: Path, client: TestClient, models_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from workers import supervisor
+    from workers.jobs import supervisor
 
     tie()
     factories.create_job(client, factories.offer_model(models_dir))

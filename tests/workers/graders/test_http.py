@@ -18,7 +18,7 @@ from service.graders.schemas import GraderError, parse_grader
 from service.graders.settings import GraderSettings, ScoringService
 from tests.workers.graders.servers import CERTIFICATE, Answer, Asked, serve
 from workers.graders import Grade, Sample, build, http
-from workers.graders.addresses import ForbiddenAddressError, resolve
+from workers.network.addresses import ForbiddenAddressError, resolve
 
 SECRET = "whsec_" + base64.b64encode(b"0123456789abcdef0123456789abcdef").decode()
 SAMPLES = [Sample({"answer": str(i)}, f"said {i}") for i in range(3)]

@@ -18,13 +18,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from service.jobs.spec import Hyperparameters, ResolvedHyperparameters, resolve
+from workers.data.conversations import Example
+from workers.modeling import distributed, lora, policy, sharding
+from workers.modeling.lora import Lora
+from workers.modeling.policy import Policy
 from workers.rollouts.engine import Rollout
-from workers.training import checkpoint, distributed, lora, policy, sharding, supervised, update
-from workers.training.batch import Allowed, TrainingSample
+from workers.training import checkpoint, supervised
 from workers.training.checkpoint import TrainerState
-from workers.training.conversations import Example
-from workers.training.lora import Lora
-from workers.training.policy import Policy
+from workers.training.data.batch import Allowed, TrainingSample
+from workers.training.optim import update
 
 STEPS = 5
 EXAMPLES = [Example([5, 6, 7, 8, 9, 10], [3, 4, 5]), Example([7, 8, 9], [1, 2]), Example([3, 4, 5, 6, 7], [4])]

@@ -10,9 +10,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.workers.training import tiny
-from workers.training import checkpoint, export, policy
+from workers.modeling import export, policy
+from workers.modeling.policy import Policy
+from workers.training import checkpoint
 from workers.training.checkpoint import TrainerState
-from workers.training.policy import Policy
 
 CPU = torch.device("cpu")
 

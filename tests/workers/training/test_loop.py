@@ -217,7 +217,7 @@ def test_the_next_answers_are_sampled_while_a_step_is_trained(
     make_spec: MakeSpec, execute: Execute, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from workers.rollouts.transformers import TransformersEngine
-    from workers.training import update
+    from workers.training.optim import update
 
     sampling, stream, train = threading.Semaphore(0), TransformersEngine.stream, update.train
 
@@ -241,7 +241,9 @@ def test_the_next_answers_are_sampled_while_a_step_is_trained(
 
 def test_answers_ahead_are_of_the_weights_before_the_step(make_spec: MakeSpec, execute: Execute) -> None:
     from workers.answers import AnswerReader
-    from workers.training import ahead, data, policy
+    from workers.data import prompts as data
+    from workers.modeling import policy
+    from workers.training.sampling import prefetched as ahead
 
     spec = make_spec(n_steps=3, eval_interval=1, max_staleness=1)
     _, recorder = execute(spec)
@@ -423,7 +425,7 @@ def test_what_goes_wrong_is_explained(
     exit_code: int,
     says: str,
 ) -> None:
-    from workers.training import update
+    from workers.training.optim import update
 
     def fail(*_: object) -> None:
         raise error

@@ -16,11 +16,13 @@ from tests.workers.training import tiny
 from tests.workers.training.tiny import Recorder
 from workers import wire
 from workers.answers import Answer
+from workers.data.prompts import Prompt
 from workers.graders import Grade
+from workers.modeling import policy
 from workers.rollouts.engine import Rollout
-from workers.training import objective, policy, preflight, update
-from workers.training.batch import Sample
-from workers.training.data import Prompt
+from workers.training import preflight
+from workers.training.data.batch import Sample
+from workers.training.optim import objective, update
 from workers.wire import ExitCode
 
 MakeSpec = Callable[..., RunSpec]

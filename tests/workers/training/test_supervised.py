@@ -16,9 +16,12 @@ from service.jobs.spec import RunSpec, SupervisedHyperparameters, resolve_superv
 from tests.workers.training import tiny
 from tests.workers.training.tiny import Recorder, without_times
 from workers import wire
+from workers.data import conversations
 from workers.demo import make_tokenizer
-from workers.training import conversations, policy, supervised, update
-from workers.training.clock import Clock
+from workers.modeling import policy
+from workers.training import supervised
+from workers.training.optim import update
+from workers.training.reporting.clock import Clock
 from workers.wire import ExitCode
 
 Execute = Callable[..., tuple[int, Recorder]]

@@ -9,16 +9,18 @@ import transformers
 
 from service.jobs.spec import Hyperparameters, resolve
 from tests.workers.training import tiny
+from workers.data.prompts import Prompt
 from workers.demo import make_tokenizer
+from workers.modeling import policy
+from workers.modeling.lora import Lora
+from workers.modeling.policy import Policy
 from workers.rollouts.engine import Sampling
 from workers.rollouts.probe import WeightsOutOfSyncError
 from workers.rollouts.vllm import VLLMEngine
-from workers.training import policy, sampler, update
-from workers.training.batch import TrainingSample
-from workers.training.data import Prompt
-from workers.training.lora import Lora
-from workers.training.policy import Policy
-from workers.training.sampler import Sampler
+from workers.training.data.batch import TrainingSample
+from workers.training.optim import update
+from workers.training.sampling import sampler
+from workers.training.sampling.sampler import Sampler
 
 CPU = torch.device("cpu")
 PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12, 13]]

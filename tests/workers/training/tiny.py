@@ -22,7 +22,7 @@ from service.jobs.spec import (
 )
 from workers import wire
 from workers.demo import CHARACTERS, make_tokenizer
-from workers.training.channel import Channel
+from workers.training.processes.channel import Channel
 
 EXACT = {
     "type": "string_check",

@@ -21,12 +21,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from service.inference.wire import Sampling
 from workers.bounded.grammars import UnsupportedSchemaError
+from workers.modeling.policy import context_length
 from workers.rollouts.grammar import Grammar, Grammars, UnconstrainableError
 from workers.serving.host.adapters import Adapters
 from workers.serving.host.decoder import Decoder
 from workers.serving.host.engine import Engine, Key, Request, RequestRefusedError, Token
 from workers.serving.host.sampling import Chooser, choose, score
-from workers.training.policy import context_length
 
 MAX_ROWS = 256
 CACHE_BYTES = 4 << 30

@@ -6,12 +6,13 @@ from pathlib import Path
 import torch
 
 from service.inference.wire import Failed
+from workers.data import prompts as data
+from workers.modeling import policy
 from workers.rollouts.errors import EngineUnavailableError
 from workers.serving import memory
 from workers.serving.host.engine import Engine
 from workers.serving.host.tools import can_call
 from workers.serving.lines import Options, Ready
-from workers.training import data, policy
 from workers.training.errors import RunError
 
 MAX_REASON = 500

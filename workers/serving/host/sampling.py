@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from service.inference.wire import Sampling
+from workers.modeling import seeds
 from workers.rollouts.engine import NonFiniteLogitsError
 from workers.rollouts.grammar import Constraint
-from workers.training import seeds
 
 
 class Chooser:

@@ -8,11 +8,11 @@ from typing import Any
 
 from service.inference.wire import Sampling
 from workers.answers import TokenReader, marks
+from workers.modeling import policy, seeds
 from workers.rollouts.errors import EngineUnavailableError
 from workers.rollouts.vllm.ends import end_with
 from workers.serving.host.engine import Engine, Key, Request, RequestRefusedError, Token
 from workers.serving.lines import Options
-from workers.training import policy, seeds
 
 CPU_CACHE_BYTES = 1 << 30
 MAX_LOGPROBS = 20

@@ -1,0 +1,1 @@
+"""From rows of a JSONL file to token ids."""

@@ -1,0 +1,1 @@
+"""One job's attempt, from its claim to its outcome."""

@@ -1,0 +1,1 @@
+"""Metrics of jobs to experiment trackers."""

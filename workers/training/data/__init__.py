@@ -1,0 +1,1 @@
+"""What an update works on: samples in packed rows of tokens."""

@@ -1,0 +1,155 @@
+"""From rollouts to what an update works on: graded groups, their advantages, mini-batches of them.
+
+R rows of width W, B answers, N response tokens of a micro-batch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from service.jobs.spec import ResolvedHyperparameters
+from troll import advantages, aggregation
+from workers.answers import Answer
+from workers.data.prompts import Prompt
+from workers.graders import Grade
+from workers.rollouts.engine import Rollout
+from workers.rollouts.grammar import forbid
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One answer and what its grader said of it."""
+
+    prompt: Prompt
+    rollout: Rollout
+    answer: Answer
+    grade: Grade
+    least: float = 0.0
+    """What it earns where it cannot be graded through its own fault; ``workers.training.sampling.rewards`` finds it."""
+
+    @property
+    def reward(self) -> float | None:
+        """None where not the answer but what grades it failed."""
+        return self.least if self.grade.earns_least else self.grade.reward
+
+
+@dataclass(frozen=True)
+class TrainingSample:
+    """A sample with a reward, ready to be trained on."""
+
+    prompt_ids: list[int]
+    rollout: Rollout
+    advantage: float
+
+    @property
+    def tokens(self) -> int:
+        """Tokens the model reads: the last one sampled is only predicted."""
+        return len(self.prompt_ids) + self.own_tokens
+
+    @property
+    def own_tokens(self) -> int:
+        """Those of them that are the answer's."""
+        return len(self.rollout.token_ids) - 1
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which tokens of rows ``[R, W]`` belong together, where rows hold more than one answer."""
+
+    position_ids: Tensor
+    """``[R, W]`` a token's position in its sample."""
+    blocks: Tensor
+    """``[R, W]`` the number of a token's block in its row, which is a prompt and answers to it; -1 is padding."""
+    answers: Tensor
+    """``[R, W]`` the number of a token's answer; -1 in prompts."""
+
+    def attention_mask(self) -> Tensor:
+        """``[R, 1, W, W]`` bool: a token sees what precedes it in its block, but no other answer."""
+        of_block, of_answer = self.blocks.unsqueeze(-1), self.answers.unsqueeze(-1)
+        in_block = self.blocks.unsqueeze(1) == of_block
+        in_answer = (self.answers.unsqueeze(1) == of_answer) | (self.answers.unsqueeze(1) < 0)
+        return (in_block & in_answer).tril().unsqueeze(1)
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """For each of N response tokens, which tokens a grammar allowed in its place. U masks that differ, W words each."""
+
+    masks: Tensor
+    """``[U, W]`` int32, on the CPU; a bit is a token."""
+    rows: Tensor
+    """``[N]`` which of the masks is a token's."""
+
+    @classmethod
+    def of(cls, masks: Tensor) -> "Allowed":
+        """Those of masks ``[N, W]``, of which many are the same."""
+        distinct, rows = masks.unique(dim=0, return_inverse=True)
+        return cls(distinct, rows)
+
+    def forbid(self, logits: Tensor) -> Tensor:
+        """``logits`` ``[N, V]`` with -inf for what was not allowed; differentiable."""
+        return forbid(logits, self.masks[self.rows])
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Answers that go through the model together, in rows padded on the right, and their N response tokens, packed."""
+
+    input_ids: Tensor
+    """``[R, W]``"""
+    positions: Tensor
+    """``[N]`` flat indices into ``[R, W]`` of the positions that predict the response tokens."""
+    tokens: Tensor
+    """``[N]`` the response tokens, answer by answer."""
+    advantages: Tensor
+    """``[N]``"""
+    sequence_ids: Tensor
+    """``[N]`` which of the B answers a token belongs to."""
+    sampler_log_probs: Tensor
+    """``[N]`` what the rollout engine gave the tokens."""
+    rollouts: list[Rollout]
+    """The B answers."""
+    layout: Layout | None = None
+    """None where every row is one prompt and one answer."""
+    allowed: Allowed | None = None
+    """What might have been said in the place of each response token, where answers are held to a grammar."""
+
+
+def trainable(groups: Sequence[Sequence[Sample]], name: str) -> list[list[TrainingSample]]:
+    """Each group's samples with their advantages. Samples without a reward are no part of their group."""
+    graded = [
+        (number, sample, sample.reward)
+        for number, group in enumerate(groups)
+        for sample in group
+        if sample.reward is not None
+    ]
+    rewards = torch.tensor([reward for _, _, reward in graded], dtype=torch.float64)
+    group_ids = torch.tensor([number for number, _, _ in graded], dtype=torch.long)
+    values = advantages.GROUP_ESTIMATORS[name](rewards, group_ids)
+    trained: list[list[TrainingSample]] = [[] for _ in groups]
+    for (number, sample, _), advantage in zip(graded, values.tolist(), strict=True):
+        trained[number].append(TrainingSample(sample.prompt.token_ids, sample.rollout, advantage))
+    return trained
+
+
+def mini_batches(groups: Sequence[Sequence[TrainingSample]], number: int) -> list[list[TrainingSample]]:
+    """The groups in ``number`` parts of nearly equal size; a prompt's samples stay together."""
+    bounds = [len(groups) * part // number for part in range(number + 1)]
+    return [[sample for group in groups[start:end] for sample in group] for start, end in pairwise(bounds)]
+
+
+def idle(device: torch.device) -> MicroBatch:
+    """A token that nothing is learned from, for a rank that has nothing left to do while others have."""
+    nothing = torch.zeros(0, device=device)
+    indices = nothing.long()
+    token = torch.zeros(1, 1, dtype=torch.long, device=device)
+    return MicroBatch(token, indices, indices, nothing, indices, nothing, [])
+
+
+def normalizer(samples: Sequence[TrainingSample], hyperparameters: ResolvedHyperparameters) -> float:
+    """What the summed loss of a mini-batch is divided by, whatever micro-batches or processes it is split into."""
+    tokens = sum(len(sample.rollout.token_ids) for sample in samples)
+    return aggregation.divisor(hyperparameters.aggregation, tokens, len(samples), hyperparameters.max_completion_tokens)

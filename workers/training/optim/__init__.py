@@ -1,0 +1,1 @@
+"""One step's updates: the objective, its gradients and the optimizer."""

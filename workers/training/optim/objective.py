@@ -1,0 +1,97 @@
+"""What is minimised on one micro-batch, from hidden states where the model allows it: an objective, or likelihood."""
+
+from dataclasses import asdict, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import troll
+from service.jobs.spec import ResolvedHyperparameters
+from troll import OBJECTIVES, LossOutput, Objective, SparseLogProbs
+from workers.data.conversations import TokenBatch
+from workers.modeling import distributed
+from workers.modeling.policy import Policy, Readable
+from workers.modeling.precision import autocast
+from workers.rollouts.top_log_probs import sparse_rows
+from workers.training.data.batch import MicroBatch
+from workers.training.errors import non_finite
+
+FIXED = {"dual_clip": 10.0}
+"""Options that no hyperparameter sets. As in the paper's comparison of TROLL with clipping."""
+RENAMED = {"max_tokens": "max_tokens_kept"}
+"""The hyperparameters that set an option of another name."""
+
+
+def make(hyperparameters: ResolvedHyperparameters) -> Objective[Any]:
+    """The job's objective; each of its options is the hyperparameter of that name, where there is one."""
+    kind = OBJECTIVES[hyperparameters.objective]
+    names = {field.name for field in fields(kind)}
+    options: dict[str, Any] = {name: value for name, value in FIXED.items() if name in names}
+    for name, asked in ((name, RENAMED.get(name, name)) for name in names):
+        if hasattr(hyperparameters, asked):
+            options[name] = getattr(hyperparameters, asked)
+    return kind(**options)
+
+
+@torch.no_grad()
+def old_policy(policy: Policy, batch: MicroBatch, hyperparameters: ResolvedHyperparameters) -> SparseLogProbs:
+    """The old policy's distributions at the N response tokens: the trainer's before its updates, or the sampler's."""
+    objective = make(hyperparameters)
+    if hyperparameters.old_policy == "sampler":
+        # What the sampler reports is at the sampling temperature already.
+        return sparse_rows(batch.rollouts, policy.vocabulary_size, **objective.sparsity).to(policy.device)
+    options: dict[str, Any] = {"temperature": objective.temperature, **objective.sparsity}
+    if policy.lm_head is None or batch.allowed is not None:
+        return troll.sparsify(_logits(policy, batch), batch.tokens, **options)
+    hidden, weight, bias = _lm_head_inputs(policy, batch)
+    return troll.fused_sparsify(hidden, weight, batch.tokens, bias=bias, **asdict(policy.transform), **options)
+
+
+def loss(
+    policy: Policy,
+    batch: MicroBatch,
+    old: SparseLogProbs,
+    hyperparameters: ResolvedHyperparameters,
+    normalizer: float,
+) -> LossOutput:
+    """The loss of a micro-batch, its tokens' sum divided by ``normalizer``."""
+    objective = make(hyperparameters)
+    options: dict[str, Any] = {"normalizer": normalizer, "sequence_ids": batch.sequence_ids}
+    if policy.lm_head is None or batch.allowed is not None:
+        return objective.loss(_logits(policy, batch), old, batch.tokens, batch.advantages, **options)
+    hidden, weight, bias = _lm_head_inputs(policy, batch)
+    options |= asdict(policy.transform) | {"bias": bias}
+    # Autograd casts no sparse gradient, and ranks sum up dense ones.
+    options["sparse_weight_grad"] = policy.tied and weight is policy.lm_head.weight and distributed.size() == 1
+    return objective.fused_loss(hidden, weight, old, batch.tokens, batch.advantages, **options)
+
+
+def cross_entropy(policy: Policy, batch: TokenBatch, normalizer: float | None = None) -> LossOutput:
+    """The negative log-likelihood of a micro-batch's tokens, divided by ``normalizer`` or by their own number."""
+    if policy.lm_head is None:
+        return troll.cross_entropy(_logits(policy, batch), batch.tokens, normalizer=normalizer)
+    hidden, weight, bias = _lm_head_inputs(policy, batch)
+    return troll.fused_cross_entropy(
+        hidden, weight, batch.tokens, bias=bias, normalizer=normalizer, **asdict(policy.transform)
+    )
+
+
+def _lm_head_inputs(policy: Policy, batch: Readable) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Hidden states ``[N, H]``, output matrix ``[V, H]`` and bias, in the dtype the output layer computes in."""
+    assert policy.lm_head is not None
+    with autocast(policy.device):
+        hidden = policy.hidden(batch)
+    if not bool(hidden.isfinite().all()):
+        raise non_finite("loss")
+    dtype = torch.bfloat16 if policy.device.type == "cuda" else hidden.dtype
+    return hidden.to(dtype), policy.lm_head.weight.to(dtype), policy.lm_head.bias
+
+
+def _logits(policy: Policy, batch: Readable) -> Tensor:
+    logits = policy.logits(batch)
+    if bool(logits.isnan().any()):
+        raise non_finite("loss")
+    # The policy is what was sampled from: the model among the tokens that the grammar allowed.
+    allowed = batch.allowed if isinstance(batch, MicroBatch) else None
+    return logits if allowed is None else allowed.forbid(logits)
