@@ -13,14 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from workers.data import prompts as data
 from workers.data.prompts import UnusableRowError
-from workers.training.data import packing
-from workers.training.data.batch import Layout
+from workers.modeling.rows import Block, Continuation
 
 MAX_QUOTED = 100
 """Characters of a prompt that a refusal shows."""
@@ -37,6 +34,10 @@ class Example:
     def tokens(self) -> int:
         """Tokens the model reads: the last one is only predicted."""
         return len(self.token_ids) - 1
+
+    def block(self) -> Block:
+        """The example as it is laid out in a row."""
+        return Block([], [Continuation(self.token_ids, self.learned)])
 
 
 @dataclass(frozen=True)
@@ -232,58 +233,3 @@ def _alone(turn: _Turn, encoded: dict[str, list[int]], encoding: _Encoding) -> E
 def _end_of_answer(ids: list[int], start: int, stop: int, stop_ids: Sequence[int]) -> int | None:
     """Where the answer ``ids[start:stop]`` ends: behind its first stop token, where sampling would end as well."""
     return next((place + 1 for place in range(start, stop) if ids[place] in stop_ids), None)
-
-
-@dataclass(frozen=True)
-class TokenBatch:
-    """Examples that go through the model together, in rows padded on the right, and their N learned tokens."""
-
-    input_ids: Tensor
-    """``[R, W]``"""
-    positions: Tensor
-    """``[N]`` flat indices into ``[R, W]`` of the positions that predict the learned tokens."""
-    tokens: Tensor
-    """``[N]`` the learned tokens."""
-    layout: Layout | None
-    """None where every row is one example."""
-
-
-def micro_batches(
-    examples: Sequence[Example], budget: int, device: torch.device, longest_shared: int = 0
-) -> list[TokenBatch]:
-    """The examples in micro-batches of at most ``budget`` tokens, padding included (at least one example each).
-
-    Up to ``longest_shared`` tokens they may share rows; 0 gives each its own.
-    """
-    share = max((example.tokens for example in examples), default=0) <= longest_shared
-    return [_collate(rows, device) for rows in packing.filled(examples, budget, share=share)]
-
-
-def idle(device: torch.device) -> TokenBatch:
-    """A token that nothing is learned from, for a rank that has nothing left to do while others have."""
-    nothing = torch.zeros(0, dtype=torch.long, device=device)
-    return TokenBatch(nothing.new_zeros(1, 1), nothing, nothing, None)
-
-
-def _collate(rows: Sequence[Sequence[Example]], device: torch.device) -> TokenBatch:
-    width = max(sum(example.tokens for example in row) for row in rows)
-    ids, places, blocks, answers = (torch.full((len(rows), width), fill) for fill in (0, 0, -1, -1))
-    positions: list[int] = []
-    tokens: list[int] = []
-    for number, row in enumerate(rows):
-        start = 0
-        for block, example in enumerate(row):
-            cut = slice(start, start + example.tokens)
-            ids[number, cut] = torch.tensor(example.token_ids[:-1])
-            places[number, cut] = torch.arange(example.tokens)
-            blocks[number, cut] = block
-            positions += [number * width + start + place - 1 for place in example.learned]
-            tokens += [example.token_ids[place] for place in example.learned]
-            start += example.tokens
-    alone = all(len(row) == 1 for row in rows)
-    return TokenBatch(
-        ids.to(device),
-        torch.tensor(positions, device=device),
-        torch.tensor(tokens, device=device),
-        None if alone else Layout(places.to(device), blocks.to(device), answers.to(device)),
-    )

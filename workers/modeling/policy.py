@@ -14,7 +14,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from jinja2 import TemplateError
@@ -36,8 +36,8 @@ from workers.modeling.lm_head import LogitTransform, recognise
 from workers.modeling.lora import Lora
 from workers.modeling.precision import autocast
 from workers.modeling.recomputation import Recomputation, When
-from workers.training.data.batch import Layout
-from workers.training.data.sharing import longest_shared
+from workers.modeling.rows import Readable
+from workers.modeling.sharing import longest_shared
 from workers.training.errors import RunError
 
 CODE = {".py", ".pkl", ".pickle"}
@@ -45,22 +45,6 @@ WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 UNBOUNDED_CONTEXT = 1 << 20
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """Those a weight that can be trained is stored in, as safetensors calls them."""
-
-
-class Readable(Protocol):
-    """What the model reads of a batch, whatever is learned from it."""
-
-    @property
-    def input_ids(self) -> Tensor:
-        """``[R, W]``, padded on the right."""
-
-    @property
-    def positions(self) -> Tensor:
-        """``[N]`` flat indices into ``[R, W]`` of the positions that predict the response tokens."""
-
-    @property
-    def layout(self) -> Layout | None:
-        """What belongs together in rows; None where each is one sequence."""
 
 
 class Policy:

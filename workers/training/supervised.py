@@ -17,10 +17,11 @@ from workers.data import conversations
 from workers.data import prompts as data
 from workers.data.conversations import Example
 from workers.data.prompts import PLAIN, Rendering
-from workers.modeling import distributed
+from workers.modeling import distributed, rows
 from workers.modeling.policy import Policy
 from workers.training import preflight
 from workers.training.attempt import Attempt, begin, finish, save, save_where_it_stopped, tell_progress, tell_start
+from workers.training.data import packing
 from workers.training.optim import objective, update
 from workers.training.processes.channel import Channel
 from workers.training.reporting.clock import Clock
@@ -89,15 +90,15 @@ def prepare(spec: RunSpec, method: Supervised, channel: Channel, clock: Clock) -
 
 
 def load(policy: Policy, path: Path, param: str, rendering: Rendering = PLAIN) -> list[list[Example]]:
-    rows = conversations.load(path, policy.tokenizer, policy.stop_ids, policy.context_length, param, rendering)
-    policy.check_tokens((example.token_ids for row in rows for example in row), param)
-    return rows
+    loaded = conversations.load(path, policy.tokenizer, policy.stop_ids, policy.context_length, param, rendering)
+    policy.check_tokens((example.token_ids for row in loaded for example in row), param)
+    return loaded
 
 
 def try_largest_step(job: Run) -> None:
     """Compute the step of the longest rows and change nothing, so that memory that does not suffice is told at once."""
-    rows = sorted(job.train_rows, key=lambda row: max(example.tokens for example in row))
-    examples = [example for row in rows[-job.hyperparameters.batch_size :] for example in row]
+    longest = sorted(job.train_rows, key=lambda row: max(example.tokens for example in row))
+    examples = [example for row in longest[-job.hyperparameters.batch_size :] for example in row]
     with job.clock("preflight"):
         moments = preflight.unmade_moments(job.optimizer)
         read(job.policy, examples, backward=True)
@@ -110,8 +111,8 @@ def learn(job: Run, step: int) -> tuple[Score, dict[str, float]]:
     """One update; how the step's rows were predicted before it, and the update's numbers."""
     h = job.hyperparameters
     total = data.rows_in_all(len(job.train_rows), h.batch_size, h.n_steps, h.n_epochs)
-    rows = data.rows_of_step(step, job.spec.job.seed, len(job.train_rows), h.batch_size, total)
-    examples = [example for row in rows for example in job.train_rows[row]]
+    numbers = data.rows_of_step(step, job.spec.job.seed, len(job.train_rows), h.batch_size, total)
+    examples = [example for row in numbers for example in job.train_rows[row]]
     rate = learning_rate(h, step)
     with job.clock("training"):
         job.optimizer.zero_grad(set_to_none=True)
@@ -136,8 +137,8 @@ def read(policy: Policy, examples: Sequence[Example], *, backward: bool) -> Scor
     """
     tokens = sum(len(example.learned) for example in examples)
     own = distributed.own_part(examples, lambda example: example.tokens)
-    parts = conversations.micro_batches(own, update.token_budget(policy), policy.device, policy.longest_shared)
-    parts += [conversations.idle(policy.device)] * (distributed.largest(len(parts)) - len(parts))
+    parts = micro_batches(own, update.token_budget(policy), policy.device, policy.longest_shared)
+    parts += [rows.idle(policy.device)] * (distributed.largest(len(parts)) - len(parts))
     loss = right = 0.0
     for part in parts:
         output = objective.cross_entropy(policy, part, normalizer=tokens)
@@ -150,6 +151,18 @@ def read(policy: Policy, examples: Sequence[Example], *, backward: bool) -> Scor
             right += output.metrics["accuracy"].item() * len(part.tokens)
     losses, rights = zip(*distributed.gather((loss, right)), strict=True)
     return Score(sum(losses), sum(rights) / tokens, tokens)
+
+
+def micro_batches(
+    examples: Sequence[Example], budget: int, device: torch.device, longest_shared: int = 0
+) -> list[rows.Rows]:
+    """The examples in micro-batches of at most ``budget`` tokens, padding included (at least one example each).
+
+    Up to ``longest_shared`` tokens they may share rows; 0 gives each its own.
+    """
+    share = max((example.tokens for example in examples), default=0) <= longest_shared
+    parts = packing.filled(examples, budget, share=share)
+    return [rows.collate([[example.block() for example in row] for row in part], device) for part in parts]
 
 
 def learning_rate(hyperparameters: ResolvedSupervisedHyperparameters, step: int) -> float:

@@ -13,6 +13,7 @@ from workers.data import conversations
 from workers.data import prompts as data
 from workers.data.conversations import Example
 from workers.demo import make_tokenizer
+from workers.training import supervised
 from workers.training.errors import RunError
 
 USER, FIRST, LAST = "12+34=", "46", "80"
@@ -196,7 +197,7 @@ def test_micro_batches_hold_every_learned_token_once_and_keep_to_the_budget(
     asked = ["1+1=", "12+34=", "1234+5678+1234+56=", "2+2="]
     rows = load(tmp_path, tokenizer, *([message("user", each), message("assistant", "46")] for each in asked))
     examples = [example for row in rows for example in row]
-    batches = conversations.micro_batches(examples, 50, torch.device("cpu"), longest_shared)
+    batches = supervised.micro_batches(examples, 50, torch.device("cpu"), longest_shared)
     assert len(batches) > 1
     assert any(batch.layout is not None for batch in batches) == (longest_shared > 0)
     learned = []

@@ -11,6 +11,7 @@ from tests.workers.training import tiny
 from workers.modeling import policy
 from workers.modeling.lora import Lora
 from workers.modeling.policy import Policy
+from workers.modeling.rows import Block, Continuation, collate
 from workers.rollouts.engine import Sampling
 from workers.rollouts.transformers import TransformersEngine
 from workers.training.errors import RunError
@@ -22,11 +23,8 @@ WHEN: tuple[Literal["never"], Literal["always"]] = ("never", "always")
 
 
 def forward(loaded: Policy) -> Tensor:
-    from workers.training.data.batch import MicroBatch
-
-    nothing = torch.zeros(0)
-    batch = MicroBatch(IDS, torch.arange(9), IDS[0, 1:], nothing, nothing, nothing, [])
-    return loaded.logits(batch)
+    learned = [Continuation(IDS[0].tolist(), range(1, IDS.shape[1]))]
+    return loaded.logits(collate([[Block([], learned)]], IDS.device))
 
 
 def gradients(loaded: Policy) -> tuple[Tensor, list[Tensor]]:

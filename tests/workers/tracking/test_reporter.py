@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
-from tests.workers.test_supervisor import wait_for
+from tests.workers.jobs.test_supervisor import wait_for
 
 from service.core import storage
 from service.embedded.servers import Servers

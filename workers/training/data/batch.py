@@ -1,6 +1,6 @@
 """From rollouts to what an update works on: graded groups, their advantages, mini-batches of them.
 
-R rows of width W, B answers, N response tokens of a micro-batch.
+B answers, N response tokens of a micro-batch, V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -15,6 +15,7 @@ from troll import advantages, aggregation
 from workers.answers import Answer
 from workers.data.prompts import Prompt
 from workers.graders import Grade
+from workers.modeling.rows import Rows
 from workers.rollouts.engine import Rollout
 from workers.rollouts.grammar import forbid
 
@@ -56,25 +57,6 @@ class TrainingSample:
 
 
 @dataclass(frozen=True)
-class Layout:
-    """Which tokens of rows ``[R, W]`` belong together, where rows hold more than one answer."""
-
-    position_ids: Tensor
-    """``[R, W]`` a token's position in its sample."""
-    blocks: Tensor
-    """``[R, W]`` the number of a token's block in its row, which is a prompt and answers to it; -1 is padding."""
-    answers: Tensor
-    """``[R, W]`` the number of a token's answer; -1 in prompts."""
-
-    def attention_mask(self) -> Tensor:
-        """``[R, 1, W, W]`` bool: a token sees what precedes it in its block, but no other answer."""
-        of_block, of_answer = self.blocks.unsqueeze(-1), self.answers.unsqueeze(-1)
-        in_block = self.blocks.unsqueeze(1) == of_block
-        in_answer = (self.answers.unsqueeze(1) == of_answer) | (self.answers.unsqueeze(1) < 0)
-        return (in_block & in_answer).tril().unsqueeze(1)
-
-
-@dataclass(frozen=True)
 class Allowed:
     """For each of N response tokens, which tokens a grammar allowed in its place. U masks that differ, W words each."""
 
@@ -94,26 +76,16 @@ class Allowed:
         return forbid(logits, self.masks[self.rows])
 
 
-@dataclass(frozen=True)
-class MicroBatch:
-    """Answers that go through the model together, in rows padded on the right, and their N response tokens, packed."""
+@dataclass(frozen=True, kw_only=True)
+class MicroBatch(Rows):
+    """B answers that go through the model together, and their N response tokens, answer by answer."""
 
-    input_ids: Tensor
-    """``[R, W]``"""
-    positions: Tensor
-    """``[N]`` flat indices into ``[R, W]`` of the positions that predict the response tokens."""
-    tokens: Tensor
-    """``[N]`` the response tokens, answer by answer."""
     advantages: Tensor
     """``[N]``"""
-    sequence_ids: Tensor
-    """``[N]`` which of the B answers a token belongs to."""
     sampler_log_probs: Tensor
     """``[N]`` what the rollout engine gave the tokens."""
     rollouts: list[Rollout]
     """The B answers."""
-    layout: Layout | None = None
-    """None where every row is one prompt and one answer."""
     allowed: Allowed | None = None
     """What might have been said in the place of each response token, where answers are held to a grammar."""
 
@@ -139,14 +111,6 @@ def mini_batches(groups: Sequence[Sequence[TrainingSample]], number: int) -> lis
     """The groups in ``number`` parts of nearly equal size; a prompt's samples stay together."""
     bounds = [len(groups) * part // number for part in range(number + 1)]
     return [[sample for group in groups[start:end] for sample in group] for start, end in pairwise(bounds)]
-
-
-def idle(device: torch.device) -> MicroBatch:
-    """A token that nothing is learned from, for a rank that has nothing left to do while others have."""
-    nothing = torch.zeros(0, device=device)
-    indices = nothing.long()
-    token = torch.zeros(1, 1, dtype=torch.long, device=device)
-    return MicroBatch(token, indices, indices, nothing, indices, nothing, [])
 
 
 def normalizer(samples: Sequence[TrainingSample], hyperparameters: ResolvedHyperparameters) -> float:

@@ -1,10 +1,8 @@
 """Samples in rows of tokens: a prompt is read once for all its answers, and rows are filled with what fits.
 
-A block is a prompt and answers to it, one after the other; every answer goes on from the prompt's last position and
-sees the prompt and itself. Blocks of a few hundred tokens share rows. Longer answers have a row each, where attention
-is plainly causal: a row's attention costs the square of its length, whatever its mask leaves out.
-
-R rows of width W, B answers, N response tokens.
+A prompt and answers to it are a block (drawn in ``workers.modeling.rows``), and blocks of a few hundred tokens share
+rows. Longer answers have a row each, where attention is plainly causal: a row's attention costs the square of its
+length, whatever its mask leaves out.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +11,9 @@ from typing import Protocol, TypeVar
 
 import torch
 
-from workers.training.data.batch import Allowed, Layout, MicroBatch, TrainingSample
+from workers.modeling import rows
+from workers.modeling.rows import Block, Continuation
+from workers.training.data.batch import Allowed, MicroBatch, TrainingSample
 
 SHORT = 512
 """Rows up to this many tokens are filled: their attention costs little beside the rest of the model."""
@@ -29,8 +29,8 @@ Part = TypeVar("Part", bound=HasTokens)
 
 
 @dataclass
-class Block:
-    """A prompt and answers to it."""
+class Answers:
+    """Answers to one prompt that are read together."""
 
     samples: list[TrainingSample]
     tokens: int
@@ -48,6 +48,14 @@ class Block:
         self.tokens += sample.own_tokens
         self.apart += sample.tokens**2
 
+    def block(self) -> Block:
+        """The prompt and its answers as they are laid out, to learn every token of the answers."""
+        continuations = []
+        for sample in self.samples:
+            ids = sample.rollout.token_ids
+            continuations.append(Continuation(ids, range(len(ids))))
+        return Block(self.samples[0].prompt_ids, continuations)
+
 
 def micro_batches(
     samples: Sequence[TrainingSample],
@@ -64,7 +72,17 @@ def micro_batches(
     """
     share = max((sample.tokens for sample in samples), default=0) <= longest_shared
     blocks = list(_blocks(samples, budget if share else 0))
-    return [_collate(rows, device, allowed) for rows in filled(blocks, budget, share=share)]
+    return [_micro_batch(packed, device, allowed) for packed in filled(blocks, budget, share=share)]
+
+
+def idle(device: torch.device, allowed: Callable[[Sequence[TrainingSample]], Allowed] | None = None) -> MicroBatch:
+    """A token that nothing is learned from, for a rank that has nothing left to do while others have."""
+    nothing = torch.zeros(0, device=device)
+    # All ranks take the same way through the model.
+    masks = allowed and allowed([])
+    return MicroBatch(
+        **vars(rows.idle(device)), advantages=nothing, sampler_log_probs=nothing, rollouts=[], allowed=masks
+    )
 
 
 def filled(blocks: Sequence[Part], budget: int, *, share: bool) -> list[list[list[Part]]]:
@@ -86,7 +104,7 @@ def filled(blocks: Sequence[Part], budget: int, *, share: bool) -> list[list[lis
     return parts
 
 
-def _blocks(samples: Sequence[TrainingSample], budget: int) -> Iterator[Block]:
+def _blocks(samples: Sequence[TrainingSample], budget: int) -> Iterator[Answers]:
     groups: dict[tuple[int, ...], list[TrainingSample]] = {}
     for sample in samples:
         groups.setdefault(tuple(sample.prompt_ids), []).append(sample)
@@ -98,75 +116,29 @@ def _blocks(samples: Sequence[TrainingSample], budget: int) -> Iterator[Block]:
                 continue
             if block is not None:
                 yield block
-            block = Block([sample], sample.tokens, sample.tokens**2)
+            block = Answers([sample], sample.tokens, sample.tokens**2)
         if block is not None:
             yield block
 
 
-def _row_with_room(rows: Sequence[list[Part]], block: Part, width: int) -> list[Part] | None:
+def _row_with_room(packed: Sequence[list[Part]], block: Part, width: int) -> list[Part] | None:
     """The first row that the block fits into."""
-    return next((row for row in rows if sum(other.tokens for other in row) + block.tokens <= width), None)
+    return next((row for row in packed if sum(other.tokens for other in row) + block.tokens <= width), None)
 
 
-def _collate(
-    rows: Sequence[Sequence[Block]],
+def _micro_batch(
+    packed: Sequence[Sequence[Answers]],
     device: torch.device,
     allowed: Callable[[Sequence[TrainingSample]], Allowed] | None,
 ) -> MicroBatch:
-    width = max(sum(block.tokens for block in row) for row in rows)
-    ids, places, blocks, answers = (torch.full((len(rows), width), fill) for fill in (0, 0, -1, -1))
-    positions: list[int] = []
-    samples: list[TrainingSample] = []
-    for number, row in enumerate(rows):
-        tokens, steps, of_block, of_answer = _read(row, first_answer=len(samples))
-        for tensor, values in ((ids, tokens), (places, steps), (blocks, of_block), (answers, of_answer)):
-            tensor[number, : len(values)] = torch.tensor(values)
-        positions += _predicting(row, number * width)
-        samples += [sample for block in row for sample in block.samples]
-    alone = len(samples) == len(rows)
-    counts = torch.tensor([len(sample.rollout.token_ids) for sample in samples])
-    owners = torch.arange(len(samples)).repeat_interleave(counts)
-    advantages = torch.tensor([sample.advantage for sample in samples], dtype=torch.float32)
+    together = rows.collate([[answers.block() for answers in row] for row in packed], device)
+    samples = [sample for row in packed for answers in row for sample in answers.samples]
+    advantages = torch.tensor([sample.advantage for sample in samples], dtype=torch.float32, device=device)
     log_probs = torch.tensor([value for sample in samples for value in sample.rollout.log_probs], dtype=torch.float32)
     return MicroBatch(
-        ids.to(device),
-        torch.tensor(positions, device=device),
-        torch.tensor([token for sample in samples for token in sample.rollout.token_ids], device=device),
-        advantages[owners].to(device),
-        owners.to(device),
-        log_probs.to(device),
-        [sample.rollout for sample in samples],
-        None if alone else Layout(places.to(device), blocks.to(device), answers.to(device)),
-        allowed and allowed(samples),
+        **vars(together),
+        advantages=advantages[together.sequence_ids],
+        sampler_log_probs=log_probs.to(device),
+        rollouts=[sample.rollout for sample in samples],
+        allowed=allowed and allowed(samples),
     )
-
-
-def _read(row: Sequence[Block], first_answer: int) -> tuple[list[int], list[int], list[int], list[int]]:
-    """Of each token of a row its id, its position in its sample, the number of its block, and that of its answer."""
-    ids: list[int] = []
-    places: list[int] = []
-    blocks: list[int] = []
-    answers: list[int] = []
-    for number, block in enumerate(row):
-        prompt = block.samples[0].prompt_ids
-        ids += prompt
-        places += range(len(prompt))
-        blocks += [number] * block.tokens
-        answers += [-1] * len(prompt)
-        for sample in block.samples:
-            ids += sample.rollout.token_ids[:-1]
-            places += range(len(prompt), sample.tokens)
-            answers += [first_answer] * sample.own_tokens
-            first_answer += 1
-    return ids, places, blocks, answers
-
-
-def _predicting(row: Sequence[Block], start: int) -> Iterator[int]:
-    """Where in the row, which begins at ``start``, stand the tokens that response tokens follow on."""
-    for block in row:
-        last = start + len(block.samples[0].prompt_ids) - 1
-        start = last + 1
-        for sample in block.samples:
-            yield last
-            yield from range(start, start + sample.own_tokens)
-            start += sample.own_tokens

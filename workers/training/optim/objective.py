@@ -9,10 +9,10 @@ from torch import Tensor
 import troll
 from service.jobs.spec import ResolvedHyperparameters
 from troll import OBJECTIVES, LossOutput, Objective, SparseLogProbs
-from workers.data.conversations import TokenBatch
 from workers.modeling import distributed
-from workers.modeling.policy import Policy, Readable
+from workers.modeling.policy import Policy
 from workers.modeling.precision import autocast
+from workers.modeling.rows import Readable, Rows
 from workers.rollouts.top_log_probs import sparse_rows
 from workers.training.data.batch import MicroBatch
 from workers.training.errors import non_finite
@@ -67,7 +67,7 @@ def loss(
     return objective.fused_loss(hidden, weight, old, batch.tokens, batch.advantages, **options)
 
 
-def cross_entropy(policy: Policy, batch: TokenBatch, normalizer: float | None = None) -> LossOutput:
+def cross_entropy(policy: Policy, batch: Rows, normalizer: float | None = None) -> LossOutput:
     """The negative log-likelihood of a micro-batch's tokens, divided by ``normalizer`` or by their own number."""
     if policy.lm_head is None:
         return troll.cross_entropy(_logits(policy, batch), batch.tokens, normalizer=normalizer)

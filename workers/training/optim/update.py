@@ -18,8 +18,8 @@ from troll.metrics import Metric, combine
 from workers.modeling import distributed
 from workers.modeling.policy import Policy
 from workers.modeling.sharding import full
-from workers.training.data.batch import Allowed, MicroBatch, TrainingSample, idle, mini_batches, normalizer
-from workers.training.data.packing import micro_batches
+from workers.training.data.batch import Allowed, MicroBatch, TrainingSample, mini_batches, normalizer
+from workers.training.data.packing import idle, micro_batches
 from workers.training.errors import non_finite
 from workers.training.optim import mismatch, objective
 
@@ -83,11 +83,7 @@ def own_micro_batches(
     own = distributed.own_part(_inseparable(samples), lambda piece: sum(sample.tokens for sample in piece))
     mine = [sample for piece in own for sample in piece]
     parts = micro_batches(mine, budget, policy.device, policy.longest_shared, allowed)
-    spare = idle(policy.device)
-    if allowed is not None:
-        # All ranks take the same way through the model.
-        spare = replace(spare, allowed=allowed([]))
-    return parts + [spare] * (distributed.largest(len(parts)) - len(parts))
+    return parts + [idle(policy.device, allowed)] * (distributed.largest(len(parts)) - len(parts))
 
 
 def _inseparable(samples: Sequence[TrainingSample]) -> list[list[TrainingSample]]:

@@ -11,8 +11,8 @@ from tests.workers.training import tiny
 from workers.demo import make_tokenizer
 from workers.modeling import policy
 from workers.modeling.policy import Policy
-from workers.training.data.batch import MicroBatch
-from workers.training.data.sharing import UNBOUNDED, longest_shared
+from workers.modeling.rows import Rows
+from workers.modeling.sharing import UNBOUNDED, longest_shared
 
 _PLAIN = tiny.plain(len(make_tokenizer()))
 _SMALL_MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1}
@@ -74,7 +74,7 @@ def test_what_carries_a_state_from_token_to_token_shares_none(
 def test_a_leak_that_rounding_hides_is_found(dtype: torch.dtype, make: Callable[[str, torch.dtype], Policy]) -> None:
     loaded = make("llama", dtype)
 
-    def leaking(batch: MicroBatch) -> torch.Tensor:
+    def leaking(batch: Rows) -> torch.Tensor:
         states = loaded.hidden(batch)
         return states + 1e-6 * states.roll(4, 0) if batch.layout is not None else states
 
@@ -88,7 +88,7 @@ def test_a_model_with_positions_of_its_own_shares_none(
 ) -> None:
     loaded = make("llama", dtype)
 
-    def overlooking(batch: MicroBatch) -> torch.Tensor:
+    def overlooking(batch: Rows) -> torch.Tensor:
         mask = {} if batch.layout is None else {"attention_mask": batch.layout.attention_mask()}
         states: torch.Tensor = loaded.backbone(batch.input_ids, **mask)
         return states.flatten(0, 1)[batch.positions]

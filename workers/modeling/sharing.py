@@ -7,39 +7,38 @@ that of a state with respect to a token it does not see is exactly 0, as the tok
 R rows of width W, N response tokens.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from workers.rollouts.engine import Rollout
-from workers.training.data.batch import Layout, MicroBatch, TrainingSample
-from workers.training.data.packing import SHORT, micro_batches
+from workers.modeling.rows import Block, Continuation, Layout, Rows, collate
 
 UNBOUNDED = 1 << 20
-# Prompts and answers: two that share a prompt, and two that share a row. Apart and together they come in one order.
+# Prompts and continuations: two that share a prompt, and two that share a row.
 _PROBE = [
-    ([1, 2, 3], [4, 5, 6, 7]),
-    ([1, 2, 3], [3, 1, 9, 2]),
-    ([2, 1], [5, 0, 11]),
-    ([3, 0], [1, 7, 10]),
+    [([1, 2, 3], [4, 5, 6, 7]), ([1, 2, 3], [3, 1, 9, 2])],
+    [([2, 1], [5, 0, 11]), ([3, 0], [1, 7, 10])],
 ]
 _WINDOWS = ("window", "window_size", "chunk_size", "local_attention")
 
 
-def longest_shared(model: PreTrainedModel, read: Callable[[MicroBatch], Tensor]) -> int:
-    """The longest sample that may share a row, 0 for none; ``read`` gives the states ``[N, ...]`` of a micro-batch."""
+def longest_shared(model: PreTrainedModel, read: Callable[[Rows], Tensor]) -> int:
+    """The longest sample that may share a row, 0 for none; ``read`` gives the states ``[N, ...]`` of rows."""
     text = model.config.get_text_config()
-    samples = [
-        TrainingSample(prompt, Rollout([token % text.vocab_size for token in answer], [0.0] * len(answer), "stop"), 0.0)
-        for prompt, answer in _PROBE
-    ]
-    parts = micro_batches(samples, SHORT, model.device, longest_shared=0)
-    (together,) = micro_batches(samples, SHORT, model.device, longest_shared=SHORT)
+
+    def block(prompt: list[int], *answers: list[int]) -> Block:
+        known = [[token % text.vocab_size for token in answer] for answer in answers]
+        return Block(prompt, [Continuation(ids, range(len(ids))) for ids in known])
+
+    (same_prompt, same_row) = _PROBE
+    apart = collate([[block(*pair)] for pair in (*same_prompt, *same_row)], model.device)
+    shared = [block(same_prompt[0][0], *(answer for _, answer in same_prompt))]
+    together = collate([shared, [block(*pair) for pair in same_row]], model.device)
     try:
-        alike = _reads_alike(read, parts, together) and _isolates(read, together, model.get_input_embeddings())
+        alike = _reads_alike(read, apart, together) and _isolates(read, together, model.get_input_embeddings())
     except Exception:
         # Whatever a model has against masks and positions of ours, it is read without them.
         return 0
@@ -47,9 +46,9 @@ def longest_shared(model: PreTrainedModel, read: Callable[[MicroBatch], Tensor])
 
 
 @torch.no_grad()
-def _reads_alike(read: Callable[[MicroBatch], Tensor], parts: Sequence[MicroBatch], together: MicroBatch) -> bool:
+def _reads_alike(read: Callable[[Rows], Tensor], rows_apart: Rows, together: Rows) -> bool:
     """Whether states are the same but for rounding, and the positions that are given are those that are used."""
-    apart, shared, moved = torch.cat([read(part) for part in parts]), read(together), read(_moved(together))
+    apart, shared, moved = read(rows_apart), read(together), read(_moved(together))
     # Of the root mean square; kernels round differently, and 64 layers of bfloat16 add up to several percent.
     tolerance = torch.finfo(apart.dtype).eps ** 0.5
     close = bool((shared.float() - apart.float()).norm() <= tolerance * apart.float().norm())
@@ -57,7 +56,7 @@ def _reads_alike(read: Callable[[MicroBatch], Tensor], parts: Sequence[MicroBatc
     return close and not torch.equal(moved, shared)
 
 
-def _moved(batch: MicroBatch) -> MicroBatch:
+def _moved(batch: Rows) -> Rows:
     """The same, but with positions in the row in place of those in a sample."""
     assert batch.layout is not None
     in_row = torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device).expand_as(batch.input_ids)
@@ -65,7 +64,7 @@ def _moved(batch: MicroBatch) -> MicroBatch:
 
 
 @torch.enable_grad()
-def _isolates(read: Callable[[MicroBatch], Tensor], together: MicroBatch, embedding: nn.Module) -> bool:
+def _isolates(read: Callable[[Rows], Tensor], together: Rows, embedding: nn.Module) -> bool:
     """Whether the states of each row's last answer depend on nothing but the tokens it sees.
 
     Raises ``RuntimeError`` where they do not come from ``embedding``.
