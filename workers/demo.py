@@ -164,13 +164,13 @@ def sample(model_folder: Path, rows: Path, seed: int, count: int | None) -> dict
     import torch
 
     from workers.answers import AnswerReader
-    from workers.data import prompts as data
+    from workers.data.prompts import load_prompts
     from workers.modeling import policy
     from workers.rollouts.engine import Sampling
     from workers.rollouts.transformers import TransformersEngine
 
     model = policy.load(model_folder, torch.device("cpu"))
-    prompts = data.load(rows, model.tokenizer, model.context_length, "rows")
+    prompts = load_prompts(rows, model.tokenizer, model.context_length, "rows")
     prompts = [prompts[number % len(prompts)] for number in range(len(prompts) if count is None else count)]
     engine = TransformersEngine(model.model, model.stop_ids, model.context_length)
     asked = [prompt.token_ids for prompt in prompts]

@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import text
-from tests.workers.test_sweep import lose_worker
 
 from service.core import ask, broker, storage
 from service.core.db import transaction
@@ -27,6 +26,7 @@ from tests import factories
 from tests.contract.test_graders import control_worker
 from tests.factories import UNREADABLE
 from tests.workers.conftest import events, row
+from tests.workers.jobs.test_sweep import lose_worker
 from workers import wire
 from workers.control import examiner, prune, trial, webhooks
 from workers.jobs import sink, supervisor

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from functools import cache
 
 from workers.bounded.tasks import HERE, LEARN, Answer, Task, exceeded
-from workers.jobs.child import scrubbed_environment
+from workers.processes import scrubbed_environment
 
 TRIES = 3
 ANSWER_SECONDS = 60.0

@@ -79,21 +79,21 @@ def _count_tokens(question: Question, model: Path, answer: Answer, give_up_at: f
         from transformers import AutoConfig
 
         from workers.bounded.grammars import UnsupportedSchemaError
-        from workers.data import conversations
-        from workers.data import prompts as data
-        from workers.modeling.policy import check_folder, context_length, load_tokenizer, stop_ids, without_embedding
+        from workers.data import conversations, jsonl, templating
+        from workers.data.prompts import read_prompts
+        from workers.errors import RunError
+        from workers.modeling import model_folder
         from workers.rollouts.grammar import Grammars, UnconstrainableError
-        from workers.training.errors import RunError
     except ImportError as error:
         log.warning("rows are not counted in tokens: %s", error)
         answer.notes.append("Rows were not counted in tokens: the control worker lacks the extra 'worker'")
         return
     try:
-        check_folder(model)
-        tokenizer = load_tokenizer(model)
+        model_folder.check(model)
+        tokenizer = model_folder.load_tokenizer(model)
         config = AutoConfig.from_pretrained(model, local_files_only=True, trust_remote_code=False)
-        ends, length = stop_ids(model, tokenizer), context_length(config)
-        rendering = data.Rendering(told_to_templates(question, tokenizer, answer))
+        ends, length = model_folder.stop_ids(model, tokenizer), model_folder.context_length(config)
+        rendering = templating.Rendering(told_to_templates(question, tokenizer, answer))
         if question.json_schema is not None:
             Grammars(tokenizer, config.get_text_config().vocab_size, ends).of(question.json_schema)
     except UnconstrainableError as error:
@@ -109,8 +109,8 @@ def _count_tokens(question: Question, model: Path, answer: Answer, give_up_at: f
         return
     shortest, all_counted = length, True
     for param, path in question.files.items():
-        problems, usable, highest = data.Problems(), 0, 0
-        for part in data.batches(path):
+        problems, usable, highest = jsonl.Problems(), 0, 0
+        for part in jsonl.batches(path):
             if time.monotonic() > give_up_at:
                 answer.notes.append(
                     f"Not all rows were counted in tokens: those of {param} from line {part[0][0]} on are counted when "
@@ -127,7 +127,7 @@ def _count_tokens(question: Question, model: Path, answer: Answer, give_up_at: f
                     usable += len(rows)
                     del rows
                 else:
-                    prompts = data.read(part, tokenizer, length, problems, rendering)
+                    prompts = read_prompts(part, tokenizer, length, problems, rendering)
                     tokens = [max(prompt.token_ids) for prompt in prompts]
                     shortest = min([shortest, *(len(prompt.token_ids) for prompt in prompts)])
                     usable += len(prompts)
@@ -137,7 +137,7 @@ def _count_tokens(question: Question, model: Path, answer: Answer, give_up_at: f
                 return
             highest = max(highest, *tokens, 0)
         if highest >= config.get_text_config().vocab_size:
-            wrong = without_embedding(tokenizer, highest, config.get_text_config().vocab_size, param)
+            wrong = model_folder.without_embedding(tokenizer, highest, config.get_text_config().vocab_size, param)
             answer.problems["model"] = f"The model cannot be trained: its folder {wrong}."
         if problems.count or not usable:
             answer.problems[param] = str(problems.refusal(param))
@@ -148,7 +148,7 @@ def _count_tokens(question: Question, model: Path, answer: Answer, give_up_at: f
 
 def told_to_templates(question: Question, tokenizer: Any, answer: Answer) -> dict[str, Any]:
     """What templates are told beside the messages; what they never read is a problem, or a warning."""
-    from workers.data.prompts import template_names
+    from workers.data.templating import template_names
 
     values, effort = question.chat_template_kwargs, question.reasoning_effort
     if not values and effort is None:

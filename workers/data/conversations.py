@@ -15,8 +15,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from workers.data import prompts as data
-from workers.data.prompts import UnusableRowError
+from workers.data import jsonl, templating
+from workers.data.jsonl import UnusableRowError
 from workers.modeling.rows import Block, Continuation
 
 MAX_QUOTED = 100
@@ -45,7 +45,7 @@ class _Asked:
     """What is to be written of the answer at ``messages[number]``: the prompt before it, and the prompt with it."""
 
     number: int
-    texts: list[data.Asked]
+    texts: list[templating.Asked]
     said: str | None = None
     """The answer, where there is no chat template to write it behind the prompt."""
 
@@ -107,13 +107,13 @@ def load(
     stop_ids: Sequence[int],
     context_length: int,
     param: str,
-    rendering: data.Rendering = data.PLAIN,
+    rendering: templating.Rendering = templating.PLAIN,
 ) -> list[list[Example]]:
     """The examples of each row. Raises ``RunError`` on ``param`` that counts the unusable rows and names the first."""
-    problems = data.Problems()
+    problems = jsonl.Problems()
     rows = [
         row
-        for part in data.batches(path)
+        for part in jsonl.batches(path)
         for row in read(part, tokenizer, stop_ids, context_length, problems, rendering)
     ]
     if problems.count or not rows:
@@ -126,19 +126,19 @@ def read(
     tokenizer: PreTrainedTokenizerBase,
     stop_ids: Sequence[int],
     context_length: int,
-    problems: data.Problems,
-    rendering: data.Rendering = data.PLAIN,
+    problems: jsonl.Problems,
+    rendering: templating.Rendering = templating.PLAIN,
 ) -> list[list[Example]]:
     """The examples of each of these numbered lines; why the others have none is added to ``problems``."""
     encoding = _Encoding(tokenizer, stop_ids)
     asked: dict[int, list[_Asked]] = {}
     for number, raw in part:
         try:
-            asked[number] = _asked(number, data.parse(raw), tokenizer)
+            asked[number] = _asked(number, jsonl.parse(raw), tokenizer)
         except UnusableRowError as error:
             problems.add(number, error)
     texts_asked = [each for row in asked.values() for one in row for each in one.texts]
-    written = iter(data.render(texts_asked, tokenizer, rendering))
+    written = iter(templating.render(texts_asked, tokenizer, rendering))
     turns: dict[int, list[_Turn]] = {}
     for number, row in asked.items():
         texts = [(one, [next(written) for _ in one.texts]) for one in row]
@@ -167,17 +167,17 @@ def read(
 
 def _asked(line: int, item: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[_Asked]:
     """What has to be written of each answer that is to be learned. Raises ``UnusableRowError``."""
-    messages, tools = data.messages_of(item, tokenizer), item.get("tools")
+    messages, tools = templating.messages_of(item, tokenizer), item.get("tools")
     learned = [n for n, each in enumerate(messages) if each["role"] == "assistant" and each.get("weight") != 0]
     if not learned:
         raise UnusableRowError("no message of the assistant is to be learned")
     asked = []
     for number in learned:
-        texts = [data.Asked(line, messages[:number], tools)]
+        texts = [templating.Asked(line, messages[:number], tools)]
         if tokenizer.chat_template is None:
             asked.append(_Asked(number, texts, said=messages[number]["content"] or ""))
             continue
-        texts.append(data.Asked(line, messages[: number + 1], tools, answer_next=False))
+        texts.append(templating.Asked(line, messages[: number + 1], tools, answer_next=False))
         asked.append(_Asked(number, texts))
     return asked
 

@@ -12,10 +12,8 @@ import tempfile
 from pathlib import Path
 
 from workers import wire
+from workers.processes import scrubbed_environment
 
-ENVIRONMENT = ("PATH", "HOME", "LANG", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "PYTHONPATH", "VIRTUAL_ENV")
-ENVIRONMENT_PREFIXES = ("LC_", "OMP_", "MKL_", "CUDA_", "NVIDIA_", "NCCL_", "TORCH_", "PYTORCH_", "TRITON_", "VLLM_")
-OFFLINE = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
 COMMAND = [sys.executable, "-m", "workers.training"]
 MAX_LINE = 8 * 1024**2
 LOG_TAIL = 4096
@@ -135,13 +133,3 @@ class Child:
         # When the process is gone, whoever reads will see that.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self._connection.sendall(line)
-
-
-def scrubbed_environment() -> dict[str, str]:
-    """The parent's environment without anything secret: the child gets no database, no Redis and no keys."""
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if name in ENVIRONMENT or name.startswith(ENVIRONMENT_PREFIXES)
-    }
-    return kept | OFFLINE

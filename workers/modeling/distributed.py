@@ -13,8 +13,8 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-from workers.training.errors import RunError
-from workers.training.processes import ranks
+from workers.errors import RunError
+from workers.modeling import ranks
 from workers.wire import ExitCode
 
 T = TypeVar("T")

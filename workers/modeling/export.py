@@ -24,9 +24,10 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import logging
 
 from service import chat_template
+from workers.errors import RunError
 from workers.modeling import distributed, lora, sharding
-from workers.modeling.policy import WEIGHTS_INDEX, Policy, weight_files
-from workers.training.errors import RunError
+from workers.modeling.model_folder import WEIGHTS_INDEX, weight_files
+from workers.modeling.policy import Policy
 
 ADAPTER = "adapter"
 GENERATION_CONFIG = "generation_config.json"

@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncIterator
 
 from service.inference.wire import Failed, Question
-from workers.jobs.child import scrubbed_environment
+from workers.processes import scrubbed_environment
 from workers.serving import lines, memory
 from workers.serving.identity import Identity, ModelUnavailableError
 from workers.serving.lines import Options, QuestionEvents, Ready, Unloadable

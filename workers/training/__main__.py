@@ -18,10 +18,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from workers import priority
-from workers.training.processes import ranks
+from workers import processes
+from workers.modeling import ranks
 from workers.training.processes.channel import Channel, connect, over
-from workers.training.processes.ranks import Followers
+from workers.training.processes.followers import Followers
 from workers.wire import ExitCode, Failure
 
 PR_SET_PDEATHSIG = 1
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     # Weights and rows are for nobody but whoever runs this, whatever the umask of the shell or the supervisor.
     os.umask(0o077)
-    priority.keep()
+    processes.keep_priority()
     followers = None
     if given.run:
         channel = Channel(_print, leads=ranks.own() == 0)
@@ -63,8 +63,9 @@ def train(channel: Channel, followers: Followers | None = None) -> int:
 
     from service.jobs.spec import RunSpec, Supervised
     from workers.bounded import client
+    from workers.errors import RunError
     from workers.training import loop, supervised
-    from workers.training.errors import RunError, explain
+    from workers.training.errors import explain
     from workers.training.reporting.clock import Clock
 
     client.start()

@@ -8,7 +8,7 @@ import torch
 
 from service.jobs.spec import ResolvedHyperparameters, ResolvedSupervisedHyperparameters, RunSpec
 from workers import wire
-from workers.data.prompts import Rendering, rendering_of
+from workers.data.templating import Rendering, rendering_of
 from workers.modeling import distributed, policy, sharding
 from workers.modeling.export import export
 from workers.modeling.lora import Lora

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 
 from service import disk
 from service.graders.schemas import GraderError
+from workers.errors import RunError, is_out_of_memory, non_finite
 from workers.graders import JailError
 from workers.rollouts.engine import NonFiniteLogitsError
 from workers.rollouts.errors import EngineUnavailableError, PromptsTooLongError, StaleWeightsError
-from workers.wire import ExitCode, Failure
+from workers.wire import ExitCode
 
 _IN_TRAINING = (
     "Out of memory while training. Lower max_completion_tokens, set gradient_checkpointing to always, set a lora_rank, "
@@ -35,31 +36,6 @@ OUT_OF_MEMORY_SUPERVISED = {
     "training": _OF_CONVERSATIONS,
     "eval": "Out of memory while evaluating. Shorten the longest conversations of the validation file.",
 }
-
-
-class RunError(Exception):
-    """Ends the run with ``exit_code``; ``code``, ``message`` and ``param`` become those of the job's error.
-
-    A ``param`` of the job's method is written from there on: ``hyperparameters.learning_rate``.
-    """
-
-    def __init__(
-        self, code: str, message: str, *, param: str | None = None, exit_code: int = ExitCode.USER_ERROR
-    ) -> None:
-        super().__init__(message)
-        self.code, self.message, self.param, self.exit_code = code, message, param, exit_code
-
-    def failure(self) -> Failure:
-        return Failure(code=self.code, message=self.message, param=self.param)
-
-
-def non_finite(what: str) -> RunError:
-    return RunError(
-        f"non_finite_{what}",
-        f"The {what} became NaN or infinite; the weights were not updated with it. Lower learning_rate, or raise "
-        "warmup_steps.",
-        param="hyperparameters.learning_rate",
-    )
 
 
 def grader_failed(samples: int, reasons: Sequence[str]) -> RunError:
@@ -108,10 +84,3 @@ def _explain(error: BaseException, phase: str, method: str) -> RunError | None:
     if disk.is_full(error):
         return RunError("disk_full", "The disk is full.", exit_code=ExitCode.NO_ROOM)
     return None
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, of the machine or of the GPU."""
-    # On a GPU torch has a class of its own for it; its CPU allocator raises a plain RuntimeError.
-    names = {kind.__name__ for kind in type(error).__mro__}
-    return bool(names & {"MemoryError", "OutOfMemoryError"}) or "DefaultCPUAllocator: can't allocate" in str(error)

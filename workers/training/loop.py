@@ -14,15 +14,15 @@ from pathlib import Path
 from service.jobs.spec import Reinforcement, ResolvedHyperparameters, RunSpec
 from workers import graders, wire
 from workers.answers import AnswerReader
-from workers.data import prompts as data
+from workers.data.prompts import Prompt, load_prompts
+from workers.errors import RunError
 from workers.modeling import distributed, seeds
 from workers.rollouts.engine import Sampling
 from workers.rollouts.grammar import Grammar
 from workers.training import checkpoint, preflight
 from workers.training.attempt import Attempt, begin, finish, save, save_where_it_stopped, tell_progress, tell_start
-from workers.training.data import batch
+from workers.training.data import batch, order
 from workers.training.data.batch import Sample
-from workers.training.errors import RunError
 from workers.training.optim import update
 from workers.training.processes.channel import Channel
 from workers.training.reporting import metrics
@@ -60,8 +60,8 @@ class Run(Attempt):
     """The thread that samples ahead."""
     grammar: Grammar | None
     """What answers are held to."""
-    train_prompts: list[data.Prompt]
-    valid_prompts: list[data.Prompt]
+    train_prompts: list[Prompt]
+    valid_prompts: list[Prompt]
     ahead: Collection | None = None
     """The answers for the next step, on their way while this one is trained."""
     restored: list[list[Sample]] | None = None
@@ -142,7 +142,7 @@ def prepare(spec: RunSpec, method: Reinforcement, channel: Channel, clock: Clock
     loaded = attempt.policy
     with clock("loading"):
         train, valid = (
-            data.load(path, loaded.tokenizer, loaded.context_length, param, attempt.rendering)
+            load_prompts(path, loaded.tokenizer, loaded.context_length, param, attempt.rendering)
             for param, path in (("training_file", spec.training_path), ("validation_file", spec.validation_path))
         )
         for param, prompts in (("training_file", train), ("validation_file", valid)):
@@ -216,10 +216,10 @@ def collect(job: Run, step: int, thread: Executor | None = None) -> Collection:
     return collection
 
 
-def prompts_of(job: Run, step: int) -> list[data.Prompt]:
+def prompts_of(job: Run, step: int) -> list[Prompt]:
     h, number = job.hyperparameters, len(job.train_prompts)
-    total = data.rows_in_all(number, h.batch_size, h.n_steps, h.n_epochs)
-    rows = data.rows_of_step(step, job.spec.job.seed, number, h.batch_size, total)
+    total = order.rows_in_all(number, h.batch_size, h.n_steps, h.n_epochs)
+    rows = order.rows_of_step(step, job.spec.job.seed, number, h.batch_size, total)
     return [job.train_prompts[row] for row in rows]
 
 

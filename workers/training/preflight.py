@@ -20,12 +20,13 @@ from service.graders.bounds import bounds
 from service.jobs.spec import ResolvedHyperparameters, RunSpec
 from workers import wire
 from workers.data.prompts import Prompt
+from workers.errors import RunError, is_out_of_memory
 from workers.modeling import distributed
-from workers.modeling.policy import Policy, weight_files
+from workers.modeling.model_folder import weight_files
+from workers.modeling.policy import Policy
 from workers.rollouts.engine import Rollout
 from workers.rollouts.grammar import Grammar
 from workers.training.data.batch import Sample, TrainingSample
-from workers.training.errors import RunError, is_out_of_memory
 from workers.training.optim import objective, update
 from workers.training.processes.channel import Channel
 from workers.training.sampling import grammar as grammars

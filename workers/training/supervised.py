@@ -14,14 +14,13 @@ import torch
 from service.jobs.spec import ResolvedSupervisedHyperparameters, RunSpec, Supervised
 from workers import wire
 from workers.data import conversations
-from workers.data import prompts as data
 from workers.data.conversations import Example
-from workers.data.prompts import PLAIN, Rendering
+from workers.data.templating import PLAIN, Rendering
 from workers.modeling import distributed, rows
 from workers.modeling.policy import Policy
 from workers.training import preflight
 from workers.training.attempt import Attempt, begin, finish, save, save_where_it_stopped, tell_progress, tell_start
-from workers.training.data import packing
+from workers.training.data import order, packing
 from workers.training.optim import objective, update
 from workers.training.processes.channel import Channel
 from workers.training.reporting.clock import Clock
@@ -110,8 +109,8 @@ def try_largest_step(job: Run) -> None:
 def learn(job: Run, step: int) -> tuple[Score, dict[str, float]]:
     """One update; how the step's rows were predicted before it, and the update's numbers."""
     h = job.hyperparameters
-    total = data.rows_in_all(len(job.train_rows), h.batch_size, h.n_steps, h.n_epochs)
-    numbers = data.rows_of_step(step, job.spec.job.seed, len(job.train_rows), h.batch_size, total)
+    total = order.rows_in_all(len(job.train_rows), h.batch_size, h.n_steps, h.n_epochs)
+    numbers = order.rows_of_step(step, job.spec.job.seed, len(job.train_rows), h.batch_size, total)
     examples = [example for row in numbers for example in job.train_rows[row]]
     rate = learning_rate(h, step)
     with job.clock("training"):

@@ -19,9 +19,10 @@ from tests.workers.graders.jails import first_tier
 from tests.workers.training import tiny
 from workers.control import examination
 from workers.control.examination import examine, stand_ins
-from workers.data import prompts as data
+from workers.data import jsonl, prompts
+from workers.data.prompts import Prompt, load_prompts
 from workers.demo import make_tokenizer
-from workers.training.errors import RunError
+from workers.errors import RunError
 
 PYTHON = {"type": "python", "name": "p"}
 
@@ -106,7 +107,7 @@ def test_conversations_of_a_supervised_job_are_counted_with_their_answers(model:
 def test_counts_are_those_of_the_training_process(model: Path, write: Any) -> None:
     path = write("train", row("1" * 100), {"messages": [{"role": "system", "content": "1"}]})
     with pytest.raises(RunError) as refusal:
-        data.load(path, make_tokenizer(), tiny.CONTEXT, "training_file")
+        load_prompts(path, make_tokenizer(), tiny.CONTEXT, "training_file")
     found = examine(Question(model=model, files={"training_file": path}, grader=None))
     assert found.problems == {"training_file": str(refusal.value)}
 
@@ -124,16 +125,16 @@ def test_a_job_that_samples_nothing_has_no_longest_answer(model: Path, write: An
 
 
 def test_counting_forgets_what_it_read(model: Path, write: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    read, seen, kept = data.read, [], []
+    read, seen, kept = prompts.read_prompts, [], []
 
-    def watched(*args: Any) -> list[data.Prompt]:
+    def watched(*args: Any) -> list[Prompt]:
         kept.extend(each for each in seen if each() is not None)
-        prompts = read(*args)
-        seen.extend(map(weakref.ref, prompts))
-        return prompts
+        found = read(*args)
+        seen.extend(map(weakref.ref, found))
+        return found
 
-    monkeypatch.setattr(data, "BATCH_ROWS", 2)
-    monkeypatch.setattr(data, "read", watched)
+    monkeypatch.setattr(jsonl, "BATCH_ROWS", 2)
+    monkeypatch.setattr(prompts, "read_prompts", watched)
     path = write("train", *[row()] * 7)
     assert examine(Question(model=model, files={"training_file": path}, grader=None)).problems == {}
     assert (len(seen), kept) == (7, [])
@@ -143,7 +144,7 @@ def test_counting_forgets_what_it_read(model: Path, write: Any, monkeypatch: pyt
 def test_rows_that_there_is_no_time_for_are_told_and_the_others_count(
     model: Path, write: Any, monkeypatch: pytest.MonkeyPatch, method: Any
 ) -> None:
-    monkeypatch.setattr(data, "BATCH_ROWS", 2)
+    monkeypatch.setattr(jsonl, "BATCH_ROWS", 2)
     clock = itertools.count()
     monkeypatch.setattr(examination, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
     answered = {"messages": [*row()["messages"], {"role": "assistant", "content": "46"}]}

@@ -10,11 +10,11 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from workers.data import conversations
-from workers.data import prompts as data
 from workers.data.conversations import Example
+from workers.data.prompts import load_prompts
 from workers.demo import make_tokenizer
+from workers.errors import RunError
 from workers.training import supervised
-from workers.training.errors import RunError
 
 USER, FIRST, LAST = "12+34=", "46", "80"
 TALK = [("user", USER), ("assistant", FIRST), ("user", "46+34="), ("assistant", LAST)]
@@ -106,7 +106,7 @@ def test_what_is_learned_follows_on_the_prompt_that_reinforcement_samples_from(t
         example = load(tmp_path, tokenizer, talk)[0][-1]
         path = tmp_path / "asked.jsonl"
         path.write_text(json.dumps({"messages": talk[:3]}))
-        (prompt,) = data.load(path, tokenizer, 64, "training_file")
+        (prompt,) = load_prompts(path, tokenizer, 64, "training_file")
         start = len(prompt.token_ids)
         assert example.token_ids[:start] == prompt.token_ids
         assert [place for place in example.learned if place >= start - 1] == list(range(start, len(example.token_ids)))

@@ -12,9 +12,11 @@ from transformers import PreTrainedTokenizerBase
 
 from service.jobs.spec import Hyperparameters, SupervisedHyperparameters, resolve, resolve_supervised
 from tests.workers.training import tiny
-from workers.data import prompts as data
+from workers.data import jsonl, templating
+from workers.data.prompts import load_prompts, read_prompts
 from workers.demo import make_tokenizer
-from workers.training.errors import RunError
+from workers.errors import RunError
+from workers.training.data import order
 
 
 def write(path: Path, *rows: dict[str, Any] | str) -> Path:
@@ -35,7 +37,7 @@ def plain_tokenizer() -> PreTrainedTokenizerBase:
 
 def test_a_prompt_is_the_chat_template_with_the_answer_about_to_begin(tmp_path: Path) -> None:
     tokenizer = make_tokenizer()
-    (prompt,) = data.load(write(tmp_path / "rows", ask("12+34=")), tokenizer, tiny.CONTEXT, "training_file")
+    (prompt,) = load_prompts(write(tmp_path / "rows", ask("12+34=")), tokenizer, tiny.CONTEXT, "training_file")
     assert tokenizer.decode(prompt.token_ids) == "<|user|>12+34=<|assistant|>"
 
 
@@ -43,21 +45,21 @@ def test_without_a_chat_template_the_contents_are_joined(
     tmp_path: Path, plain_tokenizer: PreTrainedTokenizerBase
 ) -> None:
     row = {"messages": [{"role": "developer", "content": "1 "}, {"role": "user", "content": [{"text": "2="}]}]}
-    (prompt,) = data.load(write(tmp_path / "rows", row), plain_tokenizer, tiny.CONTEXT, "training_file")
+    (prompt,) = load_prompts(write(tmp_path / "rows", row), plain_tokenizer, tiny.CONTEXT, "training_file")
     assert prompt.token_ids == plain_tokenizer("1 \n2=")["input_ids"]
 
 
 def test_the_whole_row_stays_with_the_prompt(tmp_path: Path) -> None:
     row = ask("1+1=") | {"answer": {"value": 2}}
-    (prompt,) = data.load(write(tmp_path / "rows", row), make_tokenizer(), tiny.CONTEXT, "training_file")
+    (prompt,) = load_prompts(write(tmp_path / "rows", row), make_tokenizer(), tiny.CONTEXT, "training_file")
     assert prompt.item == row
 
 
 def test_developer_messages_are_system_messages_to_a_template_that_knows_no_others(tmp_path: Path) -> None:
     tokenizer = make_tokenizer()
     tokenizer.chat_template = "{% for m in messages %}{{ m['role'][0:3] }}{% endfor %}"
-    asked = data.Asked(1, data.messages_of(ask("x", role="developer"), tokenizer), None)
-    assert data.render([asked], tokenizer) == ["sys"]
+    asked = templating.Asked(1, templating.messages_of(ask("x", role="developer"), tokenizer), None)
+    assert templating.render([asked], tokenizer) == ["sys"]
 
 
 def test_a_template_that_never_ends_ends_the_reading_with_the_line(tmp_path: Path) -> None:
@@ -68,7 +70,7 @@ def test_a_template_that_never_ends_ends_the_reading_with_the_line(tmp_path: Pat
     )
     rows = write(tmp_path / "rows", ask(""), ask("1"))
     with pytest.raises(RunError, match=r"line 2 .* chat template takes more than") as caught:
-        data.load(rows, tokenizer, tiny.CONTEXT, "training_file")
+        load_prompts(rows, tokenizer, tiny.CONTEXT, "training_file")
     assert (caught.value.code, caught.value.param) == ("invalid_model", "model")
 
 
@@ -83,7 +85,7 @@ def test_all_unusable_rows_are_named_at_once(tmp_path: Path) -> None:
         ask("1" * tiny.CONTEXT),
     )
     with pytest.raises(RunError) as caught:
-        data.load(rows, make_tokenizer(), tiny.CONTEXT, "validation_file")
+        load_prompts(rows, make_tokenizer(), tiny.CONTEXT, "validation_file")
     assert caught.value.param == "validation_file"
     assert [f"line {n}" in caught.value.message for n in range(1, 7)] == [False, True, True, True, True, True]
     assert "the demo model knows user and assistant messages only" in caught.value.message
@@ -93,18 +95,18 @@ def test_all_unusable_rows_are_named_at_once(tmp_path: Path) -> None:
 def test_long_files_are_encoded_a_batch_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [ask(f"{number}+1=") for number in range(10, 17)]
     path = write(tmp_path / "rows", *rows, "", "{broken", ask("1" * tiny.CONTEXT))
-    whole = data.Problems()
-    (batch,) = data.batches(path)
-    prompts = data.read(batch, make_tokenizer(), tiny.CONTEXT, whole)
+    whole = jsonl.Problems()
+    (batch,) = jsonl.batches(path)
+    prompts = read_prompts(batch, make_tokenizer(), tiny.CONTEXT, whole)
     assert [prompt.item for prompt in prompts] == rows
-    monkeypatch.setattr(data, "BATCH_ROWS", 3)
-    assert [[number for number, _ in part] for part in data.batches(path)] == [[1, 2, 3], [4, 5, 6], [7, 9, 10]]
+    monkeypatch.setattr(jsonl, "BATCH_ROWS", 3)
+    assert [[number for number, _ in part] for part in jsonl.batches(path)] == [[1, 2, 3], [4, 5, 6], [7, 9, 10]]
     with pytest.raises(RunError) as caught:
-        data.load(path, make_tokenizer(), tiny.CONTEXT, "training_file")
+        load_prompts(path, make_tokenizer(), tiny.CONTEXT, "training_file")
     assert caught.value.message == whole.refusal("training_file").message
-    assert data.load(write(path, *rows), make_tokenizer(), tiny.CONTEXT, "training_file") == prompts
-    monkeypatch.setattr(data, "BATCH_BYTES", len(json.dumps(rows[0])) + 2)
-    assert [len(part) for part in data.batches(path)] == [2, 2, 2, 1]
+    assert load_prompts(write(path, *rows), make_tokenizer(), tiny.CONTEXT, "training_file") == prompts
+    monkeypatch.setattr(jsonl, "BATCH_BYTES", len(json.dumps(rows[0])) + 2)
+    assert [len(part) for part in jsonl.batches(path)] == [2, 2, 2, 1]
 
 
 def test_only_problems_that_are_named_are_put_into_words() -> None:
@@ -115,30 +117,30 @@ def test_only_problems_that_are_named_are_put_into_words() -> None:
             worded.append(1)
             return "why"
 
-    problems = data.Problems()
-    for line in range(1, data.MAX_ROWS_NAMED + 4):
+    problems = jsonl.Problems()
+    for line in range(1, jsonl.MAX_ROWS_NAMED + 4):
         problems.add(line, Reason())
     message = problems.refusal("training_file").message
-    assert len(worded) == data.MAX_ROWS_NAMED
-    assert message.startswith(f"{data.MAX_ROWS_NAMED + 3} rows cannot be trained on: line 1: why; line 2: why")
-    assert message.endswith(f"line {data.MAX_ROWS_NAMED}: why (and 3 more).")
+    assert len(worded) == jsonl.MAX_ROWS_NAMED
+    assert message.startswith(f"{jsonl.MAX_ROWS_NAMED + 3} rows cannot be trained on: line 1: why; line 2: why")
+    assert message.endswith(f"line {jsonl.MAX_ROWS_NAMED}: why (and 3 more).")
 
 
 def test_a_file_without_rows_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no rows"):
-        data.load(write(tmp_path / "rows", ""), make_tokenizer(), tiny.CONTEXT, "training_file")
+        load_prompts(write(tmp_path / "rows", ""), make_tokenizer(), tiny.CONTEXT, "training_file")
 
 
 def test_every_epoch_has_every_row_once_in_another_order() -> None:
     rows, batch_size = 12, 4
-    steps = [data.rows_of_step(step, 1, rows, batch_size) for step in range(1, 7)]
+    steps = [order.rows_of_step(step, 1, rows, batch_size) for step in range(1, 7)]
     first, second = list(chain(*steps[:3])), list(chain(*steps[3:]))
     assert sorted(first) == sorted(second) == list(range(rows))
     assert first != second != list(range(rows))
 
 
 def test_an_epoch_may_end_within_a_step() -> None:
-    drawn = list(chain(*(data.rows_of_step(step, 1, 5, 3) for step in range(1, 6))))
+    drawn = list(chain(*(order.rows_of_step(step, 1, 5, 3) for step in range(1, 6))))
     assert [sorted(drawn[start : start + 5]) for start in (0, 5, 10)] == [list(range(5))] * 3
 
 
@@ -153,8 +155,8 @@ def test_as_many_epochs_are_trained_as_were_asked_for(rows: int, batch_size: int
             resolve_supervised(SupervisedHyperparameters(batch_size=batch_size, n_epochs=epochs), training_rows=rows),
         ),
     ):
-        total = data.rows_in_all(rows, batch_size, resolved.n_steps, resolved.n_epochs)
-        steps = [data.rows_of_step(step, 1, rows, batch_size, total) for step in range(1, resolved.n_steps + 1)]
+        total = order.rows_in_all(rows, batch_size, resolved.n_steps, resolved.n_epochs)
+        steps = [order.rows_of_step(step, 1, rows, batch_size, total) for step in range(1, resolved.n_steps + 1)]
         assert Counter(chain(*steps)) == Counter(list(range(rows)) * epochs), method
         assert all(len(step) == batch_size for step in steps[:-1])
 
@@ -162,11 +164,11 @@ def test_as_many_epochs_are_trained_as_were_asked_for(rows: int, batch_size: int
 def test_steps_that_were_asked_for_are_whole_and_show_the_epochs_they_begin() -> None:
     resolved = resolve(Hyperparameters(batch_size=32, n_epochs=3, n_steps=2), training_rows=33)
     assert (resolved.n_steps, resolved.n_epochs) == (2, 2)
-    assert data.rows_in_all(33, 32, resolved.n_steps, resolved.n_epochs) == 64
+    assert order.rows_in_all(33, 32, resolved.n_steps, resolved.n_epochs) == 64
 
 
 def test_another_seed_gives_another_order() -> None:
-    assert data.rows_of_step(1, 1, 50, 50) != data.rows_of_step(1, 2, 50, 50)
+    assert order.rows_of_step(1, 1, 50, 50) != order.rows_of_step(1, 2, 50, 50)
 
 
 TOLD = "{% for m in messages %}{{ m.content }}{% endfor %}{{ strftime_now('%Y') }}{{ a }}{{ reasoning_effort }}"
@@ -181,25 +183,25 @@ def teller(template: Any = TOLD) -> PreTrainedTokenizerBase:
 def test_a_job_tells_the_template_its_own_time_and_values(tmp_path: Path) -> None:
     when = datetime(2024, 12, 31, 23, tzinfo=timezone(timedelta(hours=-3)))
     asked = Hyperparameters(chat_template_kwargs={"a": 7}, reasoning_effort="low")
-    rendering = data.rendering_of(asked, teller(), when)
-    (text,) = data.render([data.Asked(1, ask("1=")["messages"], None)], teller(), rendering)
+    rendering = templating.rendering_of(asked, teller(), when)
+    (text,) = templating.render([templating.Asked(1, ask("1=")["messages"], None)], teller(), rendering)
     assert text == "1=20257low"
     rows = write(tmp_path / "rows", ask("1="))
-    (prompt,) = data.load(rows, teller("{{ strftime_now('%Y') }}{{ a }}"), 48, "training_file", rendering)
+    (prompt,) = load_prompts(rows, teller("{{ strftime_now('%Y') }}{{ a }}"), 48, "training_file", rendering)
     assert prompt.token_ids == make_tokenizer()("20257")["input_ids"]
 
 
 def test_what_no_template_of_the_tokenizer_reads_is_refused() -> None:
     tokenizer = teller({"default": "{{ a }}", "tool_use": "{{ b }}{{ eos_token }}"})
-    assert data.rendering_of(Hyperparameters(chat_template_kwargs={"b": 1}), tokenizer, None).values == {"b": 1}
+    assert templating.rendering_of(Hyperparameters(chat_template_kwargs={"b": 1}), tokenizer, None).values == {"b": 1}
     with pytest.raises(RunError, match=r"does not read 'c'\. It reads: a, b\.") as refusal:
-        data.rendering_of(SupervisedHyperparameters(chat_template_kwargs={"c": 1}), tokenizer, None)
+        templating.rendering_of(SupervisedHyperparameters(chat_template_kwargs={"c": 1}), tokenizer, None)
     assert refusal.value.param == "hyperparameters.chat_template_kwargs"
     with pytest.raises(RunError, match="It reads: none"):
-        data.rendering_of(Hyperparameters(chat_template_kwargs={"c": 1}), teller(None), None)
+        templating.rendering_of(Hyperparameters(chat_template_kwargs={"c": 1}), teller(None), None)
 
 
 def test_an_effort_that_the_template_does_not_read_is_left_out() -> None:
     asked = Hyperparameters(reasoning_effort="high")
-    assert data.rendering_of(asked, teller("{{ messages }}"), None).values == {}
-    assert data.rendering_of(asked, teller(), None).values == {"reasoning_effort": "high"}
+    assert templating.rendering_of(asked, teller("{{ messages }}"), None).values == {}
+    assert templating.rendering_of(asked, teller(), None).values == {"reasoning_effort": "high"}

@@ -30,11 +30,11 @@ from tests.workers.training.in_ranks import CASES
 from tests.workers.training.tiny import Recorder
 from workers import wire
 from workers.data.prompts import Prompt
+from workers.errors import RunError
 from workers.jobs import supervisor
 from workers.jobs.child import Child
 from workers.modeling import distributed, policy
 from workers.training import checkpoint, loop
-from workers.training.errors import RunError
 from workers.training.processes.channel import Channel
 from workers.training.reporting.clock import Clock
 from workers.training.sampling import sampler

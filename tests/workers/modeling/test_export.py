@@ -17,10 +17,10 @@ from tests.workers.training import tiny
 from tests.workers.training.test_loop import result_of
 from tests.workers.training.tiny import Recorder
 from workers.demo import make_tokenizer
-from workers.modeling import export, lora, policy
+from workers.errors import RunError
+from workers.modeling import export, lora, model_folder, policy
 from workers.modeling.lora import Lora
 from workers.modeling.policy import Policy
-from workers.training.errors import RunError
 from workers.wire import ExitCode
 
 CPU = torch.device("cpu")
@@ -45,19 +45,20 @@ def train(loaded: Policy) -> None:
 
 def as_on_a_gpu(folder: Path) -> Policy:
     """Adapters on a base that is computed with in bfloat16, whatever it is stored in."""
-    model, tokenizer = policy.read(folder, torch.bfloat16)
+    model, tokenizer = model_folder.read(folder, torch.bfloat16)
     return Policy(folder, model.eval(), tokenizer, lora.attach(model, ADAPTERS))
 
 
 def in_several_files(folder: Path, dtype: torch.dtype) -> Path:
     tiny.model("qwen3").to(dtype).save_pretrained(folder, max_shard_size="20KB")
     make_tokenizer().save_pretrained(folder)
-    assert len(policy.weight_files(folder)) > 1
+    assert len(model_folder.weight_files(folder)) > 1
     return folder
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
-    return {name: weight for file in policy.weight_files(folder) for name, weight in load_file(folder / file).items()}
+    files = model_folder.weight_files(folder)
+    return {name: weight for file in files for name, weight in load_file(folder / file).items()}
 
 
 def are_the_same(left: torch.Tensor, right: torch.Tensor) -> bool:
@@ -74,7 +75,7 @@ def test_a_family_comes_back_as_it_was_trained(tmp_path: Path, family: str, adap
     after = log_probs(loaded.model)
     assert float((after - before).abs().max()) > 0.01
     export.export(loaded, tmp_path / "out")
-    again, _ = policy.read(tmp_path / "out", torch.float32)
+    again, _ = model_folder.read(tmp_path / "out", torch.float32)
     torch.testing.assert_close(log_probs(again), after, rtol=0, atol=1e-4 if adapters else 0)
     if adapters:
         base = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
@@ -93,7 +94,7 @@ def test_a_job_adapts_a_mixture(
     code, recorder = execute(make_spec(model_path=folder, n_steps=2, lora_rank=4, learning_rate=0.05))
     assert code == ExitCode.DONE
     for made in (result_of(recorder).model_path, recorder.checkpoints()[0] / "model"):
-        merged, _ = policy.read(made, torch.float32)
+        merged, _ = model_folder.read(made, torch.float32)
         by_peft = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder), made / "adapter")
         torch.testing.assert_close(log_probs(merged), log_probs(by_peft), rtol=0, atol=1e-4)
         assert not torch.equal(log_probs(merged), log_probs(tiny.model(family)))
@@ -103,7 +104,7 @@ def test_a_job_adapts_a_mixture(
 def test_untrained_adapters_leave_the_base_as_it_is(tmp_path: Path, dtype: torch.dtype) -> None:
     base = in_several_files(tmp_path / "model", dtype)
     export.export(as_on_a_gpu(base), tmp_path / "out")
-    assert policy.weight_files(tmp_path / "out") == policy.weight_files(base)
+    assert model_folder.weight_files(tmp_path / "out") == model_folder.weight_files(base)
     ours, theirs = weights_of(tmp_path / "out"), weights_of(base)
     assert ours.keys() == theirs.keys()
     assert [name for name in ours if not are_the_same(ours[name], theirs[name])] == []
@@ -160,11 +161,11 @@ def test_weights_of_parts_that_are_not_loaded_are_kept(
     ours = weights_of(tmp_path / "out")
     assert {name: are_the_same(ours[name], each) for name, each in BESIDE.items()} == dict.fromkeys(BESIDE, True)
     assert ours.keys() == weights.keys() | BESIDE.keys()
-    assert len(policy.weight_files(tmp_path / "out")) == 1 or (shards and not adapters)
+    assert len(model_folder.weight_files(tmp_path / "out")) == 1 or (shards and not adapters)
     assert report_on(tmp_path / "out") == report_on(base)
-    again, _ = policy.read(tmp_path / "out", torch.float32)
+    again, _ = model_folder.read(tmp_path / "out", torch.float32)
     torch.testing.assert_close(log_probs(again), trained, rtol=0, atol=0.2)
-    assert not torch.allclose(log_probs(again), log_probs(policy.read(base, torch.float32)[0]), rtol=0, atol=0.01)
+    assert not torch.allclose(log_probs(again), log_probs(model_folder.read(base, torch.float32)[0]), rtol=0, atol=0.01)
 
 
 def test_a_matrix_that_is_tied_is_not_taken_for_one_that_is_not_loaded(tmp_path: Path) -> None:
@@ -176,7 +177,7 @@ def test_a_matrix_that_is_tied_is_not_taken_for_one_that_is_not_loaded(tmp_path:
     loaded = policy.load(base, CPU)
     train(loaded)
     export.export(loaded, tmp_path / "out")
-    again, _ = policy.read(tmp_path / "out", torch.float32)
+    again, _ = model_folder.read(tmp_path / "out", torch.float32)
     torch.testing.assert_close(log_probs(again), log_probs(loaded.model), rtol=0, atol=0)
 
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.workers.training.test_update import hyperparameters, sampled, train
 
 from tests.workers.training import tiny
+from tests.workers.training.optim.test_update import hyperparameters, sampled, train
 from workers.modeling import policy
 from workers.modeling.lm_head import LogitTransform, recognise
 from workers.modeling.policy import Policy

@@ -9,11 +9,11 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from tests.workers.training.test_update import hyperparameters, sampled, train
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from service.jobs.spec import Hyperparameters, RunSpec, SupervisedHyperparameters, resolve, resolve_supervised
 from tests.workers.training import tiny
+from tests.workers.training.optim.test_update import hyperparameters, sampled, train
 from tests.workers.training.test_loop import Killed, attempt, killed_at, result_of
 from tests.workers.training.tiny import Recorder
 from workers.modeling import export, policy

@@ -9,8 +9,8 @@ import torch
 
 from tests.workers.training import tiny
 from workers.demo import make_tokenizer
-from workers.modeling import policy
-from workers.training.errors import RunError
+from workers.errors import RunError
+from workers.modeling import model_folder, policy
 
 CPU = torch.device("cpu")
 
@@ -111,7 +111,7 @@ def test_without_a_generation_config_every_end_token_of_the_config_stops(folder:
 
 def test_end_tokens_of_a_nested_text_config_stop(folder: Path) -> None:
     edit(folder / "config.json", text_config={"eos_token_id": [1, 3]})
-    assert policy.stop_ids(folder, policy.load_tokenizer(folder)) == [1, 3]
+    assert model_folder.stop_ids(folder, model_folder.load_tokenizer(folder)) == [1, 3]
 
 
 CHATML = (
@@ -140,14 +140,14 @@ def test_the_end_of_a_turn_is_the_templates(template: str | None, end: str | Non
     tokenizer = make_tokenizer()
     tokenizer.add_tokens(["<|im_start|>", "<|im_end|>", "<|return|>", "<|end|>", "<|", "</s>"])
     tokenizer.chat_template = template
-    assert policy.end_of_turn(tokenizer) == (None if end is None else tokenizer.convert_tokens_to_ids(end))
+    assert model_folder.end_of_turn(tokenizer) == (None if end is None else tokenizer.convert_tokens_to_ids(end))
 
 
 def test_the_end_of_a_turn_stops(folder: Path) -> None:
-    tokenizer = policy.load_tokenizer(folder)
+    tokenizer = model_folder.load_tokenizer(folder)
     tokenizer.add_tokens(["<|im_start|>", "<|im_end|>"])
     tokenizer.chat_template = CHATML
-    assert tokenizer.convert_tokens_to_ids("<|im_end|>") in policy.stop_ids(folder, tokenizer)
+    assert tokenizer.convert_tokens_to_ids("<|im_end|>") in model_folder.stop_ids(folder, tokenizer)
 
 
 def test_a_tokenizer_without_a_pad_token_will_do(folder: Path) -> None:

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from tests.workers.training import tiny
+from workers.errors import RunError
 from workers.modeling import policy
 from workers.modeling.lora import Lora
 from workers.modeling.policy import Policy
 from workers.modeling.rows import Block, Continuation, collate
 from workers.rollouts.engine import Sampling
 from workers.rollouts.transformers import TransformersEngine
-from workers.training.errors import RunError
 
 CPU = torch.device("cpu")
 IDS = torch.arange(10).unsqueeze(0)

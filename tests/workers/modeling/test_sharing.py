@@ -9,7 +9,7 @@ import transformers
 
 from tests.workers.training import tiny
 from workers.demo import make_tokenizer
-from workers.modeling import policy
+from workers.modeling import model_folder
 from workers.modeling.policy import Policy
 from workers.modeling.rows import Rows
 from workers.modeling.sharing import UNBOUNDED, longest_shared
@@ -45,7 +45,7 @@ def make(tmp_path: Path) -> Callable[[str, torch.dtype], Policy]:
             make_tokenizer().save_pretrained(tmp_path)
         else:
             tiny.save(tmp_path, family)
-        model, tokenizer = policy.read(tmp_path, dtype)
+        model, tokenizer = model_folder.read(tmp_path, dtype)
         return Policy(tmp_path, model.eval(), tokenizer)
 
     return load

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
-from tests.workers.jobs.test_supervisor import wait_for
 
 from service.core import storage
 from service.embedded.servers import Servers
 from tests import factories
 from tests.workers.conftest import events, row
+from tests.workers.jobs.test_supervisor import wait_for
 from tests.workers.wandb_server import KEY, KeptRun, WandbServer
 from workers.jobs import supervisor
 from workers.tracking.reporter import reporter as tracking

@@ -241,16 +241,17 @@ def test_the_next_answers_are_sampled_while_a_step_is_trained(
 
 def test_answers_ahead_are_of_the_weights_before_the_step(make_spec: MakeSpec, execute: Execute) -> None:
     from workers.answers import AnswerReader
-    from workers.data import prompts as data
+    from workers.data.prompts import load_prompts
     from workers.modeling import policy
+    from workers.training.data import order
     from workers.training.sampling import prefetched as ahead
 
     spec = make_spec(n_steps=3, eval_interval=1, max_staleness=1)
     _, recorder = execute(spec)
     _, second, first = recorder.checkpoints()
     before = policy.load(first / "model", torch.device("cpu"))
-    prompts = data.load(spec.training_path, before.tokenizer, before.context_length, "training_file")
-    asked = [prompts[row] for row in data.rows_of_step(3, spec.job.seed, len(prompts), 4)]
+    prompts = load_prompts(spec.training_path, before.tokenizer, before.context_length, "training_file")
+    asked = [prompts[row] for row in order.rows_of_step(3, spec.job.seed, len(prompts), 4)]
     (sample, *_), *_ = ahead.read(second / "state", asked, AnswerReader(before.tokenizer), version=2)
     assert sample.rollout.version == 1
     (scores,) = before.score([sample.prompt.token_ids + sample.rollout.token_ids])

@@ -14,7 +14,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from workers import priority
+from workers import processes
 from workers.serving import lines
 from workers.serving.lines import Options
 
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 def main(descriptor: int, options: Options) -> int:
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
     connection = socket.socket(fileno=descriptor)
-    priority.keep()
+    processes.keep_priority()
     # Should memory run out on the whole machine, a model goes before PostgreSQL does.
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("500")

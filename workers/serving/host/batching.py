@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from service.inference.wire import Sampling
 from workers.bounded.grammars import UnsupportedSchemaError
-from workers.modeling.policy import context_length
+from workers.modeling.model_folder import context_length
 from workers.rollouts.grammar import Grammar, Grammars, UnconstrainableError
 from workers.serving.host.adapters import Adapters
 from workers.serving.host.decoder import Decoder

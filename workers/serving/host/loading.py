@@ -6,14 +6,14 @@ from pathlib import Path
 import torch
 
 from service.inference.wire import Failed
-from workers.data import prompts as data
-from workers.modeling import policy
+from workers.data import templating
+from workers.errors import RunError
+from workers.modeling import model_folder
 from workers.rollouts.errors import EngineUnavailableError
 from workers.serving import memory
 from workers.serving.host.engine import Engine
 from workers.serving.host.tools import can_call
 from workers.serving.lines import Options, Ready
-from workers.training.errors import RunError
 
 MAX_REASON = 500
 
@@ -42,8 +42,8 @@ def load(options: Options) -> tuple[Engine, Ready]:
             return vllm, _ready(vllm, used, total)
         from workers.serving.host.batching import BatchingEngine
 
-        model, tokenizer = policy.read(folder, "auto")
-        engine = BatchingEngine(model.to(device).eval(), tokenizer, policy.stop_ids(folder, tokenizer))
+        model, tokenizer = model_folder.read(folder, "auto")
+        engine = BatchingEngine(model.to(device).eval(), tokenizer, model_folder.stop_ids(folder, tokenizer))
         return engine, _ready(engine, weights, total)
     except RunError as error:
         raise ModelLoadError(400, error.code, str(error)) from error
@@ -66,8 +66,8 @@ def _ready(engine: Engine, used: int, total: int) -> Ready:
     return Ready(
         used_bytes=used,
         total_bytes=total,
-        chat_template=None if template is None else data.template(tokenizer, None),
-        tools_template=None if template is None else data.template(tokenizer, [{}]),
-        special_tokens=data.special_tokens(tokenizer),
+        chat_template=None if template is None else templating.template(tokenizer, None),
+        tools_template=None if template is None else templating.template(tokenizer, [{}]),
+        special_tokens=templating.special_tokens(tokenizer),
         can_call=can_call(tokenizer),
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 from service.inference.wire import Sampling
 from workers.answers import TokenReader, marks
-from workers.modeling import policy, seeds
+from workers.modeling import model_folder, seeds
 from workers.rollouts.errors import EngineUnavailableError
 from workers.rollouts.vllm.ends import end_with
 from workers.serving.host.engine import Engine, Key, Request, RequestRefusedError, Token
@@ -26,9 +26,9 @@ class VLLMServingEngine(Engine):
     """One model in vLLM. Raises ``EngineUnavailableError`` where vLLM does not start, ``RunError`` for a bad folder."""
 
     def __init__(self, folder: Path, options: Options) -> None:
-        policy.check_folder(folder)
-        self.tokenizer = policy.load_tokenizer(folder)
-        self.stop_ids = policy.stop_ids(folder, self.tokenizer)
+        model_folder.check(folder)
+        self.tokenizer = model_folder.load_tokenizer(folder)
+        self.stop_ids = model_folder.stop_ids(folder, self.tokenizer)
         self._engine = _start(folder, options)
         end_with(self.stop_ids)
         config = self._engine.model_config

@@ -9,13 +9,13 @@ from torch import Tensor
 import troll
 from service.jobs.spec import ResolvedHyperparameters
 from troll import OBJECTIVES, LossOutput, Objective, SparseLogProbs
+from workers.errors import non_finite
 from workers.modeling import distributed
 from workers.modeling.policy import Policy
 from workers.modeling.precision import autocast
 from workers.modeling.rows import Readable, Rows
 from workers.rollouts.top_log_probs import sparse_rows
 from workers.training.data.batch import MicroBatch
-from workers.training.errors import non_finite
 
 FIXED = {"dual_clip": 10.0}
 """Options that no hyperparameter sets. As in the paper's comparison of TROLL with clipping."""

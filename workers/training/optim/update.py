@@ -15,12 +15,12 @@ from torch.nn.utils import clip_grad_norm_
 from service.jobs.spec import ResolvedHyperparameters, ResolvedSupervisedHyperparameters
 from troll import SparseLogProbs
 from troll.metrics import Metric, combine
+from workers.errors import non_finite
 from workers.modeling import distributed
 from workers.modeling.policy import Policy
 from workers.modeling.sharding import full
 from workers.training.data.batch import Allowed, MicroBatch, TrainingSample, mini_batches, normalizer
 from workers.training.data.packing import idle, micro_batches
-from workers.training.errors import non_finite
 from workers.training.optim import mismatch, objective
 
 MICRO_BATCH_TOKENS = 8192

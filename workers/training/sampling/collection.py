@@ -18,12 +18,13 @@ import torch
 
 from workers.answers import AnswerReader
 from workers.data.prompts import Prompt
+from workers.errors import RunError
 from workers.graders import Grader
 from workers.graders import Sample as GraderSample
 from workers.modeling import distributed
 from workers.rollouts.engine import Rollout, RolloutEngine, Sampling
 from workers.training.data.batch import Sample
-from workers.training.errors import RunError, grader_failed
+from workers.training.errors import grader_failed
 from workers.training.sampling.patience import GraderAwayError, first_reason
 from workers.wire import ExitCode
 

@@ -8,10 +8,10 @@ import torch
 from workers.bounded import client
 from workers.bounded.grammars import UnsupportedSchemaError
 from workers.bounded.tasks import Compile
+from workers.errors import RunError
 from workers.modeling.policy import Policy
 from workers.rollouts.grammar import Grammar, Grammars, UnconstrainableError, everything
 from workers.training.data.batch import Allowed, TrainingSample
-from workers.training.errors import RunError
 
 PARAM = "method.reinforcement.response_format"
 

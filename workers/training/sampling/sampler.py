@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 
 from service.jobs.spec import ResolvedHyperparameters, conflicts
 from workers.data.prompts import Prompt
-from workers.modeling import distributed, lora, sharding
+from workers.errors import RunError
+from workers.modeling import distributed, lora, ranks, sharding
 from workers.modeling.policy import Policy
 from workers.rollouts import probe
 from workers.rollouts.engine import Sampling
@@ -22,8 +23,6 @@ from workers.rollouts.grammar import Grammar
 from workers.rollouts.transformers import TransformersEngine
 from workers.rollouts.vllm.engine import VLLMEngine
 from workers.rollouts.vllm.start import EngineSettings
-from workers.training.errors import RunError
-from workers.training.processes import ranks
 from workers.wire import ExitCode
 
 PROBES, PROBE_TOKENS, PROBE_ANSWER = 4, 128, 8

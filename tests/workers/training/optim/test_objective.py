@@ -6,11 +6,11 @@ from typing import Any, ClassVar, get_args
 
 import pytest
 import torch
-from tests.workers.training.test_batch import group
 from torch import Tensor
 
 from service.jobs.spec import Hyperparameters, ResolvedHyperparameters, resolve
 from tests.workers.training import tiny
+from tests.workers.training.data.test_batch import group
 from troll import OBJECTIVES, Clip, Troll
 from troll.advantages import GROUP_ESTIMATORS
 from troll.aggregation import AGGREGATIONS

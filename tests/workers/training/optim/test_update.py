@@ -9,12 +9,12 @@ from torch import Tensor
 
 from service.jobs.spec import Hyperparameters, ResolvedHyperparameters, resolve
 from tests.workers.training import tiny
+from workers.errors import RunError
 from workers.modeling import policy
 from workers.modeling.policy import Policy
 from workers.rollouts.engine import Rollout, Sampling
 from workers.rollouts.transformers import TransformersEngine
 from workers.training.data.batch import TrainingSample
-from workers.training.errors import RunError
 from workers.training.optim import update
 
 PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12, 13], [15, 5], [7, 7, 7, 8]]

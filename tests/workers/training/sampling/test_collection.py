@@ -13,12 +13,12 @@ from workers import graders
 from workers.answers import AnswerReader
 from workers.data.prompts import Prompt
 from workers.demo import make_tokenizer
+from workers.errors import RunError
 from workers.graders import Grade, JailError
 from workers.graders import Sample as GraderSample
 from workers.rollouts.engine import NonFiniteLogitsError, Rollout, RolloutEngine, Sampling
 from workers.rollouts.transformers import TransformersEngine
 from workers.training.data.batch import Sample
-from workers.training.errors import RunError
 from workers.training.sampling.collection import Collection, Grading, grade, staleness
 from workers.wire import ExitCode
 

@@ -13,6 +13,7 @@ from service.jobs.spec import Hyperparameters, ResolvedHyperparameters, RunSpec,
 from tests.workers.serving import tiny
 from tests.workers.training.test_loop import Killed, attempt, killed_at, result_of
 from tests.workers.training.tiny import Recorder, without_times
+from workers.errors import RunError
 from workers.modeling import policy
 from workers.modeling.policy import Policy
 from workers.rollouts.engine import Sampling
@@ -20,7 +21,6 @@ from workers.rollouts.grammar import Grammar, unpacked
 from workers.rollouts.transformers import TransformersEngine
 from workers.training import preflight
 from workers.training.data.batch import TrainingSample
-from workers.training.errors import RunError
 from workers.training.optim import mismatch, objective, update
 from workers.training.sampling import grammar as grammars
 from workers.wire import ExitCode

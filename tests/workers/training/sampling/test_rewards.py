@@ -10,12 +10,12 @@ from tests.workers.training.tiny import Recorder
 from workers import graders
 from workers.answers import Answer
 from workers.data.prompts import Prompt
+from workers.errors import RunError
 from workers.graders import Grade, TokenUsage
 from workers.graders import Sample as GraderSample
 from workers.rollouts.engine import Rollout
 from workers.training.data import batch
 from workers.training.data.batch import Sample
-from workers.training.errors import RunError
 from workers.training.reporting import metrics
 from workers.training.sampling.rewards import MAX_KINDS, Rewards
 from workers.wire import ExitCode

@@ -1,4 +1,4 @@
-"""The processes of one job, called ranks: who is who, and how the first starts and follows the others.
+"""How the first rank of a job starts and follows the others.
 
 The first rank is the training child itself; the others are its children, in its process group, started as warm as it
 is. They hear from it over a socket each: the run to start with, and by its end that they have to end as well. They say
@@ -19,21 +19,10 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from workers import wire
+from workers.modeling import ranks
 from workers.training.processes.channel import Channel
 
-RENDEZVOUS = "TROLL_RENDEZVOUS"
-"""Where the ranks find each other; torchrun's variables say it when this one does not."""
 COMMAND = [sys.executable, "-m", "workers.training"]
-
-
-def number() -> int:
-    """How many ranks the job has."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def own() -> int:
-    """Which of them this is."""
-    return int(os.environ.get("RANK", "0"))
 
 
 class Followers:
@@ -44,7 +33,7 @@ class Followers:
             "RANK": "0",
             "LOCAL_RANK": "0",
             "WORLD_SIZE": str(number),
-            RENDEZVOUS: (scratch / "rendezvous").as_uri(),
+            ranks.RENDEZVOUS: (scratch / "rendezvous").as_uri(),
         }
         # They share the machine, and nobody else's network is any business of theirs.
         for name, value in {
