@@ -14,7 +14,7 @@ from service.settings import MissingSettingError, required, settings
 from workers.control import examiner
 from workers.jobs import supervisor
 
-SWEEP = "workers.jobs.sweep"
+SWEEP = "workers.control.sweep"
 PRUNE = "workers.control.prune"
 LOGINS: dict[str, Role] = {TRAINING_QUEUE: "troll_worker", CONTROL_QUEUE: "troll_control"}
 

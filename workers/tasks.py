@@ -12,8 +12,8 @@ from service.core.broker import DELIVER_WEBHOOKS, EXAMINE_JOBS, LOAD_GRADER, RUN
 from workers.app import PRUNE, SWEEP, app
 from workers.control import examiner, trial, webhooks
 from workers.control import prune as pruning
+from workers.control import sweep as sweeping
 from workers.jobs import supervisor
-from workers.jobs import sweep as sweeping
 
 log = logging.getLogger(__name__)
 

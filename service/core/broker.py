@@ -1,7 +1,7 @@
 """The doorbell: a Celery message that says only that there is work.
 
-The job row is the truth. A lost, doubled or late message is harmless; ``workers.jobs.sweep`` rings again for jobs that
-wait. No message has an expiry: Celery would hold the sender's clock against the receiver's.
+The job row is the truth. A lost, doubled or late message is harmless; ``workers.control.sweep`` rings again for jobs
+that wait. No message has an expiry: Celery would hold the sender's clock against the receiver's.
 """
 
 import logging

@@ -19,7 +19,7 @@ from service.settings import settings
 from tests.conftest import Key
 from tests.contract.test_graders import control_worker
 from workers.control import examiner
-from workers.jobs.sweep import sweep
+from workers.control.sweep import sweep
 
 __all__ = ["control_worker"]
 

@@ -29,7 +29,7 @@ from tests.workers.conftest import row
 from workers.beat import MOST_WAITING, Scheduler
 
 PATIENCE = 60.0
-SWEEP = "workers.jobs.sweep"
+SWEEP = "workers.control.sweep"
 TOOL = Path(__file__).with_name("shifted_clock.py")
 
 

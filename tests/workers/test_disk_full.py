@@ -16,7 +16,8 @@ from service.core.db import transaction
 from service.settings import settings
 from tests.disks import empty, fill, small_disk
 from tests.workers.conftest import events, row
-from workers.jobs import supervisor, sweep
+from workers.control import sweep
+from workers.jobs import supervisor
 from workers.jobs.settle import FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS
 
 pytestmark = pytest.mark.usefixtures("stub")

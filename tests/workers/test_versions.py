@@ -26,11 +26,11 @@ from tests import factories
 from tests.contract.test_graders import control_worker
 from tests.factories import UNREADABLE
 from tests.workers.conftest import events, row
-from tests.workers.jobs.test_sweep import lose_worker
+from tests.workers.control.test_sweep import lose_worker
 from workers import wire
 from workers.control import examiner, prune, trial, webhooks
+from workers.control.sweep import sweep
 from workers.jobs import sink, supervisor
-from workers.jobs.sweep import sweep
 from workers.tracking.reporter import Tracking
 
 __all__ = ["control_worker"]

@@ -17,9 +17,9 @@ from service.jobs import repository
 from service.jobs.models import Job
 from service.jobs.spec import RunSpec
 from tests.workers.conftest import events, row
+from workers.control.sweep import sweep
 from workers.jobs import supervisor
 from workers.jobs.lease import lease_time
-from workers.jobs.sweep import sweep
 
 pytestmark = pytest.mark.usefixtures("stub")
 Submit = Callable[..., str]

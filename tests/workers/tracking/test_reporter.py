@@ -14,7 +14,7 @@ from tests.workers.conftest import events, row
 from tests.workers.jobs.test_supervisor import wait_for
 from tests.workers.wandb_server import KEY, KeptRun, WandbServer
 from workers.jobs import supervisor
-from workers.tracking.reporter import reporter as tracking
+from workers.tracking import reporter
 
 pytestmark = pytest.mark.usefixtures("stub")
 Submit = Callable[..., str]
@@ -51,7 +51,7 @@ def submit(
 def logged(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What is logged as a warning. Celery workers of other tests take the logging that pytest listens to."""
     said: list[str] = []
-    monkeypatch.setattr(tracking.log, "warning", lambda text, *values: said.append(text % values))
+    monkeypatch.setattr(reporter.log, "warning", lambda text, *values: said.append(text % values))
     return said
 
 
@@ -124,7 +124,7 @@ def test_a_refusal_is_one_warning_and_no_harm(
 def test_a_server_that_never_answers_holds_nothing_up(
     submit: Submit, wandb_server: WandbServer, monkeypatch: pytest.MonkeyPatch, logged: list[str]
 ) -> None:
-    monkeypatch.setattr(tracking, "FINISH_SECONDS", 0.3)
+    monkeypatch.setattr(reporter, "FINISH_SECONDS", 0.3)
     wandb_server.silent = True
     id = submit()
     supervisor.run("worker-1")
@@ -164,7 +164,7 @@ def test_its_process_knows_no_secret_but_the_key(
 ) -> None:
     url = servers.database_url("troll_worker")
     monkeypatch.setenv("DATABASE_URL", url)
-    given = tracking._environment(tmp_path)
+    given = reporter._environment(tmp_path)
     assert given["WANDB_API_KEY"] == KEY
     assert not [name for name in given if name.startswith(("TROLL", "DATABASE", "REDIS"))]
     assert url not in given.values()

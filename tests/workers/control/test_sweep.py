@@ -8,7 +8,7 @@ from sqlalchemy import text
 from service.core import ask, broker
 from service.core.db import transaction
 from tests.workers.conftest import events, row
-from workers.jobs.sweep import reap, ring, sweep
+from workers.control.sweep import reap, ring, sweep
 
 pytestmark = pytest.mark.usefixtures("stub")
 
