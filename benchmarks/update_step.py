@@ -102,7 +102,7 @@ class Step:
     def run(self, objective: str) -> dict[str, float]:
         """One update, and its numbers."""
         h = self.settings[objective]
-        return update.train(self.policy, self.optimizer, self.batches, self.old, h, step=1)
+        return update.update_policy(self.policy, self.optimizer, self.batches, self.old, h, step=1)
 
     @property
     def trained(self) -> list[Tensor]:

@@ -49,10 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             followers = Followers(given.processes, given.socket.parent)
         channel = connect(given.socket) if given.socket else over(socket.socket(fileno=given.follow), leads=False)
     _stop_on_signals(channel)
-    return train(channel, followers)
+    return run_one_job(channel, followers)
 
 
-def train(channel: Channel, followers: Followers | None = None) -> int:
+def run_one_job(channel: Channel, followers: Followers | None = None) -> int:
     """Wait for a job with everything imported, and run it; the exit code."""
     if followers:
         followers.watch(channel)

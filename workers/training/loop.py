@@ -6,8 +6,6 @@ interrupted. Samples that a jail, judge or service left without a reward are no 
 
 import json
 from collections.abc import Callable
-from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,25 +14,23 @@ from workers import graders, wire
 from workers.answers import AnswerReader
 from workers.data.prompts import Prompt, load_prompts
 from workers.errors import RunError
-from workers.modeling import distributed, seeds
-from workers.rollouts.engine import Sampling
+from workers.modeling import distributed
 from workers.rollouts.grammar import Grammar
 from workers.training import checkpoint, preflight
 from workers.training.attempt import Attempt, begin, finish, save, save_where_it_stopped, tell_progress, tell_start
-from workers.training.data import batch, order
+from workers.training.data import batch
 from workers.training.data.batch import Sample
 from workers.training.optim import update
 from workers.training.processes.channel import Channel
 from workers.training.reporting import metrics
 from workers.training.reporting.clock import Clock
-from workers.training.sampling import evaluate as evaluation
-from workers.training.sampling import grammar as grammars
-from workers.training.sampling import prefetched as ahead
-from workers.training.sampling import sampler as samplers
-from workers.training.sampling.collection import Collection, Grading, staleness
+from workers.training.sampling import prefetched
+from workers.training.sampling.collection import Grading, staleness
+from workers.training.sampling.grammar import allowed_by, load_grammar
 from workers.training.sampling.patience import GraderAwayError, Patient
 from workers.training.sampling.rewards import Rewards
-from workers.training.sampling.sampler import Sampler
+from workers.training.sampling.rollouts import Rollouts
+from workers.training.sampling.sampler import Sampler, check_sampler, make_sampler
 
 UNREPORTED, NUMBERS = "unreported", "numbers.json"
 """In a checkpoint's state: a step that was trained and not evaluated yet."""
@@ -54,18 +50,12 @@ class Run(Attempt):
 
     method: Reinforcement
     sampler: Sampler
-    grading: Grading
+    rollouts: Rollouts
     rewards: Rewards
-    sampling: Executor
-    """The thread that samples ahead."""
     grammar: Grammar | None
     """What answers are held to."""
     train_prompts: list[Prompt]
     valid_prompts: list[Prompt]
-    ahead: Collection | None = None
-    """The answers for the next step, on their way while this one is trained."""
-    restored: list[list[Sample]] | None = None
-    """The answers for the next step that the checkpoint brought along."""
     unreported: Unreported | None = None
     """The step at hand between its last update and its evaluation, in which a grader may be away for long."""
 
@@ -78,26 +68,19 @@ def run(spec: RunSpec, method: Reinforcement, channel: Channel, clock: Clock) ->
     """Train; the exit code is ``DONE``, or ``STOPPED`` when ``channel`` asked for it. Raises ``RunError``."""
     job = prepare(spec, method, channel, clock)
     try:
-        return train(job)
-    finally:
-        job.sampling.shutdown(wait=False, cancel_futures=True)
-        job.grading.close()
-
-
-def train(job: Run) -> int:
-    """Every step from where the run is to the last one. Raises ``RunError``."""
-    try:
         return steps(job)
     except GraderAwayError as away:
         # What was trained is worth more than the time until somebody has mended the grader.
-        save_where_it_stopped(job, keep_ahead(job))
-        if distributed.any_rank(job.channel.stopping):
+        save_where_it_stopped(job, keep_in_flight(job))
+        if distributed.any_rank(channel.stopping):
             return wire.ExitCode.STOPPED
         raise RunError("grader_unavailable", str(away), exit_code=wire.ExitCode.GRADER_AWAY) from away
+    finally:
+        job.rollouts.close()
 
 
 def steps(job: Run) -> int:
-    """Raises ``GraderAwayError`` where the run cannot go on for now."""
+    """Every step from where the run is to the last one. Raises ``GraderAwayError`` where it cannot go on for now."""
     channel, total = job.channel, job.hyperparameters.n_steps
     if job.unreported is not None:
         if distributed.any_rank(channel.stopping):
@@ -107,14 +90,14 @@ def steps(job: Run) -> int:
         before_the_first_step(job)
     while job.trainer.step < total:
         if distributed.any_rank(channel.stopping):
-            save_where_it_stopped(job, keep_ahead(job))
+            save_where_it_stopped(job, keep_in_flight(job))
             return wire.ExitCode.STOPPED
         step = job.trainer.step + 1
-        samples = roll_out(job, step)
+        samples = settle(job, job.rollouts.take(step))
         if step == 1:
             warn_if_nothing_can_be_learned(job, samples)
         if job.hyperparameters.max_staleness and step < total:
-            job.ahead = collect(job, step + 1, job.sampling)
+            job.rollouts.prefetch(step + 1)
         job.unreported = Unreported(samples, learn(job, step, samples))
         conclude(job)
     finish(job)
@@ -131,13 +114,13 @@ def conclude(job: Run) -> None:
     job.unreported = None
     tell_progress(job, step, total)
     if due:
-        save(job, keep_ahead(job))
+        save(job, keep_in_flight(job))
 
 
 def prepare(spec: RunSpec, method: Reinforcement, channel: Channel, clock: Clock) -> Run:
     """Load the newest intact checkpoint, or the base model, and everything else a run needs."""
     assert spec.validation_path is not None, "reinforcement is not accepted without a validation file"
-    samplers.check(method.hyperparameters, spec.rollout_tensor_parallel)
+    check_sampler(method.hyperparameters, spec.rollout_tensor_parallel)
     attempt = begin(spec, method.hyperparameters, channel, clock)
     loaded = attempt.policy
     with clock("loading"):
@@ -147,20 +130,20 @@ def prepare(spec: RunSpec, method: Reinforcement, channel: Channel, clock: Clock
         )
         for param, prompts in (("training_file", train), ("validation_file", valid)):
             loaded.check_tokens((prompt.token_ids for prompt in prompts), param)
-        grammar = grammars.load(method.json_schema, loaded)
-        sampler = samplers.make(loaded, method.hyperparameters, [*train, *valid], spec.rollout_tensor_parallel, grammar)
+        grammar = load_grammar(method.json_schema, loaded)
+        sampler = make_sampler(loaded, method.hyperparameters, [*train, *valid], spec.rollout_tensor_parallel, grammar)
     tell_start(attempt)
+    grading = Grading(
+        Patient(graders.build(method.grader, spec.graders), channel),
+        AnswerReader(loaded.tokenizer),
+        graders.batch_size(method.grader),
+    )
     job = Run(
         **vars(attempt),
         method=method,
         sampler=sampler,
-        grading=Grading(
-            Patient(graders.build(method.grader, spec.graders), channel),
-            AnswerReader(loaded.tokenizer),
-            graders.batch_size(method.grader),
-        ),
+        rollouts=Rollouts(spec, method.hyperparameters, sampler.engine, grading, train, grammar, clock, loaded.device),
         rewards=Rewards(method.grader, channel, attempt.trainer.least_given),
-        sampling=ThreadPoolExecutor(1, thread_name_prefix="sampling"),
         grammar=grammar,
         train_prompts=train,
         valid_prompts=valid,
@@ -172,27 +155,11 @@ def prepare(spec: RunSpec, method: Reinforcement, channel: Channel, clock: Clock
 
 def restore(job: Run, state: Path) -> None:
     """Answers that a checkpoint brought along: of the next step, or of a step that was not evaluated yet."""
-    reader, version = job.grading.reader, job.sampler.engine.version
-    if ahead.are_in(state):
-        job.restored = ahead.read(state, prompts_of(job, job.trainer.step + 1), reader, version)
-    if ahead.are_in(state / UNREPORTED):
-        samples = ahead.read(state / UNREPORTED, prompts_of(job, job.trainer.step), reader, version)
+    if prefetched.are_in(state):
+        job.rollouts.restore(state, job.trainer.step + 1)
+    if prefetched.are_in(state / UNREPORTED):
+        samples = job.rollouts.read(state / UNREPORTED, job.trainer.step)
         job.unreported = Unreported(samples, json.loads((state / UNREPORTED / NUMBERS).read_bytes()))
-
-
-def roll_out(job: Run, step: int) -> list[list[Sample]]:
-    """``group_size`` graded answers to each prompt of the step: sampled now, or while the step before was trained."""
-    if job.restored is not None:
-        samples, job.restored = job.restored, None
-        return settle(job, samples)
-    collection, job.ahead = job.ahead or collect(job, step), None
-    with job.clock("sampling"):
-        collection.wait_until_sampled()
-    with job.clock("grading"):
-        samples = collection.result()
-    job.clock.seconds["sampling_hidden"] += collection.hidden("sampling")
-    job.clock.seconds["grading_hidden"] += collection.hidden("grading")
-    return settle(job, samples)
 
 
 def settle(job: Run, samples: list[list[Sample]]) -> list[list[Sample]]:
@@ -202,41 +169,16 @@ def settle(job: Run, samples: list[list[Sample]]) -> list[list[Sample]]:
     return settled
 
 
-def collect(job: Run, step: int, thread: Executor | None = None) -> Collection:
-    """Sample the answers of a step, in ``thread`` where there is one, and grade them as they come."""
-    h = job.hyperparameters
-    seed = seeds.derive(job.spec.job.seed, "rollout", step)
-    sampling = Sampling(h.temperature, h.max_completion_tokens, seed, grammar=job.grammar)
-    collection = Collection(prompts_of(job, step), job.grading, job.sampler.engine.together)
-    if thread is not None:
-        collection.sample_in(thread, job.sampler.engine, h.group_size, sampling, job.policy.device)
-    else:
-        with job.clock("sampling"):
-            collection.sample(job.sampler.engine, h.group_size, sampling)
-    return collection
-
-
-def prompts_of(job: Run, step: int) -> list[Prompt]:
-    h, number = job.hyperparameters, len(job.train_prompts)
-    total = order.rows_in_all(number, h.batch_size, h.n_steps, h.n_epochs)
-    rows = order.rows_of_step(step, job.spec.job.seed, number, h.batch_size, total)
-    return [job.train_prompts[row] for row in rows]
-
-
-def keep_ahead(job: Run) -> Callable[[Path], None] | None:
+def keep_in_flight(job: Run) -> Callable[[Path], None]:
     """What writes into a checkpoint's state the answers that were sampled ahead, and those not yet reported."""
-    groups, unreported, version = None, job.unreported, job.sampler.engine.version
-    if job.ahead is not None:
-        # The checkpoint is worth keeping without them; what went wrong ends the run when the answers are needed.
-        with suppress(Exception), job.clock("grading"):
-            groups = job.ahead.result()
+    groups, unreported, version = job.rollouts.prefetched(), job.unreported, job.sampler.engine.version
 
     def write(state: Path) -> None:
         if groups is not None:
-            ahead.write(state, groups, version)
+            prefetched.write(state, groups, version)
         if unreported is not None:
             (state / UNREPORTED).mkdir()
-            ahead.write(state / UNREPORTED, unreported.samples, version)
+            prefetched.write(state / UNREPORTED, unreported.samples, version)
             (state / UNREPORTED / NUMBERS).write_text(json.dumps(unreported.numbers) + "\n")
 
     return write
@@ -248,14 +190,12 @@ def learn(job: Run, step: int, samples: list[list[Sample]]) -> update.Numbers:
     numbers = staleness(samples, job.sampler.engine.version, h.max_staleness)
     with job.clock("training"):
         groups = batch.trainable(samples, h.advantage)
-        batches = update.plan(groups, job.policy, h, grammars.allowed_by(job.grammar))
+        batches = update.plan(groups, job.policy, h, allowed_by(job.grammar))
         with job.clock("old_log_probs"):
             old = update.read_old_policy(job.policy, batches, h)
         batches, mismatch = update.correct_mismatch(batches, old, h)
-        numbers |= mismatch | update.train(job.policy, job.optimizer, batches, old, h, step)
-    if job.ahead is not None:
-        with job.clock("sampling"):
-            job.ahead.wait_until_sampled()
+        numbers |= mismatch | update.update_policy(job.policy, job.optimizer, batches, old, h, step)
+    job.rollouts.wait_until_sampled()
     with job.clock("sync"):
         job.sampler.push()
     job.trainer.step = step
@@ -264,17 +204,8 @@ def learn(job: Run, step: int, samples: list[list[Sample]]) -> update.Numbers:
 
 
 def evaluate(job: Run, step: int) -> list[list[Sample]]:
-    samples = evaluation.evaluate(
-        job.sampler.engine,
-        job.grading,
-        job.valid_prompts,
-        job.hyperparameters,
-        seed=job.spec.job.seed,
-        step=step,
-        clock=job.clock,
-        grammar=job.grammar,
-    )
-    return settle(job, samples)
+    """Graded answers to every validation row."""
+    return settle(job, job.rollouts.evaluate(step, job.valid_prompts))
 
 
 def before_the_first_step(job: Run) -> None:

@@ -29,7 +29,7 @@ from workers.rollouts.grammar import Grammar
 from workers.training.data.batch import Sample, TrainingSample
 from workers.training.optim import objective, update
 from workers.training.processes.channel import Channel
-from workers.training.sampling import grammar as grammars
+from workers.training.sampling.grammar import anything
 
 MOMENTS = 2
 """Tensors that AdamW keeps of each parameter."""
@@ -99,7 +99,7 @@ def worst_case_step(
     sample = TrainingSample(prompt, answer, advantage=0.0)
     most = math.ceil(h.batch_size / hyperparameters.mini_batches) * h.group_size
     number = min(most, (update.MICRO_BATCH_TOKENS // max(sample.own_tokens, 1) + 1) * distributed.size())
-    (batch,) = update.plan([[sample] * number], policy, h, grammars.anything(grammar))
+    (batch,) = update.plan([[sample] * number], policy, h, anything(grammar))
     part = max(batch.parts, key=lambda part: len(part.tokens))
     answers = len(part.rollouts)
     start = time.perf_counter()

@@ -37,7 +37,7 @@ from workers.modeling import distributed, policy
 from workers.training import checkpoint, loop
 from workers.training.processes.channel import Channel
 from workers.training.reporting.clock import Clock
-from workers.training.sampling import sampler
+from workers.training.sampling.sampler import make_sampler
 from workers.wire import ExitCode
 
 ROOT = Path(__file__).parents[3]
@@ -331,7 +331,7 @@ def test_what_no_shared_engine_takes_is_refused(base: Path, device: str, heads: 
     loaded.device, loaded.model.config.num_attention_heads = torch.device(device), heads
     asked = Hyperparameters(rollout_engine="vllm")
     with pytest.raises(RunError, match=reason):
-        sampler.make(loaded, resolve(asked, training_rows=8), [Prompt({}, [5, 6])], tensor_parallel=2)
+        make_sampler(loaded, resolve(asked, training_rows=8), [Prompt({}, [5, 6])], tensor_parallel=2)
 
 
 @pytest.mark.parametrize(

@@ -40,13 +40,13 @@ def make_spec(tmp_path: Path, base: Path) -> Callable[..., RunSpec]:
 @pytest.fixture
 def execute() -> Callable[..., tuple[int, Recorder]]:
     """``execute(spec)``: the exit code and the lines of a run in this process, failures explained as in a child."""
-    from workers.training.__main__ import train
+    from workers.training.__main__ import run_one_job
 
     def run(spec: RunSpec, recorder: Recorder | None = None) -> tuple[int, Recorder]:
         recorder = recorder or Recorder()
         path = spec.training_path.with_name("run.json")
         path.write_text(spec.model_dump_json())
         recorder.channel.starts.put(path)
-        return train(recorder.channel), recorder
+        return run_one_job(recorder.channel), recorder
 
     return run

@@ -98,7 +98,7 @@ def step(loaded: Policy, optimizer: torch.optim.AdamW, name: str, number: int) -
     batches = update.plan(_in_two(groups()), loaded, h, some_allowed if CASES[name].held else None)
     old = update.read_old_policy(loaded, batches, h)
     batches, numbers = update.correct_mismatch(batches, old, h)
-    return numbers | update.train(loaded, optimizer, batches, old, h, number)
+    return numbers | update.update_policy(loaded, optimizer, batches, old, h, number)
 
 
 def some_allowed(samples: Sequence[TrainingSample]) -> Allowed:

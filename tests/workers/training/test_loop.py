@@ -219,7 +219,7 @@ def test_the_next_answers_are_sampled_while_a_step_is_trained(
     from workers.rollouts.transformers import TransformersEngine
     from workers.training.optim import update
 
-    sampling, stream, train = threading.Semaphore(0), TransformersEngine.stream, update.train
+    sampling, stream, train = threading.Semaphore(0), TransformersEngine.stream, update.update_policy
 
     def announced(engine: TransformersEngine, *arguments: Any) -> Any:
         if threading.current_thread() is not threading.main_thread():
@@ -232,7 +232,7 @@ def test_the_next_answers_are_sampled_while_a_step_is_trained(
         return train(*arguments)
 
     monkeypatch.setattr(TransformersEngine, "stream", announced)
-    monkeypatch.setattr(update, "train", patient)
+    monkeypatch.setattr(update, "update_policy", patient)
     code, recorder = execute(make_spec(n_steps=3, max_staleness=1))
     assert code == ExitCode.DONE
     stale = [recorder.metrics()[step]["troll"]["staleness_max"] for step in (1, 2, 3)]
@@ -244,7 +244,7 @@ def test_answers_ahead_are_of_the_weights_before_the_step(make_spec: MakeSpec, e
     from workers.data.prompts import load_prompts
     from workers.modeling import policy
     from workers.training.data import order
-    from workers.training.sampling import prefetched as ahead
+    from workers.training.sampling import prefetched
 
     spec = make_spec(n_steps=3, eval_interval=1, max_staleness=1)
     _, recorder = execute(spec)
@@ -252,7 +252,7 @@ def test_answers_ahead_are_of_the_weights_before_the_step(make_spec: MakeSpec, e
     before = policy.load(first / "model", torch.device("cpu"))
     prompts = load_prompts(spec.training_path, before.tokenizer, before.context_length, "training_file")
     asked = [prompts[row] for row in order.rows_of_step(3, spec.job.seed, len(prompts), 4)]
-    (sample, *_), *_ = ahead.read(second / "state", asked, AnswerReader(before.tokenizer), version=2)
+    (sample, *_), *_ = prefetched.read(second / "state", asked, AnswerReader(before.tokenizer), version=2)
     assert sample.rollout.version == 1
     (scores,) = before.score([sample.prompt.token_ids + sample.rollout.token_ids])
     assert sample.rollout.log_probs == pytest.approx(scores[len(sample.prompt.token_ids) - 1 :], abs=1e-4)
@@ -431,7 +431,7 @@ def test_what_goes_wrong_is_explained(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(update, "train", fail)
+    monkeypatch.setattr(update, "update_policy", fail)
     ended, recorder = execute(make_spec())
     assert (ended, recorder.failure().code) == (exit_code, code)
     assert says in recorder.failure().message

@@ -19,11 +19,11 @@ from workers.rollouts.probe import WeightsOutOfSyncError
 from workers.rollouts.vllm import VLLMEngine
 from workers.training.data.batch import TrainingSample
 from workers.training.optim import update
-from workers.training.sampling import sampler
-from workers.training.sampling.sampler import Sampler
+from workers.training.sampling.sampler import Sampler, make_sampler
 
 CPU = torch.device("cpu")
 PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12, 13]]
+
 H = resolve(
     Hyperparameters(
         rollout_engine="vllm",
@@ -55,7 +55,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def made(folder: Path) -> Iterator[Sampler]:
     loaded = policy.load(folder, CPU, Lora(H.lora_rank, H.lora_alpha, 3, "base"))
-    made = sampler.make(loaded, H, [Prompt({}, ids) for ids in PROMPTS])
+    made = make_sampler(loaded, H, [Prompt({}, ids) for ids in PROMPTS])
     yield made
     assert isinstance(made.engine, VLLMEngine)
     made.engine.close()
@@ -85,7 +85,7 @@ def test_after_an_update_vllm_follows_the_adapter_and_leaves_the_base(made: Samp
             for prompt, group in zip(PROMPTS, rollouts, strict=True)
         ]
         batches = update.plan(groups, made.policy, H)
-        update.train(made.policy, optimizer, batches, update.read_old_policy(made.policy, batches, H), H, step)
+        update.update_policy(made.policy, optimizer, batches, update.read_old_policy(made.policy, batches, H), H, step)
         made.push()
         assert parted(made, made.policy) < 1e-3
     assert parted(made, base) > 0.1

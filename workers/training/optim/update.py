@@ -123,7 +123,7 @@ def correct_mismatch(
     return corrected, mismatch.metrics(ours, theirs, weights)
 
 
-def train(
+def update_policy(
     policy: Policy,
     optimizer: torch.optim.AdamW,
     batches: Sequence[MiniBatch],

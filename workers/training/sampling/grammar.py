@@ -16,7 +16,7 @@ from workers.training.data.batch import Allowed, TrainingSample
 PARAM = "method.reinforcement.response_format"
 
 
-def load(schema: dict[str, Any] | None, policy: Policy) -> Grammar | None:
+def load_grammar(schema: dict[str, Any] | None, policy: Policy) -> Grammar | None:
     """The grammar of ``schema`` for the policy's tokens. Raises ``RunError``."""
     if schema is None:
         return None

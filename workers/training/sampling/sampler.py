@@ -54,7 +54,7 @@ class Sampler:
         probe.compare(self.engine.score(self.probes), self.policy.score(self.probes), tolerance, version)
 
 
-def make(
+def make_sampler(
     policy: Policy,
     hyperparameters: ResolvedHyperparameters,
     prompts: Sequence[Prompt],
@@ -113,7 +113,7 @@ def _check_own_answers(engine: TransformersEngine, policy: Policy, probes: list[
         ) from error
 
 
-def check(hyperparameters: ResolvedHyperparameters, tensor_parallel: int) -> None:
+def check_sampler(hyperparameters: ResolvedHyperparameters, tensor_parallel: int) -> None:
     """Refuse, before a model is loaded, what does not go together here; the API did so by its own settings.
 
     Raises ``RunError``.

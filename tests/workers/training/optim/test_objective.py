@@ -105,8 +105,8 @@ def trained_by(
     optimizer = update.make_optimizer(loaded, h)
     batches = update.plan(made, loaded, h)
     old = update.read_old_policy(loaded, batches, h)
-    update.train(loaded, optimizer, batches, old, h, step=1)
-    numbers = update.train(loaded, optimizer, batches, old, h, step=1)
+    update.update_policy(loaded, optimizer, batches, old, h, step=1)
+    numbers = update.update_policy(loaded, optimizer, batches, old, h, step=1)
     return numbers, sum(len(each.parts) for each in batches)
 
 

@@ -48,7 +48,7 @@ def train(
     batches = update.plan(groups, loaded, h)
     old = update.read_old_policy(loaded, batches, h)
     for _ in range(updates):
-        numbers = update.train(loaded, optimizer, batches, old, h, step=1)
+        numbers = update.update_policy(loaded, optimizer, batches, old, h, step=1)
     return numbers, [p.grad.clone() for p in loaded.model.parameters() if p.grad is not None]
 
 

@@ -22,7 +22,7 @@ from workers.rollouts.transformers import TransformersEngine
 from workers.training import preflight
 from workers.training.data.batch import TrainingSample
 from workers.training.optim import mismatch, objective, update
-from workers.training.sampling import grammar as grammars
+from workers.training.sampling.grammar import allowed_by, load_grammar
 from workers.wire import ExitCode
 
 SCHEMA: dict[str, Any] = {
@@ -62,7 +62,7 @@ def loaded(folder: Path) -> Policy:
 
 
 def held(loaded: Policy, schema: dict[str, Any] = SCHEMA) -> Grammar:
-    made = grammars.load(schema, loaded)
+    made = load_grammar(schema, loaded)
     assert made is not None
     return made
 
@@ -80,7 +80,7 @@ def sampled(loaded: Policy, grammar: Grammar, temperature: float = 1.0, length: 
 @pytest.mark.parametrize("kind", ["troll", "clip"])
 def test_the_old_policy_is_the_one_that_sampled(loaded: Policy, temperature: float, kind: str) -> None:
     h, grammar = hyperparameters(temperature=temperature, objective=kind), held(loaded)
-    batches = update.plan(sampled(loaded, grammar, temperature), loaded, h, grammars.allowed_by(grammar))
+    batches = update.plan(sampled(loaded, grammar, temperature), loaded, h, allowed_by(grammar))
     for part in (part for batch in batches for part in batch.parts):
         ours = objective.old_policy(loaded, part, h).token_log_probs
         torch.testing.assert_close(ours, part.sampler_log_probs, atol=2e-5, rtol=0)
@@ -90,9 +90,9 @@ def test_the_old_policy_is_the_one_that_sampled(loaded: Policy, temperature: flo
 @pytest.mark.parametrize("kind", ["troll", "clip"])
 def test_the_first_update_starts_from_the_old_policy(loaded: Policy, kind: str) -> None:
     h, grammar = hyperparameters(objective=kind), held(loaded)
-    batches = update.plan(sampled(loaded, grammar), loaded, h, grammars.allowed_by(grammar))
+    batches = update.plan(sampled(loaded, grammar), loaded, h, allowed_by(grammar))
     old = update.read_old_policy(loaded, batches, h)
-    numbers = update.train(loaded, update.make_optimizer(loaded, h), batches, old, h, step=1)
+    numbers = update.update_policy(loaded, update.make_optimizer(loaded, h), batches, old, h, step=1)
     assert numbers["grad_norm"] > 0
     assert (numbers["ratio"], numbers["ratio_max"]) == (1.0, 1.0)
 
@@ -101,7 +101,7 @@ def test_gradients_are_those_of_the_policy_among_what_was_allowed(loaded: Policy
     """Of the plain policy gradient, computed from whole rows of logits by autograd alone."""
     h, grammar = hyperparameters(objective="clip", max_grad_norm=1000), held(loaded)
     groups = sampled(loaded, grammar)
-    batches = update.plan(groups, loaded, h, grammars.allowed_by(grammar))
+    batches = update.plan(groups, loaded, h, allowed_by(grammar))
     old = update.read_old_policy(loaded, batches, h)
     loaded.model.zero_grad()
     for part, rows in zip(batches[0].parts, old[0], strict=True):
@@ -123,7 +123,7 @@ def test_gradients_are_those_of_the_policy_among_what_was_allowed(loaded: Policy
 @pytest.mark.parametrize("kind", ["troll", "clip"])
 def test_tokens_without_alternative_teach_nothing(loaded: Policy, kind: str) -> None:
     h, grammar = hyperparameters(objective=kind), held(loaded)
-    (batch,) = update.plan(sampled(loaded, grammar), loaded, h, grammars.allowed_by(grammar))
+    (batch,) = update.plan(sampled(loaded, grammar), loaded, h, allowed_by(grammar))
     (part,) = batch.parts
     assert part.allowed is not None
     forced = unpacked(part.allowed.masks[part.allowed.rows], loaded.vocabulary_size).sum(-1) == 1
@@ -149,7 +149,7 @@ def test_models_whose_logits_are_their_own_business_learn_the_same(folder: Path,
         groups = sampled(loaded, grammar)
         if whole:
             loaded.lm_head = None
-        batches = update.plan(groups, loaded, h, grammars.allowed_by(grammar))
+        batches = update.plan(groups, loaded, h, allowed_by(grammar))
         old = update.read_old_policy(loaded, batches, h)
         for part, rows in zip(batches[0].parts, old[0], strict=True):
             objective.loss(loaded, part, rows, h, batches[0].normalizer).loss.backward()
@@ -181,7 +181,7 @@ def test_micro_batches_are_small_enough_for_whole_logits(loaded: Policy, monkeyp
 )
 def test_a_schema_that_cannot_be_held_to_is_refused(loaded: Policy, schema: dict[str, Any], code: str) -> None:
     with pytest.raises(RunError, match="This JSON schema is not supported") as refusal:
-        grammars.load(schema, loaded)
+        load_grammar(schema, loaded)
     assert (refusal.value.code, refusal.value.param) == (code, "method.reinforcement.response_format")
 
 

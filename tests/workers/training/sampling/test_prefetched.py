@@ -13,7 +13,7 @@ from workers.graders import Grade, TokenUsage
 from workers.rollouts.engine import Rollout
 from workers.rollouts.top_log_probs import TopLogProbs
 from workers.training.data.batch import Sample
-from workers.training.sampling import prefetched as ahead
+from workers.training.sampling import prefetched
 
 GRADES = [
     Grade(
@@ -50,8 +50,8 @@ def test_answers_are_read_as_they_were_written(tmp_path: Path, top: bool) -> Non
     asked = [prompts[0], prompts[0], prompts[1]]
     answers = reader.read([prompt.token_ids for prompt in asked], [rollout.token_ids for rollout in rollouts])
     samples = [Sample(*parts) for parts in zip(asked, rollouts, answers, GRADES, strict=True)]
-    ahead.write(tmp_path, [samples[:2], samples[2:]], version=8)
-    groups = ahead.read(tmp_path, prompts, reader, version=8)
+    prefetched.write(tmp_path, [samples[:2], samples[2:]], version=8)
+    groups = prefetched.read(tmp_path, prompts, reader, version=8)
 
     assert [len(group) for group in groups] == [2, 1]
     read = [sample for group in groups for sample in group]
@@ -70,6 +70,6 @@ def test_how_old_answers_are_survives_an_engine_that_counts_anew(tmp_path: Path)
     reader, prompt = AnswerReader(make_tokenizer()), Prompt({}, [5])
     rollout = Rollout([8], [-0.5], "length", version=41)
     (answer,) = reader.read([[5]], [[8]])
-    ahead.write(tmp_path, [[Sample(prompt, rollout, answer, GRADES[0])]], version=42)
-    ((sample,),) = ahead.read(tmp_path, [prompt], reader, version=1)
+    prefetched.write(tmp_path, [[Sample(prompt, rollout, answer, GRADES[0])]], version=42)
+    ((sample,),) = prefetched.read(tmp_path, [prompt], reader, version=1)
     assert sample.rollout.version == 0
