@@ -4,6 +4,20 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from pydantic import GetJsonSchemaHandler, TypeAdapter
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
+
+
+class ShownAs:
+    """Shows a field as ``type`` in the OpenAPI document, whatever its own type takes."""
+
+    def __init__(self, type: Any) -> None:
+        self._type = type
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return handler(TypeAdapter(self._type).core_schema)
+
 
 ERROR = {
     "type": "object",

@@ -6,10 +6,9 @@ wrong with the others; the types of requests here are for the OpenAPI document a
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, GetJsonSchemaHandler, TypeAdapter
-from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema
+from pydantic import BaseModel, Field
 
+from service.core.openapi import ShownAs
 from service.graders.schemas import Grader
 from service.inference.requests import ResponseFormat
 from service.jobs.spec import (
@@ -45,14 +44,7 @@ class RequestedReinforcement(BaseModel):
 Requested = Annotated[RequestedSupervised | RequestedReinforcement, Field(discriminator="type")]
 
 
-class _Documented:
-    """Shows a field as ``Requested`` in the OpenAPI document, whatever its own type is."""
-
-    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        return handler(TypeAdapter(Requested).core_schema)
-
-
-RequestedMethod = Annotated[dict[str, Any], _Documented()]
+RequestedMethod = Annotated[dict[str, Any], ShownAs(Requested)]
 
 
 class ReinforcementParts(BaseModel):

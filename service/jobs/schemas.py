@@ -4,9 +4,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
+from service.core.openapi import ShownAs
 from service.core.pagination import Listed
 from service.jobs.integrations import MAX_INTEGRATIONS, Integration, IntegrationObject
 from service.jobs.methods import Method, RequestedMethod, method_object
+from service.jobs.metrics import EventData
 from service.jobs.models import Checkpoint, Event, Job
 from service.jobs.states import TERMINAL, Desired, Status
 from service.jobs.stored import UnreadableError, with_current_code
@@ -182,7 +184,7 @@ class EventObject(Listed):
     level: str
     message: str
     type: str
-    data: dict[str, Any] | None
+    data: Annotated[dict[str, Any] | None, ShownAs(EventData)]
     seq: int = Field(description="1, 2, 3, … within the job, without gap. Resume a stream with `?after=seq`.")
 
     @classmethod

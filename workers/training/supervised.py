@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from service.jobs.metrics import SupervisedMetrics, SupervisedTiming
 from service.jobs.spec import ResolvedSupervisedHyperparameters, RunSpec, Supervised
 from workers import wire
 from workers.data import conversations
@@ -191,19 +192,19 @@ def report(job: Run, step: int, train: Score | None, valid: Score | None, number
     seconds = job.clock.lap()
     trainer.seconds += seconds["full_iteration"] if step else 0.0
     trainer.metrics |= lasting(trainer.metrics, step, train, valid, numbers)
-    values = {
-        "step": step,
-        "total_steps": total,
+    values = SupervisedMetrics(
+        step=step,
+        total_steps=total,
         **scores(train, valid),
-        "train_tokens": train.tokens if train else None,
-        "timing": {"step": {"training": 0.0, "eval": 0.0} | seconds},
-        "troll": numbers,
-    }
+        train_tokens=train.tokens if train else None,
+        timing=SupervisedTiming(step={"training": 0.0, "eval": 0.0} | seconds),
+        troll=numbers,
+    ).model_dump()
     job.channel.send(wire.Event(type="metrics", message=message(values), data=values, key=f"step-{step}"))
     tell_progress(job, step, total)
 
 
-def scores(train: Score | None, valid: Score | None) -> dict[str, float | None]:
+def scores(train: Score | None, valid: Score | None) -> dict[str, Any]:
     """OpenAI's names; every evaluation is one of the full file, so that ``valid_…`` and ``full_valid_…`` are the same.
 
     Numbers that a step has not are null.

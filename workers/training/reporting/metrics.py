@@ -1,8 +1,4 @@
-"""The metrics event of a step: OpenAI's names for reinforcement fine-tuning, and TROLL's numbers under ``troll``.
-
-Numbers that a step has not (``valid_…`` where nothing was evaluated, ``train_…`` before the first step) are null.
-Beside each mean reward, ``…_reward_count`` says how many answers it was taken over: those that have a reward.
-"""
+"""The metrics event of a step: OpenAI's names for reinforcement fine-tuning, and TROLL's numbers under ``troll``."""
 
 import math
 from collections.abc import Sequence
@@ -10,6 +6,17 @@ from statistics import fmean, stdev
 from typing import Any
 
 from service.graders import schemas
+from service.jobs.metrics import (
+    Completions,
+    Errors,
+    GraderScores,
+    Latency,
+    ReinforcementMetrics,
+    Scores,
+    ShownSample,
+    Timing,
+    Usage,
+)
 from workers import wire
 from workers.graders import TokenUsage
 from workers.training.data.batch import Sample
@@ -45,20 +52,20 @@ def event(
 ) -> wire.Event:
     """The event of one step; step 0 is the evaluation before training."""
     parts = {"train": _flat(train), "valid": _flat(valid)}
-    data = {
-        "step": step,
-        "total_steps": total_steps,
+    data = ReinforcementMetrics(
+        step=step,
+        total_steps=total_steps,
         **_headline(parts["train"], parts["valid"]),
-        "model_graders_token_usage": _tokens_by_model(grader, {"train": parts["train"], "eval": parts["valid"]}),
+        model_graders_token_usage=_tokens_by_model(grader, {"train": parts["train"], "eval": parts["valid"]}),
         **_groups(train),
-        "scores": _scores(grader, parts),
-        "usage": {"graders": _usage_of_judges(grader, parts), "samples": _reasoning(parts)},
-        "errors": {"graders": _errors(grader, parts)},
-        "timing": _timing(grader, parts, seconds),
-        "completions": _completions(parts["train"]),
-        "troll": {name: _finite(value) for name, value in numbers.items()},
-        "samples": [_shown(group[0]) for group in (valid or [])[:SAMPLES_SHOWN]],
-    }
+        scores=_scores(grader, parts),
+        usage=Usage(graders=_usage_of_judges(grader, parts), samples=_reasoning(parts)),
+        errors=Errors(graders=_errors(grader, parts)),
+        timing=_timing(grader, parts, seconds),
+        completions=_completions(parts["train"]),
+        troll={name: _finite(value) for name, value in numbers.items()},
+        samples=[_shown(group[0]) for group in (valid or [])[:SAMPLES_SHOWN]],
+    ).model_dump()
     return wire.Event(type="metrics", message=_message(data, parts), data=data, key=f"step-{step}")
 
 
@@ -121,18 +128,21 @@ def _groups(train: Groups | None) -> dict[str, float | None]:
     return {"reward_std": _mean(spreads), "frac_reward_zero_std": _mean([float(spread == 0) for spread in spreads])}
 
 
-def _scores(grader: schemas.Grader, parts: dict[str, list[Sample]]) -> dict[str, Any]:
+def _scores(grader: schemas.Grader, parts: dict[str, list[Sample]]) -> Scores:
     rows = [
-        {"name": name, "type": kind}
-        | _mean_and_count({part: _part_rewards(samples, key) for part, samples in parts.items()})
+        GraderScores(
+            name=name,
+            type=kind,
+            **_mean_and_count({part: _part_rewards(samples, key) for part, samples in parts.items()}),
+        )
         for key, name, kind in _graders(grader)
         if not (key is None and isinstance(grader, schemas.Multi))
     ]
     whole = _mean_and_count({part: _rewards(samples) for part, samples in parts.items()})
-    return {**whole, "graders": rows}
+    return Scores(**whole, graders=rows)
 
 
-def _mean_and_count(rewards: dict[str, list[float]]) -> dict[str, float | None]:
+def _mean_and_count(rewards: dict[str, list[float]]) -> dict[str, Any]:
     means = {f"{part}_reward_mean": _mean(values) for part, values in rewards.items()}
     return means | {f"{part}_reward_count": len(values) for part, values in rewards.items()}
 
@@ -210,33 +220,29 @@ def _reasoning(parts: dict[str, list[Sample]]) -> dict[str, float | None]:
     return usage
 
 
-def _completions(train: list[Sample]) -> dict[str, float | None]:
+def _completions(train: list[Sample]) -> Completions:
     lengths = [len(sample.rollout.token_ids) for sample in train]
-    return {
-        "mean_length": _mean(lengths),
-        "min_length": min(lengths, default=None),
-        "max_length": max(lengths, default=None),
-        "clipped_ratio": _share(train, lambda sample: sample.rollout.finish_reason == "length"),
-    }
+    return Completions(
+        mean_length=_mean(lengths),
+        min_length=min(lengths, default=None),
+        max_length=max(lengths, default=None),
+        clipped_ratio=_share(train, lambda sample: sample.rollout.finish_reason == "length"),
+    )
 
 
-def _timing(grader: schemas.Grader, parts: dict[str, list[Sample]], seconds: dict[str, float]) -> dict[str, Any]:
-    row: dict[str, Any] = {"name": grader.name, "type": grader.type}
+def _timing(grader: schemas.Grader, parts: dict[str, list[Sample]], seconds: dict[str, float]) -> Timing:
+    latencies: dict[str, float | None] = {}
     for part, phase in (("train", "grading"), ("valid", "eval_grading")):
         samples = parts[part]
         spent = seconds.get(phase, 0.0) + seconds.get(f"{phase}_hidden", 0.0)
-        row[f"{part}_execution_latency_mean"] = spent / len(samples) if samples else None
+        latencies[f"{part}_execution_latency_mean"] = spent / len(samples) if samples else None
     always = {name: seconds.get(name, 0.0) for name in ("sampling", "training", "eval", "full_iteration")}
-    return {"step": seconds | always, "graders": [row]}
+    return Timing(step=seconds | always, graders=[Latency(name=grader.name, type=grader.type, **latencies)])
 
 
-def _shown(sample: Sample) -> dict[str, Any]:
+def _shown(sample: Sample) -> ShownSample:
     asked = sample.prompt.item["messages"][-1].get("content")
-    return {
-        "prompt": str(asked)[:MAX_PROMPT],
-        "answer": sample.answer.text[:MAX_ANSWER],
-        "reward": sample.reward,
-    }
+    return ShownSample(prompt=str(asked)[:MAX_PROMPT], answer=sample.answer.text[:MAX_ANSWER], reward=sample.reward)
 
 
 def _flat(groups: Groups | None) -> list[Sample]:

@@ -1,0 +1,118 @@
+"""The data of metrics events, as trainers tell it, PostgreSQL keeps it and the API documents it.
+
+A mean over answers that a step has not (``valid_…`` where nothing was evaluated) is null. Beside each mean reward, its
+``…_count`` says how many answers it was taken over: those that have a reward. What is stored is shown as it is: an
+event of another version may have other names.
+"""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Mean = float | None
+Count = int | None
+
+
+class _Told(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PartScores(_Told):
+    train_reward_mean: Mean
+    valid_reward_mean: Mean
+    train_reward_count: Count
+    valid_reward_count: Count
+
+
+class GraderScores(PartScores):
+    name: str
+    type: str
+
+
+class Scores(PartScores):
+    graders: list[GraderScores] = Field(description="Of each part of a multi grader, or of the grader.")
+
+
+class Usage(_Told):
+    graders: list[dict[str, Any]] = Field(description="Tokens that each judge used.")
+    samples: dict[str, int | float | None] = Field(description="Reasoning tokens of the answers.")
+
+
+class Errors(_Told):
+    graders: list[dict[str, Any]] = Field(description="Share and number of the answers that met each error, by grader.")
+
+
+class Latency(_Told):
+    name: str
+    type: str
+    train_execution_latency_mean: Mean
+    valid_execution_latency_mean: Mean
+
+
+class Timing(_Told):
+    step: dict[str, float] = Field(description="Seconds of the step by phase; `full_iteration` is all of it.")
+    graders: list[Latency]
+
+
+class Completions(_Told):
+    """Of the answers that the step learned from."""
+
+    mean_length: Mean
+    min_length: Count
+    max_length: Count
+    clipped_ratio: Mean = Field(description="Share that reached `max_completion_tokens`.")
+
+
+class ShownSample(_Told):
+    prompt: str
+    answer: str
+    reward: float | None
+
+
+class ReinforcementMetrics(_Told):
+    """One step of reinforcement; step 0 is the evaluation before training."""
+
+    step: int
+    total_steps: int
+    train_mean_reward: Mean
+    full_valid_mean_reward: Mean
+    full_valid_mean_parse_error: Mean
+    mean_unresponsive_rewards: Mean = Field(description="Share of the answers that have no reward.")
+    reasoning_tokens_mean: Mean
+    valid_reasoning_tokens_mean: Mean
+    completion_tokens_mean: Mean
+    valid_completion_tokens_mean: Mean
+    model_graders_token_usage: dict[str, dict[str, int]] = Field(description="What judges used, by model.")
+    reward_std: Mean = Field(description="Mean of the groups' standard deviations of rewards.")
+    frac_reward_zero_std: Mean = Field(description="Share of the groups whose rewards are all the same.")
+    scores: Scores
+    usage: Usage
+    errors: Errors
+    timing: Timing
+    completions: Completions
+    troll: dict[str, float | None] = Field(description="What the objective and its updates measure.")
+    samples: list[ShownSample] = Field(description="A few answers to validation rows.")
+
+
+class SupervisedTiming(_Told):
+    step: dict[str, float]
+
+
+class SupervisedMetrics(_Told):
+    """One step of supervised fine-tuning; step 0 is the evaluation before training."""
+
+    step: int
+    total_steps: int
+    train_loss: Mean
+    train_mean_token_accuracy: Mean
+    valid_loss: Mean
+    valid_mean_token_accuracy: Mean
+    full_valid_loss: Mean
+    full_valid_mean_token_accuracy: Mean
+    train_tokens: Count
+    timing: SupervisedTiming
+    troll: dict[str, float]
+
+
+EventData = ReinforcementMetrics | SupervisedMetrics | dict[str, Any] | None
+"""What an event has besides its message; of one of the type ``metrics``, the numbers of a step."""
