@@ -303,7 +303,7 @@ def test_a_line_of_the_tracking_process_that_is_not_known_is_left_out(monkeypatc
 def test_a_training_process_goes_on_behind_a_command_that_it_does_not_know() -> None:
     ours, theirs = socket.socketpair()
     program = (
-        "import socket, sys; from workers.training import channel;"
+        "import socket, sys; from workers.training.processes import channel;"
         "print(channel.over(socket.socket(fileno=int(sys.argv[1]))).starts.get(), flush=True)"
     )
     with theirs, ours:

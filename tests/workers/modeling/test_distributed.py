@@ -260,10 +260,10 @@ FAILS = """failure = wire.Failure(code="grader_failed", message="It said no.")
 LEADER = """
 import sys, time
 from pathlib import Path
-from workers.training import ranks
+from workers.training.processes import followers as starting
 from workers.training.processes.channel import Channel
-ranks.COMMAND = [sys.executable, "-c", sys.argv[1]]
-followers = ranks.Followers(4, Path(sys.argv[2]))
+starting.COMMAND = [sys.executable, "-c", sys.argv[1]]
+followers = starting.Followers(4, Path(sys.argv[2]))
 followers.watch(Channel(lambda line: (sys.stdout.buffer.write(line), sys.stdout.flush())))
 time.sleep(60)
 """

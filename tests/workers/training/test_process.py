@@ -159,7 +159,7 @@ def test_sigterm_stops_it_too(make_spec: MakeSpec, monkeypatch: pytest.MonkeyPat
 def test_a_process_that_is_told_to_stop_before_it_starts_leaves() -> None:
     recorder = Recorder()
     recorder.channel.stop()
-    assert (training.train(recorder.channel), recorder.lines) == (ExitCode.STOPPED, [])
+    assert (training.run_one_job(recorder.channel), recorder.lines) == (ExitCode.STOPPED, [])
 
 
 def test_it_dies_with_its_supervisor_in_the_middle_of_a_run(make_spec: MakeSpec, tmp_path: Path) -> None:
