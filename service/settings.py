@@ -84,6 +84,9 @@ class Settings(BaseSettings):
     progress_timeout_seconds: float = 3600.0
     """A training child that says nothing for this long is stuck and is killed."""
     retry_delay_seconds: float = 30.0
+    preempt_after_seconds: float = Field(0.0, ge=0)
+    """How long a job may keep its worker while one of an organisation that had less GPU time waits; 0 is as long as it
+    takes. Its job goes on later from the checkpoint that it saves."""
     max_strikes: int = 3
     """Attempts without a new checkpoint after which a job fails instead of being tried again."""
     checkpoints_kept: int = 3

@@ -13,6 +13,7 @@ from service.installation import service as installation
 from service.settings import MissingSettingError, required, settings
 from workers.control import examiner
 from workers.jobs import supervisor
+from workers.jobs.registration import Registration
 
 SWEEP = "workers.control.sweep"
 PRUNE = "workers.control.prune"
@@ -78,6 +79,17 @@ def _warm_up(sender: Any, **_: Any) -> None:
         examiner.warm_up()
     if TRAINING_QUEUE in app.amqp.queues.consume_from:
         supervisor.warm_children.warm_up()
+        _register(sender.hostname)
+
+
+def _register(name: str) -> None:
+    """Keep the worker registered; while it is drained it takes nothing from the queue, so that others find it there."""
+
+    def listen(taking: bool) -> None:
+        change = app.control.add_consumer if taking else app.control.cancel_consumer
+        change(TRAINING_QUEUE, destination=[name])
+
+    Registration(name, listen).start()
 
 
 @signals.task_unknown.connect

@@ -14,6 +14,10 @@ class Organization(Base):
     id: Mapped[str] = mapped_column(primary_key=True)
     name: Mapped[str] = mapped_column(unique=True)
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    weight: Mapped[float] = mapped_column(server_default="1")
+    """Its share of GPU time beside those of the others."""
+    gpu_hours_a_month: Mapped[float | None]
+    """What its jobs may use in a calendar month of UTC; None does not limit."""
 
 
 class APIKey(Sequenced, Base):

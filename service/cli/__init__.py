@@ -2,7 +2,7 @@
 
 import typer
 
-from service.cli import keys, models, stack
+from service.cli import admin, keys, models, stack, workers
 from service.cli.chat import chat
 from service.cli.check import check
 from service.cli.failure import Commands
@@ -26,3 +26,5 @@ app.command("chat")(chat)
 app.add_typer(job_commands, name="jobs")
 app.add_typer(models.commands, name="models")
 app.add_typer(keys.commands, name="keys")
+app.add_typer(workers.commands, name="workers")
+app.add_typer(admin.commands, name="admin")

@@ -1,33 +1,21 @@
 """``troll keys``: the operator's commands. They work on the database itself, not over HTTP."""
 
 import json
-import os
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Annotated
 
 import typer
-from pydantic import ValidationError
 
 from service.accounts import repository
 from service.accounts import service as accounts
 from service.accounts.models import APIKey
-from service.cli.connection import AsJSON, stack_state
-from service.cli.failure import CommandError
+from service.cli.connection import AsJSON
+from service.cli.operator import OperatorFolder, use_database
 from service.cli.output import show_table
 from service.core import clock
-from service.core.db import WrongLoginError, engine, transaction
-from service.settings import MissingSettingError, required, settings
+from service.core.db import transaction
 
 commands = typer.Typer(no_args_is_help=True, help="API keys. For operators: needs the database, not a key.")
-
-OperatorFolder = Annotated[
-    Path | None,
-    typer.Option(
-        "--data-dir",
-        help="The folder of a stack that 'troll up' started. Without it: DATABASE_URL and TROLL_KEY_PEPPER if set.",
-    ),
-]
 
 
 @commands.command("create")
@@ -39,7 +27,7 @@ def create(
     as_json: AsJSON = False,
 ) -> None:
     """Make an API key and show it, this once."""
-    _use(data_dir)
+    use_database(data_dir)
     lifetime = timedelta(days=expires_in_days) if expires_in_days else None
     with transaction("troll_operator") as session:
         plain, key, owner = accounts.create_key(session, organization=organization, name=name, expires_in=lifetime)
@@ -53,7 +41,7 @@ def create(
 @commands.command("list")
 def list_keys(data_dir: OperatorFolder = None, as_json: AsJSON = False) -> None:
     """Show all keys, without their secrets."""
-    _use(data_dir)
+    use_database(data_dir)
     with transaction("troll_operator") as session:
         rows, now = [(key, owner.name) for key, owner in repository.keys(session)], clock.now(session)
     if as_json:
@@ -71,30 +59,10 @@ def list_keys(data_dir: OperatorFolder = None, as_json: AsJSON = False) -> None:
 @commands.command("revoke")
 def revoke(key_id: str, data_dir: OperatorFolder = None) -> None:
     """End a key at once."""
-    _use(data_dir)
+    use_database(data_dir)
     with transaction("troll_operator") as session:
         at = accounts.revoke_key(session, key_id)
     typer.echo(f"{key_id} is revoked since {at:%Y-%m-%d %H:%M:%S %Z}.")
-
-
-def _use(data_dir: Path | None) -> None:
-    """Point the settings of this process at a stack's database, unless the environment already names one."""
-    if data_dir is not None or not os.environ.get("DATABASE_URL"):
-        from service.embedded.folder import Folder
-
-        state = stack_state(data_dir)
-        os.environ["DATABASE_URL"] = state["database_url"]
-        os.environ["TROLL_DATA_DIR"], os.environ["TROLL_MODELS_DIR"] = state["data_dir"], state["models_dir"]
-        os.environ["TROLL_KEY_PEPPER"] = Folder(Path(state["data_dir"])).pepper()
-        settings.cache_clear()
-    try:
-        engine("troll_operator")
-        required("key_pepper")
-    except ValidationError as error:
-        missing = ", ".join(str(problem["loc"][0]).upper() for problem in error.errors())
-        raise CommandError(f"DATABASE_URL is set, but these settings are missing or invalid: {missing}.") from error
-    except (WrongLoginError, MissingSettingError) as error:
-        raise CommandError(str(error)) from error
 
 
 def _object(key: APIKey, owner: str, now: datetime) -> dict[str, str | None]:

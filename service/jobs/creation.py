@@ -233,6 +233,7 @@ def _row(draft: Draft) -> Job:
         training_file=spec.training_file,
         validation_file=spec.validation_file,
         meta=request.metadata,
+        priority=request.priority,
         total_steps=spec.method.hyperparameters.n_steps,
         event_count=0,
     )

@@ -46,6 +46,20 @@ class Job(Sequenced, Base):
     lease_expires_at: Mapped[datetime | None]
     eligible_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
+    priority: Mapped[int] = mapped_column(server_default="0")
+    """Among the jobs of its organisation that wait, those of the highest are taken first."""
+    gpus: Mapped[int] = mapped_column(server_default="1")
+    """How many the attempt at hand has."""
+    counted_at: Mapped[datetime | None]
+    """Until when the time of the attempt at hand is part of ``gpu_seconds``."""
+    gpu_seconds: Mapped[float] = mapped_column(server_default="0")
+    """What all attempts have used."""
+    queue_position: Mapped[int | None]
+    """How many jobs of anybody will be taken before it, and one; of a queued job, as of the last sweep."""
+    estimated_start: Mapped[datetime | None]
+    waits_for: Mapped[str | None]
+    """What has to be there before a worker can take it."""
+
     event_count: Mapped[int] = mapped_column(server_default="0")
     step: Mapped[int] = mapped_column(server_default="0")
     total_steps: Mapped[int]

@@ -9,7 +9,7 @@ What a worker takes up it has read before. Rows that it cannot read are left to 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, get_args
 
 from sqlalchemy import ColumnElement, Select, and_, delete, func, literal, or_, select, text, update
 from sqlalchemy.dialects.postgresql import JSONB, insert
@@ -18,11 +18,15 @@ from sqlalchemy.orm import InstrumentedAttribute, Session, aliased
 from service.core import pagination
 from service.jobs import stored
 from service.jobs.models import Checkpoint, Event, Examination, Job
+from service.jobs.spec import RolloutEngine
 from service.jobs.states import WAITING, Desired, Status
 from service.jobs.stored import NUMBER, Aside, UnreadableError
+from service.scheduling.repository import add_usage, is_within_budget, used_per_weight, within_budget
 
 CLAIMS_LOCK = "fine_tuning_jobs.claim"
 CLAIMABLE = (Job.status == Status.QUEUED, Job.desired == Desired.RUN, Job.eligible_at <= func.now())
+PREEMPTS_AFTER = timedelta(seconds=30)
+"""How long a job has to wait before another makes room for it."""
 EXAMINATIONS_LOCK = "examinations.claim"
 _UNEXAMINED = (
     Examination.answer.is_(None),
@@ -154,14 +158,24 @@ def metric_events(session: Session, job_id: str) -> Sequence[Event]:
 # Leases
 
 
-def claim(session: Session, *, worker: str, lease: timedelta, max_running: int) -> Job | None:
-    """Take the fairest queued job: of the organisation that runs fewest jobs, then of the one whose last turn is
-    longest ago, then the oldest. None when none may run.
+def claim(
+    session: Session,
+    *,
+    worker: str,
+    lease: timedelta,
+    max_running: int,
+    gpus: int = 1,
+    engines: Sequence[str] = get_args(RolloutEngine),
+) -> Job | None:
+    """Take the fairest queued job for a worker with ``gpus`` and ``engines``: of the organisation with the least recent
+    GPU time per weight, then of the one whose last turn is longest ago, then of the highest priority, then the oldest.
+    None when none may run.
     """
     session.execute(text("SELECT pg_advisory_xact_lock(hashtext(:name))"), {"name": CLAIMS_LOCK})
-    turns = _whose_turn(Job, (*CLAIMABLE, *_JOBS.understood), _runs, max_running)
+    wanted = (*CLAIMABLE, fits(engines))
+    turns = _whose_turn(Job, (*wanted, *_JOBS.understood), _runs, max_running)
     for organization_id in session.scalars(turns).all():
-        job = _JOBS.first_readable(session, *CLAIMABLE, Job.organization_id == organization_id)
+        job = _JOBS.first_readable(session, *wanted, Job.organization_id == organization_id)
         if job is not None:
             taken = (
                 update(Job)
@@ -172,11 +186,56 @@ def claim(session: Session, *, worker: str, lease: timedelta, max_running: int) 
                     strikes=Job.strikes + 1,
                     worker=worker,
                     claimed_at=func.clock_timestamp(),
+                    gpus=gpus,
+                    counted_at=func.clock_timestamp(),
                     lease_expires_at=func.now() + lease,
                     started_at=func.coalesce(Job.started_at, func.now()),
                 )
             )
             return session.scalar(taken.returning(Job), execution_options={"populate_existing": True})
+    return None
+
+
+def fits(engines: Sequence[str], job: type[Job] = Job) -> ColumnElement[bool]:
+    """Whether a job needs no other rollout engine than these."""
+    engine = job.spec["method"]["hyperparameters"]["rollout_engine"].astext
+    return or_(engine.is_(None), engine.in_(engines))
+
+
+def count_time(session: Session, job: Job) -> None:
+    """Count the GPU time of a locked job's attempt since it was counted last."""
+    now = session.scalars(select(func.clock_timestamp())).one()
+    if job.counted_at is not None:
+        used = job.gpus * max(0.0, (now - job.counted_at).total_seconds())
+        job.gpu_seconds += used
+        add_usage(session, job.organization_id, used)
+    job.counted_at = now
+
+
+def reason_to_stop(session: Session, job: Job, engines: Sequence[str], preempt_after: timedelta) -> str | None:
+    """Why a running job's worker should be free for others: it is told as an event, and the job queued again.
+
+    After ``preempt_after`` a job makes room for an organisation that had less GPU time and whose job waits; 0 is never.
+    """
+    if not is_within_budget(session, job.organization_id):
+        return "The organization's GPU time of this month is used up"
+    if not preempt_after:
+        return None
+    other = aliased(Job)
+    less = used_per_weight(other.organization_id) < used_per_weight(job.organization_id)
+    due = select(other.id).where(
+        other.organization_id != job.organization_id,
+        other.status == Status.QUEUED,
+        other.desired == Desired.RUN,
+        # A worker that is free would have taken it by now.
+        other.eligible_at <= func.now() - PREEMPTS_AFTER,
+        fits(engines, other),
+        within_budget(other.organization_id),
+        less,
+    )
+    had_its_turn = select(Job.claimed_at <= func.now() - preempt_after).where(Job.id == job.id)
+    if session.scalar(had_its_turn) and session.scalar(due.limit(1)) is not None:
+        return "Another organization, which had less GPU time, waits for a worker"
     return None
 
 
@@ -191,6 +250,8 @@ class _Rows(Generic[Kind]):
     content: InstrumentedAttribute[dict[str, Any]]
     read: Callable[[Session, Kind], object]
     aside: Aside
+    before_age: tuple[ColumnElement[Any], ...] = ()
+    """What decides which is first, where two rows differ in it; their age does where they do not."""
 
     @property
     def understood(self) -> tuple[ColumnElement[bool], ...]:
@@ -200,8 +261,9 @@ class _Rows(Generic[Kind]):
         return (version <= literal(stored.VERSION, JSONB), self.kind.id.not_in(self.aside.ids))
 
     def first_readable(self, session: Session, *wanted: ColumnElement[bool]) -> Kind | None:
-        """The oldest row that is wanted and can be read, locked; those that others have locked are left to them."""
-        query = select(self.kind).where(*wanted).order_by(self.kind.sequence).limit(1).with_for_update(skip_locked=True)
+        """The first row that is wanted and can be read, locked; those that others have locked are left to them."""
+        order = (*self.before_age, self.kind.sequence)
+        query = select(self.kind).where(*wanted).order_by(*order).limit(1).with_for_update(skip_locked=True)
         while (row := session.scalar(query.where(*self.understood))) is not None:
             try:
                 self.read(session, row)
@@ -219,7 +281,7 @@ def _read_examination(session: Session, examination: Examination) -> None:
         job.as_spec()
 
 
-_JOBS = _Rows(Job, Job.spec, lambda _, job: job.as_spec(), Aside("job"))
+_JOBS = _Rows(Job, Job.spec, lambda _, job: job.as_spec(), Aside("job"), (Job.priority.desc(),))
 _EXAMINATIONS = _Rows(Examination, Examination.question, _read_examination, Aside("examination"))
 
 
@@ -238,7 +300,9 @@ def _whose_turn(
     at_work: Callable[[Any], ColumnElement[bool]],
     most: int,
 ) -> Select[str]:
-    """Organisations with a ``wanted`` row of which fewer than ``most`` are at work, the one whose turn it is first."""
+    """Organisations with a ``wanted`` row of which fewer than ``most`` are at work, the one whose turn it is first:
+    of jobs the one with the least recent GPU time per weight, of examinations the one with the fewest at work.
+    """
     waiting = (
         select(kind.organization_id, func.min(kind.sequence).label("oldest"))
         .where(*wanted)
@@ -249,11 +313,10 @@ def _whose_turn(
     own = other.organization_id == waiting.c.organization_id
     running = select(func.count()).where(own, at_work(other)).scalar_subquery()
     last_turn = select(func.max(other.claimed_at)).where(own, other.claimed_at.is_not(None)).scalar_subquery()
-    return (
-        select(waiting.c.organization_id)
-        .where(running < most)
-        .order_by(running, last_turn.asc().nulls_first(), waiting.c.oldest)
-    )
+    organization_id, may, least = waiting.c.organization_id, running < most, running
+    if kind is Job:
+        may, least = and_(may, within_budget(organization_id)), used_per_weight(organization_id)
+    return select(organization_id).where(may).order_by(least, last_turn.asc().nulls_first(), waiting.c.oldest)
 
 
 def fence(job_id: str, attempt: int) -> tuple[ColumnElement[bool], ...]:
@@ -266,9 +329,13 @@ def fenced(session: Session, job_id: str, attempt: int) -> Job | None:
 
 
 def heartbeat(session: Session, job_id: str, attempt: int, lease: timedelta) -> bool:
-    """Renew a lease. False when it is lost."""
-    query = update(Job).where(*fence(job_id, attempt)).values(lease_expires_at=func.now() + lease)
-    return session.scalar(query.returning(Job.id)) is not None
+    """Renew a lease, and count the GPU time since the last renewal. False when it is lost."""
+    job = fenced(session, job_id, attempt)
+    if job is None:
+        return False
+    count_time(session, job)
+    session.execute(update(Job).where(Job.id == job_id).values(lease_expires_at=func.now() + lease))
+    return True
 
 
 def desired(session: Session, job_id: str, attempt: int) -> Desired | None:
@@ -280,6 +347,40 @@ def desired(session: Session, job_id: str, attempt: int) -> Desired | None:
 def expired(session: Session) -> Job | None:
     """The oldest job whose lease has run out, locked; those that someone else is looking at are left to them."""
     return _JOBS.first_readable(session, Job.status == Status.RUNNING, Job.lease_expires_at < func.now())
+
+
+def waits_elsewhere(session: Session, engines: Sequence[str]) -> str | None:
+    """The id of a job that waits for a worker with another rollout engine than these."""
+    return session.scalar(select(Job.id).where(*CLAIMABLE, ~fits(engines)).order_by(Job.sequence).limit(1))
+
+
+def queued(session: Session) -> Sequence[Job]:
+    """Jobs that wait for a worker, by priority and age, locked unless somebody else has them."""
+    query = select(Job).where(Job.status == Status.QUEUED, Job.desired == Desired.RUN)
+    order = query.order_by(Job.priority.desc(), Job.sequence)
+    return session.scalars(order.with_for_update(skip_locked=True)).all()
+
+
+def running(session: Session) -> Sequence[Job]:
+    return session.scalars(select(Job).where(_runs(Job))).all()
+
+
+def at_work(session: Session) -> dict[str, str]:
+    """The id of the job that each worker runs."""
+    query = select(Job.worker, Job.id).where(_runs(Job), Job.worker.is_not(None))
+    return {worker: id for worker, id in session.execute(query) if worker is not None}
+
+
+def usual_seconds(session: Session) -> float | None:
+    """The median GPU-seconds of the jobs that succeeded last."""
+    recent = (
+        select(Job.gpu_seconds)
+        .where(Job.status == Status.SUCCEEDED, Job.gpu_seconds > 0)
+        .order_by(Job.sequence.desc())
+        .limit(100)
+        .subquery()
+    )
+    return session.scalar(select(func.percentile_cont(0.5).within_group(recent.c.gpu_seconds)))
 
 
 def waiting(session: Session, limit: int) -> Sequence[str]:

@@ -56,6 +56,9 @@ class CreateJob(BaseModel):
     suffix: Suffix | None = None
     seed: int | None = Field(None, ge=0, le=2**31 - 1)
     metadata: Metadata | None = None
+    priority: int = Field(
+        0, ge=-100, le=100, description="Of your organization's queued jobs those of the highest priority start first."
+    )
     integrations: list[Integration] | None = Field(None, max_length=MAX_INTEGRATIONS)
 
 
@@ -80,6 +83,27 @@ class Progress(BaseModel):
     total_steps: int
     attempt: int
     desired: str
+    priority: int
+    gpu_seconds: float = Field(description="GPU time that all attempts have used so far.")
+    queue_position: int | None = Field(description="1 is taken next. Of a queued job, as of some seconds ago.")
+    estimated_start: int | None = Field(description="When a queued job may start, by what jobs usually take.")
+    waits_for: str | None = Field(description="What has to be there before a worker can take a queued job.")
+
+    @classmethod
+    def of(cls, row: Job) -> "Progress":
+        queued = row.status == Status.QUEUED
+        start = row.estimated_start if queued else None
+        return cls(
+            step=row.step,
+            total_steps=row.total_steps,
+            attempt=row.attempt,
+            desired=row.desired,
+            priority=row.priority,
+            gpu_seconds=round(row.gpu_seconds, 3),
+            queue_position=row.queue_position if queued else None,
+            estimated_start=int(start.timestamp()) if start else None,
+            waits_for=row.waits_for if queued else None,
+        )
 
 
 class JobObject(Listed):
@@ -165,7 +189,7 @@ def _of_columns(row: Job) -> dict[str, Any]:
         "result_files": row.result_files if isinstance(row.result_files, list) else [],
         "trained_tokens": row.trained_tokens,
         "metadata": row.meta if isinstance(row.meta, dict) else None,
-        "progress": Progress(step=row.step, total_steps=row.total_steps, attempt=row.attempt, desired=row.desired),
+        "progress": Progress.of(row),
     }
 
 

@@ -18,6 +18,7 @@ from service.inference.requests import ResponseFormat
 from service.jobs.integrations import Integration
 
 Auto = Literal["auto"]
+RolloutEngine = Literal["transformers", "vllm"]
 AUTO: Auto = "auto"
 
 

@@ -11,7 +11,7 @@ from service.installation import service as installation
 from service.jobs import repository
 from service.jobs.states import Desired
 from service.settings import settings
-from workers.control import examiner
+from workers.control import examiner, queue
 from workers.jobs.outcome import decide
 from workers.jobs.settle import settle
 
@@ -26,6 +26,7 @@ def sweep() -> None:
     reap()
     ring()
     examine()
+    queue.plan()
 
 
 def beat() -> None:

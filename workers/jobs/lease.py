@@ -4,10 +4,15 @@ import time
 from dataclasses import dataclass, field
 from datetime import timedelta
 
+from sqlalchemy.orm import Session
+
 from service.core.db import transaction
 from service.jobs import repository
+from service.jobs import service as jobs
+from service.jobs.repository import EventDraft
 from service.jobs.states import Desired
 from service.settings import settings
+from workers.jobs.registration import engines
 
 
 class LeaseLostError(Exception):
@@ -21,7 +26,8 @@ class Lease:
     job_id: str
     attempt: int
     renewed_at: float = field(default_factory=time.monotonic)
-    asked_at: float = 0.0
+    is_over: bool = False
+    """Whether the attempt should save what it has and end, so that its worker is free."""
 
     def renew_if_due(self) -> None:
         """Renew after ``heartbeat_seconds``. Raises ``LeaseLostError`` when PostgreSQL says that it is lost."""
@@ -31,7 +37,22 @@ class Lease:
         with transaction("troll_worker") as session:
             if not repository.heartbeat(session, self.job_id, self.attempt, lease_time()):
                 raise LeaseLostError(f"{self.job_id} attempt {self.attempt}")
+            if not self.is_over:
+                self.is_over = self._make_room(session)
         self.renewed_at = now
+
+    def _make_room(self, session: Session) -> bool:
+        """Whether the attempt should end so that others can have its worker; its job is told so."""
+        job = repository.fenced(session, self.job_id, self.attempt)
+        if job is None:
+            return False
+        preempt_after = timedelta(seconds=settings().preempt_after_seconds)
+        reason = repository.reason_to_stop(session, job, engines(), preempt_after)
+        if reason is None:
+            return False
+        draft = EventDraft(f"{reason}; the job saves a checkpoint and is queued again", level="warn")
+        jobs.tell(session, job, [draft])
+        return True
 
     def check_time(self) -> None:
         """Raises ``LeaseLostError`` when PostgreSQL was away for so long that someone else may soon claim the job."""

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from sqlalchemy.exc import InterfaceError, OperationalError
 
 from service import disk
-from service.core import storage
+from service.core import broker, storage
 from service.core.db import after_commit, transaction
 from service.core.errors import DomainError
 from service.core.ids import random_text
@@ -26,12 +26,14 @@ from service.jobs.models import Job
 from service.jobs.spec import RunSpec
 from service.jobs.states import Desired
 from service.models import service as models
+from service.scheduling import repository as scheduling
 from service.settings import settings
 from workers import wire
 from workers.jobs import leftovers
 from workers.jobs.child import Child
 from workers.jobs.lease import Lease, LeaseLostError, lease_time
 from workers.jobs.outcome import Action, decide
+from workers.jobs.registration import engines
 from workers.jobs.settle import settle
 from workers.jobs.sink import Sink
 from workers.tracking.reporter import Tracking
@@ -41,6 +43,8 @@ ASK_SECONDS = 1.0
 EXIT_SECONDS = 30.0
 CANCEL_SECONDS = 10.0
 RETRY_SECONDS = 1.0
+LEFT_SECONDS = 1.0
+"""How long a worker waits before it rings for a job that is for others."""
 ENDINGS: dict[Action, Literal["succeeded", "failed"]] = {
     Action.SUCCEED: "succeeded",
     Action.FAIL: "failed",
@@ -96,6 +100,7 @@ def run(worker: str) -> None:
         return
     job = _claim(worker)
     if job is None:
+        _leave_to_others()
         return
     log.info("%s attempt %d claimed", job.id, job.attempt)
     lease = Lease(job.id, job.attempt)
@@ -142,7 +147,25 @@ def _claim(worker: str) -> Job | None:
         except installation.MismatchError as error:
             log.critical("no job is taken: %s", error)
             return None
-        return repository.claim(session, worker=worker, lease=lease_time(), max_running=settings().max_running_jobs)
+        if scheduling.is_draining(session, worker):
+            return None
+        return repository.claim(
+            session,
+            worker=worker,
+            lease=lease_time(),
+            max_running=settings().max_running_jobs,
+            gpus=settings().processes_per_job,
+            engines=engines(),
+        )
+
+
+def _leave_to_others() -> None:
+    """Ring again for a job that this worker does not take and another may; it may have had the other's doorbell."""
+    with transaction("troll_worker") as session:
+        job_id = repository.waits_elsewhere(session, engines())
+    if job_id is not None:
+        shutting_down.wait(LEFT_SECONDS)
+        broker.ring(job_id)
 
 
 def _told_of(error: OSError) -> tuple[int, wire.Failure]:
@@ -215,7 +238,7 @@ def _attempt(lease: Lease, child: Child, tracking: Tracking, run_path: Path) -> 
             lease.renew_if_due()
             if now - asked_at >= ASK_SECONDS:
                 asked_at = now
-                grace = _grace(lease.desired())
+                grace = _grace(lease.desired(), is_over=lease.is_over)
                 if grace is not None and stop_by is None:
                     child.stop()
                 if grace is not None:
@@ -238,11 +261,12 @@ def _attempt(lease: Lease, child: Child, tracking: Tracking, run_path: Path) -> 
     return _record(lease, wire.ExitCode.STOPPED if gave_up and code < 0 else code, sink.failure, sink)
 
 
-def _grace(desired: Desired) -> float | None:
+def _grace(desired: Desired, *, is_over: bool) -> float | None:
     """How long the child may take to stop; None when it need not. Nothing is worth saving of a cancelled job."""
     if desired is Desired.CANCEL:
         return min(CANCEL_SECONDS, settings().stop_grace_seconds)
-    return settings().stop_grace_seconds if shutting_down.is_set() or desired is Desired.PAUSE else None
+    stops = is_over or shutting_down.is_set() or desired is Desired.PAUSE
+    return settings().stop_grace_seconds if stops else None
 
 
 def _take(sink: Sink, raw: bytes) -> None:
@@ -273,6 +297,7 @@ def _settle(lease: Lease, code: int, failure: wire.Failure | None, result: wire.
         job = repository.fenced(session, lease.job_id, lease.attempt)
         if job is None:
             raise LeaseLostError(f"{lease.job_id} attempt {lease.attempt}")
+        repository.count_time(session, job)
         outcome = decide(
             exit_code=code,
             has_result=result is not None,

@@ -1,0 +1,35 @@
+"""The GPU time that organisations have used, and the workers that are there."""
+
+from datetime import datetime
+
+from sqlalchemy import ForeignKey, func
+from sqlalchemy.orm import Mapped, mapped_column
+
+from service.core.db import Base
+
+
+class GPUUsage(Base):
+    """GPU-seconds of an organisation's attempts in the hour that begins at ``hour``; a process without a GPU is one."""
+
+    __tablename__ = "gpu_usage"
+
+    organization_id: Mapped[str] = mapped_column(ForeignKey("organizations.id"), primary_key=True)
+    hour: Mapped[datetime] = mapped_column(primary_key=True)
+    gpu_seconds: Mapped[float]
+
+
+class Worker(Base):
+    """A training worker, by the name that it has for Celery."""
+
+    __tablename__ = "workers"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    started_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    seen_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    """When it was last heard of."""
+    draining_since: Mapped[datetime | None]
+    """Since when it takes no further job."""
+    gpus: Mapped[int]
+    """How many processes train one job, each on a GPU of its own where there are GPUs."""
+    engines: Mapped[list[str]]
+    """The rollout engines that are installed there."""

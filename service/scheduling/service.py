@@ -1,0 +1,17 @@
+"""Which workers are there."""
+
+from datetime import datetime, timedelta
+
+from service.scheduling.models import Worker
+from service.settings import settings
+
+UNSEEN_HEARTBEATS = 4
+"""A worker that was not heard of for so many heartbeats is away."""
+
+
+def away_after() -> timedelta:
+    return timedelta(seconds=UNSEEN_HEARTBEATS * settings().heartbeat_seconds)
+
+
+def is_away(worker: Worker, now: datetime) -> bool:
+    return now - worker.seen_at > away_after()
