@@ -167,16 +167,28 @@ def tables(connection: psycopg.Connection, privilege: str) -> set[str]:
 
 WRITES = {
     "troll_worker": {
-        "INSERT": {"fine_tuning_events", "fine_tuning_checkpoints", "tuned_models", "files", "webhook_deliveries"},
-        "UPDATE": {"fine_tuning_jobs", "fine_tuning_checkpoints"},
+        "INSERT": {
+            "fine_tuning_events",
+            "fine_tuning_checkpoints",
+            "tuned_models",
+            "files",
+            "webhook_deliveries",
+            "gpu_usage",
+            "workers",
+        },
+        "UPDATE": {"fine_tuning_jobs", "fine_tuning_checkpoints", "gpu_usage", "workers"},
         "DELETE": {"fine_tuning_checkpoints"},
     },
     "troll_control": {
         "INSERT": {"fine_tuning_events", "webhook_deliveries"},
         "UPDATE": {"fine_tuning_jobs", "webhook_deliveries", "examinations", "installation"},
-        "DELETE": {"files", "uploads", "kept_answers", "webhook_deliveries", "examinations"},
+        "DELETE": {"files", "uploads", "kept_answers", "webhook_deliveries", "examinations", "workers"},
     },
-    "troll_operator": {"INSERT": {"organizations", "api_keys"}, "UPDATE": {"api_keys"}, "DELETE": set()},
+    "troll_operator": {
+        "INSERT": {"organizations", "api_keys"},
+        "UPDATE": {"api_keys", "organizations", "workers"},
+        "DELETE": set(),
+    },
 }
 
 

@@ -14,7 +14,7 @@ from service.tables import Base
 from tests import factories
 from tests.conftest import Key
 
-TENANT_TABLES = sorted(set(Base.metadata.tables) - {"organizations", "installation"})
+TENANT_TABLES = sorted(set(Base.metadata.tables) - {"organizations", "installation", "workers"})
 
 
 @pytest.fixture
