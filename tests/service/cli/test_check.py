@@ -1,6 +1,7 @@
 """``troll check``: the service's own checks, offline."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ from typer.testing import CliRunner, Result
 
 from service.cli import app
 from service.graders.configured import grader_settings
+from service.jobs.examination import Answer, Question
 from tests import factories
 from tests.workers.graders.jails import first_tier
 from tests.workers.training import tiny
+from workers.control.examination import examine
 from workers.demo import make_tokenizer
 
 
@@ -108,6 +111,18 @@ def base(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.fixture
+def examined_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker's part in this process, which has its libraries: another takes seconds to import them."""
+
+    def ask(question: Question) -> Answer:
+        answer = examine(Question.model_validate_json(question.model_dump_json()))
+        return Answer.model_validate_json(answer.model_dump_json())
+
+    # ``service.cli.check`` is the command; its module is of the same name.
+    monkeypatch.setattr(sys.modules["service.cli.check"], "_examine", ask)
+
+
 def check_job(tmp_path: Path, training: Path, base: Path | None, method: dict[str, Any], *more: str) -> Result:
     path = tmp_path / "job.yaml"
     path.write_text(json.dumps({"model": "m", "training_file": training.name, "method": method}))
@@ -128,6 +143,7 @@ def reinforcement(**fields: Any) -> dict[str, Any]:
     ],
     ids=str,
 )
+@pytest.mark.usefixtures("examined_here")
 def test_prompts_are_as_long_as_the_job_will_have_them(
     training: Path, tmp_path: Path, base: Path, hyperparameters: dict[str, Any], fits: bool
 ) -> None:
@@ -135,6 +151,7 @@ def test_prompts_are_as_long_as_the_job_will_have_them(
     assert (result.exit_code == 0, "training_file: " in result.output) == (fits, not fits), result.output
 
 
+@pytest.mark.usefixtures("examined_here")
 def test_prompts_are_told_what_the_base_remembers(training: Path, tmp_path: Path, base: Path) -> None:
     (base / "chat_template_kwargs.json").write_text('{"limit": 1000}')
     assert CliRunner().invoke(app, ["check", str(training), "--model", str(base)]).exit_code == 1
@@ -142,6 +159,7 @@ def test_prompts_are_told_what_the_base_remembers(training: Path, tmp_path: Path
     assert check_job(tmp_path, training, base, shorter).exit_code == 0
 
 
+@pytest.mark.usefixtures("examined_here")
 def test_conversations_are_as_long_as_the_job_will_have_them(training: Path, tmp_path: Path, base: Path) -> None:
     answered = [{"messages": [*row["messages"], {"role": "assistant", "content": "1"}]} for row in factories.rows(2)]
     training.write_bytes(factories.jsonl(answered))
@@ -184,6 +202,7 @@ def test_what_creating_the_job_would_refuse_is_refused(
     ],
     ids=str,
 )
+@pytest.mark.usefixtures("examined_here")
 def test_what_the_model_cannot_do_is_refused(
     training: Path, tmp_path: Path, base: Path, fields: dict[str, Any], why: str
 ) -> None:
@@ -191,7 +210,9 @@ def test_what_the_model_cannot_do_is_refused(
     assert (result.exit_code, why in result.output) == (1, True), result.output
 
 
-def test_a_format_that_the_model_can_write_passes(training: Path, tmp_path: Path, base: Path) -> None:
+def test_a_format_that_the_model_can_write_passes_in_a_process_of_the_workers(
+    training: Path, tmp_path: Path, base: Path
+) -> None:
     result = check_job(tmp_path, training, base, reinforcement(**answers_of({"type": "integer"})))
     assert result.exit_code == 0, result.output
 
