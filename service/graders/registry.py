@@ -6,6 +6,7 @@ from service.graders.definition import Definition
 from service.graders.kinds.code_tests import CodeTests
 from service.graders.kinds.http import Http
 from service.graders.kinds.label_model import LabelModel
+from service.graders.kinds.length import Length
 from service.graders.kinds.math_verify import MathVerify
 from service.graders.kinds.python import Python
 from service.graders.kinds.score_model import ScoreModel
@@ -22,6 +23,7 @@ Single = (
     | MathVerify
     | CodeTests
     | Http
+    | Length
 )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from workers.graders.code_tests import CodeTestsGrader
 from workers.graders.grading import Grader, SingleGrader
 from workers.graders.http import HttpGrader
 from workers.graders.label_model import LabelModelGrader
+from workers.graders.length import LengthGrader
 from workers.graders.math_verify import MathVerifyGrader
 from workers.graders.multi import MultiGrader
 from workers.graders.python import PythonGrader
@@ -23,6 +24,7 @@ SINGLE: dict[str, type[SingleGrader]] = {
     "math_verify": MathVerifyGrader,
     "code_tests": CodeTestsGrader,
     "http": HttpGrader,
+    "length": LengthGrader,
 }
 
 
