@@ -8,6 +8,8 @@ from typing import Literal, Self
 from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from service.engines import EngineName
+
 
 class Settings(BaseSettings):
     """Settings of every process. Names are upper-cased and prefixed with ``TROLL_`` unless an alias says otherwise."""
@@ -51,7 +53,7 @@ class Settings(BaseSettings):
     trusted_hosts: frozenset[str] = frozenset()
     """Host names (as JSON) that webhooks may reach over plain http and at addresses that are not public."""
 
-    rollout_engine: Literal["transformers", "vllm"] = "transformers"
+    rollout_engine: EngineName = "transformers"
     """What samples the answers of jobs that leave it to the operator; vLLM must be installed where the workers run."""
 
     wandb_mode: Literal["off", "online", "offline"] = "off"

@@ -1,7 +1,7 @@
-"""The least and the greatest reward that a grader can give, as far as its definition tells.
+"""Between which rewards a grader stays, as far as its definition tells (``Definition.bounds``).
 
-An answer that cannot be graded through its own fault earns the least (``least_reward``). A formula's bounds are found
-by interval arithmetic: an operation on intervals gives one that holds every value the operation can take. Scores that
+An answer that cannot be graded through its own fault earns the least. A formula's bounds are found by interval
+arithmetic: an operation on intervals gives one that holds every value the operation can take. Scores that
 occur twice make the result too wide, so ranges are split where that narrows it; a score that is 0 or 1 is split into
 the two.
 """
@@ -13,8 +13,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import count
 
-from service.graders import schemas
-from service.graders.definitions import MAX_REWARD
 from service.graders.formula import Formula
 
 MAX_SPLITS = 200
@@ -35,43 +33,7 @@ class Interval:
 
 
 ANY = Interval(-math.inf, math.inf)
-_FRACTION, _EITHER = Interval(0.0, 1.0), Interval(0.0, 1.0, two_valued=True)
-
-
-def bounds(grader: schemas.Grader) -> Interval:
-    """The rewards of ``grader`` lie in this interval."""
-    match grader:
-        case schemas.Python() | schemas.Http():
-            return ANY
-        case schemas.ScoreModel():
-            return Interval(*grader.range)
-        case schemas.TextSimilarity():
-            return _FRACTION
-        case schemas.CodeTests():
-            return _FRACTION if grader.partial else _EITHER
-        case schemas.StringCheck() | schemas.MathVerify() | schemas.LabelModel():
-            return _EITHER
-        case schemas.Multi():
-            ranges = {key: bounds(part) for key, part in grader.graders.items()}
-            found = formula_bounds(Formula.parse(grader.calculate_output, ranges.keys()), ranges)
-            # Rewards beyond are refused.
-            return Interval(_limited(found.low), _limited(found.high))
-
-
-def least_reward(grader: schemas.Grader, given: float | None = None) -> float:
-    """What an answer earns that cannot be graded through its own fault: never more than a wrong one.
-
-    Where the definition tells no least reward it is the least of 0, of the greatest that the grader can give, and of
-    ``given``, the least that it gave so far.
-    """
-    found = bounds(grader)
-    if math.isfinite(found.low):
-        return found.low
-    return min(0.0, found.high, math.inf if given is None else given)
-
-
-def _limited(end: float) -> float:
-    return min(max(end, -MAX_REWARD), MAX_REWARD) if math.isfinite(end) else end
+FRACTION, EITHER = Interval(0.0, 1.0), Interval(0.0, 1.0, two_valued=True)
 
 
 def formula_bounds(formula: Formula, ranges: Mapping[str, Interval]) -> Interval:

@@ -1,6 +1,6 @@
 """``parse_grader``, the way in for what a user sent: it takes every shape that clients send and names what is wrong.
 
-The definitions it makes are in ``service.graders.definitions`` and are offered here as well.
+The definitions it makes are in ``service.graders.kinds`` and ``service.graders.multi``.
 """
 
 import re
@@ -10,43 +10,14 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from service.graders import source
-from service.graders.definitions import (
-    MAX_GRADERS,
-    CodeTests,
-    Grader,
-    Http,
-    LabelModel,
-    MathVerify,
-    Multi,
-    Python,
-    ScoreModel,
-    Single,
-    StringCheck,
-    TextSimilarity,
-)
 from service.graders.formula import is_variable_name
+from service.graders.multi import MAX_GRADERS, Grader, Multi
+from service.graders.registry import ALIASES, SINGLE, Single, type_of
 from service.graders.strict_json import kind
 from service.graders.template import Template
 from service.wording import reason_of
 
-__all__ = [
-    "MAX_GRADERS",
-    "MAX_REFERENCES",
-    "CodeTests",
-    "Grader",
-    "GraderError",
-    "Http",
-    "LabelModel",
-    "MathVerify",
-    "Multi",
-    "Python",
-    "ScoreModel",
-    "Single",
-    "StringCheck",
-    "TextSimilarity",
-    "parse_grader",
-]
+__all__ = ["MAX_FAULTS", "MAX_REFERENCES", "SUPPORTED", "Grader", "GraderError", "parse_grader"]
 
 MAX_FAULTS = 10
 """Faults of a grader that are told in words."""
@@ -75,19 +46,7 @@ class GraderError(Exception):
         return cls(message, faults[0].param, faults)
 
 
-_SINGLE: dict[str, type[Single]] = {
-    "string_check": StringCheck,
-    "text_similarity": TextSimilarity,
-    "python": Python,
-    "score_model": ScoreModel,
-    "label_model": LabelModel,
-    "math_verify": MathVerify,
-    "code_tests": CodeTests,
-    "http": Http,
-}
-SUPPORTED = (*_SINGLE, "multi")
-_OTHER_NAMES = {"endpoint": "http"}
-"""Azure's name for it."""
+SUPPORTED = (*SINGLE, type_of(Multi))
 
 
 def parse_grader(raw: Any, path: str) -> Grader:
@@ -118,20 +77,21 @@ def _fields_and_type(raw: Any, path: str) -> tuple[dict[str, Any], str]:
     if type_ is None:
         raise GraderError(f"Missing required field 'type'. {supported}", f"{path}.type")
     if isinstance(type_, str):
-        type_ = _OTHER_NAMES.get(type_, type_)
+        type_ = ALIASES.get(type_, type_)
     if type_ not in SUPPORTED:
         raise GraderError(f"Unknown grader type {_shown(type_)}. {supported}", f"{path}.type")
     return fields | {"type": type_}, type_
 
 
 def _parse_single(fields: dict[str, Any], type_: str, path: str) -> Single:
-    if type_ == "text_similarity" and fields.get("evaluation_metric") == "cosine":
-        raise GraderError(
-            "The metric 'cosine' is not supported: it needs a model of embeddings.", f"{path}.evaluation_metric"
-        )
-    grader = _validate(_SINGLE[type_], fields, path)
-    if isinstance(grader, Python) and (reason := source.fault(grader.source)) is not None:
-        raise GraderError(f"Invalid 'source': {reason}.", f"{path}.source")
+    kind_of_grader = SINGLE[type_]
+    unsupported = kind_of_grader.unsupported(fields)
+    if unsupported is not None:
+        raise GraderError(unsupported.message, f"{path}.{unsupported.field}")
+    grader = _validate(kind_of_grader, fields, path)
+    fault = grader.fault()
+    if fault is not None:
+        raise GraderError(fault.message, f"{path}.{fault.field}")
     return grader
 
 

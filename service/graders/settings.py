@@ -89,3 +89,22 @@ class GraderSettings:
     model_requests: Annotated[int, Field(ge=1, le=256)] = 16
     """Requests to judges at a time."""
     scoring_services: tuple[ScoringService, ...] = ()
+
+    def endpoint_of(self, model: str) -> ModelEndpoint | None:
+        """The endpoint that serves ``model``."""
+        return next((each for each in self.model_endpoints if model in each.models), None)
+
+    def service_of(self, url: str, organization_id: str | None = None) -> ScoringService | None:
+        """The scoring service that ``url`` belongs to: same scheme, host and port.
+
+        ``organization_id`` is the caller's; None asks for any organisation's.
+        """
+        origin = origin_of(url)
+        return next(
+            (
+                each
+                for each in self.scoring_services
+                if each.origin == origin and organization_id in (None, each.organization_id or organization_id)
+            ),
+            None,
+        )

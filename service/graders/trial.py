@@ -8,7 +8,7 @@ from service.core import ask, broker
 from service.core.errors import DomainError, invalid
 from service.core.threads import parsing_threads
 from service.graders.configured import admit
-from service.graders.definitions import Grader, Multi, Python
+from service.graders.schemas import Grader
 
 RUN_SECONDS = 150.0
 """How long one answer may take to be graded; a python grader alone may take two minutes."""
@@ -111,7 +111,7 @@ async def validate(request: ValidateGrader, organization_id: str) -> ValidatedGr
     """Check a grader; code is loaded in the control worker's jail. Raises a 400 that names the field at fault."""
     grader = await _admitted(request.grader, organization_id)
     kept = grader.model_dump(mode="json")
-    if _has_source(grader):
+    if any(each.loads_code for each in (grader, *grader.parts.values())):
         question = LoadQuestion(organization_id=organization_id, grader=grader).model_dump(mode="json")
         found = ask.read(LoadedGrader, await ask.ask(broker.LOAD_GRADER, question, LOAD_SECONDS))
         if found.unavailable is not None:
@@ -124,10 +124,6 @@ async def validate(request: ValidateGrader, organization_id: str) -> ValidatedGr
 async def _admitted(raw: dict[str, Any], organization_id: str) -> Grader:
     # Reading the source of a python grader takes its time, in which others are to be answered.
     return await parsing_threads.run_to_end(organization_id, admit, raw, "grader", organization_id)
-
-
-def _has_source(grader: Grader) -> bool:
-    return isinstance(grader, Python) or (isinstance(grader, Multi) and any(map(_has_source, grader.graders.values())))
 
 
 async def run(request: RunGrader, organization_id: str) -> RanGrader:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from service.engines import ENGINES, EngineName, engines_that
 from service.graders.schemas import Grader
 from service.graders.settings import GraderSettings
 from service.inference.requests import ResponseFormat
@@ -106,7 +107,7 @@ class Hyperparameters(_Shared):
     """Sampling temperature of evaluations; 0 is greedy."""
     max_completion_tokens: Annotated[int, Field(ge=1, le=131_072)] | Auto = AUTO
     """Tokens of the longest answer. More than the context leaves beside the shortest prompt is lowered to that."""
-    rollout_engine: Literal["transformers", "vllm"] | Auto = AUTO
+    rollout_engine: EngineName | Auto = AUTO
     """What samples the answers. ``auto`` is what the operator set as ``TROLL_ROLLOUT_ENGINE``."""
     old_policy: Literal["trainer", "sampler"] = "trainer"
     """Where the old policy's distributions come from: the trainer's own forward, or the sampler (vLLM only)."""
@@ -144,7 +145,7 @@ class ResolvedHyperparameters(Hyperparameters):
     lora_alpha: int
     n_steps: int
     max_completion_tokens: int
-    rollout_engine: Literal["transformers", "vllm"]
+    rollout_engine: EngineName
     mismatch_cap: float
 
 
@@ -172,7 +173,7 @@ DEFAULT_MISMATCH_CAPS = {"sequence-mask": 3.0, "token-truncate": 2.0, "none": 2.
 
 
 def resolve(
-    asked: Hyperparameters, *, training_rows: int, rollout_engine: Literal["transformers", "vllm"] = "transformers"
+    asked: Hyperparameters, *, training_rows: int, rollout_engine: EngineName = "transformers"
 ) -> ResolvedHyperparameters:
     """Replace every ``"auto"`` for a training file of ``training_rows`` rows and the operator's ``rollout_engine``."""
     batch_size = min(_given(asked.batch_size, 32), training_rows)
@@ -239,31 +240,30 @@ def overruled(
     ]
 
 
-LOWEST_VLLM_TEMPERATURE = 0.01
-"""vLLM silently samples at this temperature when asked for a lower one above 0."""
-
-
 def conflicts(
     resolved: ResolvedHyperparameters, *, processes: int = 1, tensor_parallel: int = 1
 ) -> list[tuple[str, str]]:
     """Hyperparameters that do not go together: the name of the one to change, and why, in a sentence.
 
-    ``processes`` train the model together, and each ``tensor_parallel`` of them share one engine of vLLM.
+    ``processes`` train the model together, and each ``tensor_parallel`` of them share one engine that can be split.
     """
     found = []
-    by_vllm, ahead = resolved.rollout_engine == "vllm", resolved.max_staleness > 0
-    if resolved.old_policy == "sampler" and not by_vllm:
-        found.append(("old_policy", "Only rollout_engine 'vllm' gives the sampler's distributions."))
-    if ahead and not by_vllm and processes > 1:
+    engine, ahead = ENGINES[resolved.rollout_engine], resolved.max_staleness > 0
+    if resolved.old_policy == "sampler" and not engine.gives_distributions:
+        able = engines_that(lambda each: each.gives_distributions)
+        found.append(("old_policy", f"Only rollout_engine {able} gives the sampler's distributions."))
+    if ahead and not engine.samples_ahead_in_processes and processes > 1:
         why = "A model that is trained in several processes cannot sample ahead by itself."
-        found.append(("max_staleness", f"{why} Set max_staleness to 0, or rollout_engine to 'vllm'."))
-    if ahead and by_vllm and tensor_parallel > 1:
+        able = engines_that(lambda each: each.samples_ahead_in_processes)
+        found.append(("max_staleness", f"{why} Set max_staleness to 0, or rollout_engine to {able}."))
+    if ahead and engine.is_split and tensor_parallel > 1:
         why = "An engine that several processes share cannot sample while they train."
         found.append(("max_staleness", f"{why} Set max_staleness to 0."))
     for name in ("temperature", "eval_temperature"):
-        if by_vllm and 0 < getattr(resolved, name) < LOWEST_VLLM_TEMPERATURE:
-            why = f"vLLM would sample at {LOWEST_VLLM_TEMPERATURE} instead."
-            found.append((name, f"{why} Set {name} to at least that, or rollout_engine to 'transformers'."))
+        if 0 < getattr(resolved, name) < engine.lowest_temperature:
+            why = f"{engine.title} would sample at {engine.lowest_temperature} instead."
+            able = engines_that(lambda each: not each.lowest_temperature)
+            found.append((name, f"{why} Set {name} to at least that, or rollout_engine to {able}."))
     return found
 
 

@@ -178,7 +178,8 @@ def _try_grader(definition: schemas.Grader, training: Path, answer: Answer, give
         log.warning("a grader cannot be tried here: %s", error)
         answer.notes.append(f"The grader was not tried: {error}")
         return
-    most = 1 if asks_others(definition) else STAND_INS
+    asks_others = any(each.asks_others for each in (definition, *definition.parts.values()))
+    most = 1 if asks_others else STAND_INS
     failed, untried = try_on(grader, [item for _, item in rows], most, give_up_at)
     if untried:
         answer.notes.append("The grader is slow: it was not tried with all stand-ins for answers")
@@ -241,13 +242,6 @@ def stand_ins(item: dict[str, Any]) -> list[str]:
     known = {name: value for name, value in item.items() if name not in ("messages", "tools")}
     texts = [str(value) for value in known.values() if isinstance(value, str | int | float)]
     return list(dict.fromkeys([*texts[:2], json.dumps(known), "0", "{}", *texts[2:], "A stand-in for an answer."]))
-
-
-def asks_others(definition: schemas.Grader) -> bool:
-    """Whether grading sends something to a judge or a scoring service."""
-    if isinstance(definition, schemas.Multi):
-        return any(asks_others(each) for each in definition.graders.values())
-    return isinstance(definition, schemas.ScoreModel | schemas.LabelModel | schemas.Http)
 
 
 if __name__ == "__main__":

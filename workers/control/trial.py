@@ -10,10 +10,8 @@ from pydantic import BaseModel
 
 from service.core import ask
 from service.core.threads import FairThreads, OverloadedError
-from service.graders import schemas
-from service.graders.bounds import least_reward
 from service.graders.configured import grader_settings
-from service.graders.schemas import GraderError
+from service.graders.schemas import Grader, GraderError
 from service.graders.trial import (
     RUN_SECONDS,
     LoadedGrader,
@@ -70,7 +68,7 @@ def _answer(id: str, find: Callable[[], BaseModel]) -> None:
         ask.reply(id, ask.ANSWER, found.model_dump(mode="json"))
 
 
-def load(grader: schemas.Grader) -> LoadedGrader:
+def load(grader: Grader) -> LoadedGrader:
     """What keeps the grader's code from being loaded in the jail."""
     try:
         return LoadedGrader(faults=faults(grader, grader_settings()))
@@ -79,7 +77,7 @@ def load(grader: schemas.Grader) -> LoadedGrader:
         return LoadedGrader(unavailable=str(error))
 
 
-def run(grader: schemas.Grader, model_sample: str, item: dict[str, Any]) -> RanGrader:
+def run(grader: Grader, model_sample: str, item: dict[str, Any]) -> RanGrader:
     """The reward of one answer, or the flags that say why there is none."""
     began = time.perf_counter()
     try:
@@ -104,10 +102,10 @@ def run(grader: schemas.Grader, model_sample: str, item: dict[str, Any]) -> RanG
     )
 
 
-def _reward(grader: schemas.Grader, grade: Grade) -> float:
+def _reward(grader: Grader, grade: Grade) -> float:
     """As training counts it; 0 where it would leave the answer out."""
     if grade.earns_least:
-        return least_reward(grader)
+        return grader.least_reward()
     return grade.reward if grade.reward is not None else 0.0
 
 
@@ -117,7 +115,7 @@ def _tokens(prompt: int, completion: int) -> dict[str, int]:
 
 def _errors(grade: Grade) -> RunErrors:
     raised = {*grade.sub_errors.values(), *([grade.error] if grade.error else [])}
-    details = {
+    details: dict[str | None, str] = {
         "python_grader_server_error": "python_grader_server_error_type",
         "python_grader_runtime_error": "python_grader_runtime_error_details",
         "model_grader_server_error": "model_grader_server_error_details",

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from service.graders import strict_json
-from service.graders.schemas import CodeTests
+from service.graders.kinds.code_tests import CodeTests
 from service.graders.settings import GraderSettings
 from service.graders.template import Template
 from workers.graders import jail
 from workers.graders.confinement import ensure_confined
-from workers.graders.grading import Grade, Sample, fill
-from workers.graders.lanes import run_all
+from workers.graders.grading import Grade, Sample, SingleGrader, fill
+from workers.graders.lanes import JAILED_BATCH, run_all
 from workers.graders.programs import names_called, program_of
 from workers.sandbox.programs import plain
 
@@ -47,8 +47,10 @@ class Call:
     expected: Any
 
 
-class CodeTestsGrader:
+class CodeTestsGrader(SingleGrader):
     """Raises ``JailError`` where no jail holds."""
+
+    batch_size = JAILED_BATCH
 
     def __init__(self, definition: CodeTests, settings: GraderSettings) -> None:
         ensure_confined(settings)

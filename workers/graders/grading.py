@@ -2,29 +2,18 @@
 
 import json
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Protocol
 
 from service.graders import strict_json
-from service.graders.definitions import MAX_REWARD
+from service.graders.definition import MAX_REWARD, Fault
+from service.graders.errors import GradeError
+from service.graders.settings import GraderSettings
 from service.graders.template import MissingVariableError, Template, TooLongError
-
-GradeError = Literal[
-    "sample_parse_error",
-    "invalid_variable_error",
-    "formula_parse_error",
-    "other_error",
-    "python_grader_server_error",
-    "python_grader_runtime_error",
-    "model_grader_server_error",
-    "model_grader_refusal_error",
-    "model_grader_parse_error",
-]
-"""Names of the flags under which the API reports that a sample could not be graded."""
-
 
 _FENCE = re.compile(r"[ \t]*```[ \t]*(json)?[ \t]*\r?\n?", re.IGNORECASE)
 _CALL = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
@@ -164,6 +153,29 @@ class Grader(Protocol):
     def grade(self, samples: list[Sample]) -> list[Grade]: ...
 
 
+class SingleGrader(ABC):
+    """A grader of one kind, made of its definition and what the operator allows.
+
+    ``workers.graders.registry`` lists them.
+    """
+
+    batch_size: ClassVar[int] = 1
+    """How many samples a batch should have, if they can be had, for what a batch costs by itself to be small."""
+
+    @abstractmethod
+    def __init__(self, definition: Any, settings: GraderSettings) -> None:
+        """Raises ``JailError`` where no jail holds that it needs, ``OSError`` where a key or secret cannot be read."""
+
+    @abstractmethod
+    def grade(self, samples: list[Sample]) -> list[Grade]:
+        """As ``Grader`` does."""
+
+    @staticmethod
+    def fault(definition: Any, settings: GraderSettings) -> Fault | None:
+        """What keeps code of its own from being loaded, where it has any. Raises ``JailError`` where no jail holds."""
+        return None
+
+
 def fill(templates: Sequence[Template], sample: Sample) -> list[str] | Grade:
     """The texts that ``templates`` make of ``sample``, or the grade of a sample that lacks what they name."""
     try:
@@ -184,23 +196,18 @@ def _fill(template: Template, sample: Sample) -> str:
     return template.render(item=sample.item, sample=known)
 
 
-class Limited:
-    """``grader``, whose rewards beyond ``MAX_REWARD`` are failures of it; ``raised`` says whether of its own code."""
+def limited(grade: Grade, name: str, error: GradeError, *, raised: bool) -> Grade:
+    """``grade``, or where its reward is beyond ``MAX_REWARD`` a failure of the grader ``name``.
 
-    def __init__(self, grader: Grader, name: str, error: GradeError, *, raised: bool) -> None:
-        self._grader, self._name, self._error, self._raised = grader, name, error, raised
-
-    def grade(self, samples: list[Sample]) -> list[Grade]:
-        return [self._limit(each) for each in self._grader.grade(samples)]
-
-    def _limit(self, grade: Grade) -> Grade:
-        if grade.reward is None or abs(grade.reward) <= MAX_REWARD:
-            return grade
-        detail = (
-            f"The grader '{self._name}' gave {grade.reward:g}; rewards must be finite numbers from {-MAX_REWARD:,.0f} "
-            f"to {MAX_REWARD:,.0f}."
-        )
-        return replace(grade, reward=None, error=self._error, detail=detail, raised=self._raised)
+    ``raised`` says whether of the grader's own code.
+    """
+    if grade.reward is None or abs(grade.reward) <= MAX_REWARD:
+        return grade
+    detail = (
+        f"The grader '{name}' gave {grade.reward:g}; rewards must be finite numbers from {-MAX_REWARD:,.0f} "
+        f"to {MAX_REWARD:,.0f}."
+    )
+    return replace(grade, reward=None, error=error, detail=detail, raised=raised)
 
 
 class Comparison:

@@ -20,10 +20,9 @@ from urllib.parse import urlsplit
 import httpx2
 
 from service.graders import strict_json
-from service.graders.admission import service_of
-from service.graders.schemas import Http
+from service.graders.kinds.http import Http
 from service.graders.settings import GraderSettings, ScoringService
-from workers.graders.grading import Grade, Sample
+from workers.graders.grading import Grade, Sample, SingleGrader, limited
 from workers.network.addresses import ForbiddenAddressError, UnresolvedError, resolve
 from workers.network.requests import port_of, post, signature
 from workers.network.watch import Watch
@@ -55,13 +54,15 @@ class _TryAgainError(ServiceFailedError):
     """It may do so on another attempt."""
 
 
-class HttpGrader:
+class HttpGrader(SingleGrader):
     """Raises ``OSError`` when the signing secret cannot be read."""
 
+    batch_size = BATCH
+
     def __init__(self, definition: Http, settings: GraderSettings) -> None:
-        service = service_of(definition.url, settings)
+        service = settings.service_of(definition.url)
         assert service is not None, "check_allowed comes first"
-        self._url, self._service = definition.url, service
+        self._name, self._url, self._service = definition.name, definition.url, service
         self._secret, self._seconds = _secret(service), settings.batch_seconds
 
     def grade(self, samples: list[Sample]) -> list[Grade]:
@@ -80,7 +81,7 @@ class HttpGrader:
         except ServiceFailedError as error:
             detail = f"The scoring service {error}."
             return [Grade(None, error="other_error", detail=detail, away=error.away)] * len(samples)
-        return [_grade(reward) for reward in rewards]
+        return [limited(_grade(reward), self._name, "other_error", raised=False) for reward in rewards]
 
     def _rewards(self, samples: list[Sample], deadline: float) -> list[Any]:
         if time.monotonic() > deadline:

@@ -1,20 +1,19 @@
-"""``score_model`` and ``label_model``: a model that the operator offers judges the answer, in structured output."""
+"""What ``score_model`` and ``label_model`` share: a model that the operator offers judges, in structured output."""
 
-import math
 import threading
 import time
-from collections.abc import Callable
+from abc import abstractmethod
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import openai
 
 from service.graders import strict_json
-from service.graders.admission import endpoint_of
-from service.graders.schemas import LabelModel, ScoreModel
+from service.graders.errors import GradeError
+from service.graders.kinds.judge import Judge
 from service.graders.settings import GraderSettings, origin_of
 from service.graders.template import Template
-from workers.graders.grading import Grade, Sample, TokenUsage, fill
+from workers.graders.grading import Grade, Sample, SingleGrader, TokenUsage, fill
 from workers.graders.http import AWAY
 
 RETRIES = 3
@@ -23,11 +22,15 @@ MAX_SAID = 200
 _NO_KEY = "none"
 
 
-class JudgeGrader:
-    """Raises ``OSError`` when the file of the endpoint's key cannot be read."""
+class JudgeGrader(SingleGrader):
+    """Raises ``OSError`` when the file of the endpoint's key cannot be read.
 
-    def __init__(self, definition: ScoreModel | LabelModel, settings: GraderSettings) -> None:
-        endpoint = endpoint_of(definition.model, settings)
+    Args:
+        result: the JSON schema of what the judge comes to.
+    """
+
+    def __init__(self, definition: Judge, settings: GraderSettings, type_: str, result: dict[str, Any]) -> None:
+        endpoint = settings.endpoint_of(definition.model)
         assert endpoint is not None, "check_allowed comes first"
         key = endpoint.api_key_file.read_text().strip() if endpoint.api_key_file is not None else _NO_KEY
         self._client = openai.OpenAI(api_key=key, base_url=endpoint.base_url, max_retries=RETRIES, timeout=TIMEOUT)
@@ -35,14 +38,11 @@ class JudgeGrader:
         self._model = definition.model
         self._where = f"'{definition.model}' at {origin_of(endpoint.base_url)}"
         self._messages = [(each.role, [Template.parse(text) for text in each.texts()]) for each in definition.input]
-        self._options = _options(definition)
-        self._reward: Callable[[Any], float]
-        if isinstance(definition, ScoreModel):
-            low, high = definition.range
-            self._reward = lambda result: _score(result, low, high)
-        else:
-            labels, passing = set(definition.labels), set(definition.passing_labels)
-            self._reward = lambda result: _label(result, labels, passing)
+        self._options = {"response_format": _response_format(type_, result), **_sampling(definition)}
+
+    @abstractmethod
+    def reward(self, result: Any) -> float:
+        """The reward for what the judge came to. Raises ``ValueError`` where that is nothing it was asked for."""
 
     def grade(self, samples: list[Sample]) -> list[Grade]:
         deadline, away = time.monotonic() + self._seconds, threading.Event()
@@ -89,7 +89,7 @@ class JudgeGrader:
         if getattr(message, "refusal", None):
             return _failed("model_grader_refusal_error", f"The judge refused: {str(message.refusal)[:500]}", usage)
         try:
-            return Grade(self._reward(_result(message.content)), usage=usage)
+            return Grade(self.reward(_result(message.content)), usage=usage)
         except ValueError as error:
             reason = "its answer was cut off" if choices[0].finish_reason == "length" else str(error)
             return _failed("model_grader_parse_error", f"The judge's answer has no result: {reason}.", usage)
@@ -107,7 +107,7 @@ def _cause(error: openai.APIConnectionError) -> str:
     return str(error.__cause__ or error)[:MAX_SAID] or type(error).__name__
 
 
-def _failed(error: Any, detail: str, usage: dict[str, TokenUsage]) -> Grade:
+def _failed(error: GradeError, detail: str, usage: dict[str, TokenUsage]) -> Grade:
     return Grade(None, error=error, detail=detail, usage=usage)
 
 
@@ -115,18 +115,13 @@ def _away(detail: str) -> Grade:
     return Grade(None, error="model_grader_server_error", detail=detail, away=True)
 
 
-def _options(definition: ScoreModel | LabelModel) -> dict[str, Any]:
-    if isinstance(definition, ScoreModel):
-        result: dict[str, Any] = {"type": "number"}
-    else:
-        result = {"type": "string", "enum": definition.labels}
-    options: dict[str, Any] = {"response_format": _response_format(definition.type, result)}
-    if definition.sampling_params is not None:
-        given = definition.sampling_params.model_dump(exclude_none=True)
-        if "max_completions_tokens" in given:
-            given["max_completion_tokens"] = given.pop("max_completions_tokens")
-        options |= given
-    return options
+def _sampling(definition: Judge) -> dict[str, Any]:
+    if definition.sampling_params is None:
+        return {}
+    given = definition.sampling_params.model_dump(exclude_none=True)
+    if "max_completions_tokens" in given:
+        given["max_completion_tokens"] = given.pop("max_completions_tokens")
+    return given
 
 
 def _response_format(name: str, result: dict[str, Any]) -> dict[str, Any]:
@@ -148,18 +143,6 @@ def _result(content: Any) -> Any:
     if not isinstance(value, dict) or "result" not in value:
         raise ValueError("it has no field 'result'")
     return value["result"]
-
-
-def _score(result: Any, low: float, high: float) -> float:
-    if isinstance(result, bool) or not isinstance(result, int | float) or not math.isfinite(result):
-        raise ValueError(f"'result' is {strict_json.kind(result)}, not a number")
-    return float(min(max(result, low), high))
-
-
-def _label(result: Any, labels: set[str], passing: set[str]) -> float:
-    if not isinstance(result, str) or result not in labels:
-        raise ValueError("'result' is none of the labels")
-    return float(result in passing)
 
 
 def _usage(answer: Any) -> TokenUsage:

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from service.graders.settings import GraderSettings
 from workers.graders.jail import Jail, JailError, Outcome, Program
 
+JAILED_BATCH = 16
+"""A jail starts anew for every batch; so many runs make up for it."""
 MAX_FAILURES = 3
 """Failures in a row after which a lane starts no more jails."""
 

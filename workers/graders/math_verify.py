@@ -14,9 +14,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 from service.graders import strict_json
-from service.graders.schemas import MathVerify
+from service.graders.kinds.math_verify import MathVerify
+from service.graders.settings import GraderSettings
 from service.graders.template import Template
-from workers.graders.grading import Grade, Sample, fill
+from workers.graders.grading import Grade, Sample, SingleGrader, fill
 from workers.graders.jail import ENVIRONMENT, ROOT, packages
 from workers.sandbox.mathematics import BOOT
 
@@ -33,8 +34,8 @@ class TookTooLongError(Exception):
         self.reference_read = reference_read
 
 
-class MathVerifyGrader:
-    def __init__(self, definition: MathVerify) -> None:
+class MathVerifyGrader(SingleGrader):
+    def __init__(self, definition: MathVerify, settings: GraderSettings) -> None:
         self._templates = (Template.parse(definition.input), Template.parse(definition.reference))
         self._comparers: queue.LifoQueue[Comparer] = queue.LifoQueue()  # the warm ones first
         for _ in range(PROCESSES):

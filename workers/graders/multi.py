@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from service.graders.formula import Formula, FormulaError
-from service.graders.schemas import Multi
-from workers.graders.grading import Grade, Grader, Sample, total
+from service.graders.multi import Multi
+from workers.graders.grading import Grade, Grader, Sample, limited, total
 
 
 class MultiGrader:
@@ -15,6 +15,7 @@ class MultiGrader:
     """
 
     def __init__(self, definition: Multi, graders: Mapping[str, Grader]) -> None:
+        self._name = definition.name
         self._formula = Formula.parse(definition.calculate_output, variables=graders.keys())
         self._graders = graders
 
@@ -26,7 +27,8 @@ class MultiGrader:
         # A grader within a multi grader asks one judge at most.
         by_key = {key: used for key, part in parts.items() for used in part.usage.values()}
         usage = total(part.usage for part in parts.values())
-        return replace(self._reward(parts), usage=usage, sub_usage=by_key)
+        grade = replace(self._reward(parts), usage=usage, sub_usage=by_key)
+        return limited(grade, self._name, "formula_parse_error", raised=True)
 
     def _reward(self, parts: dict[str, Grade]) -> Grade:
         rewards = {key: part.reward for key, part in parts.items() if part.reward is not None}

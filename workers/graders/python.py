@@ -2,37 +2,52 @@
 
 import math
 
-from service.graders.schemas import Python
+from service.graders.definition import Fault
+from service.graders.kinds.python import Python
 from service.graders.settings import GraderSettings
 from workers.graders import jail
 from workers.graders.confinement import ensure_confined
-from workers.graders.grading import Grade, Sample
-from workers.graders.lanes import run_all
+from workers.graders.grading import Grade, Sample, SingleGrader, limited
+from workers.graders.lanes import JAILED_BATCH, run_all
 
 MAX_DETAIL = 2000
 LOAD_SECONDS = 30.0
 
 
-class PythonGrader:
+class PythonGrader(SingleGrader):
     """Raises ``JailError`` where no jail holds. Every sample is graded in a process of its own."""
+
+    batch_size = JAILED_BATCH
 
     def __init__(self, definition: Python, settings: GraderSettings) -> None:
         ensure_confined(settings)
-        self._source, self._settings = definition.source, settings
+        self._name, self._source, self._settings = definition.name, definition.source, settings
         self._preload = jail.libraries_of(definition.source)
 
     def grade(self, samples: list[Sample]) -> list[Grade]:
         seconds = self._settings.jail_limits.seconds
         programs = [self._program(sample, seconds) for sample in samples]
         outcomes = run_all(programs, self._settings, self._preload)
-        return [_grade(outcome, seconds) for outcome in outcomes]
+        return [
+            limited(_grade(outcome, seconds), self._name, "python_grader_runtime_error", raised=True)
+            for outcome in outcomes
+        ]
 
     def _program(self, sample: Sample, seconds: float) -> jail.Program:
         given = {"sample": sample.as_object(), "item": sample.item}
         return {"kind": "grade", "source": self._source, "seconds": seconds, **given}
 
+    @staticmethod
+    def fault(definition: Python, settings: GraderSettings) -> Fault | None:
+        """Why the jail cannot load the source, with what its functions import.
 
-def fault(definition: Python, settings: GraderSettings) -> str | None:
+        Raises ``JailError`` where no jail holds, or none had the time.
+        """
+        reason = _why_not_loaded(definition, settings)
+        return None if reason is None else Fault("source", reason)
+
+
+def _why_not_loaded(definition: Python, settings: GraderSettings) -> str | None:
     """Why the jail cannot load the source, with what its functions import; None when it can.
 
     Raises ``JailError`` where no jail holds, or none had the time.

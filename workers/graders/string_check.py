@@ -2,8 +2,9 @@
 
 from collections.abc import Callable
 
-from service.graders.schemas import StringCheck
-from workers.graders.grading import Comparison, Grade, Sample
+from service.graders.kinds.string_check import StringCheck
+from service.graders.settings import GraderSettings
+from workers.graders.grading import Comparison, Grade, Sample, SingleGrader
 
 _OPERATIONS: dict[str, Callable[[str, str], bool]] = {
     "eq": lambda text, reference: text == reference,
@@ -13,8 +14,8 @@ _OPERATIONS: dict[str, Callable[[str, str], bool]] = {
 }
 
 
-class StringCheckGrader:
-    def __init__(self, definition: StringCheck) -> None:
+class StringCheckGrader(SingleGrader):
+    def __init__(self, definition: StringCheck, settings: GraderSettings) -> None:
         holds = _OPERATIONS[definition.operation]
         self._comparison = Comparison(
             definition.input, definition.reference, lambda text, reference: float(holds(text, reference))

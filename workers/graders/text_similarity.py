@@ -28,9 +28,10 @@ from itertools import pairwise
 from rapidfuzz import fuzz
 from rapidfuzz.distance import LCSseq
 
-from service.graders.schemas import TextSimilarity
+from service.graders.kinds.text_similarity import TextSimilarity
+from service.graders.settings import GraderSettings
 from service.graders.template import TooLongError
-from workers.graders.grading import Comparison, Grade, Sample
+from workers.graders.grading import Comparison, Grade, Sample, SingleGrader
 
 Metric = Callable[[str, str], float]
 _WORD = re.compile(r"\w+|[^\w\s]")
@@ -152,8 +153,8 @@ _METRICS: dict[str, Metric] = {
 }
 
 
-class TextSimilarityGrader:
-    def __init__(self, definition: TextSimilarity) -> None:
+class TextSimilarityGrader(SingleGrader):
+    def __init__(self, definition: TextSimilarity, settings: GraderSettings) -> None:
         metric = _METRICS[definition.evaluation_metric]
         self._comparison = Comparison(definition.input, definition.reference, metric)
 

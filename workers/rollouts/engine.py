@@ -6,10 +6,13 @@ Text never passes through here: what was sampled is what is trained on, token by
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self
 
 if TYPE_CHECKING:
     # Without torch, so that a process can know what may go wrong before it has imported everything.
+    from service.jobs.spec import ResolvedHyperparameters
+    from workers.data.prompts import Prompt
+    from workers.modeling.policy import Policy
     from workers.rollouts.grammar import Grammar
     from workers.rollouts.top_log_probs import TopLogProbs
 
@@ -51,6 +54,21 @@ class Rollout:
     """How often weights had been pushed to the engine when it sampled this."""
 
 
+@dataclass(frozen=True)
+class EngineRequest:
+    """What a job asks of its engine when it starts."""
+
+    policy: "Policy"
+    """The model that is trained."""
+    hyperparameters: "ResolvedHyperparameters"
+    prompts: "Sequence[Prompt]"
+    """All that will be sampled."""
+    tensor_parallel: int = 1
+    """How many processes in sequence are to share one engine, where it has weights of its own."""
+    grammar: "Grammar | None" = None
+    """What answers may be held to."""
+
+
 class NonFiniteLogitsError(Exception):
     """The model's logits are NaN or infinite: its weights are beyond repair."""
 
@@ -63,6 +81,29 @@ class RolloutEngine(ABC):
 
     version: int
     """How often weights were pushed to it."""
+
+    @classmethod
+    @abstractmethod
+    def of_job(cls, request: EngineRequest) -> Self:
+        """The engine of a job; the first weights are pushed to it next.
+
+        Raises ``EngineUnavailableError``, and ``RunError`` for what it cannot do.
+        """
+
+    @abstractmethod
+    def push(self, policy: "Policy", probes: Sequence[Sequence[int]]) -> None:
+        """Bring its weights up to date with ``policy``'s.
+
+        Raises ``WeightsOutOfSyncError`` when the two then disagree on the tokens of ``probes``, and
+        ``StaleWeightsError`` and ``EngineDiedError`` where weights do not arrive.
+        """
+
+    def check_sampling(self, policy: "Policy", probes: Sequence[Sequence[int]]) -> None:
+        """Asked once, after the first push: is what it samples as likely as ``policy`` finds it? Raises ``RunError``.
+
+        Nothing to find out where ``push`` compares the two.
+        """
+        return
 
     @abstractmethod
     def stream(

@@ -11,17 +11,21 @@ takes in whatever it is shown): of them only prompts of one length are read toge
 P prompts, R rows (prompts times samples), L padded prompt length, V vocabulary.
 """
 
+import copy
 import inspect
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
-from workers.modeling.precision import autocast
-from workers.rollouts.engine import NonFiniteLogitsError, Rollout, RolloutEngine, Sampling
+from workers.errors import RunError
+from workers.modeling.policy import Policy
+from workers.modeling.precision import autocast, dtype_on
+from workers.rollouts import probe
+from workers.rollouts.engine import EngineRequest, NonFiniteLogitsError, Rollout, RolloutEngine, Sampling
 from workers.rollouts.gathered import gathered
 from workers.rollouts.grammar import Constraints
 
@@ -29,6 +33,7 @@ CACHE_BYTES = 4 << 30
 LOGITS_PER_BATCH = 1 << 26
 MAX_ROWS = 1024
 PROBE_LENGTHS = 8, 24
+PROBE_ANSWER = 8
 PADDING_SEEN = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 """Nats by which padding may move a log-probability where a model leaves it out, by the dtype it computes in."""
 
@@ -49,6 +54,34 @@ class TransformersEngine(RolloutEngine):
         self._sampling = False
         self._pads: bool | None = None  # not known until there is something to pad
         self.version = 0
+
+    @classmethod
+    def of_job(cls, request: EngineRequest) -> Self:
+        policy = request.policy
+        # The trained model itself, but where it samples while it is trained.
+        model = _copy_of(policy.model) if request.hyperparameters.max_staleness else policy.model
+        return cls(model, policy.stop_ids, policy.context_length)
+
+    def push(self, policy: Policy, probes: Sequence[Sequence[int]]) -> None:
+        self.sync(policy.model.named_parameters())
+
+    def check_sampling(self, policy: Policy, probes: Sequence[Sequence[int]]) -> None:
+        if not probes:
+            return
+        answers = [group[0] for group in self.generate(probes, 1, Sampling(1.0, PROBE_ANSWER, seed=0))]
+        scores = policy.score([[*prompt, *answer.token_ids] for prompt, answer in zip(probes, answers, strict=True)])
+        trained = [score[len(prompt) - 1 :] for prompt, score in zip(probes, scores, strict=True)]
+        tolerance = probe.tolerance_for(dtype_on(policy.device), policy.model.config.model_type)
+        try:
+            probe.compare([answer.log_probs for answer in answers], trained, tolerance)
+        except probe.WeightsOutOfSyncError as error:
+            raise RunError(
+                "weights_out_of_sync",
+                "The model gives its tokens other probabilities where it samples them than where it is trained on "
+                f"them: {error.difference.mean:.3g} nats apart on average, {error.difference.worst:.3g} at worst. "
+                "Training would learn from answers of another model. Use a model of another family, and report this "
+                "one's with the version of transformers.",
+            ) from error
 
     @torch.no_grad()
     def sync(self, named_weights: Iterable[tuple[str, Tensor]]) -> int:
@@ -236,6 +269,12 @@ class _Answers:
             Rollout(ids[:n], log_probs[:n], "stop" if stopped else "length", version=self._version)
             for ids, log_probs, n, stopped in zip(*columns, strict=True)
         ]
+
+
+def _copy_of(model: PreTrainedModel) -> PreTrainedModel:
+    """A model of its own weights, but for those that are not trained, which both share."""
+    frozen = {id(parameter): parameter for parameter in model.parameters() if not parameter.requires_grad}
+    return copy.deepcopy(model, frozen)
 
 
 def _draws(samples: int, sampling: Sampling, prompt: int) -> Tensor:

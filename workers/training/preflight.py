@@ -15,8 +15,7 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from service.graders import schemas
-from service.graders.bounds import bounds
+from service.graders.schemas import Grader
 from service.jobs.spec import ResolvedHyperparameters, RunSpec
 from workers import wire
 from workers.data.prompts import Prompt
@@ -147,13 +146,13 @@ def seconds_of_run(
     return h.n_steps * step + math.ceil(h.n_steps / h.eval_interval) * evaluation_seconds
 
 
-def nothing_to_learn(grader: schemas.Grader, groups: Sequence[Sequence[Sample]]) -> str | None:
+def nothing_to_learn(grader: Grader, groups: Sequence[Sequence[Sample]]) -> str | None:
     """Why nothing will be learned from answers like these; None where something can be."""
     rewards = [[sample.reward for sample in group if sample.reward is not None] for group in groups]
     every = [reward for group in rewards for reward in group]
     if not every or any(len(set(group)) > 1 for group in rewards):
         return None
-    ends = bounds(grader)
+    ends = grader.bounds()
     answers = f"All {len(every)} answers to the first {len(groups)} training prompts earned"
     if set(every) == {ends.low}:
         return (

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.graders.bounds import ANY, TOLERANCE, Interval, bounds, formula_bounds, least_reward
+from service.graders.bounds import ANY, TOLERANCE, Interval, formula_bounds
 from service.graders.formula import Formula, FormulaError
 from service.graders.schemas import parse_grader
 
@@ -47,7 +47,7 @@ def of(formula: str, ranges: dict[str, Interval]) -> tuple[float, float]:
     ],
 )
 def test_of_graders(grader: dict[str, Any], low: float, high: float) -> None:
-    found = bounds(parse_grader(grader, "grader"))
+    found = parse_grader(grader, "grader").bounds()
     assert (found.low, found.high) == pytest.approx((low, high), abs=1e-12)
 
 
@@ -93,14 +93,14 @@ def test_a_formula_that_is_flat_has_bounds_near_its_value() -> None:
 
 
 def test_the_least_is_exactly_what_the_grader_gives_a_wrong_answer() -> None:
-    assert least_reward(parse_grader(multi("a*2-1", a=EXACT), "grader")) == -1.0
-    assert least_reward(parse_grader(multi("a - 0.3*a", a=CLOSE), "grader")) == 0.0
+    assert parse_grader(multi("a*2-1", a=EXACT), "grader").least_reward() == -1.0
+    assert parse_grader(multi("a - 0.3*a", a=CLOSE), "grader").least_reward() == 0.0
 
 
 def test_a_grader_without_a_least_reward_has_given_one() -> None:
     own, log = parse_grader(OWN, "grader"), parse_grader(multi("log(a) - 5", a=CLOSE), "grader")
-    assert [least_reward(own, given) for given in (None, 0.5, -3.0)] == [0.0, 0.0, -3.0]
-    assert [least_reward(log, given) for given in (None, -7.0)] == [-5.0, -7.0]
+    assert [own.least_reward(given) for given in (None, 0.5, -3.0)] == [0.0, 0.0, -3.0]
+    assert [log.least_reward(given) for given in (None, -7.0)] == [-5.0, -7.0]
 
 
 def leaves(names: list[str]) -> st.SearchStrategy[str]:

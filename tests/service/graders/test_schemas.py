@@ -6,7 +6,10 @@ import pytest
 from openai.types import graders as client
 from pydantic import TypeAdapter
 
-from service.graders.schemas import Grader, GraderError, Multi, StringCheck, TextSimilarity, parse_grader
+from service.graders.kinds.string_check import StringCheck
+from service.graders.kinds.text_similarity import TextSimilarity
+from service.graders.multi import Multi
+from service.graders.schemas import Grader, GraderError, parse_grader
 
 PATH = "method.reinforcement.grader"
 EXACT = {

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from service.graders.admission import check_allowed, endpoint_of, service_of
+from service.graders.admission import check_allowed
 from service.graders.schemas import GraderError, parse_grader
 from service.graders.settings import GraderSettings, JailLimits, ModelEndpoint, ScoringService, origin_of
 
@@ -65,17 +65,17 @@ def test_graders_that_need_nothing_are_always_allowed() -> None:
 @pytest.mark.parametrize(("owner", "caller", "allowed"), [(None, "b", True), ("a", "a", True), ("a", "b", False)])
 def test_a_service_may_belong_to_one_organization(owner: str | None, caller: str, allowed: bool) -> None:
     service = ScoringService("https://scores.example.com", SECRET, organization_id=owner)
-    found = service_of(HTTP["url"], GraderSettings(scoring_services=(service,)), caller)
+    found = GraderSettings(scoring_services=(service,)).service_of(HTTP["url"], caller)
     assert (found is not None) == allowed
 
 
 def test_a_run_that_was_admitted_finds_its_service() -> None:
     service = ScoringService("https://scores.example.com", SECRET, organization_id="a")
-    assert service_of(HTTP["url"], GraderSettings(scoring_services=(service,))) is not None
+    assert GraderSettings(scoring_services=(service,)).service_of(HTTP["url"]) is not None
 
 
 def test_an_endpoint_is_found_by_its_model() -> None:
-    assert endpoint_of("other", ALL) is ALL.model_endpoints[0]
+    assert ALL.endpoint_of("other") is ALL.model_endpoints[0]
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ for rule in profile["syscalls"]:
         assert seccomp.seccomp_rule_add_array(context, ALLOW, number, len(arguments), array) == 0, name
 assert seccomp.seccomp_load(context) == 0
 
-from service.graders.schemas import Python
+from service.graders.kinds.python import Python
 from service.graders.settings import GraderSettings
 from workers.graders import JailError, Sample, build
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nltk.translate.meteor_score import single_meteor_score
 
-from service.graders.definitions import Metric
+from service.graders.kinds.text_similarity import Metric
 from service.graders.schemas import parse_grader
 from workers.graders import Sample, build
 from workers.graders.text_similarity import _METRICS, bleu, gleu, meteor, rouge_l, rouge_n

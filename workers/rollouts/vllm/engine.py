@@ -7,19 +7,26 @@ candidate and position. K most likely tokens, n tokens of an answer.
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from service.jobs.spec import LOWEST_VLLM_TEMPERATURE
-from workers.rollouts.engine import Rollout, RolloutEngine, Sampling
+from service.engines import ENGINES
+from workers.data.prompts import Prompt
+from workers.errors import RunError
+from workers.modeling import distributed, lora, sharding
+from workers.modeling.policy import Policy
+from workers.modeling.precision import dtype_on
+from workers.rollouts import probe
+from workers.rollouts.engine import EngineRequest, Rollout, RolloutEngine, Sampling
 from workers.rollouts.errors import EngineDiedError, PromptsTooLongError, StaleWeightsError
-from workers.rollouts.grammar import GrammarFailedError
+from workers.rollouts.grammar import Grammar, GrammarFailedError
 from workers.rollouts.vllm.answer import Answer
 from workers.rollouts.vllm.ends import end_with
 from workers.rollouts.vllm.start import GRAMMARS, EngineSettings, start
+from workers.wire import ExitCode
 
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight")
 
@@ -58,6 +65,34 @@ class VLLMEngine(RolloutEngine):
         self.together = settings.tensor_parallel
         self.top_log_probs = settings.top_log_probs
 
+    @classmethod
+    def of_job(cls, request: EngineRequest) -> Self:
+        policy, hyperparameters = request.policy, request.hyperparameters
+        _check_split(policy, request.tensor_parallel)
+        _check_grammar(request.grammar, request.prompts)
+        longest = max(len(prompt.token_ids) for prompt in request.prompts)
+        from_sampler = hyperparameters.old_policy == "sampler"
+        settings = EngineSettings(
+            context_length=min(policy.context_length, longest + hyperparameters.max_completion_tokens),
+            dtype=dtype_on(policy.device),
+            top_log_probs=min(hyperparameters.max_tokens_kept, policy.vocabulary_size) if from_sampler else 0,
+            ranks=distributed.size(),
+            tensor_parallel=request.tensor_parallel,
+            lora_rank=hyperparameters.lora_rank,
+            lora_modules=lora.module_names(policy.adapter) if policy.adapter else (),
+            structured=request.grammar is not None,
+        )
+        return cls(policy.folder, policy.stop_ids, settings)
+
+    def push(self, policy: Policy, probes: Sequence[Sequence[int]]) -> None:
+        if policy.adapter is None:
+            version = self.sync(sharding.whole(policy.model.state_dict().items()))
+        else:
+            tensors = dict(sharding.whole(lora.tensors(policy.model).items()))
+            version = self.sync_adapter(policy.adapter.to_dict(), tensors)
+        tolerance = probe.tolerance_for(dtype_on(policy.device), policy.model.config.model_type)
+        probe.compare(self.score(probes), policy.score(probes), tolerance, version)
+
     def stream(
         self, prompts: Sequence[Sequence[int]], samples: int, sampling: Sampling
     ) -> Generator[tuple[int, list[Rollout]]]:
@@ -75,8 +110,8 @@ class VLLMEngine(RolloutEngine):
             ValueError: token ids outside the vocabulary, a temperature that vLLM would change, or a grammar that would
                 have to begin behind the model's reasoning.
         """
-        if 0 < sampling.temperature < LOWEST_VLLM_TEMPERATURE:
-            lowest = LOWEST_VLLM_TEMPERATURE
+        lowest = ENGINES["vllm"].lowest_temperature
+        if 0 < sampling.temperature < lowest:
             raise ValueError(f"temperature: {sampling.temperature} is neither 0 nor at least {lowest}")
         self._check(prompts)
         if sampling.grammar and not all(map(sampling.grammar.begins_at_once, prompts)):
@@ -293,6 +328,30 @@ class _Dying:
                 f"vLLM died at work: {reason[:600]} The checkpoints so far are kept. If it happens again, lower "
                 'max_completion_tokens or batch_size, or run the job with rollout_engine "transformers".'
             ) from error
+
+
+def _check_split(policy: Policy, tensor_parallel: int) -> None:
+    """Refuse what cannot be split, in the words of who set it."""
+    if tensor_parallel > 1 and policy.device.type != "cuda":
+        # vLLM's shared memory on a CPU has the same name for all jobs of a machine, and outlives a killed one.
+        message = "TROLL_ROLLOUT_TENSOR_PARALLEL splits vLLM's weights over GPUs, and this machine has none."
+        raise RunError("engine_unavailable", message, exit_code=ExitCode.UNAVAILABLE)
+    heads = getattr(policy.model.config.get_text_config(), "num_attention_heads", tensor_parallel)
+    if heads % tensor_parallel:
+        message = f"The model has {heads} attention heads, which TROLL_ROLLOUT_TENSOR_PARALLEL={tensor_parallel} "
+        raise RunError("engine_unavailable", message + "does not divide.", exit_code=ExitCode.UNAVAILABLE)
+
+
+def _check_grammar(grammar: Grammar | None, prompts: Sequence[Prompt]) -> None:
+    """Refuse what vLLM cannot hold to a grammar."""
+    if grammar is not None and not all(grammar.begins_at_once(prompt.token_ids) for prompt in prompts):
+        raise RunError(
+            "invalid_hyperparameters",
+            "vLLM cannot hold a model that reasons first to a response_format here. Set rollout_engine to "
+            '"transformers", leave response_format out, or have the chat template begin without reasoning '
+            "(chat_template_kwargs).",
+            param="method.reinforcement.hyperparameters.rollout_engine",
+        )
 
 
 def seed_of(seed: int, prompt: int, sample: int) -> int:

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from statistics import fmean, stdev
 from typing import Any
 
-from service.graders import schemas
+from service.graders.errors import GRADE_ERRORS
+from service.graders.schemas import Grader
 from service.jobs.metrics import (
     Completions,
     Errors,
@@ -23,17 +24,6 @@ from workers.training.data.batch import Sample
 
 Groups = Sequence[Sequence[Sample]]
 
-ERRORS = (
-    "sample_parse_error",
-    "invalid_variable_error",
-    "formula_parse_error",
-    "other_error",
-    "python_grader_server_error",
-    "python_grader_runtime_error",
-    "model_grader_server_error",
-    "model_grader_refusal_error",
-    "model_grader_parse_error",
-)
 TOKENS = ("prompt_tokens", "completion_tokens", "cached_tokens")
 LASTING = ("kl_before", "kl_after", "fraction_projected", "entropy", "grad_norm")
 SAMPLES_SHOWN = 3
@@ -43,7 +33,7 @@ MAX_PROMPT, MAX_ANSWER = 200, 500
 def event(
     step: int,
     total_steps: int,
-    grader: schemas.Grader,
+    grader: Grader,
     *,
     train: Groups | None,
     valid: Groups | None,
@@ -128,7 +118,7 @@ def _groups(train: Groups | None) -> dict[str, float | None]:
     return {"reward_std": _mean(spreads), "frac_reward_zero_std": _mean([float(spread == 0) for spread in spreads])}
 
 
-def _scores(grader: schemas.Grader, parts: dict[str, list[Sample]]) -> Scores:
+def _scores(grader: Grader, parts: dict[str, list[Sample]]) -> Scores:
     rows = [
         GraderScores(
             name=name,
@@ -136,7 +126,7 @@ def _scores(grader: schemas.Grader, parts: dict[str, list[Sample]]) -> Scores:
             **_mean_and_count({part: _part_rewards(samples, key) for part, samples in parts.items()}),
         )
         for key, name, kind in _graders(grader)
-        if not (key is None and isinstance(grader, schemas.Multi))
+        if not (key is None and grader.parts)
     ]
     whole = _mean_and_count({part: _rewards(samples) for part, samples in parts.items()})
     return Scores(**whole, graders=rows)
@@ -147,7 +137,7 @@ def _mean_and_count(rewards: dict[str, list[float]]) -> dict[str, Any]:
     return means | {f"{part}_reward_count": len(values) for part, values in rewards.items()}
 
 
-def _errors(grader: schemas.Grader, parts: dict[str, list[Sample]]) -> list[dict[str, Any]]:
+def _errors(grader: Grader, parts: dict[str, list[Sample]]) -> list[dict[str, Any]]:
     rows = []
     for key, name, kind in _graders(grader):
         row: dict[str, Any] = {"name": name, "type": kind}
@@ -155,16 +145,16 @@ def _errors(grader: schemas.Grader, parts: dict[str, list[Sample]]) -> list[dict
             found: list[str | None] = [
                 sample.grade.error if key is None else sample.grade.sub_errors.get(key) for sample in samples
             ]
-            for error in ERRORS:
+            for error in GRADE_ERRORS:
                 row[f"{part}_{error}_mean"] = _mean([float(each == error) for each in found])
                 row[f"{part}_{error}_count"] = found.count(error) if samples else None
         rows.append(row)
     return rows
 
 
-def _graders(grader: schemas.Grader) -> list[tuple[str | None, str, str]]:
+def _graders(grader: Grader) -> list[tuple[str | None, str, str]]:
     """Key, name and type of the parts of a multi grader and of the grader itself, whose key is None."""
-    parts = grader.graders.items() if isinstance(grader, schemas.Multi) else ()
+    parts = grader.parts.items()
     return [*((key, key, part.type) for key, part in parts), (None, grader.name, grader.type)]
 
 
@@ -174,15 +164,15 @@ def _part_rewards(samples: list[Sample], key: str | None) -> list[float]:
     return [sample.grade.sub_rewards[key] for sample in samples if key in sample.grade.sub_rewards]
 
 
-def _judges_of(grader: schemas.Grader) -> dict[str | None, schemas.ScoreModel | schemas.LabelModel]:
-    """Those that ask a model, by their keys in a multi grader; the key of a grader that is none is None."""
-    single = grader.graders if isinstance(grader, schemas.Multi) else {None: grader}
-    return {key: each for key, each in single.items() if isinstance(each, schemas.ScoreModel | schemas.LabelModel)}
+def _judged(grader: Grader) -> list[tuple[str | None, str, str, str]]:
+    """Key, name, type and model of those that ask a model; the key of a grader that is no part of one is None."""
+    singles = grader.parts or {None: grader}
+    return [(key, key or each.name, each.type, each.judge) for key, each in singles.items() if each.judge is not None]
 
 
-def _tokens_by_model(grader: schemas.Grader, parts: dict[str, list[Sample]]) -> dict[str, dict[str, int]]:
+def _tokens_by_model(grader: Grader, parts: dict[str, list[Sample]]) -> dict[str, dict[str, int]]:
     """What judges used, by model."""
-    models = dict.fromkeys(each.model for each in _judges_of(grader).values())
+    models = dict.fromkeys(model for _, _, _, model in _judged(grader))
     return {
         model: {
             f"{part}_{kind}": sum(getattr(sample.grade.usage.get(model, TokenUsage()), kind) for sample in samples)
@@ -193,16 +183,15 @@ def _tokens_by_model(grader: schemas.Grader, parts: dict[str, list[Sample]]) -> 
     }
 
 
-def _usage_of_judges(grader: schemas.Grader, parts: dict[str, list[Sample]]) -> list[dict[str, Any]]:
+def _usage_of_judges(grader: Grader, parts: dict[str, list[Sample]]) -> list[dict[str, Any]]:
     """What judges used, by grader."""
     rows = []
-    for key, judge in _judges_of(grader).items():
-        row: dict[str, Any] = {"name": key or judge.name, "type": judge.type, "model": judge.model}
+    for key, name, type_, model in _judged(grader):
+        row: dict[str, Any] = {"name": name, "type": type_, "model": model}
         for part, samples in parts.items():
             grades = [sample.grade for sample in samples]
             used = [
-                (each.usage.get(judge.model) if key is None else each.sub_usage.get(key)) or TokenUsage()
-                for each in grades
+                (each.usage.get(model) if key is None else each.sub_usage.get(key)) or TokenUsage() for each in grades
             ]
             for kind in TOKENS[:2]:
                 counts = [getattr(each, kind) for each in used]
@@ -230,7 +219,7 @@ def _completions(train: list[Sample]) -> Completions:
     )
 
 
-def _timing(grader: schemas.Grader, parts: dict[str, list[Sample]], seconds: dict[str, float]) -> Timing:
+def _timing(grader: Grader, parts: dict[str, list[Sample]], seconds: dict[str, float]) -> Timing:
     latencies: dict[str, float | None] = {}
     for part, phase in (("train", "grading"), ("valid", "eval_grading")):
         samples = parts[part]

@@ -8,8 +8,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from service.graders import schemas
-from service.graders.bounds import least_reward
+from service.graders.schemas import Grader
 from workers.graders import Grade
 from workers.training.data.batch import Sample
 from workers.training.errors import grader_failed
@@ -24,7 +23,7 @@ MAX_KINDS = 10
 class Rewards:
     """What ``grader`` gave in a run so far, and which of its failures were told."""
 
-    grader: schemas.Grader
+    grader: Grader
     channel: Channel
     given: float | None = None
     """The least reward that it gave; None before the first."""
@@ -42,7 +41,7 @@ class Rewards:
         failed = [each for each in grades if each.reward is None]
         if not failed:
             return [list(group) for group in groups]
-        least = least_reward(self.grader, self.given)
+        least = self.grader.least_reward(self.given)
         for key, kind in _kinds(failed):
             if key not in self.told and len(self.told) < MAX_KINDS:
                 self.told.add(key)

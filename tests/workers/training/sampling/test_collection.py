@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
@@ -16,7 +16,7 @@ from workers.demo import make_tokenizer
 from workers.errors import RunError
 from workers.graders import Grade, JailError
 from workers.graders import Sample as GraderSample
-from workers.rollouts.engine import NonFiniteLogitsError, Rollout, RolloutEngine, Sampling
+from workers.rollouts.engine import EngineRequest, NonFiniteLogitsError, Rollout, RolloutEngine, Sampling
 from workers.rollouts.transformers import TransformersEngine
 from workers.training.data.batch import Sample
 from workers.training.sampling.collection import Collection, Grading, grade, staleness
@@ -46,6 +46,13 @@ class Scripted(RolloutEngine):
 
     def __init__(self, script: Callable[[], Iterator[int]]) -> None:
         self._script = script
+
+    @classmethod
+    def of_job(cls, request: EngineRequest) -> Self:
+        raise AssertionError("no job asks for it")
+
+    def push(self, policy: Any, probes: Any) -> None:
+        raise AssertionError("nothing is pushed to it")
 
     def stream(
         self, prompts: Sequence[Sequence[int]], samples: int, sampling: Sampling

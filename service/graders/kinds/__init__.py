@@ -1,0 +1,1 @@
+"""What each kind of grader is: one module each, listed in ``service.graders.registry``."""
