@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from service.contracts.strict_json import kind
 from service.graders.formula import Formula, is_variable_name
 from service.graders.settings import origin_of
-from service.graders.strict_json import kind
 from service.graders.template import Template
 
 MAX_GRADERS = 20

@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from service.contracts.strict_json import kind
+from service.contracts.wording import reason_of
 from service.graders import source
 from service.graders.definitions import (
     MAX_GRADERS,
@@ -26,9 +28,7 @@ from service.graders.definitions import (
     TextSimilarity,
 )
 from service.graders.formula import is_variable_name
-from service.graders.strict_json import kind
 from service.graders.template import Template
-from service.wording import reason_of
 
 __all__ = [
     "MAX_GRADERS",

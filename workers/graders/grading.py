@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, Protocol
 
-from service.graders import strict_json
+from service.contracts import strict_json
 from service.graders.definitions import MAX_REWARD
 from service.graders.template import MissingVariableError, Template, TooLongError
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import openai
 
-from service.graders import strict_json
+from service.contracts import strict_json
 from service.graders.admission import endpoint_of
 from service.graders.schemas import LabelModel, ScoreModel
 from service.graders.settings import GraderSettings, origin_of
