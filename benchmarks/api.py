@@ -24,7 +24,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from benchmarks import report
-from service.cli.stack import start_detached, stop_stack
+from service.embedded.detached import start_detached, stop_stack
 from service.embedded.stack import Options
 
 BURSTS = (150, 500)

@@ -18,8 +18,8 @@ from pathlib import Path
 from openai import OpenAI, Stream
 from openai.types.fine_tuning import FineTuningJobEvent
 
-from service import demo
-from service.cli.stack import start_detached, stop_stack
+from service.cli import demo
+from service.embedded.detached import start_detached, stop_stack
 from service.embedded.stack import Options
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from benchmarks import report
 from benchmarks.training_step import save_model
-from service import demo as client
+from service.cli import demo as client
 from service.graders.schemas import parse_grader
 from service.graders.settings import GraderSettings, ScoringService
 from service.jobs.spec import Hyperparameters, JobSpec, Reinforcement, RunSpec, resolve

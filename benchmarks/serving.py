@@ -19,7 +19,7 @@ from typing import Any
 from openai import AsyncOpenAI
 
 from benchmarks import report
-from service.cli.stack import start_detached, stop_stack
+from service.embedded.detached import start_detached, stop_stack
 from service.embedded.stack import Options
 from workers.demo import make_tokenizer
 

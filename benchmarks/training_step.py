@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import report
-from service import demo as client
+from service.cli import demo as client
 from service.graders.schemas import parse_grader
 from service.jobs.spec import Hyperparameters, JobSpec, Reinforcement, RunSpec, resolve
 

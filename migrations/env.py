@@ -6,9 +6,9 @@ import os
 from alembic import context
 from sqlalchemy import create_engine, text
 
+from migrations.tables import Base
 from service.core.db import driver_url
 from service.settings import MissingSettingError
-from service.tables import Base
 
 log = logging.getLogger(__name__)
 

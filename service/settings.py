@@ -8,7 +8,7 @@ from typing import Literal, Self
 from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from service.engines import EngineName
+from service.contracts.engines import EngineName
 
 
 class Settings(BaseSettings):

@@ -108,7 +108,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[embedded.Serve
         for name in [*OUTSIDE, *(name for name in os.environ if name.startswith("TROLL_"))]:
             patch.delenv(name, raising=False)
         # How long things take here says nothing: other tests run beside.
-        patch.setattr("service.jobs.creation.ANSWER_SECONDS", 60.0)
+        patch.setattr("service.submission.service.ANSWER_SECONDS", 60.0)
         patch.setattr("service.core.threads.REQUEST_SECONDS", 60.0)
         try:
             started = embedded.start(folder, children, durable=False)

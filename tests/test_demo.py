@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from service.demo import HELD_OUT, write_rows
+from service.cli.demo import HELD_OUT, write_rows
 from service.embedded.folder import Folder
 
 ROOT = Path(__file__).parents[1]

@@ -17,8 +17,8 @@ from service.embedded import jail
 from service.files import check as checking
 from service.graders.schemas import GraderError, parse_grader
 from service.jobs.examination import Answer, Question
-from service.jobs.request import AskedReinforcement, AskedSupervised, inheriting, parse_method, question_of
 from service.jobs.spec import Hyperparameters, SupervisedHyperparameters
+from service.submission.request import AskedReinforcement, AskedSupervised, inheriting, parse_method, question_of
 
 Asked = AskedReinforcement | AskedSupervised
 

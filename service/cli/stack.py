@@ -2,14 +2,11 @@
 
 import json
 import logging
-import os
-import signal
-import subprocess
 import sys
-import time
-from dataclasses import asdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,8 +16,6 @@ from service.embedded.jail import Jail
 
 if TYPE_CHECKING:
     from service.embedded.stack import Options, Ready
-
-POLL_SECONDS = 0.05
 
 JailChoice = Annotated[
     Jail,
@@ -51,22 +46,26 @@ def up(
     """
     _require_embedded()
     from service.core import storage
+    from service.embedded.detached import start_detached
     from service.embedded.stack import Options
 
     storage.restrict_umask()
     options = Options(data_dir.absolute(), host, port, demo_model, jail)
     typer.secho(f"Starting on {options.data_dir} …", err=True)
-    if detach:
-        ready = start_detached(options)
-        typer.secho(ready["jail_note"], err=True)
-        typer.echo(json.dumps(ready))
-    else:
-        _run(options)
+    with _told():
+        if detach:
+            ready = start_detached(options)
+            typer.secho(ready["jail_note"], err=True)
+            typer.echo(json.dumps(ready))
+        else:
+            _run(options)
 
 
 def down(data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
     """Stop the stack of a data folder. Running jobs save a checkpoint first and go on at the next 'troll up'."""
     _require_embedded()
+    from service.embedded.detached import stop_stack
+
     typer.secho(f"Stopping the stack on {data_dir.absolute()} …", err=True)
     typer.secho("Stopped." if stop_stack(data_dir) else "No stack was up.", err=True)
 
@@ -79,71 +78,28 @@ def demo(
 ) -> None:
     """Teach a tiny language model two-digit additions through the whole service, and show it before and after."""
     _require_embedded()
+    from service.cli.demo import run
     from service.core import storage
-    from service.demo import run
 
     storage.restrict_umask()
-    raise typer.Exit(run(data_dir.absolute(), jail))
+    with _told():
+        code = run(data_dir.absolute(), jail)
+    raise typer.Exit(code)
 
 
-def stop_stack(data_dir: Path) -> bool:
-    """Stop the stack of a folder and wait for its end; also what a killed one left. False when there was nothing."""
-    from service.embedded.folder import Folder
-    from service.embedded.processes import end, leftovers
+@contextmanager
+def _told() -> Iterator[None]:
+    """A stack that does not come up is told in a sentence."""
+    from service.embedded.processes import StartError
 
-    folder = Folder(data_dir)
-    if (pid := folder.holder()) is not None:
-        os.kill(pid, signal.SIGTERM)
-        while folder.holder() == pid:
-            time.sleep(POLL_SECONDS)
-        return True
-    left = leftovers(folder.records)
-    end(left)
-    return bool(left)
-
-
-def start_detached(options: "Options") -> dict[str, Any]:
-    """Start a stack in the background and wait until it is ready. Returns what it says of itself."""
-    from service.embedded.folder import Folder
-    from service.embedded.stack import child_environment
-
-    folder = Folder(options.data_dir)
-    folder.prepare()
-    log = folder.logs / "stack.log"
-    command = [sys.executable, "-m", "service.embedded", json.dumps(asdict(options), default=str)]
-    # Unlike the stack's children, the stack itself has to know the servers that the operator named.
-    environment = os.environ | {"PYTHONPATH": child_environment()["PYTHONPATH"]}
-    with log.open("ab") as errors:
-        process = subprocess.Popen(
-            command,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            start_new_session=True,
-        )
-    return _first_words(process, log)
-
-
-def _first_words(process: subprocess.Popen[bytes], log: Path) -> dict[str, Any]:
-    assert process.stdout is not None
     try:
-        line = process.stdout.readline()
-    except KeyboardInterrupt:
-        process.terminate()
-        process.wait()
-        raise
-    if not line:
-        raise CommandError(f"The stack ended with code {process.wait()} before it was ready; see {log}.")
-    said: dict[str, Any] = json.loads(line)
-    if "error" in said:
-        process.wait()
-        raise CommandError(said["error"])
-    return dict(said["ready"])
+        yield
+    except StartError as error:
+        raise CommandError(str(error)) from error
 
 
 def _run(options: "Options") -> None:
-    from service.embedded.processes import StartError, StoppedError
+    from service.embedded.processes import StoppedError
     from service.embedded.stack import Stack
 
     stack = Stack(options)
@@ -152,8 +108,6 @@ def _run(options: "Options") -> None:
     stack.stop_on_signals()
     try:
         stack.run(_announce)
-    except StartError as error:
-        raise CommandError(str(error)) from error
     except StoppedError:
         raise typer.Exit(130) from None
     typer.secho("Stopped.", err=True)

@@ -2,7 +2,7 @@
 
 ``uvicorn --http service.core.connections:Connection``. uvicorn itself closes a connection that is silent between two
 requests; it waits without end for a first one, for the rest of one's headers, and for the rest of a body that nobody
-reads any more. Bodies that are read have their pace from ``service.bodies``.
+reads any more. Bodies that are read have their pace from ``service.core.bodies``.
 """
 
 import asyncio

@@ -14,13 +14,12 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service import disk
-from service.core import out_of_scope, paths
+from service.contracts.wording import reason_of
+from service.core import disk, out_of_scope, paths
 from service.core.answers import error_answer
 from service.core.errors import DomainError
 from service.core.ids import new_id
 from service.core.logs import request_id
-from service.wording import reason_of
 
 TOO_MUCH = ("54000", "54001", "54023")
 """PostgreSQL's codes for values larger or deeper than it takes."""

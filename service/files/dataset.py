@@ -15,7 +15,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from service.graders import strict_json
+from service.contracts import strict_json
 from service.graders.schemas import Grader
 from service.graders.template import MissingVariableError, Reference, Template
 

@@ -10,12 +10,12 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from service.contracts.strict_json import kind
+from service.contracts.wording import reason_of
 from service.graders.formula import is_variable_name
 from service.graders.multi import MAX_GRADERS, Grader, Multi
 from service.graders.registry import ALIASES, SINGLE, Single, type_of
-from service.graders.strict_json import kind
 from service.graders.template import Template
-from service.wording import reason_of
 
 __all__ = ["MAX_FAULTS", "MAX_REFERENCES", "SUPPORTED", "Grader", "GraderError", "parse_grader"]
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from service.graders import strict_json
+from service.contracts import strict_json
 
 NAMESPACES = ("item", "sample")
 SAMPLE_MEMBERS = ("output_text", "output_json", "output_tools")

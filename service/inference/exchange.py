@@ -19,11 +19,10 @@ from redis.exceptions import RedisError
 from redis.retry import Retry
 from starlette.concurrency import run_in_threadpool
 
-from service.core import live, shutdown
+from service.core import live, shutdown, stream_slots
 from service.core.errors import DomainError
 from service.inference import queue, wire
 from service.inference.wire import Accepted, End, Failed, Question
-from service.jobs import stream_slots
 from service.settings import required
 
 ANY_WORKER = "serving:worker"

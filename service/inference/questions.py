@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic_core import PydanticSerializationError
 
-from service import chat_template
+from service.contracts import chat_template
 from service.core.errors import invalid
 from service.inference import bounds
 from service.inference.requests import MAX_CHOICES, ChatRequest, CompletionRequest, SamplingRequest

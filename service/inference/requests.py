@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
-from service.spelling import Spelled
+from service.contracts.response_format import ResponseFormat
+from service.contracts.spelling import Spelled
 
 MAX_CHOICES = 128
 MAX_BIASES = 1024
@@ -74,31 +75,6 @@ class Function(BaseModel):
 class Tool(BaseModel):
     type: Literal["function"]
     function: Function
-
-
-class JSONSchema(BaseModel):
-    name: str
-    description: str | None = None
-    schema_: dict[str, Any] | None = Field(None, alias="schema")
-    strict: bool | None = None
-
-
-class ResponseFormat(BaseModel):
-    type: Literal["text", "json_object", "json_schema"]
-    json_schema: JSONSchema | None = None
-
-    @model_validator(mode="after")
-    def _has_schema(self) -> "ResponseFormat":
-        if self.type == "json_schema" and (self.json_schema is None or self.json_schema.schema_ is None):
-            raise ValueError("json_schema needs a 'json_schema' with a 'schema'")
-        return self
-
-    @property
-    def schema_(self) -> dict[str, Any] | None:
-        """What answers are held to."""
-        if self.type == "text":
-            return None
-        return {"type": "object"} if self.json_schema is None else self.json_schema.schema_
 
 
 class StreamOptions(BaseModel):

@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from service import chat_template
+from service.contracts import chat_template
 from service.core.errors import DomainError, invalid
 from service.models import service as models
 

@@ -1,22 +1,18 @@
 """``/v1/fine_tuning/jobs``"""
 
-from datetime import timedelta
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import StreamingResponse
 
-from service.accounts.caller import Caller, Known, Route
+from service.accounts.caller import Caller, Route
+from service.core import stream_slots
 from service.core.errors import invalid
 from service.core.pagination import Page, page
-from service.idempotency.once import Once
-from service.jobs import creation, repository, service, stream, stream_slots
-from service.jobs.schemas import CheckpointObject, CreateJob, EventObject, JobObject, event_seq
+from service.jobs import repository, service, stream
+from service.jobs.schemas import CheckpointObject, EventObject, JobObject, event_seq
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"], route_class=Route)
-
-HELD_FOR = timedelta(seconds=30)
-"""Longer than any creation takes."""
 
 FRAME = {
     "type": "object",
@@ -26,22 +22,6 @@ FRAME = {
 }
 
 Limit = Annotated[int, Query(ge=1, le=1000)]
-
-
-@router.post("")
-async def create(known: Known, once: Once, body: CreateJob) -> JobObject:
-    """Check a job and queue it. Every ``auto`` is answered with the value that will be used.
-
-    What takes longer to check is checked while the job is in `validating_files`; it then becomes `queued` or `failed`.
-    """
-    return await once.run_long(
-        body.model_dump(mode="json"),
-        JobObject,
-        lambda: creation.prepare(known, body),
-        lambda session, examined: JobObject.of(creation.create(session, examined)),
-        lambda examined: examined.draft.discard(),
-        held_for=HELD_FOR,
-    )
 
 
 @router.get("")

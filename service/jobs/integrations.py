@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from service.spelling import Spelled
+from service.contracts.spelling import Spelled
 
 MAX_INTEGRATIONS = 5
 TAG_LENGTH = 64

@@ -1,16 +1,16 @@
 """The methods of a job on the wire: what is documented of a request, and what is answered.
 
-A request's method is checked by ``service.jobs.request``, which takes more shapes than are documented and names what is
-wrong with the others; the types of requests here are for the OpenAPI document alone.
+A request's method is checked by ``service.submission.request``, which takes more shapes than are documented and names
+what is wrong with the others; the types of requests here are for the OpenAPI document alone.
 """
 
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
+from service.contracts.response_format import ResponseFormat
 from service.core.openapi import ShownAs
 from service.graders.schemas import Grader
-from service.inference.requests import ResponseFormat
 from service.jobs.spec import (
     Hyperparameters,
     Reinforcement,

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
+from service.contracts.spelling import Spelled
 from service.core.openapi import ShownAs
 from service.core.pagination import Listed
 from service.jobs.integrations import MAX_INTEGRATIONS, Integration, IntegrationObject
@@ -12,7 +13,6 @@ from service.jobs.metrics import EventData
 from service.jobs.models import Checkpoint, Event, Job
 from service.jobs.states import TERMINAL, Desired, Status
 from service.jobs.stored import UnreadableError, with_current_code
-from service.spelling import Spelled
 
 SUFFIX_CHARACTERS = "the letters A to Z and a to z, digits, '.', '_' and '-', and no spaces"
 Suffix = Annotated[str, StringConstraints(min_length=1, max_length=64), Spelled("[A-Za-z0-9._-]*", SUFFIX_CHARACTERS)]
@@ -22,7 +22,7 @@ Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)]
 
 
 class CreateJob(BaseModel):
-    """The body of ``POST /v1/fine_tuning/jobs``. ``method`` is checked by ``service.jobs.request``."""
+    """The body of ``POST /v1/fine_tuning/jobs``. ``method`` is checked by ``service.submission.request``."""
 
     model_config = ConfigDict(extra="forbid")
 

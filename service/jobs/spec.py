@@ -12,10 +12,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from service.engines import ENGINES, EngineName, engines_that
+from service.contracts.engines import ENGINES, EngineName, engines_that
+from service.contracts.response_format import ResponseFormat
 from service.graders.schemas import Grader
 from service.graders.settings import GraderSettings
-from service.inference.requests import ResponseFormat
 from service.jobs.integrations import Integration
 
 Auto = Literal["auto"]

@@ -15,9 +15,9 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from service.contracts.wording import reason_of
 from service.jobs.examination import Question
 from service.jobs.spec import JobSpec
-from service.wording import reason_of
 
 VERSION = 1
 """Of what this version of the service writes, and the newest that it reads."""

@@ -20,11 +20,11 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as NoConnection
 
 from service.accounts import repository as accounts
-from service.core import live, shutdown
+from service.core import live, shutdown, stream_slots
 from service.core.db import tenant
 from service.core.errors import DomainError
 from service.core.threads import request_threads
-from service.jobs import repository, stream_slots
+from service.jobs import repository
 from service.jobs.schemas import EventObject
 from service.jobs.states import TERMINAL
 

@@ -14,7 +14,8 @@ import psutil
 import pytest
 
 from service.core import live, threads
-from service.jobs import creation, stream
+from service.jobs import stream
+from service.submission import service as submission
 from tests.conftest import Key
 from tests.contract.conftest import Server
 
@@ -47,7 +48,7 @@ def frozen(name: str) -> Iterator[None]:
 def as_in_production(servers: object, monkeypatch: pytest.MonkeyPatch) -> None:
     """Other tests are patient; here it is the patience that counts."""
     monkeypatch.setattr(threads, "REQUEST_SECONDS", PATIENCE)
-    monkeypatch.setattr(creation, "ANSWER_SECONDS", 2.5)
+    monkeypatch.setattr(submission, "ANSWER_SECONDS", 2.5)
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ from service.core.db import tenant
 from service.core.errors import DomainError
 from service.files import service as files
 from service.idempotency.models import KeptAnswer
-from service.jobs import creation
 from service.settings import settings
+from service.submission import service as submission
 from tests import factories
 from tests.conftest import Key
 from tests.contract.conftest import Official
@@ -140,14 +140,14 @@ def test_simultaneous_requests_of_one_key_make_one_job(acme: openai.OpenAI, body
 def test_a_request_that_lost_its_key_meanwhile_leaves_nothing(
     acme: openai.OpenAI, body: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    finish, acme = creation.create, acme.with_options(max_retries=0)
+    finish, acme = submission.create, acme.with_options(max_retries=0)
 
     def after_its_hold_ran_out(session: Session, examined: Any) -> Any:
         with tenant(examined.draft.training.organization_id) as other:
             other.execute(update(KeptAnswer).values(holder="attempt_of_another"))
         return finish(session, examined)
 
-    monkeypatch.setattr(creation, "create", after_its_hold_ran_out)
+    monkeypatch.setattr(submission, "create", after_its_hold_ran_out)
     with pytest.raises(openai.InternalServerError) as refusal:
         acme.fine_tuning.jobs.create(**body, extra_headers={"Idempotency-Key": "slow"})
     assert (refusal.value.status_code, refusal.value.code) == (503, "request_in_progress")
@@ -157,14 +157,14 @@ def test_a_request_that_lost_its_key_meanwhile_leaves_nothing(
 def test_a_request_that_ends_late_keeps_its_key(
     acme: openai.OpenAI, body: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    finish, release, acme = creation.create, threading.Event(), acme.with_options(max_retries=0)
+    finish, release, acme = submission.create, threading.Event(), acme.with_options(max_retries=0)
 
     def late(session: Session, examined: Any) -> Any:
         job = finish(session, examined)
         assert release.wait(30)
         return job
 
-    monkeypatch.setattr(creation, "create", late)
+    monkeypatch.setattr(submission, "create", late)
     monkeypatch.setattr(threads, "REQUEST_SECONDS", 2.0)
     header = {"Idempotency-Key": "late"}
     for code in ("database_unavailable", "request_in_progress"):
@@ -172,7 +172,7 @@ def test_a_request_that_ends_late_keeps_its_key(
             acme.fine_tuning.jobs.create(**body, extra_headers=header)
         assert refusal.value.code == code
     release.set()
-    monkeypatch.setattr(creation, "create", finish)
+    monkeypatch.setattr(submission, "create", finish)
     monkeypatch.setattr(threads, "REQUEST_SECONDS", 30.0)
     deadline = time.monotonic() + 30
     while not jobs(acme):

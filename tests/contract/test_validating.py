@@ -12,10 +12,11 @@ import pytest
 
 from service.core import ask
 from service.core.db import transaction
-from service.jobs import creation, repository
+from service.jobs import repository
 from service.jobs.examination import GRADER, Answer, Question
 from service.jobs.models import Examination
 from service.settings import settings
+from service.submission import service as submission
 from tests.conftest import Key
 from tests.contract.test_graders import control_worker
 from workers.control import examiner
@@ -44,7 +45,7 @@ class Slow:
 @pytest.fixture
 def slow(control_worker: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Slow]:
     ask.report_alive()
-    monkeypatch.setattr(creation, "ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr(submission, "ANSWER_SECONDS", 0.3)
     examinations = Slow()
     monkeypatch.setattr(examiner, "examine", examinations.examine)
     yield examinations
@@ -87,7 +88,7 @@ def test_answers_that_the_context_has_no_room_for_are_shortened_and_told(
 ) -> None:
     slow.answer = Answer(longest_answer=100)
     if in_time:
-        monkeypatch.setattr(creation, "ANSWER_SECONDS", PATIENCE)
+        monkeypatch.setattr(submission, "ANSWER_SECONDS", PATIENCE)
         slow.go.set()
     job = acme.fine_tuning.jobs.create(**body)
     slow.go.set()
@@ -111,7 +112,7 @@ def test_an_error_that_is_found_later_is_the_jobs(acme: openai.OpenAI, body: dic
 def test_an_error_that_is_found_in_time_is_a_400_and_leaves_nothing(
     acme: openai.OpenAI, body: dict[str, Any], slow: Slow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(creation, "ANSWER_SECONDS", PATIENCE)
+    monkeypatch.setattr(submission, "ANSWER_SECONDS", PATIENCE)
     slow.answer = FAILS
     slow.go.set()
     folders = set((settings().data_dir / "jobs").iterdir())
@@ -131,7 +132,7 @@ def test_files_that_take_long_to_read_are_left_to_the_worker(
         time.sleep(max(0.0, give_up_at - time.monotonic()) + overdue)
         raise TimeoutError
 
-    monkeypatch.setattr(creation.examination, "check_files", never_in_time)
+    monkeypatch.setattr(submission.examination, "check_files", never_in_time)
     job = acme.fine_tuning.jobs.create(**body)
     until(lambda: bool(slow.asked), "no worker is asked")
     assert (job.status, slow.asked[0].files_checked) == ("validating_files", False)
@@ -173,7 +174,7 @@ def test_identical_creations_wait_for_nobody(acme: openai.OpenAI, body: dict[str
 def test_a_repetition_of_a_request_that_is_still_handled_is_told_so(
     connect: Any, api_key: Key, body: dict[str, Any], slow: Slow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(creation, "ANSWER_SECONDS", PATIENCE)
+    monkeypatch.setattr(submission, "ANSWER_SECONDS", PATIENCE)
     client, header = connect(api_key, max_retries=0), {"Idempotency-Key": "held"}
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(client.fine_tuning.jobs.create, **body, extra_headers=header)

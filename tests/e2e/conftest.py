@@ -14,7 +14,7 @@ import psutil
 import pytest
 from openai import OpenAI
 
-from service import demo
+from service.cli import demo
 from service.embedded.stack import DEMO_MODEL
 from tests.workers.graders import jails
 from tests.workers.graders.servers import Asked, Server, serve

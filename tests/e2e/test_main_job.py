@@ -12,7 +12,7 @@ from typing import Any
 from openai import OpenAI
 from openai.types.fine_tuning import FineTuningJobEvent
 
-from service import demo
+from service.cli import demo
 from service.cli.download import download
 from tests.e2e.conftest import JUDGE, JUDGE_USAGE, Stack
 from tests.workers.graders import jails

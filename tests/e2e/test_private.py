@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from service import demo
+from service.cli import demo
 from tests.e2e.conftest import Stack
 from tests.e2e.test_main_job import wait
 from tests.factories import GRADER

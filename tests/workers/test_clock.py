@@ -18,11 +18,10 @@ from sqlalchemy import text
 
 from service.accounts import repository as accounts
 from service.accounts.service import create_key
-from service.core import ask, broker, db, live
+from service.core import ask, broker, db, live, stream_slots
 from service.core.broker import CONTROL_QUEUE
 from service.core.db import transaction
 from service.core.ids import new_id
-from service.jobs import stream_slots
 from service.settings import settings
 from tests import factories
 from tests.workers.conftest import row

@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from service import chat_template
+from service.contracts import chat_template
 from service.files import dataset
 from service.graders import schemas
 from service.graders.configured import grader_settings

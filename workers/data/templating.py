@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from service import chat_template
+from service.contracts import chat_template
 from service.jobs.spec import Hyperparameters, SupervisedHyperparameters
 from workers.bounded import client, messages
 from workers.bounded.tasks import MAX_CHARACTERS, Names, Render

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from service.graders import strict_json
+from service.contracts import strict_json
 from service.graders.kinds.code_tests import CodeTests
 from service.graders.settings import GraderSettings
 from service.graders.template import Template

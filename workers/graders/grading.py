@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar, Protocol
 
-from service.graders import strict_json
+from service.contracts import strict_json
 from service.graders.definition import MAX_REWARD, Fault
 from service.graders.errors import GradeError
 from service.graders.settings import GraderSettings

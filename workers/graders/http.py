@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 import httpx2
 
-from service.graders import strict_json
+from service.contracts import strict_json
 from service.graders.kinds.http import Http
 from service.graders.settings import GraderSettings, ScoringService
 from workers.graders.grading import Grade, Sample, SingleGrader, limited

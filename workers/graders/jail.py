@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from service.graders import strict_json
+from service.contracts import strict_json
 from service.graders.settings import GraderSettings
 from workers.graders import cgroup
 from workers.sandbox.launcher import BOOT

@@ -8,7 +8,7 @@ from typing import Any
 
 import openai
 
-from service.graders import strict_json
+from service.contracts import strict_json
 from service.graders.errors import GradeError
 from service.graders.kinds.judge import Judge
 from service.graders.settings import GraderSettings, origin_of

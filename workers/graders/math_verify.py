@@ -13,7 +13,7 @@ import weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
-from service.graders import strict_json
+from service.contracts import strict_json
 from service.graders.kinds.math_verify import MathVerify
 from service.graders.settings import GraderSettings
 from service.graders.template import Template

@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from service.graders import strict_json
+from service.contracts import strict_json
 from service.graders.kinds.score_model import ScoreModel
 from service.graders.settings import GraderSettings
 from workers.graders.judge import JudgeGrader

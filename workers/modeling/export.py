@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import logging
 
-from service import chat_template
+from service.contracts import chat_template
 from workers.errors import RunError
 from workers.modeling import distributed, lora, sharding
 from workers.modeling.model_folder import WEIGHTS_INDEX, weight_files

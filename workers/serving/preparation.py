@@ -10,7 +10,7 @@ import json
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-from service import chat_template
+from service.contracts import chat_template
 from service.inference.wire import Chat, Failed, Question
 from workers.bounded import client, messages
 from workers.bounded.tasks import HERE, Answer, Compile, Names, Render, Task, exceeded

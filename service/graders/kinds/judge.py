@@ -4,9 +4,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
+from service.contracts.strict_json import kind
 from service.graders.definition import Definition, Fault, Frozen, GraderName
 from service.graders.settings import GraderSettings
-from service.graders.strict_json import kind
 from service.graders.template import Template
 
 _BLOCKS = ("input_text", "output_text")

@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstraints, Tag, field_validator
 
+from service.contracts.spelling import Spelled
 from service.core.errors import DomainError, invalid
 from service.inference.requests import ChatRequest, FunctionName, Ignored
-from service.spelling import Spelled
 
 MAX_METADATA = 16
 LOGPROBS = "message.output_text.logprobs"

@@ -9,8 +9,8 @@ from sqlalchemy import text
 from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.orm import Session
 
+from migrations.tables import Base
 from service.core.db import ROLES, tenant, transaction
-from service.tables import Base
 from tests import factories
 from tests.conftest import Key
 

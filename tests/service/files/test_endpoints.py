@@ -69,7 +69,7 @@ def test_a_body_over_the_limit_is_a_413(client: TestClient, monkeypatch: pytest.
 
 
 def test_a_body_that_lies_about_its_length_is_cut_off(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    from service import bodies
+    from service.core import bodies
 
     monkeypatch.setattr(bodies, "settings", lambda: settings().model_copy(update={"max_body_bytes": 1000}))
     answer = client.post("/v1/fine_tuning/jobs", content=(b"x" * 500 for _ in range(10)))

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from service.core import live
+from service.core import live, stream_slots
 from service.core.db import transaction
-from service.jobs import repository, service, stream, stream_slots
+from service.jobs import repository, service, stream
 from service.jobs.repository import EventDraft
 from tests import factories
 from tests.conftest import Key

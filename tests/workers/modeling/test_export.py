@@ -11,7 +11,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
-from service import chat_template
+from service.contracts import chat_template
 from service.jobs.spec import RunSpec
 from tests.workers.training import tiny
 from tests.workers.training.test_loop import result_of

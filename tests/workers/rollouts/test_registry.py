@@ -2,8 +2,8 @@
 
 from typing import get_args
 
-from service.engines import ENGINES as DECLARED
-from service.engines import EngineName
+from service.contracts.engines import ENGINES as DECLARED
+from service.contracts.engines import EngineName
 from service.jobs.spec import Hyperparameters, ResolvedHyperparameters
 from service.settings import Settings
 from workers.rollouts.registry import ENGINES

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from service import chat_template
+from service.contracts import chat_template
 from service.jobs.spec import RunSpec, SupervisedHyperparameters, resolve_supervised
 from tests.workers.training import tiny
 from tests.workers.training.tiny import Recorder, without_times

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from service import demo as client
+from service.cli import demo as client
 from service.graders.schemas import parse_grader
 from service.jobs.spec import Hyperparameters, JobSpec, Reinforcement, RunSpec, resolve
 from workers import wire

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from service.engines import ENGINES
+from service.contracts.engines import ENGINES
 from workers.data.prompts import Prompt
 from workers.errors import RunError
 from workers.modeling import distributed, lora, sharding

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from service import bodies
-from service.bodies import Bodies, read_json
+from service.core import bodies
+from service.core.bodies import Bodies, read_json
 from service.core.errors import DomainError
 
 HALF = b'{"name": "a\\ud800"}'

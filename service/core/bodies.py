@@ -12,11 +12,11 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.contracts import strict_json
 from service.core import paths
 from service.core.answers import error_answer
 from service.core.errors import DomainError
 from service.core.threads import parsing_threads
-from service.graders import strict_json
 from service.settings import settings
 
 MULTIPART_ALLOWANCE = 64 * 1024

@@ -7,16 +7,16 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from service import chat_template
+from service.contracts import chat_template
+from service.contracts.response_format import ResponseFormat
+from service.contracts.wording import reason_of
 from service.core.errors import DomainError, invalid
 from service.core.http import describe
 from service.graders.schemas import MAX_FAULTS, Grader
 from service.inference import bounds
-from service.inference.requests import ResponseFormat
 from service.jobs.examination import Question
 from service.jobs.integrations import Integration
 from service.jobs.spec import Hyperparameters, SupervisedHyperparameters
-from service.wording import reason_of
 
 SERVED = ("supervised", "reinforcement")
 FIELDS = {"supervised": {"hyperparameters"}, "reinforcement": {"grader", "hyperparameters", "response_format"}}

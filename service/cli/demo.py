@@ -23,7 +23,7 @@ from rich.table import Table
 from service.cli.download import download
 from service.cli.failure import CommandError
 from service.cli.following import show
-from service.cli.stack import start_detached, stop_stack
+from service.embedded.detached import start_detached, stop_stack
 from service.embedded.jail import Jail
 from service.embedded.stack import Options, child_environment
 

@@ -34,7 +34,12 @@ from service.jobs import examination, repository, service, stored
 from service.jobs.examination import Answer, Question
 from service.jobs.models import Examination, Job
 from service.jobs.repository import EventDraft
-from service.jobs.request import (
+from service.jobs.schemas import CreateJob
+from service.jobs.spec import JobSpec, Reinforcement, Supervised, conflicts, overruled, resolve, resolve_supervised
+from service.jobs.states import Desired, Status
+from service.models import service as models
+from service.settings import settings
+from service.submission.request import (
     AskedReinforcement,
     AskedSupervised,
     check_integrations,
@@ -42,11 +47,6 @@ from service.jobs.request import (
     parse_method,
     question_of,
 )
-from service.jobs.schemas import CreateJob
-from service.jobs.spec import JobSpec, Reinforcement, Supervised, conflicts, overruled, resolve, resolve_supervised
-from service.jobs.states import Desired, Status
-from service.models import service as models
-from service.settings import settings
 
 ANSWER_SECONDS = 2.5
 """How long a request waits for what is found out about its job."""

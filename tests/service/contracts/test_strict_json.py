@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.graders import strict_json
+from service.contracts import strict_json
 
 
 @pytest.mark.parametrize(
