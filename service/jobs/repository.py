@@ -9,16 +9,16 @@ What a worker takes up it has read before. Rows that it cannot read are left to 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Generic, TypeVar, get_args
+from typing import Any, Generic, TypeVar
 
 from sqlalchemy import ColumnElement, Select, and_, delete, func, literal, or_, select, text, update
 from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.orm import InstrumentedAttribute, Session, aliased
 
+from service.contracts.engines import ENGINES
 from service.core import pagination
 from service.jobs import stored
 from service.jobs.models import Checkpoint, Event, Examination, Job
-from service.jobs.spec import RolloutEngine
 from service.jobs.states import WAITING, Desired, Status
 from service.jobs.stored import NUMBER, Aside, UnreadableError
 from service.scheduling.repository import add_usage, is_within_budget, used_per_weight, within_budget
@@ -165,7 +165,7 @@ def claim(
     lease: timedelta,
     max_running: int,
     gpus: int = 1,
-    engines: Sequence[str] = get_args(RolloutEngine),
+    engines: Sequence[str] = tuple(ENGINES),
 ) -> Job | None:
     """Take the fairest queued job for a worker with ``gpus`` and ``engines``: of the organisation with the least recent
     GPU time per weight, then of the one whose last turn is longest ago, then of the highest priority, then the oldest.

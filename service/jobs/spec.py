@@ -19,7 +19,6 @@ from service.graders.settings import GraderSettings
 from service.jobs.integrations import Integration
 
 Auto = Literal["auto"]
-RolloutEngine = Literal["transformers", "vllm"]
 AUTO: Auto = "auto"
 
 
