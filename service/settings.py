@@ -76,6 +76,8 @@ class Settings(BaseSettings):
     """Processes that train a job's model together, each on a GPU of its own where there are GPUs."""
     rollout_tensor_parallel: int = Field(1, ge=1, le=64)
     """How many of these processes share one vLLM engine, whose weights are split over them."""
+    rollout_memory_share: float = Field(0.45, gt=0, lt=1)
+    """Share of the GPU's memory that vLLM takes to sample a job's answers; the trainer needs the rest."""
 
     lease_seconds: float = 60.0
     """How long a worker may be silent before its job is given to another."""

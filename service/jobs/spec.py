@@ -351,6 +351,8 @@ class RunSpec(_Frozen):
     """How many of the best checkpoints are kept beside the newest."""
     rollout_tensor_parallel: int = 1
     """How many of the job's processes share one vLLM engine."""
+    rollout_memory_share: float = 0.45
+    """Share of the GPU's memory for vLLM; the trainer needs the rest."""
     now: AwareDatetime | None = None
     """When it is for chat templates that ask, the same in every attempt; None is when they ask."""
     graders: GraderSettings = GraderSettings()

@@ -208,6 +208,7 @@ def _prepare(job: Job) -> Path:
         output_dir=output,
         checkpoints_kept=settings().checkpoints_kept,
         rollout_tensor_parallel=settings().rollout_tensor_parallel,
+        rollout_memory_share=settings().rollout_memory_share,
         now=job.created_at,
         graders=grader_settings(),
     )

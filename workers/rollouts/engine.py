@@ -67,6 +67,8 @@ class EngineRequest:
     """How many processes in sequence are to share one engine, where it has weights of its own."""
     grammar: "Grammar | None" = None
     """What answers may be held to."""
+    memory_share: float = 0.45
+    """Share of the GPU's memory for an engine with weights of its own."""
 
 
 class NonFiniteLogitsError(Exception):
@@ -78,6 +80,9 @@ class RolloutEngine(ABC):
 
     together: int = 1
     """How many processes in sequence share the engine: each has to ask the same of it and gets the same answers."""
+
+    asleep: bool = False
+    """Whether it gave its GPU memory to the trainer; it is woken before weights are pushed to it again."""
 
     version: int
     """How often weights were pushed to it."""
@@ -103,6 +108,17 @@ class RolloutEngine(ABC):
 
         Nothing to find out where ``push`` compares the two.
         """
+        return
+
+    def sleep(self) -> None:
+        """Give its GPU memory to the trainer, where it shares a GPU with it and may sleep. Raises ``EngineDiedError``.
+
+        Until it is woken and weights are pushed to it, nothing can be sampled.
+        """
+        return
+
+    def wake(self) -> None:
+        """Take the memory back, where it sleeps. Raises ``EngineDiedError``."""
         return
 
     @abstractmethod

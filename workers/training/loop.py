@@ -131,7 +131,14 @@ def prepare(spec: RunSpec, method: Reinforcement, channel: Channel, clock: Clock
         for param, prompts in (("training_file", train), ("validation_file", valid)):
             loaded.check_tokens((prompt.token_ids for prompt in prompts), param)
         grammar = load_grammar(method.json_schema, loaded)
-        sampler = make_sampler(loaded, method.hyperparameters, [*train, *valid], spec.rollout_tensor_parallel, grammar)
+        sampler = make_sampler(
+            loaded,
+            method.hyperparameters,
+            [*train, *valid],
+            spec.rollout_tensor_parallel,
+            grammar,
+            spec.rollout_memory_share,
+        )
     tell_start(attempt)
     grading = Grading(
         Patient(graders.build(method.grader, spec.graders), channel),
@@ -188,6 +195,8 @@ def learn(job: Run, step: int, samples: list[list[Sample]]) -> update.Numbers:
     """Advantages, the old policy's distributions, then one update for each mini-batch."""
     h = job.hyperparameters
     numbers = staleness(samples, job.sampler.engine.version, h.max_staleness)
+    with job.clock("sync"):
+        job.sampler.make_room()
     with job.clock("training"):
         groups = batch.trainable(samples, h.advantage)
         batches = update.plan(groups, job.policy, h, allowed_by(job.grammar))
@@ -212,7 +221,7 @@ def before_the_first_step(job: Run) -> None:
     """Try the largest micro-batch; where nothing was trained yet, first see what the base model can do."""
     h = job.hyperparameters
     base = evaluate_base(job) if job.trainer.step == 0 else None
-    with job.clock("preflight"):
+    with job.clock("preflight"), job.sampler.room():
         worst = preflight.worst_case_step(job.policy, job.optimizer, h, job.train_prompts, job.grammar)
     if base is not None:
         expected = preflight.seconds_of_run(h, worst, *base)

@@ -3,7 +3,10 @@
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,11 +14,14 @@ import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 import troll
-from workers.rollouts.engine import NonFiniteLogitsError, Rollout, Sampling
+from service.jobs.spec import Hyperparameters, resolve
+from workers.data.prompts import Prompt
+from workers.rollouts.engine import EngineRequest, NonFiniteLogitsError, Rollout, Sampling
 from workers.rollouts.errors import EngineDiedError, EngineUnavailableError, PromptsTooLongError, StaleWeightsError
 from workers.rollouts.probe import FLOAT32, WeightsOutOfSyncError, compare
 from workers.rollouts.top_log_probs import sparse_rows
 from workers.rollouts.vllm import EngineSettings, VLLMEngine
+from workers.rollouts.vllm.start import _arguments
 
 VOCABULARY, CONTEXT, STOP, TOP = 320, 160, 1, 64
 PROMPTS = [[5, 6, 7], [200, 3, 19, 44, 8, 101], [77]]
@@ -289,6 +295,113 @@ def test_top_log_probs_can_be_left_out_and_change_no_answer(
 def test_a_folder_without_a_model_does_not_start_and_says_what_to_change(tmp_path: Path) -> None:
     with pytest.raises(EngineUnavailableError, match=r"context_length=160, cpu_cache_bytes.*rollout_engine"):
         VLLMEngine(tmp_path, [STOP], EngineSettings(CONTEXT, "float32"))
+
+
+@pytest.fixture
+def sharing(engine: VLLMEngine, monkeypatch: pytest.MonkeyPatch) -> Iterator[VLLMEngine]:
+    """The engine as on a GPU that it shares. On a CPU vLLM that sleeps does no work, but keeps its memory."""
+    monkeypatch.setattr(engine, "_settings", replace(engine._settings, shared_gpu=True))
+    yield engine
+    engine.wake()
+
+
+def test_an_engine_that_slept_samples_as_before_once_weights_were_pushed(
+    sharing: VLLMEngine, trained: Qwen3ForCausalLM
+) -> None:
+    before = sharing.generate(PROMPTS, 2, SAMPLING)
+    sharing.sleep()
+    assert sharing.asleep
+    assert sharing._core.is_sleeping()
+    sharing.wake()
+    assert not sharing._core.is_sleeping()
+    sharing.sync(trained.state_dict().items())
+    assert tokens(sharing.generate(PROMPTS, 2, SAMPLING)) == tokens(before)
+
+
+def test_an_engine_that_sleeps_or_was_only_woken_samples_nothing(
+    sharing: VLLMEngine, trained: Qwen3ForCausalLM
+) -> None:
+    sharing.sleep()
+    with pytest.raises(StaleWeightsError, match="gave its memory to the trainer"):
+        sharing.generate(PROMPTS, 1, SAMPLING)
+    with pytest.raises(RuntimeError, match="while the engine slept"):
+        sharing.sync(trained.state_dict().items())
+    sharing.wake()
+    with pytest.raises(StaleWeightsError, match="nothing to sample from"):
+        sharing.generate(PROMPTS, 1, SAMPLING)
+
+
+def test_an_engine_is_not_put_to_sleep_while_it_samples(sharing: VLLMEngine) -> None:
+    groups = sharing.stream(PROMPTS, 1, SAMPLING)
+    next(groups)
+    with pytest.raises(RuntimeError, match="to sleep while it sampled"):
+        sharing.sleep()
+    groups.close()
+    assert not sharing.asleep
+
+
+def test_an_engine_that_shares_no_gpu_stays_awake(engine: VLLMEngine) -> None:
+    engine.sleep()
+    assert not engine.asleep
+    assert engine.generate(PROMPTS, 1, SAMPLING)
+
+
+@pytest.mark.parametrize(("rank", "level"), [(0, 2), (8, 1)])
+def test_weights_that_are_not_pushed_are_kept(
+    sharing: VLLMEngine, monkeypatch: pytest.MonkeyPatch, rank: int, level: int
+) -> None:
+    levels: list[int] = []
+    settings = replace(sharing._settings, lora_rank=rank, lora_modules=("q_proj",) if rank else ())
+    monkeypatch.setattr(sharing, "_settings", settings)
+    monkeypatch.setattr(sharing._engine, "sleep", lambda level: levels.append(level))
+    monkeypatch.setattr(sharing._engine, "wake_up", lambda: True)
+    sharing.sleep()
+    assert levels == [level]
+
+
+@pytest.mark.parametrize("call", ["sleep", "wake_up"])
+def test_memory_that_cannot_be_handed_over_ends_the_engine_with_what_to_change(
+    sharing: VLLMEngine, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    def fail(**_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    def hand_over() -> None:
+        sharing.sleep()
+        sharing.wake()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sharing._engine, call, fail)
+        with pytest.raises(EngineDiedError, match=r"CUDA out of memory.*TROLL_ROLLOUT_MEMORY_SHARE, which is 0\.45"):
+            hand_over()
+    with pytest.raises(EngineDiedError, match="takes no more work"):
+        sharing.generate(PROMPTS, 1, SAMPLING)
+    sharing._dead = None
+
+
+class Started(Exception):
+    """vLLM would start, with these settings."""
+
+
+@pytest.mark.parametrize(
+    ("device", "max_staleness", "sleeps"), [("cuda", 0, True), ("cuda", 1, False), ("cpu", 0, False), ("cpu", 1, False)]
+)
+def test_it_can_sleep_on_a_gpu_where_nothing_is_sampled_ahead(
+    trained: Qwen3ForCausalLM, monkeypatch: pytest.MonkeyPatch, device: str, max_staleness: int, sleeps: bool
+) -> None:
+    def start(folder: Path, settings: EngineSettings) -> None:
+        raise Started(settings)
+
+    monkeypatch.setattr("workers.rollouts.vllm.engine.start", start)
+    policy: Any = SimpleNamespace(
+        device=torch.device(device), model=trained, context_length=64, adapter=None, folder=Path("x"), stop_ids=[1]
+    )
+    asked = resolve(Hyperparameters(rollout_engine="vllm", max_staleness=max_staleness), training_rows=8)
+    with pytest.raises(Started) as started:
+        VLLMEngine.of_job(EngineRequest(policy, asked, [Prompt({}, [5, 6])], memory_share=0.3))
+    (settings,) = started.value.args
+    arguments = _arguments(Path("x"), settings, cpu=False)
+    assert (arguments["enable_sleep_mode"], arguments["gpu_memory_utilization"]) == (sleeps, 0.3)
 
 
 def test_a_failure_at_work_kills_the_engine_with_what_to_change(

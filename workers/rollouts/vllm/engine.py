@@ -5,7 +5,7 @@ candidate and position. K most likely tokens, n tokens of an answer.
 """
 
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -81,6 +81,9 @@ class VLLMEngine(RolloutEngine):
             lora_rank=hyperparameters.lora_rank,
             lora_modules=lora.module_names(policy.adapter) if policy.adapter else (),
             structured=request.grammar is not None,
+            memory_share=request.memory_share,
+            # An engine that samples while the trainer trains needs its memory all along.
+            shared_gpu=policy.device.type == "cuda" and not hyperparameters.max_staleness,
         )
         return cls(policy.folder, policy.stop_ids, settings)
 
@@ -187,26 +190,45 @@ class VLLMEngine(RolloutEngine):
         return self._pushed()
 
     def sleep(self) -> None:
-        """Give the GPU's memory to the trainer. Whole weights are dropped and have to be pushed after ``wake``."""
-        self._refuse_without_gpu()
-        self._engine.sleep(level=1 if self._settings.lora_rank else 2)
-        if not self._settings.lora_rank:
-            self._unusable = "the engine slept and its weights were not pushed since"
+        if not self._settings.shared_gpu or self.asleep:
+            return
+        self._refuse_dead()
+        if self._sampling:
+            raise RuntimeError("The engine was put to sleep while it sampled.")
+        self._unusable = "it gave its memory to the trainer, and nothing was pushed to it since"
+        with self._handing_over("give its GPU memory to the trainer"):
+            # Level 2 drops the weights, which are pushed again; level 1 keeps them in the machine's memory, those
+            # beneath an adapter, which is all that is pushed. Either forgets the cache.
+            self._engine.sleep(level=1 if self._settings.lora_rank else 2)
+        self.asleep = True
 
     def wake(self) -> None:
-        """Take the memory back."""
-        self._refuse_without_gpu()
-        self._engine.wake_up()
-        self._engine.reset_prefix_cache()
+        if not self.asleep:
+            return
+        self._refuse_dead()
+        with self._handing_over("take its GPU memory back from the trainer"):
+            if not self._engine.wake_up():
+                raise RuntimeError("a part of it still sleeps")
+        self.asleep = False
 
     def close(self) -> None:
         """End vLLM and free its memory; the engine takes nothing more."""
         self._dead = self._dead or "it was closed"
         self._core.shutdown()
 
-    def _refuse_without_gpu(self) -> None:
-        if not (self._settings.shared_gpu and torch.cuda.is_available()):
-            raise RuntimeError("Only an engine that shares a GPU (shared_gpu=True) can sleep.")
+    @contextmanager
+    def _handing_over(self, what: str) -> Iterator[None]:
+        """A failure inside leaves nobody knowing whose the memory is: the engine is dead from then on."""
+        try:
+            yield
+        except Exception as error:
+            self._dead = (" ".join(str(error).split()) or type(error).__name__)[:600]
+            raise EngineDiedError(
+                f"vLLM could not {what}: {self._dead.rstrip('.')}. The checkpoints so far are kept. The trainer's "
+                "weights and the optimizer's state have to fit beside vLLM's share of the GPU's memory: lower "
+                f"TROLL_ROLLOUT_MEMORY_SHARE, which is {self._settings.memory_share:g}, or run the job with "
+                'rollout_engine "transformers".'
+            ) from error
 
     def _pushed(self) -> int:
         if not self._engine.reset_prefix_cache():
@@ -218,6 +240,8 @@ class VLLMEngine(RolloutEngine):
     def _call(self, method: str, **arguments: Any) -> list[str]:
         """What the workers' ``method`` returns, put together."""
         self._refuse_dead()
+        if self.asleep:
+            raise RuntimeError("Weights were pushed while the engine slept.")
         if self._sampling:
             raise RuntimeError("Weights were pushed while the engine sampled: its answers would be of two policies.")
         with _Dying(self):

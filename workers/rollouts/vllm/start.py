@@ -37,7 +37,7 @@ class EngineSettings:
     """Rank of the adapters that will be pushed; 0 when whole weights are."""
     lora_modules: tuple[str, ...] = ()
     """Last names of the modules that adapters change, like ``("q_proj", "o_proj")``; needed with a ``lora_rank``."""
-    gpu_memory: float = 0.45
+    memory_share: float = 0.45
     """Share of the GPU's memory for weights and cache; the trainer needs the rest."""
     cpu_cache_bytes: int = 1 << 30
     """Size of the key-value cache on a machine without GPU."""
@@ -48,7 +48,7 @@ class EngineSettings:
     structured: bool = False
     """Whether answers will be held to grammars, for which the engine needs the folder's tokenizer."""
     shared_gpu: bool = False
-    """Whether the engine gives its GPU memory back while the trainer trains. Ignored without a GPU."""
+    """Whether the engine can give its GPU memory to the trainer and take it back. Not on a machine without GPU."""
 
     def __post_init__(self) -> None:
         if self.ranks % self.tensor_parallel:
@@ -110,7 +110,7 @@ def _arguments(model_path: Path, settings: EngineSettings, cpu: bool) -> dict[st
     if cpu:
         arguments["kv_cache_memory_bytes"] = settings.cpu_cache_bytes
     else:
-        arguments |= {"gpu_memory_utilization": settings.gpu_memory, "enable_sleep_mode": settings.shared_gpu}
+        arguments |= {"gpu_memory_utilization": settings.memory_share, "enable_sleep_mode": settings.shared_gpu}
     if settings.lora_rank:
         rank = next((rank for rank in LORA_RANKS if rank >= settings.lora_rank), settings.lora_rank)
         # One slot: an older adapter cannot even be kept.
@@ -148,7 +148,7 @@ def _process_kept() -> Iterator[None]:
 
 def _why_not(model_path: Path, settings: EngineSettings, error: Exception) -> str:
     memory = (
-        f"gpu_memory={settings.gpu_memory}"
+        f"TROLL_ROLLOUT_MEMORY_SHARE={settings.memory_share}"
         if torch.cuda.is_available()
         else f"cpu_cache_bytes={settings.cpu_cache_bytes}"
     )

@@ -2,10 +2,12 @@
 
 The transformers engine samples from the very model that is trained, adapters included, or from a copy that can sample
 meanwhile. vLLM has weights of its own: they, or the adapter alone where one is trained, are pushed from memory after
-every step, and a probe makes sure that both sides still give the same tokens the same log-probabilities.
+every step, and a probe makes sure that both sides still give the same tokens the same log-probabilities. On a GPU that
+both are on, vLLM sleeps while the trainer trains and nothing is sampled ahead.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from service.jobs.spec import ResolvedHyperparameters, conflicts
@@ -26,10 +28,26 @@ class Sampler:
     policy: Policy
     probes: list[list[int]]
     """Token ids of the prompts that are scored by both sides after a push."""
+    samples_ahead: bool
+    """Whether the engine samples while the trainer trains."""
+
+    def make_room(self) -> None:
+        """Have the engine give its GPU memory to the trainer until the next push, unless it samples meanwhile."""
+        if not self.samples_ahead:
+            self.engine.sleep()
 
     def push(self) -> None:
-        """Bring the engine's weights up to date. Raises as ``RolloutEngine.push`` does."""
+        """Bring the engine's weights up to date; one that sleeps is woken. Raises as ``RolloutEngine.push`` does."""
+        self.engine.wake()
         self.engine.push(self.policy, self.probes)
+
+    @contextmanager
+    def room(self) -> Iterator[None]:
+        """Inside, the trainer has the memory of an engine that does not sample meanwhile; afterwards it can sample."""
+        self.make_room()
+        yield
+        if self.engine.asleep:
+            self.push()
 
 
 def make_sampler(
@@ -38,16 +56,18 @@ def make_sampler(
     prompts: Sequence[Prompt],
     tensor_parallel: int = 1,
     grammar: Grammar | None = None,
+    memory_share: float = 0.45,
 ) -> Sampler:
     """The engine that the job asks for, with the policy's weights; vLLM's is split over ``tensor_parallel`` ranks.
 
-    Answers to the prompts can be held to ``grammar``.
+    Answers to the prompts can be held to ``grammar``. ``memory_share`` of the GPU's memory is for vLLM.
 
     Raises ``EngineUnavailableError`` and ``RunError``.
     """
     probes = [prompt.token_ids[:PROBE_TOKENS] for prompt in prompts if len(prompt.token_ids) > 1][:PROBES]
-    request = EngineRequest(policy, hyperparameters, prompts, tensor_parallel, grammar)
-    sampler = Sampler(ENGINES[hyperparameters.rollout_engine].of_job(request), policy, probes)
+    request = EngineRequest(policy, hyperparameters, prompts, tensor_parallel, grammar, memory_share)
+    engine = ENGINES[hyperparameters.rollout_engine].of_job(request)
+    sampler = Sampler(engine, policy, probes, samples_ahead=hyperparameters.max_staleness > 0)
     sampler.push()
     sampler.engine.check_sampling(policy, probes)
     return sampler
