@@ -11,9 +11,11 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -55,6 +57,23 @@ MARKED_BY_PATH = {
     "db": ("service/embedded/test_servers.py",),
 }
 """What the tests of a file need beyond Python, where its path tells."""
+PATIENCE = 900
+"""How long a test of many processes may take, its fixtures too, on a machine that is busy, in seconds."""
+ONE_STACK = ("test_demo.py", "e2e/")
+"""Files of one process of a parallel run: the demo makes the base model of the stack that the others share."""
+LONGEST = (
+    *ONE_STACK,
+    "service/embedded/test_stack.py",
+    "workers/modeling/test_distributed.py",
+    "contract/test_chat.py",
+    "workers/training/test_process.py",
+    "workers/training/test_vllm.py",
+    "troll/kernels/test_interpreted.py",
+    "workers/training/",
+    "workers/rollouts/",
+    "contract/",
+)
+"""What takes longest is begun first, or one process would be at it long after the others have ended."""
 
 
 @dataclass(frozen=True)
@@ -80,19 +99,51 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for marker, patterns in MARKED_BY_PATH.items():
             if any(file.match(pattern) for pattern in patterns):
                 item.add_marker(marker)
+        if any(item.get_closest_marker(marker) for marker in ("e2e", "vllm")):
+            item.add_marker(pytest.mark.timeout(PATIENCE))
+    items.sort(key=_turn)
+
+
+def _turn(item: pytest.Item) -> int:
+    file = item.path.relative_to(TESTS).as_posix()
+    return next((turn for turn, start in enumerate(LONGEST) if file.startswith(start)), len(LONGEST))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """``--dist loadfile`` in the order of collection, with the files of ``ONE_STACK`` as if they were one."""
+    from xdist.scheduler import LoadFileScheduling
+
+    if config.getvalue("dist") != "loadfile":
+        return None
+    own = TESTS.relative_to(config.rootpath).as_posix()
+
+    class ByFile(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return own if file.removeprefix(f"{own}/").startswith(ONE_STACK) else file
+
+    config.option.loadscopereorder = False
+    return ByFile(config, log)
+
+
+@contextmanager
+def sharing_demo_model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where all processes of a run have the demo's base model, which takes most of a minute: one at a time makes it."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    with (shared / "demo-model.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield shared / "demo-model"
 
 
 @pytest.fixture(scope="session")
 def demo_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the demo's base model, which takes most of a minute: built once for all processes of a run."""
-    shared = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        shared = shared.parent
-    folder = shared / "demo-model"
-    with (shared / "demo-model.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    """The folder of the demo's base model."""
+    with sharing_demo_model(tmp_path_factory) as folder:
         command = [sys.executable, "-m", "workers.demo", "build", str(folder)]
-        subprocess.run(command, check=True, capture_output=True, timeout=280)
+        subprocess.run(command, check=True, capture_output=True, timeout=PATIENCE)
     return folder
 
 

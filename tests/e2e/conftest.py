@@ -16,6 +16,7 @@ from openai import OpenAI
 
 from service.cli import demo
 from service.embedded.stack import DEMO_MODEL
+from tests.conftest import PATIENCE
 from tests.workers.graders import jails
 from tests.workers.graders.servers import Asked, Server, serve
 
@@ -58,7 +59,7 @@ def judged(asked: Asked) -> dict[str, Any]:
     }
 
 
-def troll(*arguments: str, timeout: float = 180, **variables: str) -> subprocess.CompletedProcess[str]:
+def troll(*arguments: str, timeout: float = PATIENCE, **variables: str) -> subprocess.CompletedProcess[str]:
     environment = {
         name: value for name, value in os.environ.items() if name not in OUTSIDE and not name.startswith("TROLL_")
     }

@@ -11,7 +11,7 @@ from typing import Any
 
 from service.cli import demo
 from tests.e2e.conftest import Stack
-from tests.e2e.test_main_job import wait
+from tests.e2e.test_main_job import PATIENCE, wait
 from tests.factories import GRADER
 
 MARK = "x7-this-must-not-be-found"
@@ -86,7 +86,7 @@ def test_a_job_whose_doorbell_went_down_with_redis_runs(stack: Stack, create: Ca
     second = create(n_steps=2).id
     (redis,) = [each for each in recorded(stack) if each["name"] == "redis"]
     os.kill(redis["pid"], signal.SIGKILL)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE
     while [each["pid"] for each in recorded(stack) if each["name"] == "redis"] == [redis["pid"]]:
         assert time.monotonic() < deadline, "Redis is not started again"
         time.sleep(0.1)

@@ -19,6 +19,7 @@ import psutil
 import pytest
 from openai import BadRequestError, InternalServerError, OpenAI
 
+from service.cli.stack import stop_stack
 from service.core.db import ROLES
 from service.embedded.folder import Folder
 from service.embedded.processes import find, leftovers
@@ -30,7 +31,12 @@ from tests.workers.graders.jails import first_tier
 
 APPS = ["api", "control-worker", "training-worker", "serving-worker", "beat"]
 PROCESSES = ["redis", "postgres", *APPS]
+PATIENCE = 240
+"""How long a command may take on a machine that is busy, in seconds."""
 ROWS = b'{"messages": [{"role": "user", "content": "1+1="}], "answer": "2"}\n'
+
+Attended = tuple[Path, "subprocess.Popen[str]"]
+"""The folder of a stack that runs at a terminal, without a jail, and its ``up``, which has said where it is."""
 
 
 def environment() -> dict[str, str]:
@@ -41,7 +47,9 @@ def environment() -> dict[str, str]:
 
 def troll(*arguments: object, **more: str) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "service.cli", *map(str, arguments)]
-    return subprocess.run(command, env=environment() | more, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(
+        command, env=environment() | more, capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
 
 
 def up(folder: Path, *arguments: object) -> dict[str, Any]:
@@ -69,7 +77,7 @@ def lasting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder that many tests use one after the other, as an operator does over the years."""
     folder = tmp_path_factory.mktemp("stack") / "data"
     yield folder
-    troll("down", "--data-dir", folder)
+    stop_stack(folder)
 
 
 @pytest.fixture
@@ -83,7 +91,21 @@ def folder(lasting: Path) -> Path:
 @pytest.fixture
 def empty(tmp_path: Path) -> Iterator[Path]:
     yield tmp_path / "data"
-    troll("down", "--data-dir", tmp_path / "data")
+    stop_stack(tmp_path / "data")
+
+
+@pytest.fixture(scope="module")
+def attended(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Attended]:
+    folder = tmp_path_factory.mktemp("attended") / "data"
+    command = [sys.executable, "-m", "service.cli", "up", "--data-dir", str(folder), "--port", "0", "--jail", "off"]
+    with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+        try:
+            assert run.stdout is not None
+            assert run.stdout.readline().startswith("OPENAI_BASE_URL=http://127.0.0.1:")
+            yield folder, run
+        finally:
+            stop_stack(folder)
+            run.kill()
 
 
 def test_up_says_where_it_is_as_its_last_line(lasting: Path) -> None:
@@ -158,23 +180,12 @@ def test_where_no_jail_holds_python_graders_are_off_and_it_says_why(empty: Path)
         client(ready).fine_tuning.alpha.graders.validate(grader=PYTHON)
 
 
-@pytest.mark.parametrize("named", [False, True], ids=["jail on", "named by TROLL_GRADERS"])
-def test_a_jail_that_has_to_hold_and_does_not_is_an_error(empty: Path, named: bool) -> None:
-    if named:
-        graders = {"TROLL_GRADERS": json.dumps({"jail_cgroup": "/nowhere", "jail": "unshare"})}
-        done = troll("up", "--data-dir", empty, "--port", 0, "--detach", **graders)
-    else:
-        done = troll("up", "--data-dir", empty, "--port", 0, "--detach", "--jail", "on", **NO_JAIL)
+def test_a_jail_that_has_to_hold_and_does_not_is_an_error(empty: Path) -> None:
+    done = troll("up", "--data-dir", empty, "--port", 0, "--detach", "--jail", "on", **NO_JAIL)
     assert done.returncode == 1
     assert "none holds here: the control group cannot be made" in done.stderr
     assert "'--jail off'" in done.stderr
     assert leftovers(empty / "processes.json") == []
-
-
-def test_a_jail_can_be_refused(empty: Path) -> None:
-    ready = up(empty, "--jail", "off")
-    assert (ready["jail"], "are off: --jail off" in ready["jail_note"]) == ("off", True)
-    assert not (empty / "logs" / "jail-test.log").exists()
 
 
 def test_settings_of_graders_that_cannot_be_read_are_told_before_anything_starts(empty: Path) -> None:
@@ -222,14 +233,27 @@ def test_a_crashed_api_is_started_again_on_its_port(folder: Path) -> None:
 
 def test_everything_is_there_again_after_down_and_up(folder: Path) -> None:
     before, running = state(folder), recorded(folder)
-    rows = b'{"messages": [{"role": "user", "content": "1+1="}], "answer": "2"}\n'
-    uploaded = client(before).files.create(file=("rows.jsonl", rows), purpose="fine-tune").id
+    uploaded = client(before).files.create(file=("rows.jsonl", ROWS), purpose="fine-tune").id
     assert troll("down", "--data-dir", folder).returncode == 0
     assert [entry["name"] for entry in running if find(entry["pid"], entry["started"])] == []
     assert not (folder / "stack.json").exists()
+    another_database_under_the_folder_is_refused(folder)
     after = up(folder)
     assert after["api_key"] == before["api_key"]
-    assert client(after).files.content(uploaded).read() == rows
+    assert client(after).files.content(uploaded).read() == ROWS
+    assert (folder / "files" / "notes.txt").exists()
+
+
+def another_database_under_the_folder_is_refused(folder: Path) -> None:
+    """The folder is as before afterwards, but for a stranger's file among the service's own, which nothing removes."""
+    (folder / "files" / "notes.txt").write_text("a stranger's")
+    (folder / "postgres").rename(folder / "aside")
+    refused = troll("up", "--data-dir", folder, "--port", 0, "--detach")
+    assert refused.returncode == 1
+    assert "do not belong together" in refused.stderr
+    assert f"> {folder / 'installation'}" in refused.stderr
+    shutil.rmtree(folder / "postgres")
+    (folder / "aside").rename(folder / "postgres")
 
 
 def test_up_ends_what_a_killed_stack_left_and_goes_on(folder: Path) -> None:
@@ -252,14 +276,17 @@ def test_up_comes_back_when_everything_was_killed_at_once(folder: Path) -> None:
     assert after["api_key"] == before["api_key"]
 
 
-def test_ctrl_c_stops_all_of_it(empty: Path) -> None:
-    command = [sys.executable, "-m", "service.cli", "up", "--data-dir", str(empty), "--port", "0"]
-    with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
-        assert run.stdout is not None
-        assert run.stdout.readline().startswith("OPENAI_BASE_URL=http://127.0.0.1:")
-        running = recorded(empty)
-        run.send_signal(signal.SIGINT)
-        _, said = run.communicate(timeout=60)
+def test_a_jail_can_be_refused(attended: Attended) -> None:
+    folder, _ = attended
+    assert (state(folder)["jail"], "are off: --jail off" in state(folder)["jail_note"]) == ("off", True)
+    assert not (folder / "logs" / "jail-test.log").exists()
+
+
+def test_ctrl_c_stops_all_of_it(attended: Attended) -> None:
+    folder, run = attended
+    running = recorded(folder)
+    run.send_signal(signal.SIGINT)
+    _, said = run.communicate(timeout=PATIENCE)
     assert run.returncode == 0, said
     assert said.endswith("Stopped.\n")
     assert [entry["name"] for entry in running if find(entry["pid"], entry["started"])] == []
@@ -271,7 +298,7 @@ def test_ctrl_c_while_starting_stops_all_of_it_too(empty: Path) -> None:
         while not (empty / "processes.json").exists():
             time.sleep(0.01)
         run.send_signal(signal.SIGINT)
-        out, _ = run.communicate(timeout=60)
+        out, _ = run.communicate(timeout=PATIENCE)
     assert run.returncode == 130
     assert out == ""
     assert leftovers(empty / "processes.json") == []
@@ -318,17 +345,17 @@ def test_a_full_data_folder_ends_nothing_and_all_goes_on_when_there_is_room(tmp_
             assert client(ready).fine_tuning.alpha.graders.run(grader=grader, model_sample="x", item={}).reward == 1.0
             wait_until_all_run(folder)
         finally:
-            troll("down", "--data-dir", folder)
+            stop_stack(folder)
 
 
-def wait_until_all_run(folder: Path, seconds: float = 90.0) -> None:
+def wait_until_all_run(folder: Path, seconds: float = PATIENCE) -> None:
     deadline = time.monotonic() + seconds
     while not all(find(entry["pid"], entry["started"]) for entry in recorded(folder)):
         assert time.monotonic() < deadline, "something does not run again"
         time.sleep(0.2)
 
 
-def wait_until_ready(ready: dict[str, Any], seconds: float = 90.0) -> None:
+def wait_until_ready(ready: dict[str, Any], seconds: float = PATIENCE) -> None:
     deadline = time.monotonic() + seconds
     while True:
         try:
@@ -338,22 +365,6 @@ def wait_until_ready(ready: dict[str, Any], seconds: float = 90.0) -> None:
             pass
         assert time.monotonic() < deadline, "it is not ready again"
         time.sleep(0.2)
-
-
-def test_another_database_under_the_folder_is_refused_and_nothing_is_lost(empty: Path) -> None:
-    ready = up(empty)
-    id = client(ready).files.create(file=("rows.jsonl", ROWS), purpose="fine-tune").id
-    assert troll("down", "--data-dir", empty).returncode == 0
-    (empty / "files" / "notes.txt").write_text("a stranger's")
-    (empty / "postgres").rename(empty / "aside")
-    refused = troll("up", "--data-dir", empty, "--port", 0, "--detach")
-    assert refused.returncode == 1
-    assert "do not belong together" in refused.stderr
-    assert f"> {empty / 'installation'}" in refused.stderr
-    shutil.rmtree(empty / "postgres")
-    (empty / "aside").rename(empty / "postgres")
-    assert client(up(empty)).files.content(id).read() == ROWS
-    assert (empty / "files" / "notes.txt").exists()
 
 
 def test_down_without_a_stack_is_no_error(empty: Path) -> None:
