@@ -127,11 +127,15 @@ class HttpGrader:
 
 
 def _secret(service: ScoringService) -> bytes:
-    """The secret in the service's file: ``whsec_`` and Base64, or any text."""
+    """The secret in the service's file: ``whsec_`` and Base64, or any text. Raises ``OSError``."""
     text = service.secret_file.read_text().strip()
-    if not text:
+    try:
+        secret = base64.b64decode(text.removeprefix("whsec_")) if text.startswith("whsec_") else text.encode()
+    except ValueError:
+        raise OSError(f"the secret file {service.secret_file} holds no Base64 behind 'whsec_'") from None
+    if not secret:
         raise OSError(f"the secret file {service.secret_file} is empty")
-    return base64.b64decode(text.removeprefix("whsec_")) if text.startswith("whsec_") else text.encode()
+    return secret
 
 
 def _is_distrust(error: BaseException | None) -> bool:

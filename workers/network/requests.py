@@ -1,13 +1,12 @@
 """Requests to servers that users name: signed, and to the address that was checked alone."""
 
-import base64
-import hashlib
-import hmac
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from urllib.parse import urlsplit
 
 import httpx2
+from standardwebhooks import Webhook
 
 from workers.network.watch import Watch
 
@@ -43,10 +42,6 @@ def post(
 
 
 def signature(secret: bytes, id: str, timestamp: int, body: bytes) -> dict[str, str]:
-    """The headers that sign ``body``; ``timestamp`` is in seconds since 1970."""
-    digest = hmac.new(secret, f"{id}.{timestamp}.".encode() + body, hashlib.sha256).digest()
-    return {
-        "webhook-id": id,
-        "webhook-timestamp": str(timestamp),
-        "webhook-signature": f"v1,{base64.b64encode(digest).decode()}",
-    }
+    """The headers that sign ``body``, text in UTF-8; ``timestamp`` is in seconds since 1970."""
+    signed = Webhook(secret).sign(id, datetime.fromtimestamp(timestamp, UTC), body.decode())
+    return {"webhook-id": id, "webhook-timestamp": str(timestamp), "webhook-signature": signed}
