@@ -8,6 +8,7 @@ from fastapi.responses import StreamingResponse
 
 from service.accounts.caller import Recognized, Route, identified
 from service.accounts.known import Principal
+from service.core import sse
 from service.core.errors import DomainError
 from service.core.ids import new_id
 from service.inference import questions, service, weights
@@ -26,7 +27,6 @@ router = APIRouter(prefix="/v1", tags=["inference"], route_class=Route)
 
 STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": FRAME}}}}
 EVENTS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": EVENT}}}}
-STREAM_HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
 
 
 @router.post("/chat/completions", response_model=ChatCompletion, responses=STREAM)
@@ -74,8 +74,7 @@ async def _whole(question: Question, caller: Principal, answer: Answer | Respons
 
 async def _stream(question: Question, caller: Principal, written: Written, request: Request) -> StreamingResponse:
     events, heard = await _unless_gone(service.begin(question, caller.key_id), request)
-    frames = service.frames(events, heard, written)
-    return StreamingResponse(frames, media_type="text/event-stream", headers=STREAM_HEADERS)
+    return sse.response(service.frames(events, heard, written))
 
 
 async def _unless_gone(work: Coroutine[Any, Any, T], request: Request) -> T:

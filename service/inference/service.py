@@ -1,24 +1,21 @@
 """Answering and streaming what the serving workers say."""
 
 import asyncio
-import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
+from service.core import sse
 from service.core.errors import DomainError, envelope
 from service.inference import exchange
 from service.inference.responses.shapes import Response
 from service.inference.shapes import Answer
 from service.inference.wire import Event, Question, Started
 
-PING_SECONDS = 10.0
 HEADERS_SECONDS = 15.0
 """A stream whose model takes longer to load begins with comments, so that no proxy gives up on it."""
-PING = b": ping\n\n"
-DONE = b"data: [DONE]\n\n"
 
 T = TypeVar("T")
 Chunks = Callable[[Event], Iterator[dict[str, Any]]]
@@ -92,9 +89,9 @@ async def frames(events: AsyncGenerator[Event | None], heard: list[Event], writt
                 yield frame
         async for next_event in events:
             if next_event is None:
-                if time.monotonic() - spoke >= PING_SECONDS:
+                if time.monotonic() - spoke >= sse.PING_SECONDS:
                     spoke = time.monotonic()
-                    yield PING
+                    yield sse.PING
                 continue
             spoke = time.monotonic()
             for frame in written.frames(next_event):
@@ -110,7 +107,7 @@ async def frames(events: AsyncGenerator[Event | None], heard: list[Event], writt
 
 @dataclass(frozen=True)
 class AsChunks:
-    """``data:`` alone, for the official client fails on ``id:`` and ``retry:``; ``[DONE]`` ends it.
+    """``data:`` alone; ``[DONE]`` ends it.
 
     ``usage`` makes a last chunk; the others then say that they have none.
     """
@@ -122,15 +119,15 @@ class AsChunks:
     def frames(self, event: Event) -> Iterator[bytes]:
         self.answer.take(event)
         for chunk in self.chunks(event):
-            yield _data(chunk if self.usage is None else chunk | {"usage": None})
+            yield sse.data(chunk if self.usage is None else chunk | {"usage": None})
 
     def end(self) -> Iterator[bytes]:
         if self.usage is not None:
-            yield _data(self.usage())
-        yield DONE
+            yield sse.data(self.usage())
+        yield sse.DONE
 
     def failure(self, error: DomainError) -> Iterator[bytes]:
-        yield _data(envelope(error.status, error.code, error.message, error.param))
+        yield sse.data(envelope(error.status, error.code, error.message, error.param))
 
 
 @dataclass(frozen=True)
@@ -140,18 +137,10 @@ class AsEvents:
     response: Response
 
     def frames(self, event: Event) -> Iterator[bytes]:
-        return map(_named, self.response.take(event))
+        return map(sse.named, self.response.take(event))
 
     def end(self) -> Iterator[bytes]:
         return iter(())
 
     def failure(self, error: DomainError) -> Iterator[bytes]:
-        return map(_named, self.response.fail(error))
-
-
-def _named(event: dict[str, Any]) -> bytes:
-    return f"event: {event['type']}\n".encode() + _data(event)
-
-
-def _data(value: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode() + b"\n\n"
+        return map(sse.named, self.response.fail(error))

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import StreamingResponse
 
 from service.accounts.caller import Caller, Route
-from service.core import stream_slots
+from service.core import sse, stream_slots
 from service.core.errors import invalid
 from service.core.pagination import Page, page
 from service.jobs import repository, service, stream
@@ -74,11 +74,10 @@ def events(
     if after is not None and (seq is None or seq > job.event_count):
         raise invalid(f"'after' must be the id or the seq of an event of this job; '{after}' is neither.", "after")
     if stream_:
-        headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
         principal = caller.principal
         slot = stream_slots.acquire(principal.key_id)
         frames = stream.follow(principal.organization_id, principal.key_id, slot, job.id, seq or 0)
-        return StreamingResponse(frames, media_type="text/event-stream", headers=headers)
+        return sse.response(frames)
     rows, has_more = repository.events_before(caller.session, job.id, seq, limit)
     return page([EventObject.of(row) for row in rows], has_more=has_more)
 

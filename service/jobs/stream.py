@@ -1,8 +1,7 @@
 """Following a job: every event once and in order, from PostgreSQL first and then as it happens.
 
 Redis only says what is new at once. An event is sent from a Redis frame when it is the very next one; whenever that is
-in doubt (a gap, silence, an unreachable Redis) PostgreSQL is read again. Frames are ``data:`` lines and comment pings
-only: the official client fails on ``id:`` and ``retry:``.
+in doubt (a gap, silence, an unreachable Redis) PostgreSQL is read again.
 """
 
 import asyncio
@@ -20,7 +19,7 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as NoConnection
 
 from service.accounts import repository as accounts
-from service.core import live, shutdown, stream_slots
+from service.core import live, shutdown, sse, stream_slots
 from service.core.db import tenant
 from service.core.errors import DomainError
 from service.core.threads import request_threads
@@ -29,7 +28,6 @@ from service.jobs.schemas import EventObject
 from service.jobs.states import TERMINAL
 
 BATCH = 200
-PING_SECONDS = 10.0
 POLL_SECONDS = 1.0
 LOOK_UP_SECONDS = 20.0
 LEAVE_SECONDS = 5.0
@@ -37,11 +35,9 @@ WATCH_SECONDS = 1.0
 """A stopping server is noticed within this time."""
 DATABASE_SECONDS = 8.0
 """How long PostgreSQL may take to answer before a stream ends."""
-DONE = b"data: [DONE]\n\n"
-PING = b": ping\n\n"
-FAREWELL = b": the server is stopping; come back with ?after= the last seq\n\n"
-AWAY = b": the database does not answer; come back with ?after= the last seq\n\n"
-REVOKED = b": the API key is no longer valid\n\n"
+FAREWELL = sse.comment("the server is stopping; come back with ?after= the last seq")
+AWAY = sse.comment("the database does not answer; come back with ?after= the last seq")
+REVOKED = sse.comment("the API key is no longer valid")
 
 log = logging.getLogger(__name__)
 
@@ -71,11 +67,11 @@ async def follow(organization_id: str, key_id: str, slot: str, job_id: str, afte
                 return
             for event in events:
                 last = event["seq"]
-                yield _frame(event)
+                yield sse.data(event)
             if len(events) == BATCH:
                 continue
             if ended:
-                yield DONE
+                yield sse.DONE
                 return
             async for seen, event in _live(client, job_id, position):
                 position = seen
@@ -84,11 +80,11 @@ async def follow(organization_id: str, key_id: str, slot: str, job_id: str, afte
                 if event["seq"] > last + 1:
                     break
                 last = event["seq"]
-                yield _frame(event)
+                yield sse.data(event)
                 if event["type"] == "message":
                     break  # It may have been the last one: only PostgreSQL knows.
             else:
-                yield PING
+                yield sse.PING
             if shutdown.stopping.is_set():
                 yield FAREWELL
                 return
@@ -126,12 +122,12 @@ async def _live(client: redis.asyncio.Redis, job_id: str, position: str) -> Asyn
     while not shutdown.stopping.is_set() and time.monotonic() - began < LOOK_UP_SECONDS:
         try:
             live.silence.check()
-            answer: Any = await client.xread({name: position}, block=int(min(PING_SECONDS, WATCH_SECONDS) * 1000))
+            answer: Any = await client.xread({name: position}, block=int(min(sse.PING_SECONDS, WATCH_SECONDS) * 1000))
         except RedisError:
             await asyncio.sleep(POLL_SECONDS)
             return
         if not answer:
-            if time.monotonic() - quiet_since >= PING_SECONDS:
+            if time.monotonic() - quiet_since >= sse.PING_SECONDS:
                 return
             continue
         quiet_since = time.monotonic()
@@ -139,7 +135,3 @@ async def _live(client: redis.asyncio.Redis, job_id: str, position: str) -> Asyn
         for id, fields in frames:
             position = id.decode()
             yield position, json.loads(fields[b"frame"])
-
-
-def _frame(event: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(event, separators=(",", ":")).encode() + b"\n\n"

@@ -11,9 +11,8 @@ import pytest
 from openai.types.fine_tuning import FineTuningJobEvent
 
 from service.accounts.service import revoke_key
-from service.core import live, shutdown
+from service.core import live, shutdown, sse
 from service.core.db import transaction
-from service.jobs import stream as streams
 from service.settings import settings
 from tests.conftest import Key
 from tests.contract.conftest import Server
@@ -22,7 +21,7 @@ from tests.contract.test_jobs import tell
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams, "PING_SECONDS", 0.3)
+    monkeypatch.setattr(sse, "PING_SECONDS", 0.3)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from service.core import live, stream_slots
+from service.core import live, sse, stream_slots
 from service.core.db import transaction
 from service.jobs import repository, service, stream
 from service.jobs.repository import EventDraft
@@ -25,7 +25,7 @@ def job(client: TestClient, models_dir: Path, api_key: Key) -> dict[str, Any]:
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream, "PING_SECONDS", 0.3)
+    monkeypatch.setattr(sse, "PING_SECONDS", 0.3)
     monkeypatch.setattr(stream, "POLL_SECONDS", 0.1)
 
 
@@ -50,10 +50,10 @@ def follow(job: dict[str, Any], after: int, meanwhile: Callable[[], None]) -> li
         async with asyncio.timeout(20):
             slot = stream_slots.acquire(job["key_id"])
             async for frame in stream.follow(job["organization_id"], job["key_id"], slot, job["id"], after):
-                if frame == stream.DONE:
+                if frame == sse.DONE:
                     await acting
                     return seen
-                if frame != stream.PING:
+                if frame != sse.PING:
                     seen.append(json.loads(frame.removeprefix(b"data: "))["seq"])
         raise AssertionError("the stream ended without [DONE]")
 

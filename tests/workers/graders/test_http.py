@@ -77,6 +77,13 @@ def test_requests_carry_a_signature_that_the_official_client_verifies(secret_fil
         webhooks.verify_signature(asked.body + b" ", asked.headers, secret=SECRET)
 
 
+@pytest.mark.parametrize(("text", "says"), [("", "is empty"), ("whsec_\n", "is empty"), ("whsec_abc", "no Base64")])
+def test_a_file_without_a_usable_secret_signs_nothing(secret_file: Path, text: str, says: str) -> None:
+    secret_file.write_text(text)
+    with pytest.raises(OSError, match=says):
+        grade(lambda _: {"rewards": [0, 0, 0]}, secret_file)
+
+
 def test_a_lone_surrogate_in_an_answer_can_be_sent(secret_file: Path) -> None:
     (only,), _ = grade(lambda _: {"rewards": [1]}, secret_file, [Sample({}, "\ud800")])
     assert only.reward == 1.0
