@@ -74,8 +74,8 @@ class Hyperparameters(_Shared):
         effort = {} if self.reasoning_effort == "default" else {"reasoning_effort": self.reasoning_effort}
         return effort | self.chat_template_kwargs
 
-    objective: Literal["troll", "clip"] = "troll"
-    """The policy objective: TROLL's trust-region projection or PPO's clipping."""
+    objective: Literal["troll", "clip", "dppo"] = "troll"
+    """The policy objective: TROLL's trust-region projection, PPO's clipping, or DPPO's masking of tokens."""
     kl_bound: Annotated[float, Field(gt=0, le=10)] = 0.05
     """TROLL: bound of the per-token KL divergence to the old policy, in nats."""
     alpha: Annotated[float, Field(ge=0, le=100)] = 1.0
@@ -88,6 +88,10 @@ class Hyperparameters(_Shared):
     """Clip: lower clipping distance of the probability ratio."""
     clip_high: Annotated[float, Field(gt=0, le=10)] = 0.2
     """Clip: upper clipping distance of the probability ratio."""
+    dppo_divergence: Literal["tv", "kl"] = "tv"
+    """DPPO: how far a token has moved, by total variation or KL divergence of "this token, or another"."""
+    dppo_threshold: Annotated[float, Field(gt=0, le=10)] | Auto = AUTO
+    """DPPO: tokens beyond it that would move further out have no gradient; 0.2 for tv, 0.05 for kl."""
     advantage: Literal["grpo", "dr_grpo", "rloo"] = "grpo"
     """How rewards of a group become advantages."""
     aggregation: Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"] = (
@@ -146,6 +150,7 @@ class ResolvedHyperparameters(Hyperparameters):
     max_completion_tokens: int
     rollout_engine: EngineName
     mismatch_cap: float
+    dppo_threshold: float
 
 
 class ResolvedSupervisedHyperparameters(SupervisedHyperparameters):
@@ -168,6 +173,7 @@ LORA_LEARNING_RATE_FACTOR = 10
 DEFAULT_LORA_ALPHA = 32
 """The same for every rank: what a step changes then hardly depends on the rank, nor does the best learning rate."""
 DEFAULT_GROUP_SIZE = 8
+DEFAULT_DPPO_THRESHOLDS = {"tv": 0.2, "kl": 0.05}
 DEFAULT_MISMATCH_CAPS = {"sequence-mask": 3.0, "token-truncate": 2.0, "none": 2.0}
 
 
@@ -194,6 +200,7 @@ def resolve(
         "max_completion_tokens": _given(asked.max_completion_tokens, 1024),
         "rollout_engine": _given(asked.rollout_engine, rollout_engine),
         "mismatch_cap": _given(asked.mismatch_cap, DEFAULT_MISMATCH_CAPS[asked.mismatch_correction]),
+        "dppo_threshold": _given(asked.dppo_threshold, DEFAULT_DPPO_THRESHOLDS[asked.dppo_divergence]),
     }
     return ResolvedHyperparameters.model_validate(asked.model_dump() | resolved)
 

@@ -1,8 +1,8 @@
 """What jobs keep in the database as JSON, in the shape of one version: its only reader and its only writer.
 
 A specification and the question of its examination hold the number of their version under ``version``; those without
-one are of version 1, and version 1 is written without. A version that is older than ``VERSION`` is brought to it in
-Python, one upgrade after the other, whenever it is read: rows are never rewritten. What cannot be read is
+one are of version 1. A version that is older than ``VERSION`` is brought to it in Python, one upgrade after the
+other, whenever it is read: rows are never rewritten. What cannot be read is
 ``UnreadableError``, for whoever reads it to show as such and otherwise leave alone.
 
 To change the shape, see "Stored specifications" in ``docs/operations.md``.
@@ -19,13 +19,26 @@ from service.contracts.wording import reason_of
 from service.jobs.examination import Question
 from service.jobs.spec import JobSpec
 
-VERSION = 1
+VERSION = 2
 """Of what this version of the service writes, and the newest that it reads."""
 NUMBER = "version"
 
 Upgrade = Callable[[dict[str, Any]], dict[str, Any]]
 """Brings a row's content from one version to the next."""
-SPECIFICATIONS: dict[int, Upgrade] = {}
+
+
+def _with_dppo(content: dict[str, Any]) -> dict[str, Any]:
+    """To version 2, in which reinforcement has the settings of the objective DPPO."""
+    method = content.get("method")
+    if isinstance(method, dict) and method.get("type") == "reinforcement":
+        hyperparameters = method.get("hyperparameters")
+        # Anything else than an object is told as such when it is read.
+        if isinstance(hyperparameters, dict):
+            method["hyperparameters"] = {**hyperparameters, "dppo_divergence": "tv", "dppo_threshold": 0.2}
+    return content
+
+
+SPECIFICATIONS: dict[int, Upgrade] = {1: _with_dppo}
 """By the version that they start from; a version without one has the shape of the next."""
 QUESTIONS: dict[int, Upgrade] = {}
 
@@ -60,8 +73,7 @@ def with_current_code(stored: Any) -> Any:
 
 def write(content: JobSpec | Question) -> dict[str, Any]:
     plain = content.model_dump(mode="json")
-    # Releases from before there were versions refuse the number, and read the rest.
-    return plain if VERSION == 1 else {NUMBER: VERSION, **plain}
+    return {NUMBER: VERSION, **plain}
 
 
 class Aside:

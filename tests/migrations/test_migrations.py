@@ -81,7 +81,7 @@ def test_jobs_from_before_methods_are_read_as_reinforcement(
 ) -> None:
     job = factories.create_job(client, factories.offer_model(models_dir))
     older = """
-        UPDATE fine_tuning_jobs SET spec = spec - 'method' - 'integrations' || jsonb_build_object(
+        UPDATE fine_tuning_jobs SET spec = spec - 'version' - 'method' - 'integrations' || jsonb_build_object(
             'grader', spec -> 'method' -> 'grader', 'hyperparameters', %s::jsonb
         )
     """

@@ -35,7 +35,7 @@ def paths(pattern: str) -> Any:
     return pytest.mark.parametrize("path", found, ids=[str(path.relative_to(ROWS).with_suffix("")) for path in found])
 
 
-REINFORCEMENT = content(ROWS / "1" / "specifications" / "reinforcement.json")
+REINFORCEMENT = content(ROWS / str(stored.VERSION) / "specifications" / "reinforcement.json")
 
 
 # Reading
@@ -96,6 +96,13 @@ def test_a_response_format_that_is_not_known_is_not_read() -> None:
 # Upgrades
 
 
+@paths("1/specifications/reinforcement*.json")
+def test_jobs_of_the_first_version_get_the_settings_of_dppo(path: Path) -> None:
+    method = read_specification(content(path)).method
+    assert isinstance(method, Reinforcement)
+    assert (method.hyperparameters.dppo_divergence, method.hyperparameters.dppo_threshold) == ("tv", 0.2)
+
+
 def _renamed(content: dict[str, Any]) -> dict[str, Any]:
     """To version 2: ``seed`` was called ``entropy``."""
     content["seed"] = content.pop("entropy")
@@ -117,7 +124,7 @@ def fourth(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def as_of(version: int | None) -> dict[str, Any]:
     older = json.loads(json.dumps(REINFORCEMENT))
-    del older["method"]["hyperparameters"]["temperature"]
+    del older["method"]["hyperparameters"]["temperature"], older["version"]
     if version in (None, 1):
         older["entropy"] = older.pop("seed")
     return older if version is None else older | {"version": version}

@@ -75,7 +75,7 @@ def test_training_changes_the_weights(make_spec: MakeSpec, execute: Execute, bas
 
 
 @pytest.mark.parametrize("family", list(tiny.CONFIGS))
-@pytest.mark.parametrize("objective", ["troll", "clip"])
+@pytest.mark.parametrize("objective", ["troll", "clip", "dppo"])
 def test_every_family_trains(
     make_spec: MakeSpec, execute: Execute, tmp_path: Path, family: str, objective: str
 ) -> None:

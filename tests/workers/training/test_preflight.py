@@ -58,7 +58,7 @@ def groups(*rewards: Sequence[float | None]) -> list[list[Sample]]:
 PROMPTS = [Prompt({}, [5, 6, 7]), Prompt({}, [8, 9, 10, 11, 12, 13, 14, 6]), Prompt({}, [15])]
 
 
-@pytest.mark.parametrize("objective_name", ["troll", "clip"])
+@pytest.mark.parametrize("objective_name", ["troll", "clip", "dppo"])
 def test_the_largest_step_changes_nothing(base: Path, objective_name: str) -> None:
     loaded = policy.load(base, torch.device("cpu"))
     h = hyperparameters(objective=objective_name)

@@ -19,7 +19,7 @@ from workers.training.data.batch import MicroBatch
 
 FIXED = {"dual_clip": 10.0}
 """Options that no hyperparameter sets. As in the paper's comparison of TROLL with clipping."""
-RENAMED = {"max_tokens": "max_tokens_kept"}
+RENAMED = {"max_tokens": "max_tokens_kept", "divergence": "dppo_divergence", "threshold": "dppo_threshold"}
 """The hyperparameters that set an option of another name."""
 
 

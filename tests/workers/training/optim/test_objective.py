@@ -11,7 +11,7 @@ from torch import Tensor
 from service.jobs.spec import Hyperparameters, ResolvedHyperparameters, resolve
 from tests.workers.training import tiny
 from tests.workers.training.data.test_batch import group
-from troll import OBJECTIVES, Clip, Troll
+from troll import OBJECTIVES, Clip, Dppo, Troll
 from troll.advantages import GROUP_ESTIMATORS
 from troll.aggregation import AGGREGATIONS
 from troll.batch import Batch
@@ -25,14 +25,11 @@ from workers.training.data import batch
 from workers.training.data.batch import TrainingSample
 from workers.training.optim import mismatch, objective, update
 
-UNOFFERED = {"dppo"}
-"""Objectives that a researcher compares against with the package alone; a job has no settings for them."""
-
 
 @pytest.mark.parametrize(
     ("hyperparameter", "registry"),
     [
-        ("objective", OBJECTIVES.keys() - UNOFFERED),
+        ("objective", OBJECTIVES.keys()),
         ("advantage", GROUP_ESTIMATORS.keys()),
         ("aggregation", AGGREGATIONS.keys()),
         ("mismatch_correction", set(get_args(mismatch.Correction))),
@@ -50,6 +47,7 @@ def hyperparameters(**asked: Any) -> ResolvedHyperparameters:
 def test_the_defaults_of_jobs_are_those_of_the_package() -> None:
     assert objective.make(hyperparameters()) == Troll()
     assert objective.make(hyperparameters(objective="clip")) == Clip(dual_clip=10.0)
+    assert objective.make(hyperparameters(objective="dppo")) == Dppo()
 
 
 @pytest.mark.parametrize(
@@ -61,8 +59,9 @@ def test_the_defaults_of_jobs_are_those_of_the_package() -> None:
         ("troll", "dropped_mass", "dropped_mass", 0.3),
         ("clip", "clip_low", "clip_low", 0.3),
         ("clip", "clip_high", "clip_high", 0.3),
-        *((name, same, same, 0.3) for name in ("troll", "clip") for same in ["temperature"]),
-        *((name, "aggregation", "aggregation", "seq-mean-token-sum") for name in ("troll", "clip")),
+        ("dppo", "dppo_threshold", "threshold", 0.3),
+        *((name, same, same, 0.3) for name in ("troll", "clip", "dppo") for same in ["temperature"]),
+        *((name, "aggregation", "aggregation", "seq-mean-token-sum") for name in ("troll", "clip", "dppo")),
     ],
 )
 def test_a_hyperparameter_sets_its_option_and_no_other(name: str, hyperparameter: str, option: str, value: Any) -> None:
@@ -70,6 +69,12 @@ def test_a_hyperparameter_sets_its_option_and_no_other(name: str, hyperparameter
     made = objective.make(hyperparameters(objective=name, **{hyperparameter: value}))
     changed = {f.name for f in fields(made) if getattr(made, f.name) != getattr(default, f.name)}
     assert (changed, getattr(made, option)) == ({option}, value)
+
+
+@pytest.mark.parametrize(("asked", "threshold"), [({}, 0.05), ({"dppo_threshold": 0.3}, 0.3)])
+def test_the_region_of_dppo_is_that_of_its_divergence_unless_it_is_given(asked: Any, threshold: float) -> None:
+    made = objective.make(hyperparameters(objective="dppo", dppo_divergence="kl", **asked))
+    assert made == Dppo(divergence="kl", threshold=threshold)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -53,7 +53,7 @@ def train(
 
 
 @pytest.mark.parametrize("family", ["qwen3", "gemma2"])
-@pytest.mark.parametrize("objective", ["troll", "clip"])
+@pytest.mark.parametrize("objective", ["troll", "clip", "dppo"])
 @pytest.mark.parametrize("aggregation", ["token-mean", "seq-mean-token-mean", "seq-mean-token-sum-norm"])
 def test_the_loss_does_not_depend_on_the_split(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, objective: str, aggregation: str
@@ -90,7 +90,7 @@ def test_later_updates_stay_in_the_trust_region(tmp_path: Path) -> None:
     assert 0 < numbers["beta"] < 1
 
 
-@pytest.mark.parametrize("objective", ["troll", "clip"])
+@pytest.mark.parametrize("objective", ["troll", "clip", "dppo"])
 def test_updates_make_good_answers_likelier_than_bad_ones(tmp_path: Path, objective: str) -> None:
     loaded = load(tmp_path)
     groups, h = sampled(loaded), hyperparameters(objective=objective)
