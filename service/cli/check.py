@@ -16,7 +16,7 @@ from service.core.errors import DomainError, invalid
 from service.embedded import jail
 from service.files import check as checking
 from service.graders.schemas import GraderError, parse_grader
-from service.jobs.examination import Answer, Question
+from service.jobs.examination import Findings, Question
 from service.jobs.spec import Hyperparameters, SupervisedHyperparameters
 from service.submission.request import AskedReinforcement, AskedSupervised, inheriting, parse_method, question_of
 
@@ -96,7 +96,7 @@ def _question(asked: Asked | None, kind: checking.Method, model: Path | None, fi
     return question_of(asked, model, files, files_checked=True).model_copy(update={"method": kind})
 
 
-def _examine(question: Question) -> Answer:
+def _examine(question: Question) -> Findings:
     """What a worker would find. It is a process of its own, for the worker's libraries are not the command line's."""
     command = [sys.executable, "-m", "workers.control.examination"]
     try:
@@ -113,8 +113,8 @@ def _examine(question: Question) -> Answer:
     )
     if done.returncode != 0:
         reason = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        return Answer(notes=[f"Tokens were not counted, and a grader was not tried: {reason}"])
-    return Answer.model_validate_json(done.stdout)
+        return Findings(notes=[f"Tokens were not counted, and a grader was not tried: {reason}"])
+    return Findings.model_validate_json(done.stdout)
 
 
 def _read(path: Path) -> Asked:

@@ -49,7 +49,7 @@ class Question(BaseModel):
     """How many rows the files have, in words, for the job's events."""
 
 
-class Answer(BaseModel):
+class Findings(BaseModel):
     """``problems`` forbid the job, by the field they are about; ``notes`` and ``warnings`` are for its events."""
 
     problems: dict[str, str] = {}
@@ -61,9 +61,9 @@ class Answer(BaseModel):
     """How many tokens the context leaves for an answer to the shortest prompt; None where it was not found out."""
 
 
-def check_files(question: Question, give_up_at: float | None = None) -> Answer:
+def check_files(question: Question, give_up_at: float | None = None) -> Findings:
     """What is wrong with the files, without a model. Raises ``TimeoutError`` at ``give_up_at``, a monotonic time."""
-    answer = Answer()
+    answer = Findings()
     for param, path in question.files.items():
         report = check.report_on(path, question.method, question.grader, give_up_at)
         if report.problems:
@@ -75,24 +75,24 @@ def check_files(question: Question, give_up_at: float | None = None) -> Answer:
     return answer
 
 
-def read_answer(raw: Any) -> Answer:
+def read_answer(raw: Any) -> Findings:
     """What a control worker, of whatever version, has found. What an answer says beyond this version is left out."""
     try:
-        return Answer.model_validate(raw)
+        return Findings.model_validate(raw)
     except ValidationError:
-        return Answer(
+        return Findings(
             notes=["What was found out about the files cannot be read: the control worker is of another version"]
         )
 
 
-def refusal(answer: Answer) -> DomainError | None:
+def refusal(answer: Findings) -> DomainError | None:
     """The 400 that a request gets whose job cannot be taken, naming the first field."""
     for param, message in answer.problems.items():
         return invalid(message, param, CODES.get(param) or f"invalid_{param.rpartition('.')[2]}")
     return None
 
 
-def publish(id: str, answer: Answer) -> None:
+def publish(id: str, answer: Findings) -> None:
     """Tell whoever waits for it that the examination of job ``id`` is over. Raises ``redis.RedisError``."""
     with live.client().pipeline(transaction=True) as pipe:
         pipe.rpush(_name(id), answer.model_dump_json())
@@ -100,7 +100,7 @@ def publish(id: str, answer: Answer) -> None:
         pipe.execute()
 
 
-async def answer_to(id: str, until: float) -> Answer | None:
+async def answer_to(id: str, until: float) -> Findings | None:
     """What was found out about job ``id``; None when that is not known ``until`` then, a monotonic time."""
     client: Any = live.asynchronous()
     try:

@@ -9,7 +9,7 @@ from service.core import broker, clock, live
 from service.core.db import after_commit
 from service.core.errors import DomainError, invalid, not_found
 from service.jobs import repository
-from service.jobs.examination import Answer, refusal
+from service.jobs.examination import Findings, refusal
 from service.jobs.models import Event, Job
 from service.jobs.repository import EventDraft
 from service.jobs.schemas import EventObject
@@ -36,7 +36,7 @@ def cancel(session: Session, id: str) -> Job:
     if job.status == Status.RUNNING and not _is_lost(session, job):
         return _want(session, job, Desired.CANCEL, "Cancellation requested")
     if job.status == Status.VALIDATING:
-        called_off = Answer(notes=["The job was cancelled"])
+        called_off = Findings(notes=["The job was cancelled"])
         repository.call_off_examination(session, job.id, called_off.model_dump(mode="json"))
     end(session, job, Status.CANCELLED)
     tell(session, job, [EventDraft("Job cancelled")])
@@ -87,7 +87,7 @@ def check_quota(session: Session, organization_id: str) -> None:
         raise DomainError(429, "job_quota_exceeded", message, headers={"x-should-retry": "false"})
 
 
-def validated(session: Session, job: Job, counts: str, found: Answer) -> None:
+def validated(session: Session, job: Job, counts: str, found: Findings) -> None:
     """Bring a job, whose row is locked, from ``validating_files`` to where what was found about it leads.
 
     ``counts`` says how many rows its files have.

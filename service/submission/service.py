@@ -31,7 +31,7 @@ from service.files.models import File
 from service.files.service import FINE_TUNE
 from service.graders.configured import admit
 from service.jobs import examination, repository, service, stored
-from service.jobs.examination import Answer, Question
+from service.jobs.examination import Findings, Question
 from service.jobs.models import Examination, Job
 from service.jobs.repository import EventDraft
 from service.jobs.schemas import CreateJob
@@ -75,7 +75,7 @@ class Examined:
 
     draft: Draft
     question: Question
-    found: Answer | None
+    found: Findings | None
 
 
 async def prepare(known: Principal, request: CreateJob) -> Examined:
@@ -103,7 +103,7 @@ async def _examine(known: Principal, draft: Draft, until: float) -> Examined:
     if not await _control_worker_alive():
         untried = " and the grader was not tried" if question.grader else ""
         note = f"Rows were not counted in tokens{untried}: No control worker is running"
-        return Examined(draft, question, Answer(notes=[note], warnings=checked.warnings))
+        return Examined(draft, question, Findings(notes=[note], warnings=checked.warnings))
     await in_transaction(known, _ask, draft, question)
     found = await examination.answer_to(draft.id, until)
     if found is not None:
@@ -119,7 +119,7 @@ async def _control_worker_alive() -> bool:
         return True
 
 
-async def _check_files(known: Principal, question: Question, until: float) -> Answer | None:
+async def _check_files(known: Principal, question: Question, until: float) -> Findings | None:
     """What is found in the files; None when they are too large to be read in time, or too many others are read."""
     seconds = max(0.1, until - time.monotonic())
     try:
@@ -158,7 +158,7 @@ def create(session: Session, examined: Examined) -> Job:
     return job
 
 
-def _found_meanwhile(session: Session, examined: Examined) -> Answer | None:
+def _found_meanwhile(session: Session, examined: Examined) -> Findings | None:
     """What the control worker found since nobody waits for it any more; until then it is left to it."""
     row = repository.examination_locked(session, examined.draft.id)
     if row is None:
@@ -178,7 +178,7 @@ def _ask(session: Session, draft: Draft, question: Question) -> None:
     after_commit(session, broker.ring_examinations)
 
 
-def _raise_refusal(found: Answer) -> None:
+def _raise_refusal(found: Findings) -> None:
     refused = examination.refusal(found)
     if refused is not None:
         raise refused

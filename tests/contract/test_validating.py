@@ -13,7 +13,7 @@ import pytest
 from service.core import ask
 from service.core.db import transaction
 from service.jobs import repository
-from service.jobs.examination import GRADER, Answer, Question
+from service.jobs.examination import GRADER, Findings, Question
 from service.jobs.models import Examination
 from service.settings import settings
 from service.submission import service as submission
@@ -25,18 +25,18 @@ from workers.control.sweep import sweep
 __all__ = ["control_worker"]
 
 PATIENCE = 30.0
-FAILS = Answer(problems={GRADER: "The grader fails on the first rows, whatever is answered."})
+FAILS = Findings(problems={GRADER: "The grader fails on the first rows, whatever is answered."})
 
 
 class Slow:
     """Examinations that end when they are let go, with ``answer``."""
 
     def __init__(self) -> None:
-        self.answer = Answer()
+        self.answer = Findings()
         self.go = threading.Event()
         self.asked: list[Question] = []
 
-    def examine(self, question: Question, seconds: float) -> Answer:
+    def examine(self, question: Question, seconds: float) -> Findings:
         self.asked.append(question)
         assert self.go.wait(PATIENCE)
         return self.answer
@@ -86,7 +86,7 @@ def test_what_is_not_known_in_time_is_found_out_while_files_are_validated(
 def test_answers_that_the_context_has_no_room_for_are_shortened_and_told(
     acme: openai.OpenAI, body: dict[str, Any], slow: Slow, monkeypatch: pytest.MonkeyPatch, in_time: bool
 ) -> None:
-    slow.answer = Answer(longest_answer=100)
+    slow.answer = Findings(longest_answer=100)
     if in_time:
         monkeypatch.setattr(submission, "ANSWER_SECONDS", PATIENCE)
         slow.go.set()
@@ -127,7 +127,7 @@ def test_an_error_that_is_found_in_time_is_a_400_and_leaves_nothing(
 def test_files_that_take_long_to_read_are_left_to_the_worker(
     acme: openai.OpenAI, body: dict[str, Any], slow: Slow, monkeypatch: pytest.MonkeyPatch, overdue: float
 ) -> None:
-    def never_in_time(question: Question, give_up_at: float) -> Answer:
+    def never_in_time(question: Question, give_up_at: float) -> Findings:
         # A long line is looked at to its end.
         time.sleep(max(0.0, give_up_at - time.monotonic()) + overdue)
         raise TimeoutError
@@ -245,7 +245,7 @@ def test_what_a_lost_worker_had_begun_is_begun_again(
 ) -> None:
     ends_with_its_worker, answer = threading.Event(), examiner._answer
 
-    def lost(row: Examination) -> Answer:
+    def lost(row: Examination) -> Findings:
         if row.strikes == 1:
             ends_with_its_worker.set()
             raise RuntimeError("as if the worker had died")

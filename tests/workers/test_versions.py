@@ -20,7 +20,7 @@ from service.core import ask, broker, storage
 from service.core.db import transaction
 from service.embedded.servers import Servers
 from service.jobs import repository, stored
-from service.jobs.examination import Answer, Question
+from service.jobs.examination import Findings, Question
 from service.jobs.models import Checkpoint, Examination, Job
 from tests import factories
 from tests.contract.test_graders import control_worker
@@ -174,7 +174,7 @@ def test_a_job_that_waits_to_be_examined_by_a_newer_worker_can_be_cancelled(
 def test_an_examination_that_can_be_read_is_concluded(asked: Callable[..., str]) -> None:
     id = asked()
     assert examined() == id
-    examiner.conclude(id, Answer())
+    examiner.conclude(id, Findings())
     assert row(id).status == "queued"
     assert events(id)[-1].message == "Files validated: 8 training rows; job queued"
 

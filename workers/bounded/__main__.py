@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 
 from workers.bounded import grammars, templates
-from workers.bounded.tasks import CPU_SECONDS, HERE, LEARN, MEMORY_BYTES, Answer, Task
+from workers.bounded.tasks import CPU_SECONDS, HERE, LEARN, MEMORY_BYTES, Task, TaskResult
 
 MAX_NAME = 128
 LEARN_SECONDS, LEARN_BYTES = 1.0, 128 << 20
@@ -126,7 +126,7 @@ def work(connection: socket.socket) -> None:
     os._exit(0)
 
 
-def do(task: Task) -> Answer:
+def do(task: Task) -> TaskResult:
     match task["kind"]:
         case "render":
             return templates.render(task)

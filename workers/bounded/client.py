@@ -14,7 +14,7 @@ import threading
 from collections.abc import Sequence
 from functools import cache
 
-from workers.bounded.tasks import HERE, LEARN, Answer, Task, exceeded
+from workers.bounded.tasks import HERE, LEARN, Task, TaskResult, exceeded
 from workers.processes import scrubbed_environment
 
 TRIES = 3
@@ -105,16 +105,16 @@ def start() -> None:
     _shared(os.getpid()).start()
 
 
-def run(tasks: Sequence[Task]) -> list[Answer]:
+def run(tasks: Sequence[Task]) -> list[TaskResult]:
     """An answer to each task. One that exceeds its bounds costs the others nothing."""
-    answers: list[Answer] = []
+    answers: list[TaskResult] = []
     while len(answers) < len(tasks):
         left = tasks[len(answers) :]
         answers += _attempt(left) or [exceeded(left[0])]
     return answers
 
 
-def _attempt(tasks: Sequence[Task]) -> list[Answer]:
+def _attempt(tasks: Sequence[Task]) -> list[TaskResult]:
     """The answers up to the task that the process does not survive. Raises ``ProcessGoneError`` without a process."""
     server = _shared(os.getpid())
     for _ in range(TRIES):
@@ -135,7 +135,7 @@ def _attempt(tasks: Sequence[Task]) -> list[Answer]:
     raise ProcessGoneError("The process that works on templates and schemas does not start. Its log says more.")
 
 
-def read(received: bytes) -> list[Answer]:
+def read(received: bytes) -> list[TaskResult]:
     """The answers in what a process has said."""
     *lines, _ = received.removeprefix(HERE).split(b"\n")
     return [json.loads(line) for line in lines]

@@ -5,7 +5,7 @@ from typing import Any
 
 import llguidance
 
-from workers.bounded.tasks import Answer, Compile
+from workers.bounded.tasks import Compile, TaskResult
 
 LIMITS = llguidance.LLParserLimits(
     initial_lexer_fuel=500_000,
@@ -34,7 +34,7 @@ def compile(schema: dict[str, Any], tokenizer: llguidance.LLTokenizer) -> llguid
     return matcher
 
 
-def attempt(task: Compile) -> Answer:
+def attempt(task: Compile) -> TaskResult:
     """Make the grammar over single bytes instead of a model's tokens, and ask it for the first."""
     try:
         matcher = compile(task["schema"], llguidance.LLTokenizer("byte"))

@@ -53,7 +53,7 @@ class Compile(TypedDict):
 Task = Render | Names | Compile
 
 
-class Answer(TypedDict):
+class TaskResult(TypedDict):
     """The text of a rendering or the names that a template reads, or why the task cannot be done."""
 
     text: NotRequired[str]
@@ -63,7 +63,7 @@ class Answer(TypedDict):
     """Whether it was refused for what it takes, so that another like it is better not tried."""
 
 
-def exceeded(task: Task) -> Answer:
+def exceeded(task: Task) -> TaskResult:
     """What is answered to a task that the process did not survive."""
     bounds = f"more than {CPU_SECONDS} seconds or {MEMORY_BYTES >> 20} MB"
     if task["kind"] == "compile":

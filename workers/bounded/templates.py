@@ -11,7 +11,7 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from workers.bounded.tasks import Answer, Names, Render, exceeded
+from workers.bounded.tasks import Names, Render, TaskResult, exceeded
 
 MAX_KNOWN = 16
 FAILURES = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
@@ -50,7 +50,7 @@ def learn(source: str) -> Known:
     return _known[source]
 
 
-def render(task: Render) -> Answer:
+def render(task: Render) -> TaskResult:
     try:
         known = _known.get(task["template"]) or learn(task["template"])
         parts, length = [], 0
@@ -79,7 +79,7 @@ def render(task: Render) -> Answer:
         return {"refused": f"the model's chat template cannot write the messages{cause}; {reason}"}
 
 
-def names(task: Names) -> Answer:
+def names(task: Names) -> TaskResult:
     try:
         known = _known.get(task["template"]) or learn(task["template"])
     except FAILURES as error:

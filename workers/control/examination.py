@@ -22,7 +22,7 @@ from service.files import dataset
 from service.graders import schemas
 from service.graders.configured import grader_settings
 from service.graders.schemas import GraderError
-from service.jobs.examination import GRADER, RESPONSE_FORMAT, Answer, Question, check_files
+from service.jobs.examination import GRADER, RESPONSE_FORMAT, Findings, Question, check_files
 from workers.bounded import client
 from workers.bounded.tasks import Compile
 from workers.graders import Grade, Grader, JailError, Sample, build, faults
@@ -45,10 +45,10 @@ OWN = {
 log = logging.getLogger(__name__)
 
 
-def examine(question: Question, seconds: float = math.inf) -> Answer:
+def examine(question: Question, seconds: float = math.inf) -> Findings:
     """What is found within ``seconds``; what there was no time for is a note."""
     give_up_at = time.monotonic() + seconds
-    answer = Answer(warnings=question.warnings) if question.files_checked else check_files(question)
+    answer = Findings(warnings=question.warnings) if question.files_checked else check_files(question)
     if question.json_schema is not None and not answer.problems:
         _try_schema(question.json_schema, answer)
     if question.model is not None and not answer.problems:
@@ -58,7 +58,7 @@ def examine(question: Question, seconds: float = math.inf) -> Answer:
     return answer
 
 
-def _try_schema(schema: dict[str, Any], answer: Answer) -> None:
+def _try_schema(schema: dict[str, Any], answer: Findings) -> None:
     (tried,) = client.run([Compile(kind="compile", schema=schema)])
     if "refused" in tried:
         answer.problems[RESPONSE_FORMAT] = f"This JSON schema is not supported: {tried['refused']}."
@@ -74,7 +74,7 @@ def load_libraries() -> None:
         log.warning("rows are not counted in tokens: %s", error)
 
 
-def _count_tokens(question: Question, model: Path, answer: Answer, give_up_at: float) -> None:
+def _count_tokens(question: Question, model: Path, answer: Findings, give_up_at: float) -> None:
     try:
         from transformers import AutoConfig
 
@@ -146,7 +146,7 @@ def _count_tokens(question: Question, model: Path, answer: Answer, give_up_at: f
         answer.longest_answer = length - (shortest if all_counted else 1)
 
 
-def told_to_templates(question: Question, tokenizer: Any, answer: Answer) -> dict[str, Any]:
+def told_to_templates(question: Question, tokenizer: Any, answer: Findings) -> dict[str, Any]:
     """What templates are told beside the messages; what they never read is a problem, or a warning."""
     from workers.data.templating import template_names
 
@@ -165,7 +165,7 @@ def told_to_templates(question: Question, tokenizer: Any, answer: Answer) -> dic
     return {"reasoning_effort": effort} | values
 
 
-def _try_grader(definition: schemas.Grader, training: Path, answer: Answer, give_up_at: float) -> None:
+def _try_grader(definition: schemas.Grader, training: Path, answer: Findings, give_up_at: float) -> None:
     rows = list(islice(dataset.rows(training), ROWS))
     batch_seconds = min(BATCH_SECONDS, max(give_up_at - time.monotonic(), 1.0))
     settings = replace(grader_settings(), batch_seconds=batch_seconds)

@@ -13,7 +13,7 @@ from redis.exceptions import RedisError
 from service.core.db import transaction
 from service.jobs import examination, repository
 from service.jobs import service as jobs
-from service.jobs.examination import Answer
+from service.jobs.examination import Findings
 from service.jobs.models import Examination
 from service.jobs.states import Status
 from workers.control.examination import examine, load_libraries
@@ -56,17 +56,17 @@ def _claimed() -> Examination | None:
         return repository.claim_examination(session, lease=LEASE, each=AT_ONCE_EACH)
 
 
-def _answer(row: Examination) -> Answer:
+def _answer(row: Examination) -> Findings:
     if row.strikes > MAX_STRIKES:
-        return Answer(notes=["Rows were not counted in tokens: examining them ended its process several times"])
+        return Findings(notes=["Rows were not counted in tokens: examining them ended its process several times"])
     try:
         return examine(row.as_question(), SECONDS)
     except Exception as error:
         log.exception("%s could not be examined", row.id)
-        return Answer(notes=[f"Rows were not counted in tokens: the examination failed ({type(error).__name__})"])
+        return Findings(notes=[f"Rows were not counted in tokens: the examination failed ({type(error).__name__})"])
 
 
-def conclude(id: str, answer: Answer) -> None:
+def conclude(id: str, answer: Findings) -> None:
     """Keep what was found about job ``id`` and act on it: here, or where the request that creates the job waits."""
     with transaction("troll_control") as session:
         row = repository.examination_locked(session, id)

@@ -13,7 +13,7 @@ from typing import Any
 from service.contracts import chat_template
 from service.inference.wire import Chat, Failed, Question
 from workers.bounded import client, messages
-from workers.bounded.tasks import HERE, Answer, Compile, Names, Render, Task, exceeded
+from workers.bounded.tasks import HERE, Compile, Names, Render, Task, TaskResult, exceeded
 from workers.serving.lines import Ready
 
 SLOTS = 2
@@ -98,7 +98,7 @@ class Preparation:
                 _check_values(question.chat, model, set(answer["names"]))
         return answers[-1].get("text", plain)
 
-    async def _run(self, tasks: Sequence[Task]) -> list[Answer]:
+    async def _run(self, tasks: Sequence[Task]) -> list[TaskResult]:
         """The answers up to the first task that exceeds its bounds."""
         for _ in range(client.TRIES):
             name, connection = self._server.begin()

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 
 from service.graders.configured import grader_settings
 from service.graders.schemas import Grader
-from service.jobs.examination import GRADER, Answer, Question
+from service.jobs.examination import GRADER, Findings, Question
 from tests.factories import GRADER as EXACT
 from tests.workers.graders.jails import first_tier
 from tests.workers.training import tiny
@@ -52,7 +52,7 @@ def row(prompt: str = "12+34=", **fields: Any) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": prompt}], **fields}
 
 
-def tried(grader: dict[str, Any], training: Path) -> Answer:
+def tried(grader: dict[str, Any], training: Path) -> Findings:
     definition = TypeAdapter(Grader).validate_python(grader)
     return examine(Question(model=None, files={"training_file": training}, grader=definition))
 
@@ -83,7 +83,7 @@ def test_tokens_without_an_embedding_are_named(model: Path, write: Any, tmp_path
     tokenizer.add_tokens(["<new>"])
     tokenizer.save_pretrained(folder)
 
-    def asked(prompt: str) -> Answer:
+    def asked(prompt: str) -> Findings:
         answer = [{"role": "assistant", "content": "46"}] if method == "supervised" else []
         files = {"training_file": write("train", {"messages": [*row(prompt)["messages"], *answer]})}
         return examine(Question(model=folder, files=files, grader=None, method=method))
@@ -168,7 +168,7 @@ def test_a_model_without_a_tokenizer_is_the_models_problem(write: Any, tmp_path:
 
 
 def test_a_grader_that_works_has_nothing_said_of_it(write: Any) -> None:
-    assert tried(EXACT, write("train", row(answer="46"))) == Answer()
+    assert tried(EXACT, write("train", row(answer="46"))) == Findings()
 
 
 def test_a_formula_that_never_has_a_value_is_refused_with_its_lines(write: Any) -> None:
@@ -184,7 +184,7 @@ def test_a_grader_that_there_was_no_time_to_try_is_not_refused(write: Any) -> No
     definition = TypeAdapter(Grader).validate_python(broken)
     files = {"training_file": write("train", row(answer="46"))}
     found = examine(Question(model=None, files=files, grader=definition), seconds=0)
-    assert found == Answer(notes=["The grader is slow: it was not tried with all stand-ins for answers"])
+    assert found == Findings(notes=["The grader is slow: it was not tried with all stand-ins for answers"])
 
 
 def test_what_fails_on_some_rows_only_is_a_note(write: Any) -> None:
@@ -196,7 +196,7 @@ def test_what_fails_on_some_rows_only_is_a_note(write: Any) -> None:
 
 def test_an_answer_that_lacks_what_is_read_is_the_models_fault_only(write: Any) -> None:
     grader = {**EXACT, "input": "{{sample.output_json.no.such.field}}"}
-    assert tried(grader, write("train", row(answer="46"))) == Answer()
+    assert tried(grader, write("train", row(answer="46"))) == Findings()
 
 
 def test_a_judge_that_cannot_be_reached_is_refused(write: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,7 +237,7 @@ def test_code_that_raises_whatever_is_answered_is_refused(write: Any, jailed: No
 )
 def test_code_that_reads_what_the_model_may_answer_passes(write: Any, jailed: None, reads: str) -> None:
     source = f"import json\ndef grade(sample, item):\n    text = sample['output_text']\n    return float({reads})\n"
-    assert tried({**PYTHON, "source": source}, write("train", row(answer="46"))) == Answer()
+    assert tried({**PYTHON, "source": source}, write("train", row(answer="46"))) == Findings()
 
 
 def test_stand_ins_begin_with_what_the_row_knows() -> None:

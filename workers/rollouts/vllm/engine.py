@@ -23,8 +23,8 @@ from workers.rollouts import probe
 from workers.rollouts.engine import EngineRequest, Rollout, RolloutEngine, Sampling
 from workers.rollouts.errors import EngineDiedError, PromptsTooLongError, StaleWeightsError
 from workers.rollouts.grammar import Grammar, GrammarFailedError
-from workers.rollouts.vllm.answer import Answer
 from workers.rollouts.vllm.ends import end_with
+from workers.rollouts.vllm.pending import PendingRollout
 from workers.rollouts.vllm.start import GRAMMARS, EngineSettings, start
 from workers.wire import ExitCode
 
@@ -286,15 +286,15 @@ class VLLMEngine(RolloutEngine):
             detokenize=False,
         )
 
-    def _run(self, requests: Sequence[tuple[Sequence[int], Any]]) -> Generator[tuple[int, Answer]]:
+    def _run(self, requests: Sequence[tuple[Sequence[int], Any]]) -> Generator[tuple[int, PendingRollout]]:
         """Answers to requests of a prompt and its ``SamplingParams``, each with its request's index, as they end."""
-        waiting: dict[str, tuple[int, Answer]] = {}
+        waiting: dict[str, tuple[int, PendingRollout]] = {}
         self._sampling = True
         try:
             with _Dying(self):
                 for index, (prompt, parameters) in enumerate(requests):
                     held = parameters.structured_outputs is not None
-                    waiting[self._submit(prompt, parameters)] = index, Answer(held)
+                    waiting[self._submit(prompt, parameters)] = index, PendingRollout(held)
             while waiting:
                 ended = []
                 with _Dying(self):

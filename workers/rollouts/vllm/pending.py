@@ -16,7 +16,7 @@ from workers.rollouts.top_log_probs import TopLogProbs
 
 
 @dataclass
-class Answer:
+class PendingRollout:
     """One request's outputs while they come in."""
 
     held: bool = False
