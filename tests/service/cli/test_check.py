@@ -10,7 +10,7 @@ from typer.testing import CliRunner, Result
 
 from service.cli import app
 from service.graders.configured import grader_settings
-from service.jobs.examination import Answer, Question
+from service.jobs.examination import Findings, Question
 from tests import factories
 from tests.workers.graders.jails import first_tier
 from tests.workers.training import tiny
@@ -115,9 +115,9 @@ def base(tmp_path: Path) -> Path:
 def examined_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """The worker's part in this process, which has its libraries: another takes seconds to import them."""
 
-    def ask(question: Question) -> Answer:
+    def ask(question: Question) -> Findings:
         answer = examine(Question.model_validate_json(question.model_dump_json()))
-        return Answer.model_validate_json(answer.model_dump_json())
+        return Findings.model_validate_json(answer.model_dump_json())
 
     # ``service.cli.check`` is the command; its module is of the same name.
     monkeypatch.setattr(sys.modules["service.cli.check"], "_examine", ask)
