@@ -98,7 +98,8 @@ def test_a_running_job_is_cancelled_at_once(stack: Stack, create: Callable[..., 
     wait(stack, id, lambda job: job.model_extra["progress"]["step"] >= 1)
     stack.client.fine_tuning.jobs.cancel(id)
     # At the next step and not after two thousand.
-    assert wait(stack, id).model_extra["progress"]["step"] < 1000
+    job = wait(stack, id)
+    assert (job.status, job.model_extra["progress"]["step"] < 1000) == ("cancelled", True)
     assert [event.message for event in events(stack, id)][-1] == "Job cancelled"
 
 
