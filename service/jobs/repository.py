@@ -8,7 +8,7 @@ What a worker takes up it has read before. Rows that it cannot read are left to 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, Generic, TypeVar
 
 from sqlalchemy import ColumnElement, Select, and_, delete, func, literal, or_, select, text, update
@@ -354,11 +354,57 @@ def waits_elsewhere(session: Session, engines: Sequence[str]) -> str | None:
     return session.scalar(select(Job.id).where(*CLAIMABLE, ~fits(engines)).order_by(Job.sequence).limit(1))
 
 
-def queued(session: Session) -> Sequence[Job]:
-    """Jobs that wait for a worker, by priority and age, locked unless somebody else has them."""
-    query = select(Job).where(Job.status == Status.QUEUED, Job.desired == Desired.RUN)
-    order = query.order_by(Job.priority.desc(), Job.sequence)
-    return session.scalars(order.with_for_update(skip_locked=True)).all()
+@dataclass(frozen=True)
+class Place:
+    """Where in the queue a job is."""
+
+    position: int | None
+    start: datetime | None
+    waits_for: str | None
+
+
+@dataclass(frozen=True)
+class Queued:
+    """What decides when a job is taken, and the place that it was told last."""
+
+    id: str
+    organization_id: str
+    sequence: int
+    engine: str | None
+    """The rollout engine that it needs."""
+    told: Place
+
+
+def queued(session: Session) -> list[Queued]:
+    """Jobs that wait for a worker, by priority and age."""
+    query = (
+        select(
+            Job.id,
+            Job.organization_id,
+            Job.sequence,
+            Job.spec["method"]["hyperparameters"]["rollout_engine"].astext,
+            Job.queue_position,
+            Job.estimated_start,
+            Job.waits_for,
+        )
+        .where(Job.status == Status.QUEUED, Job.desired == Desired.RUN)
+        .order_by(Job.priority.desc(), Job.sequence)
+    )
+    return [
+        Queued(id, organization_id, sequence, engine, Place(*place))
+        for id, organization_id, sequence, engine, *place in session.execute(query)
+    ]
+
+
+def tell_places(session: Session, places: dict[str, Place]) -> None:
+    """Write down the places of jobs; those that are queued no more do not show theirs."""
+    rows = [
+        {"id": id, "queue_position": place.position, "estimated_start": place.start, "waits_for": place.waits_for}
+        # Whoever locks several does it in one order.
+        for id, place in sorted(places.items())
+    ]
+    if rows:
+        session.execute(update(Job), rows)
 
 
 def running(session: Session) -> Sequence[Job]:

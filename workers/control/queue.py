@@ -5,6 +5,7 @@ GPU time per weight, where each job counts as much as jobs usually take. It is a
 """
 
 import heapq
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -15,13 +16,15 @@ from service.core import clock
 from service.core.db import transaction
 from service.jobs import repository
 from service.jobs.models import Job
-from service.jobs.stored import UnreadableError
+from service.jobs.repository import Place, Queued
 from service.scheduling import repository as scheduling
 from service.scheduling.models import Worker
 from service.scheduling.repository import Account
 from service.scheduling.service import away_after
 
 FORGOTTEN_AFTER = timedelta(days=1)
+NEARLY = timedelta(minutes=1)
+"""By how much a start that was told may be off."""
 ASSUMED_SECONDS = 600.0
 """GPU-seconds of a job where none has ended yet."""
 
@@ -50,42 +53,50 @@ def plan() -> None:
         accounts = {account.id: account for account in scheduling.accounts(session)}
         shares = {id: Share(account.recent_gpu_seconds, account.weight) for id, account in accounts.items()}
         starts = _starts(session, workers, repository.running(session), usual)
+        places = {}
         for position, job in enumerate(in_order(queued, shares, usual), start=1):
-            job.queue_position = position
-            job.waits_for = _lacking(job, workers, accounts[job.organization_id])
-            job.estimated_start = None if job.waits_for else _next_start(starts, usual)
+            lacking = _lacking(job, workers, accounts[job.organization_id])
+            place = Place(position, None if lacking else _next_start(starts, usual), lacking)
+            if not _is_told(job.told, place):
+                places[job.id] = place
+        repository.tell_places(session, places)
 
 
-def in_order(queued: Sequence[Job], shares: dict[str, Share], usual: float) -> list[Job]:
+def _is_told(told: Place, place: Place) -> bool:
+    """Whether a job's place is nearly what it was told last, so that nothing has to be written."""
+    if (told.position, told.waits_for) != (place.position, place.waits_for):
+        return False
+    if told.start is None or place.start is None:
+        return told.start == place.start
+    return abs(told.start - place.start) < NEARLY
+
+
+def in_order(queued: Sequence[Queued], shares: dict[str, Share], usual: float) -> list[Queued]:
     """The jobs, which come by priority and age, as they will be taken if each uses ``usual`` GPU-seconds."""
-    waiting: dict[str, list[Job]] = {}
+    waiting: dict[str, deque[Queued]] = {}
     for job in queued:
-        waiting.setdefault(job.organization_id, []).append(job)
+        waiting.setdefault(job.organization_id, deque()).append(job)
     # Where two have taken as much, the one whose first job is older comes first.
     turns = [(shares[id].taken, jobs[0].sequence, id) for id, jobs in waiting.items()]
     heapq.heapify(turns)
     order = []
     while turns:
         _, _, id = heapq.heappop(turns)
-        order.append(waiting[id].pop(0))
+        order.append(waiting[id].popleft())
         shares[id].used += usual
         if waiting[id]:
             heapq.heappush(turns, (shares[id].taken, waiting[id][0].sequence, id))
     return order
 
 
-def _lacking(job: Job, workers: Sequence[Worker], account: Account) -> str | None:
+def _lacking(job: Queued, workers: Sequence[Worker], account: Account) -> str | None:
     """What has to be there before any worker can take the job."""
     if not account.within_budget:
         return f"Your organization has used its {account.gpu_hours_a_month:g} GPU-hours of this month."
     if not workers:
         return "No training worker is there."
-    try:
-        engine = getattr(job.as_spec().method.hyperparameters, "rollout_engine", None)
-    except UnreadableError:
-        return "No worker here can read what it is to do."
-    if engine is not None and not any(engine in worker.engines for worker in workers):
-        return f"No training worker that is there has the rollout engine '{engine}'."
+    if job.engine is not None and not any(job.engine in worker.engines for worker in workers):
+        return f"No training worker that is there has the rollout engine '{job.engine}'."
     return None
 
 

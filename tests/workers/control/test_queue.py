@@ -119,3 +119,13 @@ def test_a_job_that_started_has_no_place_any_more(queued: list[str], client: Tes
     queue.plan()
     first = claimed_order()
     assert all(progress(client, id)["queue_position"] is None for id in first if id in queued[:3])
+
+
+def test_what_was_told_is_not_written_again(queued: list[str], database: Any) -> None:
+    register()
+    with psycopg.connect(database.database_owner_url, autocommit=True) as connection:
+        rows = "SELECT id, xmin::text FROM fine_tuning_jobs ORDER BY id"
+        queue.plan()
+        before = connection.execute(rows).fetchall()
+        queue.plan()
+        assert connection.execute(rows).fetchall() == before
