@@ -14,8 +14,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.contracts import disk
 from service.contracts.wording import reason_of
-from service.core import disk, out_of_scope, paths
+from service.core import out_of_scope, paths
 from service.core.answers import error_answer
 from service.core.errors import DomainError
 from service.core.ids import new_id

@@ -15,7 +15,8 @@ DONE = b"data: [DONE]\n\n"
 
 
 def data(value: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode() + b"\n\n"
+    """One line of ASCII: some readers end lines at U+2028 and U+0085 too, and a lone surrogate has no UTF-8."""
+    return b"data: " + json.dumps(value, separators=(",", ":")).encode() + b"\n\n"
 
 
 def named(event: dict[str, Any]) -> bytes:

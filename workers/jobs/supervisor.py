@@ -14,7 +14,8 @@ from typing import Literal
 from pydantic import ValidationError
 from sqlalchemy.exc import InterfaceError, OperationalError
 
-from service.core import broker, disk, storage
+from service.contracts import disk
+from service.core import broker, storage
 from service.core.db import after_commit, transaction
 from service.core.errors import DomainError
 from service.core.ids import random_text

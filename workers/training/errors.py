@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from service.core import disk
+from service.contracts import disk
 from service.graders.schemas import GraderError
 from workers.errors import RunError, is_out_of_memory, non_finite
 from workers.graders import JailError
