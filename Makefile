@@ -3,8 +3,8 @@ BIN := .venv/bin
 BENCHMARKS = $(filter-out report __init__,$(notdir $(basename $(wildcard benchmarks/*.py))))
 # Tests that import no torch and start no jails.
 FAST = tests/service --ignore tests/service/cli/test_check.py \
-	$(patsubst %,tests/workers/graders/test_%.py,addresses graders notation programs text_similarity) \
-	tests/workers/jobs/test_outcome.py tests/test_docs.py tests/test_compose.py
+	$(patsubst %,tests/workers/graders/test_%.py,graders notation programs text_similarity) \
+	tests/workers/network/test_addresses.py tests/workers/jobs/test_outcome.py tests/test_docs.py tests/test_compose.py
 # By the interpreter and not by scripts, which hold the path of the folder that they were made in.
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 INSTALL = $(PYTHON) -m venv .venv && $(PIP) -c constraints.txt

@@ -59,6 +59,8 @@ def test_nothing_in_the_data_folder_is_for_others(stack: Stack, datasets: tuple[
     open_to_others = {
         str(path.relative_to(stack.data_dir)): oct(mode)
         for path in found
+        # What lies in ``models`` keeps its mode, behind a folder that is closed.
+        if stack.data_dir / "models" not in path.parents
         if not stat.S_ISLNK(mode := path.lstat().st_mode) and mode & 0o077
     }
     assert open_to_others == {}

@@ -19,8 +19,8 @@ import psutil
 import pytest
 from openai import BadRequestError, InternalServerError, OpenAI
 
-from service.cli.stack import stop_stack
 from service.core.db import ROLES
+from service.embedded.detached import stop_stack
 from service.embedded.folder import Folder
 from service.embedded.processes import find, leftovers
 from service.embedded.servers import Servers

@@ -123,7 +123,7 @@ def test_validation_file_is_needed(client: TestClient, body: dict[str, Any]) -> 
         ("group_size", 1, "'auto'"),
         ("mini_batches", 65, "less than or equal to 64"),
         ("temperature", 3, "less than or equal to 2"),
-        ("objective", "ppo", "'troll' or 'clip'"),
+        ("objective", "ppo", "'troll', 'clip' or 'dppo'"),
         ("learning_rat", 1e-4, "Known ones:"),
     ],
 )
