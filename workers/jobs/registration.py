@@ -5,11 +5,15 @@ import logging
 import threading
 from collections.abc import Callable
 
+from kombu.exceptions import OperationalError as BrokerError
 from sqlalchemy.exc import InterfaceError, OperationalError
 
 from service.core.db import transaction
 from service.scheduling import repository as scheduling
 from service.settings import settings
+
+OUTAGES = (OperationalError, InterfaceError, BrokerError)
+"""What the absence of PostgreSQL, or of Redis, looks like."""
 
 log = logging.getLogger(__name__)
 
@@ -42,8 +46,8 @@ class Registration:
         while not self._ended.is_set():
             try:
                 known = self.beat(known=known)
-            except (OperationalError, InterfaceError) as error:
-                log.warning("the worker could not say that it is there: %s", error)
+            except OUTAGES as error:
+                log.warning("the worker could not say that it is there, and tries again: %s", error)
             self._ended.wait(settings().heartbeat_seconds)
 
     def beat(self, *, known: bool) -> bool:
@@ -57,6 +61,6 @@ class Registration:
         taking = seen.draining_since is None
         if taking != self._taking:
             log.info("%s takes %s", self._name, "jobs again" if taking else "no further job")
-            self._taking = taking
             self._listen(taking)
+            self._taking = taking
         return True

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from kombu.exceptions import OperationalError as BrokerError
 
 from service.core.db import transaction
 from service.jobs.states import Status
@@ -11,7 +12,7 @@ from service.scheduling import repository as scheduling
 from tests.conftest import Key
 from tests.workers.conftest import events, row
 from workers.jobs import supervisor
-from workers.jobs.registration import Registration, engines
+from workers.jobs.registration import OUTAGES, Registration, engines
 
 pytestmark = pytest.mark.usefixtures("stub")
 
@@ -36,6 +37,24 @@ def test_it_hears_once_that_it_is_drained_and_once_that_it_is_not() -> None:
         drain("w1", draining=draining)
         known = registration.beat(known=known)
     assert heard == [False, True]
+
+
+def test_what_could_not_be_passed_on_is_passed_on_later() -> None:
+    heard: list[bool] = []
+
+    def listen(taking: bool) -> None:
+        heard.append(taking)
+        if len(heard) == 1:
+            raise BrokerError("Redis is away")
+
+    registration = Registration("w1", listen)
+    registration.beat(known=False)
+    drain("w1", draining=True)
+    with pytest.raises(OUTAGES):
+        registration.beat(known=True)
+    registration.beat(known=True)
+    registration.beat(known=True)
+    assert heard == [False, False]
 
 
 def test_a_restart_does_not_end_a_drain() -> None:
