@@ -8,7 +8,7 @@ from typing import Literal, Self
 from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from service.contracts.engines import EngineName
+from service.contracts.engines import MEMORY_SHARE, EngineName
 
 
 class Settings(BaseSettings):
@@ -76,7 +76,7 @@ class Settings(BaseSettings):
     """Processes that train a job's model together, each on a GPU of its own where there are GPUs."""
     rollout_tensor_parallel: int = Field(1, ge=1, le=64)
     """How many of these processes share one vLLM engine, whose weights are split over them."""
-    rollout_memory_share: float = Field(0.45, gt=0, lt=1)
+    rollout_memory_share: float = Field(MEMORY_SHARE, gt=0, lt=1)
     """Share of the GPU's memory that vLLM takes to sample a job's answers; the trainer needs the rest."""
 
     lease_seconds: float = 60.0

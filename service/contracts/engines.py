@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+MEMORY_SHARE = 0.45
+"""Of a GPU's memory, for an engine with weights of its own, where the operator says nothing."""
 EngineName = Literal["transformers", "vllm"]
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from service.contracts.engines import ENGINES, EngineName, engines_that
+from service.contracts.engines import ENGINES, MEMORY_SHARE, EngineName, engines_that
 from service.contracts.response_format import ResponseFormat
 from service.graders.schemas import Grader
 from service.graders.settings import GraderSettings
@@ -265,6 +265,9 @@ def conflicts(
     if ahead and engine.is_split and tensor_parallel > 1:
         why = "An engine that several processes share cannot sample while they train."
         found.append(("max_staleness", f"{why} Set max_staleness to 0."))
+    if resolved.objective == "dppo" and resolved.dppo_divergence == "tv" and resolved.dppo_threshold >= 1:
+        why = "No total variation exceeds 1, so that no token would be held back."
+        found.append(("dppo_threshold", f"{why} Set dppo_threshold below 1, or dppo_divergence to 'kl'."))
     for name in ("temperature", "eval_temperature"):
         if 0 < getattr(resolved, name) < engine.lowest_temperature:
             why = f"{engine.title} would sample at {engine.lowest_temperature} instead."
@@ -358,7 +361,7 @@ class RunSpec(_Frozen):
     """How many of the best checkpoints are kept beside the newest."""
     rollout_tensor_parallel: int = 1
     """How many of the job's processes share one vLLM engine."""
-    rollout_memory_share: float = 0.45
+    rollout_memory_share: float = MEMORY_SHARE
     """Share of the GPU's memory for vLLM; the trainer needs the rest."""
     now: AwareDatetime | None = None
     """When it is for chat templates that ask, the same in every attempt; None is when they ask."""

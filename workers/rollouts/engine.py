@@ -8,6 +8,8 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Self
 
+from service.contracts.engines import MEMORY_SHARE
+
 if TYPE_CHECKING:
     # Without torch, so that a process can know what may go wrong before it has imported everything.
     from service.jobs.spec import ResolvedHyperparameters
@@ -67,7 +69,7 @@ class EngineRequest:
     """How many processes in sequence are to share one engine, where it has weights of its own."""
     grammar: "Grammar | None" = None
     """What answers may be held to."""
-    memory_share: float = 0.45
+    memory_share: float = MEMORY_SHARE
     """Share of the GPU's memory for an engine with weights of its own."""
 
 

@@ -345,6 +345,7 @@ def operated(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int, int], N
         ({"max_staleness": 1, "rollout_engine": "vllm"}, 4, 2, "max_staleness"),
         ({"temperature": 0.001, "rollout_engine": "vllm"}, 1, 1, "temperature"),
         ({"eval_temperature": 0.009, "rollout_engine": "vllm"}, 1, 1, "eval_temperature"),
+        ({"objective": "dppo", "dppo_threshold": 1}, 1, 1, "dppo_threshold"),
     ],
 )
 def test_what_does_not_go_together_is_refused_when_the_job_is_created(
@@ -370,6 +371,9 @@ def test_what_does_not_go_together_is_refused_when_the_job_is_created(
         ({"max_staleness": 0, "rollout_engine": "vllm"}, 4, 2),
         ({"old_policy": "sampler", "rollout_engine": "vllm"}, 1, 1),
         ({"temperature": 0.001}, 1, 1),
+        ({"objective": "dppo", "dppo_threshold": 0.99}, 1, 1),
+        ({"objective": "dppo", "dppo_divergence": "kl", "dppo_threshold": 1}, 1, 1),
+        ({"objective": "troll", "dppo_threshold": 1}, 1, 1),
         ({"temperature": 0.01, "eval_temperature": 0, "rollout_engine": "vllm"}, 1, 1),
     ],
 )

@@ -1,5 +1,6 @@
 """Whose turn it is: the organisation with the least recent GPU time per weight, and in it the highest priority."""
 
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -136,6 +137,7 @@ def counted(job_id: str) -> tuple[float, float]:
 
 def test_each_second_of_an_attempt_is_counted_once(submit: Submit) -> None:
     id = submit("acme")
+    began = time.monotonic()
     claim(gpus=4)
     for seconds in (10, 5):
         with transaction("troll_worker") as session:
@@ -144,12 +146,13 @@ def test_each_second_of_an_attempt_is_counted_once(submit: Submit) -> None:
         with transaction("troll_worker") as session:
             assert repository.heartbeat(session, id, 1, LEASE)
     used, total = counted(id)
-    assert used == pytest.approx(4 * 15, abs=4 * 5)
+    assert 4 * 15 <= used <= 4 * (15 + time.monotonic() - began)
     assert total == pytest.approx(used)
 
 
 def test_a_new_attempt_goes_on_counting_and_waiting_costs_nothing(submit: Submit) -> None:
     id = submit("acme")
+    began = time.monotonic()
     claim(gpus=2)
     with transaction("troll_worker") as session:
         earlier = func.clock_timestamp() - timedelta(seconds=10)
@@ -163,7 +166,7 @@ def test_a_new_attempt_goes_on_counting_and_waiting_costs_nothing(submit: Submit
     claim(gpus=1)
     with transaction("troll_worker") as session:
         assert repository.heartbeat(session, id, 2, LEASE)
-    assert counted(id)[0] == pytest.approx(20, abs=10)
+    assert 2 * 10 <= counted(id)[0] <= 2 * (10 + time.monotonic() - began)
 
 
 def test_a_client_sees_priority_and_cost(submit: Submit, client_for: Any, new_key: Any) -> None:
@@ -214,6 +217,7 @@ def test_a_job_makes_room_for_an_organisation_that_had_less(submit: Submit, use:
     use("acme", 500)
     assert stopped_for(running, preempt_after=600) is None
     waits_since(database, running, 700, "claimed_at")
+    waits_since(database, waiting, 0)
     assert stopped_for(running, preempt_after=600) is None, "the other job came just now"
     waits_since(database, waiting, 60)
     assert "Another organization" in (stopped_for(running, preempt_after=600) or "")

@@ -1,5 +1,6 @@
 """What queued jobs are told of their place: the order in which they will be taken, when, and what they wait for."""
 
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -68,13 +69,16 @@ def test_jobs_are_told_the_place_in_which_they_are_taken(
 def test_starts_follow_the_workers(queued: list[str], client: TestClient, other_client: TestClient) -> None:
     register("w1")
     register("w2")
-    queue.plan()
+    began = time.monotonic()
     with transaction("troll_control") as session:
         now = clock.now(session).timestamp()
+    queue.plan()
+    took = time.monotonic() - began
     clients = [client, client, client, other_client]
     starts = sorted(progress(by, id)["estimated_start"] - now for by, id in zip(clients, queued, strict=True))
     usual = queue.ASSUMED_SECONDS
-    assert starts == pytest.approx([0, 0, usual, usual], abs=30)
+    # Starts are told in whole seconds.
+    assert all(due - 1 <= start <= due + took for start, due in zip(starts, [0, 0, usual, usual], strict=True))
 
 
 @pytest.mark.parametrize(

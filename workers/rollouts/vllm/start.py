@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 
+from service.contracts.engines import MEMORY_SHARE
 from workers.rollouts.errors import EngineUnavailableError
 
 GRAMMARS = "guidance"
@@ -37,7 +38,7 @@ class EngineSettings:
     """Rank of the adapters that will be pushed; 0 when whole weights are."""
     lora_modules: tuple[str, ...] = ()
     """Last names of the modules that adapters change, like ``("q_proj", "o_proj")``; needed with a ``lora_rank``."""
-    memory_share: float = 0.45
+    memory_share: float = MEMORY_SHARE
     """Share of the GPU's memory for weights and cache; the trainer needs the rest."""
     cpu_cache_bytes: int = 1 << 30
     """Size of the key-value cache on a machine without GPU."""

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from service.contracts.engines import MEMORY_SHARE
 from service.jobs.spec import ResolvedHyperparameters, conflicts
 from workers.data.prompts import Prompt
 from workers.errors import RunError
@@ -56,7 +57,7 @@ def make_sampler(
     prompts: Sequence[Prompt],
     tensor_parallel: int = 1,
     grammar: Grammar | None = None,
-    memory_share: float = 0.45,
+    memory_share: float = MEMORY_SHARE,
 ) -> Sampler:
     """The engine that the job asks for, with the policy's weights; vLLM's is split over ``tensor_parallel`` ranks.
 
