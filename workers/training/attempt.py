@@ -80,13 +80,13 @@ def load_policy(
 
 
 def find_checkpoint(spec: RunSpec, channel: Channel) -> Path | None:
-    """The newest intact checkpoint of earlier attempts; damaged ones are reported and passed over."""
-    folder, damaged = checkpoint.find_intact(spec.checkpoints)
-    for path, reason in damaged.items():
+    """The newest checkpoint of earlier attempts that can be gone on from; others are reported and passed over."""
+    folder, unusable = checkpoint.find_usable(spec.checkpoints)
+    for path, reason in unusable.items():
         channel.say(
-            f"Checkpoint {path.name} is damaged and was skipped: {reason}",
+            f"Checkpoint {path.name} was passed over: {reason}",
             level="warn",
-            key=f"damaged-{path.name}-{spec.attempt}",
+            key=f"unusable-{path.name}-{spec.attempt}",
         )
     return folder
 

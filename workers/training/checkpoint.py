@@ -5,7 +5,7 @@
       state/          what else training needs: in tensors/ the optimizer's state, and the trained weights in float32
                       where the model folder does not hold them (a narrower dtype, or adapters), each rank's part in a
                       file of its own; every rank's random number generators; trainer.json
-      manifest.json   size and SHA-256 of every file, written last
+      manifest.json   the version of all this, and size and SHA-256 of every file; written last
 
 The folder is written under another name and renamed when everything is on disk. Nothing in it can run code. The parts
 in tensors/ say where they belong, so that any number of ranks can go on from what any other number wrote.
@@ -32,6 +32,9 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 from workers.modeling import distributed, export, sharding
 from workers.modeling.policy import Policy
 
+VERSION = 1
+"""Of what a checkpoint holds. It is raised when an older release could not go on from what this one writes, which then
+passes it over; whoever raises it keeps reading the older ones, of which ``tests/data/checkpoints`` has one each."""
 MANIFEST = "manifest.json"
 MODEL, STATE = "model", "state"
 TENSORS = "tensors"
@@ -53,8 +56,8 @@ class TrainerState:
     """The least reward that the grader gave so far."""
 
 
-class DamagedCheckpointError(Exception):
-    """A checkpoint folder that is not what was written; the message says in what."""
+class UnusableCheckpointError(Exception):
+    """A checkpoint folder that cannot be gone on from: it is damaged, or of a newer release. The message says why."""
 
 
 def folder_of(output_dir: Path, step: int) -> Path:
@@ -97,35 +100,43 @@ def restore(folder: Path, policy: Policy, optimizer: torch.optim.Optimizer) -> T
     return TrainerState(**json.loads((state / TRAINER).read_bytes()))
 
 
-def find_intact(folders: Iterable[Path]) -> tuple[Path | None, dict[Path, str]]:
-    """The first of ``folders`` (newest first) that is intact, and what is wrong with those before it."""
-    damaged: dict[Path, str] = {}
+def find_usable(folders: Iterable[Path]) -> tuple[Path | None, dict[Path, str]]:
+    """The first of ``folders`` (newest first) that can be gone on from, and what is wrong with those before it."""
+    unusable: dict[Path, str] = {}
     for folder in folders:
         try:
             verify(folder)
-        except DamagedCheckpointError as error:
-            damaged[folder] = str(error)
+        except UnusableCheckpointError as error:
+            unusable[folder] = str(error)
         else:
-            return folder, damaged
-    return None, damaged
+            return folder, unusable
+    return None, unusable
 
 
 def verify(folder: Path) -> None:
-    """Raises ``DamagedCheckpointError`` unless every file is there and is what the manifest says."""
+    """Raises ``UnusableCheckpointError`` unless its version is read here and every file is what the manifest says."""
     try:
-        files: dict[str, dict[str, str | int]] = json.loads((folder / MANIFEST).read_bytes())["files"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DamagedCheckpointError(f"no readable manifest ({error})") from error
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+        # The first releases wrote none.
+        version: int = manifest.get("version", 1)
+        newer = version > VERSION
+        files: dict[str, dict[str, str | int]] = {} if newer else manifest["files"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UnusableCheckpointError(f"it has no readable manifest ({error})") from error
+    if newer:
+        raise UnusableCheckpointError(
+            f"a newer release wrote it, in version {version}, and this one reads up to version {VERSION}"
+        )
     for name, expected in files.items():
         path = folder / name
         if not path.is_file():
-            raise DamagedCheckpointError(f"{name} is missing")
+            raise UnusableCheckpointError(f"{name} is missing")
         if path.stat().st_size != expected["size"]:
-            raise DamagedCheckpointError(f"{name} has {path.stat().st_size} bytes instead of {expected['size']}")
+            raise UnusableCheckpointError(f"{name} has {path.stat().st_size} bytes instead of {expected['size']}")
     with ThreadPoolExecutor() as pool:
         for name, digest in zip(files, pool.map(lambda name: _sha256(folder / name), files), strict=True):
             if digest != files[name]["sha256"]:
-                raise DamagedCheckpointError(f"{name} is not what was written")
+                raise UnusableCheckpointError(f"{name} is not what was written")
 
 
 def _write_state(folder: Path, policy: Policy, optimizer: torch.optim.Optimizer, trainer: TrainerState) -> None:
@@ -198,7 +209,7 @@ def _write_manifest(folder: Path, step: int) -> None:
         str(path.relative_to(folder)): {"size": path.stat().st_size, "sha256": digest}
         for path, digest in zip(paths, digests, strict=True)
     }
-    (folder / MANIFEST).write_text(json.dumps({"step": step, "files": files}, indent=2) + "\n")
+    (folder / MANIFEST).write_text(json.dumps({"version": VERSION, "step": step, "files": files}, indent=2) + "\n")
 
 
 def _sha256(path: Path) -> str:

@@ -117,7 +117,7 @@ def test_a_crash_on_the_way_leaves_no_checkpoint(
     with pytest.raises(Crash):
         checkpoint.save(folder, loaded, optimizer, TrainerState(3))
     assert list(folder.parent.glob("step-*")) == []
-    assert checkpoint.find_intact([folder])[0] is None
+    assert checkpoint.find_usable([folder])[0] is None
 
 
 def test_a_failed_attempt_leaves_no_files_behind(tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,7 +156,7 @@ def cut_short(path: Path) -> None:
 def test_damage_to_any_file_is_noticed(saved: Path, name: str, harm: object) -> None:
     assert callable(harm)
     harm(saved / name)
-    with pytest.raises(checkpoint.DamagedCheckpointError, match=name):
+    with pytest.raises(checkpoint.UnusableCheckpointError, match=name):
         checkpoint.verify(saved)
 
 
@@ -166,8 +166,8 @@ def test_the_newest_intact_checkpoint_is_found(saved: Path, tmp_path: Path) -> N
         shutil.copytree(saved, folder)
     cut_short(newer / "model" / "model.safetensors")
     (newest / "manifest.json").unlink()
-    found, damaged = checkpoint.find_intact([newest, newer, saved, older])
+    found, unusable = checkpoint.find_usable([newest, newer, saved, older])
     assert found == saved
-    assert list(damaged) == [newest, newer]
-    assert "manifest" in damaged[newest]
-    assert "model/model.safetensors" in damaged[newer]
+    assert list(unusable) == [newest, newer]
+    assert "manifest" in unusable[newest]
+    assert "model/model.safetensors" in unusable[newer]
