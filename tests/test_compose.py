@@ -123,8 +123,9 @@ def test_the_script_gives_each_login_its_password(servers: Servers) -> None:
     try:
         for _ in range(2):
             subprocess.run(["sh", ROOT / "deploy/create-logins.sh"], env=environment, check=True, capture_output=True)
+        host = str(owner.query["host"])
         for role, password in given.items():
-            with psycopg.connect(host=owner.query["host"], dbname=owner.database, user=role, password=password) as each:
+            with psycopg.connect(host=host, dbname=owner.database, user=role, password=password) as each:
                 assert each.info.user == role
     finally:
         servers.let_in()

@@ -164,7 +164,7 @@ def codes_in(tree: ast.AST) -> Iterator[str]:
         if isinstance(node, ast.Call):
             called = node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
             if called == "not_found" and isinstance(node.args[0], ast.Constant):
-                yield f"{node.args[0].value}_not_found".replace(" ", "_")
+                yield f"{node.args[0].value!s}_not_found".replace(" ", "_")
             if called in CODE_POSITIONS:
                 position = CODE_POSITIONS[called]
                 holders += [each.value for each in node.keywords if each.arg == "code"]

@@ -69,7 +69,9 @@ def kept_from_hidden(
         dropped_mass=dropped_mass,
         chunk_size=chunk_size,
     )
-    log_probs, entropy = Attach.apply(hidden, head.weight, head.bias, kept, frozen, backward, sparse_weight_grad)
+    log_probs, entropy = Attach.apply(  # type: ignore[no-untyped-call]
+        hidden, head.weight, head.bias, kept, frozen, backward, sparse_weight_grad
+    )
     return kept._replace(log_probs=log_probs, entropy=entropy)
 
 

@@ -121,7 +121,7 @@ def _too_long(remainder: Tensor, inside: Tensor, tolerance: float) -> Tensor:
 
     None, as long as all of them together are a small part of the batch's gradient.
     """
-    length = torch.linalg.vector_norm(inside, dim=-1)
+    length: Tensor = torch.linalg.vector_norm(inside, dim=-1)
     usual = length.square().sum().div(max(len(length), 1)).sqrt()
     small = remainder.square().sum().sqrt() <= tolerance * length.square().sum().sqrt()
     return (remainder > 0.7 * tolerance * torch.maximum(length, usual)) & ~small

@@ -157,7 +157,7 @@ def _scan(hidden: Tensor, head: Head, ids: Tensor, top: int) -> Scan:
 
 def _first_moment(weights: Tensor, logits: Tensor) -> Tensor:
     """`sum(weights * logits)` per row, where a weight of zero outweighs a logit of -inf."""
-    moment = torch.linalg.vecdot(weights, logits)
+    moment: Tensor = torch.linalg.vecdot(weights, logits)
     if moment.isnan().any():
         moment = torch.linalg.vecdot(weights, logits.clamp(min=torch.finfo(logits.dtype).min))
     return moment

@@ -33,7 +33,7 @@ def kept_from_logits(
         dropped_mass=dropped_mass,
         temperature=temperature,
     )
-    log_probs, entropy = _Attach.apply(logits, kept, rows, temperature)
+    log_probs, entropy = _Attach.apply(logits, kept, rows, temperature)  # type: ignore[no-untyped-call]
     return kept._replace(log_probs=log_probs, entropy=entropy)
 
 

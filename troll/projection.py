@@ -70,7 +70,8 @@ def project(log_old: Tensor, log_new: Tensor, kl_bound: float) -> Projection:
 
 def project_rows(log_old: Tensor, log_new: Tensor, log_count: Tensor | None, kl_bound: float) -> Projection:
     """`project` for rows `[M, U]` whose slots stand for `exp(log_count)` tokens each; unchecked."""
-    return Projection(*_Project.apply(checks.wide(log_new), checks.wide(log_old).detach(), log_count, kl_bound))
+    rows = checks.wide(log_new), checks.wide(log_old).detach()
+    return Projection(*_Project.apply(*rows, log_count, kl_bound))  # type: ignore[no-untyped-call]
 
 
 class _Project(torch.autograd.Function):

@@ -31,9 +31,9 @@ def _take(id: str, question: dict[str, Any], begin: Callable[[str, dict[str, Any
 
 
 @app.task(name=RUN_JOB, bind=True)
-def run_job(self: Task, job_id: str) -> None:
+def run_job(self: "Task[..., None]", job_id: str) -> None:
     """There is work. Which job is decided by the claim; ``job_id`` is for the log."""
-    supervisor.run(worker=self.request.hostname)
+    supervisor.run(worker=str(self.request.hostname))
 
 
 @app.task(name=SWEEP)

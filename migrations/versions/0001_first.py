@@ -49,23 +49,23 @@ def upgrade() -> None:
     secure_rows()
 
 
-def created_at() -> sa.Column:
+def created_at() -> sa.Column[Any]:
     return sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.func.now(), nullable=False)
 
 
-def sequence() -> sa.Column:
+def sequence() -> sa.Column[Any]:
     return sa.Column("sequence", sa.BigInteger, sa.Identity(always=True), nullable=False, unique=True)
 
 
-def organization() -> sa.Column:
+def organization() -> sa.Column[Any]:
     return sa.Column("organization_id", sa.Text, sa.ForeignKey("organizations.id"), nullable=False)
 
 
-def job() -> sa.Column:
+def job() -> sa.Column[Any]:
     return sa.Column("job_id", sa.Text, sa.ForeignKey("fine_tuning_jobs.id"), nullable=False)
 
 
-def time(name: str, **options: Any) -> sa.Column:
+def time(name: str, **options: Any) -> sa.Column[Any]:
     return sa.Column(name, sa.DateTime(timezone=True), **options)
 
 

@@ -112,4 +112,5 @@ def ask(task: str, id: str, question: dict[str, Any]) -> None:
 def waiting(queue: str = TRAINING_QUEUE) -> int:
     """How many messages of a queue nobody has taken yet."""
     with _sender().connection_for_read() as connection, connection.channel() as channel:
-        return int(channel.client.llen(queue))
+        length: int = channel.client.llen(queue)  # type: ignore[attr-defined]  # kombu's channel of Redis has it
+        return length

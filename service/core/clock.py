@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 def now(session: Session) -> datetime:
     """When the transaction began, on PostgreSQL's clock."""
-    value = session.scalar(select(func.now()))
+    value: datetime | None = session.scalar(select(func.now()))
     assert value is not None
     return value
 
@@ -22,7 +22,7 @@ def now(session: Session) -> datetime:
 def warn_if_off(session: Session) -> float:
     """By how many seconds this machine's clock is ahead of PostgreSQL's; more than a few are told in the log."""
     before = time.time()
-    theirs = session.scalar(select(func.clock_timestamp()))
+    theirs: datetime | None = session.scalar(select(func.clock_timestamp()))
     assert theirs is not None
     # What the answer took to arrive is no difference.
     ahead = (before + time.time()) / 2 - theirs.timestamp()

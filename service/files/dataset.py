@@ -115,7 +115,7 @@ def ends_with_assistant(path: Path) -> bool:
     with path.open("rb") as file:
         for _, line in _lines(file):
             try:
-                return _last_role(_parse(line)) == "assistant"
+                return bool(_last_role(_parse(line)) == "assistant")
             except _BadLineError:
                 continue
     return False

@@ -11,7 +11,6 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 SECONDS = 2
 """Of a processor. The longest source that a request can hold takes one."""
@@ -28,7 +27,7 @@ def fault(source: str) -> str | None:
         done = subprocess.run(
             command, input=source.encode(errors="surrogatepass"), capture_output=True, timeout=PATIENCE, check=False
         )
-        answer: dict[str, Any] = json.loads(done.stdout)
+        answer: dict[str, str | None] = json.loads(done.stdout)
     except (subprocess.TimeoutExpired, ValueError):
         # It was ended by one of its limits, or by the parser itself.
         return "Python cannot read it: it is nested too deep or takes too long"

@@ -16,7 +16,7 @@ import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, cast
 
 from fastapi import Depends, Header, Request
 from fastapi.responses import Response
@@ -49,14 +49,15 @@ class Attempt:
     is_retry: bool
     holder: str = field(default_factory=lambda: new_id("attempt_"))
 
-    def run(self, session: Session, content: Any, model: type[Answer], act: Callable[[], Answer]) -> Any:
+    def run(self, session: Session, content: Any, model: type[Answer], act: Callable[[], Answer]) -> Answer:
         """The kept answer to this request, or what ``act`` answers, kept in the transaction of ``session``.
 
         ``content`` is what makes two requests the same, as JSON. Raises a 400 when a key comes with other content.
+        A kept answer is the ``Response`` that FastAPI sends as it is.
         """
         kept = self._begin(session, content, model, RETRY_WINDOW)
         if kept is not None:
-            return kept
+            return cast(Answer, kept)
         answer = act()
         self._keep(session, content, answer)
         return answer
@@ -70,7 +71,7 @@ class Attempt:
         undo: Callable[[Prepared], object],
         *,
         held_for: timedelta,
-    ) -> Any:
+    ) -> Answer:
         """``run`` for a request that takes longer: ``prepare`` is awaited in no transaction, ``finish`` ends it in one.
 
         ``undo`` removes what was prepared, should that not commit. A repetition gets a 503 until then, or until
@@ -78,7 +79,7 @@ class Attempt:
         """
         kept = await self._begun(content, model, held_for)
         if kept is not None:
-            return kept
+            return cast(Answer, kept)
         try:
             prepared = await prepare()
             return await in_transaction(

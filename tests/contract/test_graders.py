@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import openai
 import pytest
@@ -157,7 +157,7 @@ def test_without_a_worker_there_is_an_error_in_time(
     monkeypatch.setattr(ask, "ACCEPT_SECONDS", 0.2)
     client = connect(api_key, max_retries=0)
     with pytest.raises(openai.InternalServerError) as failure:
-        client.fine_tuning.alpha.graders.run(grader=factories.GRADER, model_sample="x", item={"answer": "x"})
+        client.fine_tuning.alpha.graders.run(grader=cast(Any, factories.GRADER), model_sample="x", item={"answer": "x"})
     assert (failure.value.status_code, failure.value.code) == (503, "no_worker")
 
 
@@ -170,7 +170,7 @@ def test_a_grader_that_crashes_is_an_error_at_once(
     monkeypatch.setattr(trial, "run", crash)
     client = connect(api_key, max_retries=0)
     with pytest.raises(openai.InternalServerError) as failure:
-        client.fine_tuning.alpha.graders.run(grader=factories.GRADER, model_sample="x", item={"answer": "x"})
+        client.fine_tuning.alpha.graders.run(grader=cast(Any, factories.GRADER), model_sample="x", item={"answer": "x"})
     assert failure.value.code == "worker_failed"
 
 
@@ -225,4 +225,4 @@ def test_too_many_slow_runs_of_one_organisation_are_refused_at_once(connect: Any
 
 def grade(client: openai.OpenAI, sample: str) -> float:
     graders = client.fine_tuning.alpha.graders
-    return graders.run(grader=factories.GRADER, model_sample=sample, item={"answer": "21"}).reward
+    return graders.run(grader=cast(Any, factories.GRADER), model_sample=sample, item={"answer": "21"}).reward

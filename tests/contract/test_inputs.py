@@ -86,7 +86,7 @@ ODD_BODIES = {
     "two": b"{}{}",
     "empty": b"",
 }
-ODD_HEADERS = [
+ODD_HEADERS: list[dict[str, Any]] = [
     {"idempotency-key": "x" * 256},
     {"idempotency-key": b"\xff"},
     {"idempotency-key": b"\x00"},
@@ -145,8 +145,8 @@ def test_nothing_odd_is_a_server_error(client: TestClient, method: str, path: st
     for name, body in ODD_BODIES.items() if method == "POST" else []:
         send(f"body {name}", at(path, "x"), content=body, headers=JSON)
     for headers in ODD_HEADERS:
-        content = {"content": b"{}"} if method == "POST" else {}
-        send(f"headers {headers!r:.60}", at(path, "x"), headers={**JSON, **headers}, **content)
+        content: dict[str, Any] = {"content": b"{}"} if method == "POST" else {}
+        send(f"headers {headers!r:.60}", at(path, "x"), headers=JSON | headers, **content)
     assert not failed
 
 

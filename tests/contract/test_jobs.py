@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import openai
 import pytest
@@ -211,7 +211,7 @@ def test_a_wrong_integration_is_named(
 
 def test_integrations_that_are_turned_off_say_what_turns_them_on(acme: openai.OpenAI, body: dict[str, Any]) -> None:
     with pytest.raises(openai.BadRequestError) as refusal:
-        acme.fine_tuning.jobs.create(**body, integrations=[wandb()])
+        acme.fine_tuning.jobs.create(**body, integrations=cast(Any, [wandb()]))
     assert refusal.value.param == "integrations"
     assert "TROLL_WANDB_MODE" in refusal.value.message
 

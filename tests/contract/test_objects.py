@@ -25,7 +25,7 @@ def job(acme: openai.OpenAI, body: dict[str, Any]) -> str:
 def rewrite(database: Servers, job: str, changes: str) -> None:
     """Bring a job's row to a state that would take a worker."""
     with psycopg.connect(database.database_owner_url, autocommit=True) as connection:
-        connection.execute(f"UPDATE fine_tuning_jobs SET {changes} WHERE id = %s", [job])  # type: ignore[arg-type]
+        connection.execute(f"UPDATE fine_tuning_jobs SET {changes} WHERE id = %s", [job])
 
 
 @pytest.mark.parametrize("status", TYPED)

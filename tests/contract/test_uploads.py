@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -169,11 +170,12 @@ def test_an_expired_upload_takes_nothing_and_is_pruned(official: Official, datab
 def test_another_organisations_upload_is_not_found(official: Official, connect: Any, new_key: Any) -> None:
     upload = announce(official)
     stranger = connect(new_key(organization="globex"))
-    for call in (
+    calls: list[Callable[[], object]] = [
         lambda: stranger.uploads.parts.create(upload.id, data=b"x"),
         lambda: stranger.uploads.complete(upload.id, part_ids=["part_x"]),
         lambda: stranger.uploads.cancel(upload.id),
-    ):
+    ]
+    for call in calls:
         with pytest.raises(openai.NotFoundError):
             call()
 

@@ -132,7 +132,7 @@ def test_files_that_take_long_to_read_are_left_to_the_worker(
         time.sleep(max(0.0, give_up_at - time.monotonic()) + overdue)
         raise TimeoutError
 
-    monkeypatch.setattr(submission.examination, "check_files", never_in_time)
+    monkeypatch.setattr("service.jobs.examination.check_files", never_in_time)
     job = acme.fine_tuning.jobs.create(**body)
     until(lambda: bool(slow.asked), "no worker is asked")
     assert (job.status, slow.asked[0].files_checked) == ("validating_files", False)
@@ -195,11 +195,11 @@ def test_no_more_jobs_wait_than_may_however_many_are_created_at_once(
     settings.cache_clear()
     client = connect(api_key, max_retries=0)
 
-    def attempt(_: int) -> str | None:
+    def attempt(_: int) -> str:
         try:
             client.fine_tuning.jobs.create(**body)
         except openai.RateLimitError as error:
-            return error.code
+            return str(error.code)
         return "created"
 
     try:

@@ -26,7 +26,7 @@ from workers.jobs import supervisor
 
 __all__ = ["control_worker"]
 
-ALL = ["fine_tuning.job.succeeded", "fine_tuning.job.failed", "fine_tuning.job.cancelled"]
+ALL: list[Any] = ["fine_tuning.job.succeeded", "fine_tuning.job.failed", "fine_tuning.job.cancelled"]
 
 
 class Receiver:
@@ -154,13 +154,14 @@ def test_an_event_type_that_is_never_sent_is_refused(acme: openai.OpenAI) -> Non
 def test_another_organisations_endpoint_is_not_found(acme: openai.OpenAI, connect: Any, new_key: Any) -> None:
     made = acme.webhooks.create(name="ci", url="https://example.com/hook", event_types=ALL)
     stranger = connect(new_key(organization="globex"))
-    for call in (
+    calls: list[Callable[[], object]] = [
         lambda: stranger.webhooks.retrieve(made.id),
         lambda: stranger.webhooks.update(made.id, name="mine"),
         lambda: stranger.webhooks.rotate_secret(made.id),
         lambda: stranger.webhooks.test(made.id, event_type=ALL[0]),
         lambda: stranger.webhooks.delete(made.id),
-    ):
+    ]
+    for call in calls:
         with pytest.raises(openai.NotFoundError):
             call()
     assert list(stranger.webhooks.list()) == []
@@ -177,7 +178,7 @@ def test_a_cancelled_job_is_told_signed(
     acme.fine_tuning.jobs.cancel(job)
     webhooks.deliver()
     ((headers, sent),) = receiver.received
-    event = acme.webhooks.unwrap(sent, headers, secret=secret)
+    event: Any = acme.webhooks.unwrap(sent, headers, secret=secret)
     assert (event.type, event.data.id, event.object) == ("fine_tuning.job.cancelled", job, "event")
     assert headers["webhook-id"] == event.id
     with pytest.raises(openai.InvalidWebhookSignatureError):
@@ -364,7 +365,7 @@ def test_a_sample_can_be_sent_at_once(
     result = acme.webhooks.test(endpoint.id, event_type="fine_tuning.job.failed")
     assert (result.status_code, result.success, result.webhook_endpoint_id) == (418, True, endpoint.id)
     ((headers, sent),) = receiver.received
-    event = acme.webhooks.unwrap(sent, headers, secret=endpoint.signing_secret)
+    event: Any = acme.webhooks.unwrap(sent, headers, secret=endpoint.signing_secret)
     assert event.type == "fine_tuning.job.failed"
 
 

@@ -121,7 +121,8 @@ def create(stack: Stack, datasets: tuple[str, str]) -> Callable[..., Any]:
 
     def make(model: str = stack.model, **hyperparameters: Any) -> Any:
         training, held_out = datasets
-        settings = demo.HYPERPARAMETERS | hyperparameters
+        settings: Any = demo.HYPERPARAMETERS | hyperparameters
+        grader: Any = demo.GRADER
         return stack.client.fine_tuning.jobs.create(
             model=model,
             training_file=training,
@@ -129,7 +130,7 @@ def create(stack: Stack, datasets: tuple[str, str]) -> Callable[..., Any]:
             seed=3,
             method={
                 "type": "reinforcement",
-                "reinforcement": {"grader": demo.GRADER, "hyperparameters": settings},  # type: ignore[typeddict-item]
+                "reinforcement": {"grader": grader, "hyperparameters": settings},
             },
         )
 

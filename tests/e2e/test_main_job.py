@@ -216,7 +216,7 @@ def test_a_movers_job_with_code_and_a_judge_needs_the_official_client_alone(stac
         assert any(f"max_completion_tokens is {shown['max_completion_tokens']} and not 1024" in text for text in warned)
 
         told = [event.data for event in client.fine_tuning.jobs.list_events(job.id) if event.type == "metrics"]
-        steps: dict[int, Any] = {data["step"]: data for data in told}  # type: ignore[index, misc]
+        steps: dict[int, Any] = {data["step"]: data for data in told}  # type: ignore[index]
         assert steps.keys() == {0, 1, 2}
         for step, data in steps.items():
             answers = {"train": 9 if step else 0, "valid": ROWS}

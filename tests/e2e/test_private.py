@@ -24,12 +24,13 @@ def everything(folder: Path) -> Iterator[Path]:
 
 def test_nothing_in_the_data_folder_is_for_others(stack: Stack, datasets: tuple[str, str]) -> None:
     training, held_out = datasets
+    grader: Any = demo.GRADER
     hyperparameters: Any = demo.HYPERPARAMETERS | {"n_steps": 2, "eval_interval": 1, "lora_rank": 4}
     job = stack.client.fine_tuning.jobs.create(
         model=stack.model,
         training_file=training,
         validation_file=held_out,
-        method={"type": "reinforcement", "reinforcement": {"grader": demo.GRADER, "hyperparameters": hyperparameters}},  # type: ignore[typeddict-item]
+        method={"type": "reinforcement", "reinforcement": {"grader": grader, "hyperparameters": hyperparameters}},
         integrations=[{"type": "wandb", "wandb": {"project": "modes"}}],
     )
     pending = stack.client.uploads.create(bytes=4, filename="x.jsonl", mime_type="text/jsonl", purpose="fine-tune")

@@ -48,3 +48,9 @@ def make_case(
 def relative_error(got: Tensor | np.ndarray, want: np.ndarray) -> float:
     """Euclidean distance over the wanted length."""
     return float(np.linalg.norm(np.asarray(got, dtype=np.float64) - want) / np.linalg.norm(want))
+
+
+def gradient_of(leaf: Tensor) -> Tensor:
+    """What a backward pass left in `leaf`."""
+    assert leaf.grad is not None
+    return leaf.grad

@@ -4,6 +4,8 @@ Nothing here is shared with `troll/`. The dual variable is found by bisection on
 product of Jacobian matrices written out in full.
 """
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -148,7 +150,7 @@ def sparse_jacobian(log_p: Array, kept: list[int], default_prob: float, tail: st
     return jacobian
 
 
-def differences(new_logits: Array, old_logits: Array, token: int, advantage: float, **options: object) -> Array:
+def differences(new_logits: Array, old_logits: Array, token: int, advantage: float, **options: Any) -> Array:
     """`d loss / d logits` of one token by central differences, support and regression target frozen."""
     kept = support(
         log_softmax(new_logits), token, int(options.get("max_tokens", 64)), float(options.get("dropped_mass", 1e-5))
@@ -165,7 +167,7 @@ def differences(new_logits: Array, old_logits: Array, token: int, advantage: flo
 
 
 def batch(
-    new_logits: Array, old_logits: Array, tokens: NDArray[np.int64], advantages: Array, **options: object
+    new_logits: Array, old_logits: Array, tokens: NDArray[np.int64], advantages: Array, **options: Any
 ) -> tuple[float, Array]:
     """Token-mean loss of N rows and its gradient `[N, V]`."""
     rows = list(zip(new_logits, old_logits, tokens, advantages, strict=True))

@@ -1,5 +1,7 @@
 """Sparse rows: what they keep, how they are normalised, and how they are carried around."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -9,11 +11,11 @@ import troll
 from tests.troll import oracle
 from tests.troll.cases import SHAPES, make_case
 from troll.align import align
-from troll.rows import SparseLogProbs
+from troll.rows import SparseLogProbs, Tail
 from troll.sparse import normalise
 
 
-def dense_from_oracle(logits: np.ndarray, tokens: np.ndarray, tail: str = "constant", **options: float) -> np.ndarray:
+def dense_from_oracle(logits: np.ndarray, tokens: np.ndarray, tail: Tail = "constant", **options: float) -> np.ndarray:
     """The oracle's sparse rows `[N, V]`."""
     rows = []
     for z, token in zip(logits, tokens, strict=True):
@@ -25,7 +27,7 @@ def dense_from_oracle(logits: np.ndarray, tokens: np.ndarray, tail: str = "const
 
 @pytest.mark.parametrize("tail", ["constant", "mass"])
 @pytest.mark.parametrize(("vocabulary", "sharp", "moved", "cap"), SHAPES)
-def test_rows_equal_the_oracle(vocabulary: int, sharp: float, moved: float, cap: int, tail: str) -> None:
+def test_rows_equal_the_oracle(vocabulary: int, sharp: float, moved: float, cap: int, tail: Tail) -> None:
     case = make_case(30, vocabulary, sharp, moved)
     old = troll.sparsify(torch.tensor(case.old), torch.tensor(case.tokens), max_tokens=cap, tail=tail)
     expected = dense_from_oracle(case.old, case.tokens, tail, max_tokens=cap)
@@ -136,7 +138,7 @@ def test_the_samplers_rows_may_be_ragged() -> None:
 
 
 @pytest.mark.parametrize("tail", ["constant", "mass"])
-def test_an_aligned_pair_is_two_distributions_on_one_support(tail: str) -> None:
+def test_an_aligned_pair_is_two_distributions_on_one_support(tail: Tail) -> None:
     case = make_case(40, 60, 2.0, 2.0)
     tokens = torch.tensor(case.tokens)
     old, new = (troll.sparsify(torch.tensor(z), tokens, max_tokens=8, tail=tail) for z in (case.old, case.new))
@@ -179,7 +181,9 @@ LOGITS, TOKENS = torch.randn(2, 3, 10), torch.zeros(2, 3, dtype=torch.long)
         (LOGITS, TOKENS, {"mask": torch.ones(2, 2)}, r"mask: shape \[2, 2\] does not match tokens"),
     ],
 )
-def test_errors_name_the_argument_and_the_row(logits: Tensor, tokens: Tensor, options: dict, message: str) -> None:
+def test_errors_name_the_argument_and_the_row(
+    logits: Tensor, tokens: Tensor, options: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         troll.sparsify(logits, tokens, **options)
 
@@ -202,7 +206,7 @@ def test_a_row_of_nothing_but_minus_infinity_is_an_error() -> None:
         ({"ids": torch.tensor([[0]])}, "ids: shape"),
     ],
 )
-def test_errors_in_the_samplers_rows(change: dict, message: str) -> None:
+def test_errors_in_the_samplers_rows(change: dict[str, Any], message: str) -> None:
     arguments = {
         "ids": torch.tensor([[0, 1]]),
         "log_probs": torch.tensor([[-0.5, -1.0]]),

@@ -1,7 +1,7 @@
 """Jobs for the supervisor, run by the stub of a training child unless a test wants the real one."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ def use_stub(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def faster(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+def faster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     """``faster(lease_seconds=1, …)`` changes settings for this test."""
 
     def change(**values: float) -> None:

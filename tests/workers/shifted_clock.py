@@ -3,9 +3,11 @@
 import datetime
 import sys
 import time
+from typing import TypeAlias
 
 AHEAD = float(sys.argv.pop(1))
-_time, _datetime = time.time, datetime.datetime
+_time = time.time
+_datetime: TypeAlias = datetime.datetime
 
 
 class _Kind(type):
@@ -15,11 +17,11 @@ class _Kind(type):
 
 class Shifted(_datetime, metaclass=_Kind):
     @classmethod
-    def now(cls, tz: datetime.tzinfo | None = None) -> _datetime:
+    def now(cls, tz: datetime.tzinfo | None = None) -> _datetime:  # type: ignore[override]
         return _datetime.now(tz) + datetime.timedelta(seconds=AHEAD)
 
     @classmethod
-    def utcnow(cls) -> _datetime:
+    def utcnow(cls) -> _datetime:  # type: ignore[override]
         return cls.now(datetime.UTC).replace(tzinfo=None)
 
 

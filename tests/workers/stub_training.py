@@ -10,6 +10,7 @@ import socket
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from service.jobs.spec import RunSpec
 from workers import wire
@@ -53,7 +54,7 @@ class Stub:
     def train(self) -> int:
         first = int(self.run.checkpoints[0].name.removeprefix("step-")) if self.run.checkpoints else 0
         for step in range(first + 1, STEPS + 1):
-            data = {"step": step, "total_steps": STEPS, "attempt": self.run.attempt}
+            data: dict[str, Any] = {"step": step, "total_steps": STEPS, "attempt": self.run.attempt}
             data |= SUPERVISED if self.supervised else {"train_mean_reward": step / STEPS}
             self.send(wire.Event(type="metrics", message=f"Step {step}/{STEPS}", data=data, key=f"step-{step}"))
             self.send(wire.Progress(step=step, total_steps=STEPS, trained_tokens=100 * step, seconds_left=1.0))

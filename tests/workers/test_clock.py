@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -107,7 +108,8 @@ def test_no_message_has_an_expiry(scheduler: Scheduler) -> None:
         scheduler.apply_entry(entry, producer=scheduler.producer)
     broker.ring_webhooks()
     broker.ask(broker.RUN_GRADER, new_id("ask_"), {})
-    messages = [message.decode() for message in live.client().lrange(f"{broker.KEY_PREFIX}{CONTROL_QUEUE}", 0, -1)]
+    messages: list[Any] = live.client().lrange(f"{broker.KEY_PREFIX}{CONTROL_QUEUE}", 0, -1)
+    messages = [message.decode() for message in messages]
     # Celery's own schedule has one entry more.
     assert len(messages) >= 5
     assert {message for message in messages if '"expires": null' not in message} == set()

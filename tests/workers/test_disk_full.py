@@ -148,6 +148,7 @@ def test_a_folder_that_cannot_be_used_is_tried_again_and_named(submit: Submit, m
     while row(id).status == "queued":
         supervisor.run("worker-1")
     error = row(id).error
+    assert error is not None
     assert error["code"] == "worker_unavailable"
     assert "Read-only file system" in error["message"]
 

@@ -115,4 +115,6 @@ def _balancing_loss(model: PreTrainedModel, outputs: Any, kwargs: dict[str, Any]
         return None
     config = model.config.get_text_config()
     mask = kwargs.get("attention_mask")
-    return load_balancing_loss_func(outputs.router_logits, config.num_experts, config.num_experts_per_tok, mask)
+    experts, chosen = config.num_experts, config.num_experts_per_tok
+    loss: Tensor | None = load_balancing_loss_func(outputs.router_logits, experts, chosen, mask)
+    return loss

@@ -385,7 +385,7 @@ def token_terms(
     tail: str,
 ) -> Terms:
     """The objective's terms per token; see `troll.kernels.token_terms`."""
-    outputs = _Terms.apply(
+    outputs = _Terms.apply(  # type: ignore[no-untyped-call]
         log_probs, ids, old_ids, old_log_probs, old_tail, vocabulary_size, kl_bound, default_prob, tail
     )
     return Terms(*outputs)

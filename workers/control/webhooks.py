@@ -139,7 +139,8 @@ def _deliver(delivery: WebhookDelivery, endpoint: WebhookEndpoint, now: datetime
 
 def wait_after(attempts: int) -> timedelta:
     """5 s, 20 s, 80 s, … up to 6 h, and up to a quarter more so that retries do not come in step."""
-    return min(FIRST_WAIT * 4 ** (attempts - 1), LONGEST_WAIT) * (1 + random.random() / 4)
+    times: int = 4 ** (attempts - 1)
+    return min(FIRST_WAIT * times, LONGEST_WAIT) * (1 + random.random() / 4)
 
 
 def send(endpoint: WebhookEndpoint, event_id: str, payload: dict[str, Any], now: datetime) -> Result:

@@ -124,7 +124,7 @@ def stored_names(model: PreTrainedModel) -> dict[str, str]:
 def difference(weights: Mapping[str, Tensor], layer: str, config: LoraConfig) -> Tensor:
     """What an adapter (``weights`` named as in ``tensors``) adds to the weight of a layer, in float32."""
     down, up = (weights[f"{PREFIX}{layer}.lora_{side}.weight"] for side in "AB")
-    added = (up @ down) * (config.lora_alpha / config.r)
+    added: Tensor = (up @ down) * (config.lora_alpha / config.r)
     return added.T if config.fan_in_fan_out else added
 
 

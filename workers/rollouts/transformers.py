@@ -233,7 +233,8 @@ class _Decoder:
             output = self._model(ids, **{name: value for name, value in arguments.items() if name in self._accepted})
         cache = getattr(output, "past_key_values", None)
         self._cache = cache if isinstance(cache, Cache) else None
-        return output.logits[:, -1]
+        logits: Tensor = output.logits
+        return logits[:, -1]
 
 
 class _Answers:

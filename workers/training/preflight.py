@@ -198,8 +198,8 @@ def _model_bytes(policy: Policy) -> int:
 
 def _state_bytes(policy: Policy) -> int:
     trained = sum(parameter.numel() for parameter in policy.model.parameters() if parameter.requires_grad)
-    copies = MOMENTS + (policy.adapter is not None or policy.rounded)
-    return trained * copies * torch.float32.itemsize
+    copies: int = MOMENTS + (policy.adapter is not None or policy.rounded)
+    return int(trained * copies * torch.float32.itemsize)
 
 
 def _too_large(prompt: int, answer: int, answers: int) -> RunError:

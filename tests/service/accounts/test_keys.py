@@ -128,7 +128,9 @@ def test_a_poll_is_one_transaction(client: TestClient) -> None:
 def test_the_last_use_of_a_key_is_written_down_once_a_minute(client: TestClient, api_key: Key) -> None:
     def last_used() -> datetime:
         with transaction("troll_operator") as session:
-            return session.scalars(select(APIKey.last_used_at).where(APIKey.id == api_key.id)).one()
+            used = session.scalars(select(APIKey.last_used_at).where(APIKey.id == api_key.id)).one()
+        assert used is not None
+        return used
 
     client.get("/v1/models")
     first = last_used()

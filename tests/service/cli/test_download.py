@@ -132,7 +132,7 @@ def test_a_pull_mends_short_cuts_by_itself(
     def heal(_: float) -> None:
         proxy.budget += 700_000
 
-    monkeypatch.setattr(downloading.time, "sleep", heal)
+    monkeypatch.setattr("service.cli.download.time.sleep", heal)
     proxy.budget = 500_000
     download(client, model, tmp_path / "weights")
     assert_whole(tmp_path / "weights", models_dir, model)

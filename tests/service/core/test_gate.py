@@ -8,6 +8,7 @@ import pytest
 
 from service.core import gate
 from service.core.gate import LONGEST_PAUSE, PAUSE, SHARED_SECONDS, STRANGERS_WAITING, Gate, Tenant, Turns
+from service.core.threads import request_threads
 
 
 def scope(tenant: str, path: str = "/v1/models") -> dict[str, Any]:
@@ -54,7 +55,7 @@ def test_other_paths_wait_for_nobody() -> None:
 
 
 def test_what_would_find_its_queue_full_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gate.request_threads, "is_full", lambda tenant: tenant == "a")
+    monkeypatch.setattr(request_threads, "is_full", lambda tenant: tenant == "a")
     app = Recorded()
     through_gate(app, scope("a"), scope("b"))
     assert app.begun == ["b"]
@@ -65,7 +66,7 @@ def test_what_would_find_its_queue_full_is_refused_at_once(monkeypatch: pytest.M
 
 
 def test_no_more_wait_for_their_turn_than_may_wait_for_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gate.request_threads, "waiting_each", 3)
+    monkeypatch.setattr(request_threads, "waiting_each", 3)
     app = Recorded()
     through_gate(app, *(scope("a") for _ in range(8)), scope("b"))
     assert sorted(app.begun) == ["a", "a", "a", "b"]
@@ -73,8 +74,8 @@ def test_no_more_wait_for_their_turn_than_may_wait_for_a_thread(monkeypatch: pyt
 
 
 def test_many_unknown_callers_of_one_address_leave_room_for_another_address(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gate.request_threads, "waiting_each", 2)
-    monkeypatch.setattr(gate.request_threads, "waiting", 5)
+    monkeypatch.setattr(request_threads, "waiting_each", 2)
+    monkeypatch.setattr(request_threads, "waiting", 5)
     app, room = Recorded(), int(STRANGERS_WAITING * 2)
     strangers = [{**scope(f"key {n}"), "address": "here"} for n in range(room + 2)]
     through_gate(app, *strangers, {**scope("key there"), "address": "there"}, scope("known"))
@@ -82,7 +83,7 @@ def test_many_unknown_callers_of_one_address_leave_room_for_another_address(monk
 
 
 def test_an_unknown_caller_finds_room_beside_another_s_full_queue(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gate.request_threads, "waiting_each", 4)
+    monkeypatch.setattr(request_threads, "waiting_each", 4)
     app = Recorded()
     through_gate(app, *({**scope(key), "address": "here"} for key in "aaaaaaaab"))
     assert sorted(app.begun) == list("aaaab")

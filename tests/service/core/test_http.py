@@ -1,10 +1,12 @@
 """Every answer that is not a success has OpenAI's envelope, the framework's own included."""
 
+from typing import Any
+
 import pytest
 from fastapi.testclient import TestClient
 
 
-def envelope(answer) -> dict:
+def envelope(answer: Any) -> dict[str, Any]:
     error = answer.json()["error"]
     assert set(error) == {"message", "type", "param", "code"}
     assert answer.headers["x-request-id"].startswith("req_")

@@ -15,7 +15,7 @@ OWNER = "postgres"
 
 @pytest.fixture(params=db.ROLES)
 def role(request: pytest.FixtureRequest) -> db.Role:
-    return request.param  # type: ignore[no-any-return]
+    return request.param
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def connection(servers: Servers, role: db.Role) -> Iterator[psycopg.Connection]:
 def who(connection: psycopg.Connection) -> tuple[str, str]:
     row = connection.execute("SELECT session_user::text, current_user::text").fetchone()
     assert row is not None
-    return row  # type: ignore[return-value]
+    return row
 
 
 @pytest.mark.parametrize(
@@ -37,13 +37,13 @@ def who(connection: psycopg.Connection) -> tuple[str, str]:
 def test_a_login_becomes_no_other(connection: psycopg.Connection, role: db.Role, way: str) -> None:
     for other in {*db.ROLES, OWNER} - {role}:
         with pytest.raises(errors.InsufficientPrivilege):
-            connection.execute(sql.SQL(way).format(sql.Identifier(other)))  # type: ignore[arg-type]
+            connection.execute(sql.SQL(way).format(sql.Identifier(other)))
         assert who(connection) == (role, role)
 
 
 def test_there_is_nothing_to_go_back_to(connection: psycopg.Connection, role: db.Role) -> None:
     for way in ("SET ROLE NONE", "RESET ROLE", "RESET SESSION AUTHORIZATION", "RESET ALL", "DISCARD ALL"):
-        connection.execute(way)  # type: ignore[call-overload]
+        connection.execute(way)
         assert who(connection) == (role, role)
 
 
@@ -116,7 +116,7 @@ REFUSALS = (errors.InsufficientPrivilege, errors.InvalidTableDefinition, errors.
 
 def refused(connection: psycopg.Connection, statement: str) -> bool:
     try:
-        connection.execute(statement)  # type: ignore[call-overload]
+        connection.execute(statement)
     except REFUSALS:
         return True
     return False

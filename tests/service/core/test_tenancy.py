@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
@@ -18,7 +19,7 @@ TENANT_TABLES = sorted(set(Base.metadata.tables) - {"organizations", "installati
 
 
 @pytest.fixture
-def job(client: TestClient, models_dir: Path) -> dict:
+def job(client: TestClient, models_dir: Path) -> dict[str, Any]:
     return factories.create_job(client, factories.offer_model(models_dir))
 
 
@@ -41,22 +42,22 @@ def test_every_tenant_table_names_its_organisation(table: str) -> None:
     assert "organization_id" in Base.metadata.tables[table].columns
 
 
-def test_nobody_in_particular_sees_nothing(job: dict) -> None:
+def test_nobody_in_particular_sees_nothing(job: dict[str, Any]) -> None:
     with transaction("troll_api") as session:
         assert set(counts(session).values()) == {0}
 
 
-def test_a_tenant_sees_its_own_rows(job: dict) -> None:
+def test_a_tenant_sees_its_own_rows(job: dict[str, Any]) -> None:
     with tenant(job["organization_id"]) as session:
         assert counts(session)["fine_tuning_jobs"] == 1
 
 
-def test_a_tenant_sees_no_others_rows(job: dict, new_key: Callable[..., Key]) -> None:
+def test_a_tenant_sees_no_others_rows(job: dict[str, Any], new_key: Callable[..., Key]) -> None:
     with tenant(new_key(organization="globex").organization_id) as session:
         assert {table: count for table, count in counts(session).items() if count} == {"api_keys": 1}
 
 
-def test_a_tenant_cannot_write_for_another(job: dict, new_key: Callable[..., Key]) -> None:
+def test_a_tenant_cannot_write_for_another(job: dict[str, Any], new_key: Callable[..., Key]) -> None:
     stranger = new_key(organization="globex").organization_id
     insert = text(
         "INSERT INTO files (id, organization_id, filename, purpose, bytes, sha256) "
@@ -66,7 +67,7 @@ def test_a_tenant_cannot_write_for_another(job: dict, new_key: Callable[..., Key
         session.execute(insert, {"owner": job["organization_id"]})
 
 
-def test_the_name_of_the_organisation_does_not_outlive_its_transaction(job: dict) -> None:
+def test_the_name_of_the_organisation_does_not_outlive_its_transaction(job: dict[str, Any]) -> None:
     with tenant(job["organization_id"]):
         pass
     for _ in range(3):

@@ -5,6 +5,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -21,6 +22,10 @@ STUBBORN = (
 
 def python(name: str, code: str, tier: int = 0, grace: float = 5.0) -> Program:
     return Program(name, [sys.executable, "-c", code], tier=tier, grace=grace)
+
+
+def is_up(log: Path) -> bool:
+    return "up" in log.read_text()
 
 
 def sleeper(name: str, tier: int = 0) -> Program:
@@ -144,7 +149,8 @@ def test_higher_tiers_are_ended_before_lower_ones(children: Children, tmp_path: 
     )
     for name, tier in (("a", 0), ("b", 2), ("c", 1)):
         child = children.start(Program(name, [sys.executable, "-c", code, tmp_path / "ended", name], tier), {})
-        children.wait(child, lambda child=child: "up" in children.log_path(child).read_text(), 10)
+        log = children.log_path(child)
+        children.wait(child, partial(is_up, log), 10)
     children.stop()
     assert (tmp_path / "ended").read_text() == "bca"
 
@@ -165,7 +171,7 @@ def test_leftovers_of_a_killed_parent_are_found_and_ended(children: Children, tm
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
     records = tmp_path / "others.json"
-    command = [sys.executable, "-c", parent, records, children.logs]
+    command: list[str | Path] = [sys.executable, "-c", parent, records, children.logs]
     children.start(Program("parent", command, tier=0), {**os.environ, "PYTHONPATH": str(Path.cwd())})
     until(lambda: len(leftovers(records)) == 1)
     [entry] = leftovers(records)

@@ -301,7 +301,7 @@ def test_nobody_is_taken_at_their_word(folder: Folder, children: Children) -> No
     running = servers.start(folder, children)
     with psycopg.connect(running.database_owner_url) as connection:
         for login in LOGINS[1:]:
-            connection.execute(f"CREATE ROLE {login} LOGIN SUPERUSER")  # type: ignore[call-overload]
+            connection.execute(f"CREATE ROLE {login} LOGIN SUPERUSER")
     assert [login for login in LOGINS if connects(folder, login)] == []
     assert connects(folder, "postgres", folder.password("postgres"))
 
@@ -310,7 +310,7 @@ def test_logins_reach_one_database_with_their_own_password(folder: Folder, child
     running = servers.start(folder, children)
     with psycopg.connect(running.database_owner_url) as connection:
         for role in ROLES:
-            connection.execute(f"CREATE ROLE {role}")  # type: ignore[call-overload]
+            connection.execute(f"CREATE ROLE {role}")
     running.let_in()
     for role in ROLES:
         with psycopg.connect(running.database_url(role)) as connection:
@@ -392,7 +392,7 @@ def test_without_the_wheel_the_machines_redis_is_used(
 ) -> None:
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / name).symlink_to(embedded_redis._binary())
-    monkeypatch.setattr(embedded_redis.importlib.util, "find_spec", lambda package: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda package: None)
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     left = embedded_redis.start(folder.redis, folder.root / "redis.sock", children, servers.inherited()).process
     assert left.name() == name

@@ -164,7 +164,9 @@ def test_python_graders_run_in_a_jail_without_a_word_from_anybody(folder: Path) 
     assert state(folder)["jail"] == "unshare"
     assert state(folder)["jail_note"].startswith("Python graders and code tests run in a jail (unshare)")
     graders = client(state(folder)).fine_tuning.alpha.graders
-    assert graders.validate(grader=PYTHON).grader.name == "p"
+    checked = graders.validate(grader=PYTHON).grader
+    assert checked is not None
+    assert checked.name == "p"
     assert graders.run(grader=PYTHON, model_sample="x", item={}).reward == 0.5
 
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
@@ -16,7 +17,7 @@ def stored(data_dir: Path) -> set[str]:
     return {path.name for path in (data_dir / "files").iterdir()}
 
 
-def refused(client: TestClient, data_dir: Path, data: bytes, purpose: str = "fine-tune") -> dict:
+def refused(client: TestClient, data_dir: Path, data: bytes, purpose: str = "fine-tune") -> dict[str, Any]:
     """The error of an upload, after making sure that nothing of it is left."""
     before = stored(data_dir)
     answer = client.post("/v1/files", files={"file": ("rows.jsonl", data)}, data={"purpose": purpose})
@@ -89,7 +90,7 @@ def test_delete_answers_with_an_object_and_removes_the_bytes(client: TestClient,
 
 
 def test_expiry_is_kept_and_checked(client: TestClient) -> None:
-    def create(seconds: str):
+    def create(seconds: str) -> Any:
         form = {"purpose": "fine-tune", "expires_after[anchor]": "created_at", "expires_after[seconds]": seconds}
         return client.post("/v1/files", files={"file": ("x", factories.jsonl(factories.rows(1)))}, data=form)
 

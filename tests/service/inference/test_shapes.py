@@ -6,10 +6,10 @@ import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from service.inference.shapes import Answer
-from service.inference.wire import Chat, Delta, End, Question, Sampling, Started, ToolCall
+from service.inference.wire import Chat, Delta, End, Event, Question, Sampling, Started, ToolCall
 
 CALLS = [ToolCall(id=f"call_{n}", name="weather", arguments=f'{{"day": {n}}}') for n in range(3)]
-EVENTS = [
+EVENTS: list[Event] = [
     Started(prompt_tokens=7),
     Delta(reasoning="hm"),
     Delta(content="Let me see."),

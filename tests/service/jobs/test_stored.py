@@ -12,7 +12,7 @@ from fastapi.testclient import TestClient
 from service.core.db import transaction
 from service.embedded.servers import Servers
 from service.jobs import repository, stored
-from service.jobs.models import Job
+from service.jobs.models import Checkpoint, Job
 from service.jobs.repository import EventDraft
 from service.jobs.service import tell
 from service.jobs.spec import Reinforcement
@@ -29,7 +29,7 @@ def content(path: Path) -> Any:
     return json.loads(path.read_text())
 
 
-def paths(pattern: str) -> Any:
+def paths(pattern: str) -> pytest.MarkDecorator:
     found = sorted(ROWS.glob(pattern))
     assert found, pattern
     return pytest.mark.parametrize("path", found, ids=[str(path.relative_to(ROWS).with_suffix("")) for path in found])
@@ -365,7 +365,7 @@ def test_checkpoints_of_whatever_metrics_are_listed(
     with transaction("troll_worker") as session:
         metrics = {"train_loss": loss, "step": "one", "new": {"deep": loss}}
         made = {"organization_id": owner, "step": 3, "attempt": 1, "path": "p", "model": f"ft:{id}", "metrics": metrics}
-        repository.record_checkpoint(session, repository.Checkpoint(id="ftckpt_1", job_id=id, **made))
+        repository.record_checkpoint(session, Checkpoint(id="ftckpt_1", job_id=id, **made))
     (shown,) = client.get(url(id, "/checkpoints")).json()["data"]
     assert shown["metrics"]["step"] == 3
     assert shown["metrics"]["train_loss"] == (loss if isinstance(loss, float) else None)

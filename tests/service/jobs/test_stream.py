@@ -36,11 +36,11 @@ def tell(job_id: str, count: int) -> None:
         service.tell(session, row, [EventDraft(f"event {n}", type="metrics") for n in range(count)])
 
 
-def follow(job: dict[str, Any], after: int, meanwhile: Callable[[], None]) -> list[int]:
+def follow(job: dict[str, Any], after: int, meanwhile: Callable[[], object]) -> list[int]:
     """Sequence numbers that a follower sees while ``meanwhile`` happens and then the job is cancelled."""
 
     async def main() -> list[int]:
-        seen = []
+        seen: list[int] = []
 
         async def act() -> None:
             await asyncio.sleep(0.3)

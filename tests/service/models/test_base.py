@@ -4,8 +4,9 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
@@ -26,6 +27,11 @@ def write(folder: Path, config: bytes) -> None:
 def replace(folder: Path, make: Callable[[Path], object]) -> None:
     (folder / "config.json").unlink()
     make(folder / "config.json")
+
+
+def pipe_for_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    os.mkfifo(folder / "model.safetensors")
 
 
 BREAKS: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -55,7 +61,7 @@ BREAKS: dict[str, tuple[Callable[[Path], object], str]] = {
     "code": (lambda at: (at / "modeling.py").touch(), "it holds files that could run code: modeling.py"),
     "weightless": (lambda at: (at / "model.safetensors").unlink(), "it holds no safetensors weights"),
     "pipe-for-weights": (
-        lambda at: ((at / "model.safetensors").unlink(), os.mkfifo(at / "model.safetensors")),
+        pipe_for_weights,
         "it holds no safetensors weights",
     ),
 }
@@ -175,11 +181,16 @@ def settled(root: Path) -> Path:
 
 
 @pytest.fixture
-def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What was opened since."""
     paths: list[str] = []
     read = base._read
-    monkeypatch.setattr(base, "_read", lambda path: paths.append(Path(path).name) or read(path))
+
+    def noted(path: str) -> Any:
+        paths.append(Path(path).name)
+        return read(path)
+
+    monkeypatch.setattr(base, "_read", noted)
     return paths
 
 

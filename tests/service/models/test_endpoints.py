@@ -186,7 +186,7 @@ def test_another_organisations_model_is_no_base(client_for: Any, new_key: Any, t
 
 
 @pytest.mark.parametrize("path", ["", "/archive", "/files", "/files/config.json"])
-def test_another_organisations_model_looks_like_none(client_for, new_key, tuned: str, path: str) -> None:
+def test_another_organisations_model_looks_like_none(client_for: Any, new_key: Any, tuned: str, path: str) -> None:
     answer = client_for(new_key(organization="globex")).get(f"/v1/models/{tuned}{path}")
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
 

@@ -29,7 +29,7 @@ FAMILIES = {
     "scaled logits": GraniteConfig(**{k: v for k, v in SIZES.items() if k != "head_dim"}, logits_scaling=2.0),
     "untied output matrix": None,
 }
-TWO_UPDATES = {"steps_per_generation": 2, "gradient_accumulation_steps": 1}
+TWO_UPDATES: dict[str, Any] = {"steps_per_generation": 2, "gradient_accumulation_steps": 1}
 AGGREGATIONS = {
     "bnpo": "token-mean",
     "grpo": "seq-mean-token-mean",
@@ -192,7 +192,12 @@ def test_reference_kl_is_trls(updates: dict[str, Any], tmp_path: Path) -> None:
         model = make_model()
         model.config._name_or_path = str(folder)
         # A bound nothing reaches and no advantages: what is left of either loss is the reference term.
-        options = {"objective": objective, "kl_bound": 100.0, "beta": 0.5, "use_bias_correction_kl": False}
+        options: dict[str, Any] = {
+            "objective": objective,
+            "kl_bound": 100.0,
+            "beta": 0.5,
+            "use_bias_correction_kl": False,
+        }
         trainer = make_trainer(tmp_path, model=model, **options, **updates)
         move(trainer, 0.05)
         inputs = next_inputs(trainer)
@@ -347,7 +352,7 @@ def test_evaluation_has_a_loss(tmp_path: Path) -> None:
 
 
 def test_reward_goes_up_and_the_bound_holds(tmp_path: Path) -> None:
-    options = {"per_device_train_batch_size": 16, "num_generations": 8, "max_completion_length": 4}
+    options: dict[str, Any] = {"per_device_train_batch_size": 16, "num_generations": 8, "max_completion_length": 4}
     trainer = make_trainer(tmp_path, max_steps=20, learning_rate=2e-2, **options, **TWO_UPDATES)
     trainer.train()
     rewards = logged(trainer, "reward")

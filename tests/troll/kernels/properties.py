@@ -5,6 +5,7 @@
 
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,7 +15,8 @@ from torch import Tensor
 import troll
 from troll import kernels, sparse, terms
 from troll.kernels import selection
-from troll.sparse import SparseLogProbs
+from troll.objectives.troll import Support
+from troll.rows import SparseLogProbs, Tail
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -60,15 +62,13 @@ def plain_scan(logits: Tensor, ids: Tensor, top: int, temperature: float) -> tup
 def assert_same_scan(got: tuple[Tensor, ...], want: tuple[Tensor, ...], logits: Tensor, temperature: float) -> None:
     names = ("peak", "log_total", "entropy", "values", "top_values")
     for name, left, right in zip(names, got, want, strict=False):
-        torch.testing.assert_close(
-            left.double(), right, rtol=2e-6, atol=2e-6, msg=lambda text, name=name: f"{name}: {text}"
-        )
+        torch.testing.assert_close(left.double(), right, rtol=2e-6, atol=2e-6, msg=partial("{}: {}".format, name))
     named = (logits.double() / temperature).gather(1, got[5].clamp(min=0))
     finite = want[4] > -torch.inf
     torch.testing.assert_close(named[finite], want[4][finite], rtol=2e-6, atol=2e-6)
 
 
-def old_rows(logits: Tensor, tokens: Tensor, cap: int, tail: sparse.Tail) -> SparseLogProbs:
+def old_rows(logits: Tensor, tokens: Tensor, cap: int, tail: Tail) -> SparseLogProbs:
     """The old policy's rows from the plain version, whatever the device."""
     return troll.sparsify(logits.cpu(), tokens.cpu(), max_tokens=cap, tail=tail).to(logits.device)
 
@@ -81,12 +81,12 @@ def kept_rows(logits: Tensor, tokens: Tensor, cap: int) -> tuple[Tensor, Tensor]
     return kept.ids.to(logits.device), kept.log_probs.to(logits.device)
 
 
-def kernel_terms(ids: Tensor, log_probs: Tensor, old: SparseLogProbs, tail: sparse.Tail = "constant") -> terms.Terms:
+def kernel_terms(ids: Tensor, log_probs: Tensor, old: SparseLogProbs, tail: Tail = "constant") -> terms.Terms:
     columns = (old.ids, old.log_probs, old.tail_log_prob)
     return terms.Terms(*kernels.token_terms(ids, log_probs, *columns, old.vocabulary_size, BOUND, DEFAULT, tail))
 
 
-def plain_terms(ids: Tensor, log_probs: Tensor, old: SparseLogProbs, tail: sparse.Tail = "constant") -> terms.Terms:
+def plain_terms(ids: Tensor, log_probs: Tensor, old: SparseLogProbs, tail: Tail = "constant") -> terms.Terms:
     """The plain version in the precision of `log_probs`, on the CPU."""
     wide = SparseLogProbs(
         old.ids,
@@ -186,16 +186,14 @@ def test_keep_equals_the_plain_version(vocabulary: int, sharp: float, moved: flo
     values, ids = log_probs.topk(min(cap, vocabulary), -1)
     token_values = log_probs.gather(1, tokens.unsqueeze(-1)).squeeze(-1)
     got = kernels.keep(ids, values, tokens, token_values, 1e-5, spare)
-    want = sparse.keep(*(x.cpu() for x in (ids, values, tokens, token_values)), 1e-5, spare)
+    want = sparse.keep(ids.cpu(), values.cpu(), tokens.cpu(), token_values.cpu(), 1e-5, spare)
     assert torch.equal(got[0].cpu(), want[0])
     assert torch.equal(got[1].cpu(), want[1])
 
 
 @pytest.mark.parametrize("tail", ["constant", "mass"])
 @pytest.mark.parametrize(("vocabulary", "sharp", "moved", "cap"), SHAPES)
-def test_normalise_equals_the_plain_version(
-    vocabulary: int, sharp: float, moved: float, cap: int, tail: sparse.Tail
-) -> None:
+def test_normalise_equals_the_plain_version(vocabulary: int, sharp: float, moved: float, cap: int, tail: Tail) -> None:
     _, logits, tokens = make_logits(4, vocabulary, sharp, moved)
     ids, log_probs = kept_rows(logits, tokens, cap)
     got = kernels.normalise(ids, log_probs, vocabulary, DEFAULT, tail)
@@ -208,9 +206,7 @@ def test_normalise_equals_the_plain_version(
 
 @pytest.mark.parametrize("tail", ["constant", "mass"])
 @pytest.mark.parametrize(("vocabulary", "sharp", "moved", "cap"), SHAPES)
-def test_terms_equal_the_plain_version(
-    vocabulary: int, sharp: float, moved: float, cap: int, tail: sparse.Tail
-) -> None:
+def test_terms_equal_the_plain_version(vocabulary: int, sharp: float, moved: float, cap: int, tail: Tail) -> None:
     old_logits, logits, tokens = make_logits(4, vocabulary, sharp, moved)
     ids, log_probs = kept_rows(logits, tokens, cap)
     old = old_rows(old_logits, tokens, cap, tail)
@@ -218,14 +214,14 @@ def test_terms_equal_the_plain_version(
     assert torch.equal(got.active.cpu(), want.active)
     for name in ("log_ratio", "regression", "beta", "kl_before", "kl_after", "kept_mass"):
         left, right = getattr(got, name).cpu().double(), getattr(want, name)
-        torch.testing.assert_close(left, right, rtol=1e-6, atol=5e-7, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(left, right, rtol=1e-6, atol=5e-7, msg=partial("{}: {}".format, name))
 
 
 @pytest.mark.parametrize("term", ["log_ratio", "regression"])
 @pytest.mark.parametrize("tail", ["constant", "mass"])
 @pytest.mark.parametrize(("vocabulary", "sharp", "moved", "cap"), SHAPES)
 def test_gradients_equal_the_plain_version(
-    vocabulary: int, sharp: float, moved: float, cap: int, tail: sparse.Tail, term: str
+    vocabulary: int, sharp: float, moved: float, cap: int, tail: Tail, term: str
 ) -> None:
     old_logits, logits, tokens = make_logits(4, vocabulary, sharp, moved)
     ids, log_probs = kept_rows(logits, tokens, cap)
@@ -354,9 +350,7 @@ def count_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.mark.parametrize("tail", ["constant", "mass"])
 @pytest.mark.parametrize("support", ["union", "old"])
-def test_the_whole_loss_equals_the_plain_version(
-    tail: sparse.Tail, support: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_whole_loss_equals_the_plain_version(tail: Tail, support: Support, monkeypatch: pytest.MonkeyPatch) -> None:
     old_logits, logits, tokens = make_logits(4, 40, 4.0, 1.0)
     advantages = torch.tensor([1.0, -1.0, 0.5, -0.5])
 
@@ -385,10 +379,10 @@ def test_the_fused_loss_equals_the_plain_version(monkeypatch: pytest.MonkeyPatch
 
     def loss_and_gradients(device: str, with_kernels: bool) -> list[Tensor]:
         choose_kernels(monkeypatch, with_kernels)
-        leaves = [x.to(device, copy=True).requires_grad_() for x in (moved, weight)]
+        states, matrix = (x.to(device, copy=True).requires_grad_() for x in (moved, weight))
         old = troll.fused_sparsify(hidden.to(device), weight.to(device), tokens.to(device), max_tokens=8)
-        out = troll.Troll(max_tokens=8).fused_loss(*leaves, old, tokens.to(device), advantages.to(device))
-        return [out.loss.detach().cpu(), *(x.cpu() for x in torch.autograd.grad(out.loss, leaves))]
+        out = troll.Troll(max_tokens=8).fused_loss(states, matrix, old, tokens.to(device), advantages.to(device))
+        return [out.loss.detach().cpu(), *(x.cpu() for x in torch.autograd.grad(out.loss, [states, matrix]))]
 
     calls = count_calls(monkeypatch)
     for got, want in zip(loss_and_gradients(DEVICE, True), loss_and_gradients("cpu", False), strict=True):

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 import troll
-from tests.troll.cases import make_case
+from tests.troll.cases import gradient_of, make_case
 from troll.objectives import Clip, Dppo, Objective
+from troll.objectives.dppo import Divergence
 
 
 def two_tokens(probability: float) -> Tensor:
@@ -23,7 +24,7 @@ def run(objective: Objective[Any], new: float, old: float, advantage: float) -> 
     old_log_probs = torch.tensor([math.log(old)], dtype=torch.float64)
     out = objective.loss(logits, old_log_probs, torch.tensor([0]), torch.tensor([advantage], dtype=torch.float64))
     out.loss.backward()
-    return out.loss.item(), logits.grad[0, 0].item(), out.metrics["fraction_clipped"].item()
+    return out.loss.item(), gradient_of(logits)[0, 0].item(), out.metrics["fraction_clipped"].item()
 
 
 def slope(ratio: float, new: float, advantage: float) -> float:
@@ -73,7 +74,7 @@ def test_gspo_clips_whole_sequences() -> None:
     assert out.metrics["ratio"].item() == pytest.approx(1.0)
     assert out.metrics["fraction_clipped"].item() == 0
     expected = torch.tensor([-(1 - p) / 3 for p in (0.8, 0.4, 0.2)], dtype=torch.float64)
-    assert torch.allclose(new.grad[:, 0], expected)
+    assert torch.allclose(gradient_of(new)[:, 0], expected)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +90,7 @@ def test_gspo_clips_whole_sequences() -> None:
         ("kl", 0.25, -1.0, True),
     ],
 )
-def test_dppo_masks_tokens_on_their_way_out(divergence: str, new: float, advantage: float, cut: bool) -> None:
+def test_dppo_masks_tokens_on_their_way_out(divergence: Divergence, new: float, advantage: float, cut: bool) -> None:
     threshold = {"tv": 0.2, "kl": 0.05}[divergence]
     loss, gradient, fraction = run(Dppo(divergence=divergence, threshold=threshold), new, 0.5, advantage)
     assert fraction == float(cut)
@@ -175,7 +176,7 @@ def test_sparse_rows_serve_as_old_log_probs() -> None:
         ({"temperature": -1.0}, "temperature: needs a positive number"),
     ],
 )
-def test_errors_of_clipping(options: dict, message: str) -> None:
+def test_errors_of_clipping(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Clip(**options)
 
@@ -184,7 +185,7 @@ def test_errors_of_clipping(options: dict, message: str) -> None:
     ("options", "message"),
     [({"divergence": "js"}, "divergence: 'js' is not one of"), ({"threshold": 0.0}, "threshold: needs a positive")],
 )
-def test_errors_of_dppo(options: dict, message: str) -> None:
+def test_errors_of_dppo(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Dppo(**options)
 

@@ -125,7 +125,9 @@ def test_a_job_that_samples_nothing_has_no_longest_answer(model: Path, write: An
 
 
 def test_counting_forgets_what_it_read(model: Path, write: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    read, seen, kept = prompts.read_prompts, [], []
+    read = prompts.read_prompts
+    seen: list[Any] = []
+    kept: list[Any] = []
 
     def watched(*args: Any) -> list[Prompt]:
         kept.extend(each for each in seen if each() is not None)

@@ -4,13 +4,14 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import text
 
-from service.core import storage
+from service.core import clock, storage
 from service.core.db import transaction
 from service.core.ids import new_id
 from service.installation import service as installation
@@ -168,11 +169,11 @@ def test_with_a_database_from_before_its_files_nothing_is_lost(folder: Path, cli
 def test_orphans_go_when_the_careful_time_is_over(folder: Path) -> None:
     orphan = old_file(folder, new_id("files/file-"))
     with transaction("troll_control") as session:
-        get(session).careful_until = text("now() + interval '1 day'")
+        get(session).careful_until = clock.now(session) + timedelta(days=1)
     prune()
     assert orphan.exists()
     with transaction("troll_control") as session:
-        get(session).careful_until = text("now() - interval '1 second'")
+        get(session).careful_until = clock.now(session) - timedelta(seconds=1)
     prune()
     assert not orphan.exists()
 

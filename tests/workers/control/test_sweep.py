@@ -52,6 +52,7 @@ def test_a_job_that_keeps_losing_its_worker_fails(submit: Callable[..., str]) ->
     lose_worker(id, strikes=3)
     reap()
     job = row(id)
+    assert job.error is not None
     assert (job.status, job.error["code"]) == ("failed", "worker_lost")
 
 

@@ -1,18 +1,19 @@
 """The table of what follows from a child's end."""
 
 import signal
+from typing import Any
 
 import pytest
 
 from service.jobs.states import Desired
-from workers.jobs.outcome import Action, decide
+from workers.jobs.outcome import Action, Outcome, decide
 from workers.wire import ExitCode, Failure
 
 FAILURE = Failure(code="non_finite_loss", message="The loss is not finite.", param="learning_rate")
 
 
-def outcome(exit_code: int | None, desired: Desired = Desired.RUN, strikes: int = 1, **changed: object):
-    given = {"has_result": False, "max_strikes": 3, "failure": None} | changed
+def outcome(exit_code: int | None, desired: Desired = Desired.RUN, strikes: int = 1, **changed: Any) -> Outcome:
+    given: dict[str, Any] = {"has_result": False, "max_strikes": 3, "failure": None} | changed
     return decide(exit_code=exit_code, desired=desired, strikes=strikes, **given)
 
 

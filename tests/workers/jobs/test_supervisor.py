@@ -109,6 +109,7 @@ def test_a_job_that_always_crashes_fails_after_its_strikes(submit: Submit, faste
     job = row(id)
     # The first attempt reaches a checkpoint, which clears its strike; the three after it reach nothing new.
     assert (job.status, attempts) == ("failed", 4)
+    assert job.error is not None
     assert job.error["code"] == "worker_crashed"
     assert_told_once_and_in_order(id)
 
@@ -132,7 +133,9 @@ def test_a_bug_is_tried_twice(submit: Submit, faster: Callable[..., None]) -> No
     assert row(id).status == "queued"
     while row(id).status == "queued":
         supervisor.run("worker-1")
-    assert row(id).error["code"] == "internal_error"
+    error = row(id).error
+    assert error is not None
+    assert error["code"] == "internal_error"
 
 
 def test_cancel_stops_a_running_job_and_keeps_its_checkpoints(submit: Submit, client: TestClient) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
@@ -117,7 +118,7 @@ def test_adapters_are_added_to_the_stored_weights_and_rounded_once(tmp_path: Pat
     train(loaded)
     export.export(loaded, tmp_path / "out")
     ours, theirs = weights_of(tmp_path / "out"), weights_of(base)
-    layers = {name: module for name, module in loaded.model.named_modules() if isinstance(module, lora.LoraLayer)}
+    layers = {name: module for name, module in loaded.model.named_modules() if isinstance(module, LoraLayer)}
     for name, weight in theirs.items():
         layer = layers.get(name.removesuffix(".weight"))
         added = layer.get_delta_weight(lora.NAME).detach() if layer else None

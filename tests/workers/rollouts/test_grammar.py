@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from llguidance import LLParserLimits
 from torch import Tensor
 from transformers import AddedToken
 
@@ -15,7 +16,7 @@ from workers.rollouts.engine import Sampling
 from workers.rollouts.grammar import BITS, Grammar, GrammarFailedError, Grammars, UnconstrainableError, unpacked
 from workers.rollouts.transformers import TransformersEngine
 
-SCHEMA = {
+SCHEMA: dict[str, Any] = {
     "type": "object",
     "properties": {"size": {"enum": ["small", "large", "largest"]}, "count": {"type": "integer"}},
     "required": ["size", "count"],
@@ -130,7 +131,7 @@ def test_the_schema_holds_in_the_final_channel() -> None:
 
 
 def test_an_answer_that_takes_too_much_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    tight = grammars.llguidance.LLParserLimits(step_max_items=20, verbose_errors=False)
+    tight = LLParserLimits(step_max_items=20, verbose_errors=False)
     monkeypatch.setattr(grammars, "LIMITS", tight)
     kinds = [{"type": kind} for kind in ("integer", "object", "string", "array")]
     held = grammar({"type": "array", "minItems": 1, "items": {"anyOf": kinds}})

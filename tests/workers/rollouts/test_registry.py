@@ -16,5 +16,6 @@ def test_what_is_declared_can_be_asked_for_and_can_sample() -> None:
 
 def test_jobs_and_operators_may_ask_for_every_engine() -> None:
     assert EngineName in get_args(Hyperparameters.model_fields["rollout_engine"].annotation)
-    assert ResolvedHyperparameters.model_fields["rollout_engine"].annotation == EngineName
-    assert Settings.model_fields["rollout_engine"].annotation == EngineName
+    for model in (ResolvedHyperparameters, Settings):
+        declared: object = model.model_fields["rollout_engine"].annotation
+        assert declared == EngineName

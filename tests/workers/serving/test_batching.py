@@ -59,7 +59,8 @@ def test_greedy_is_what_generate_says_for_every_architecture(family: str) -> Non
 
 
 def test_requests_that_join_and_leave_do_not_disturb_each_other(model: PreTrainedModel) -> None:
-    engine, said = engine_of(model), {}
+    engine = engine_of(model)
+    said: dict[Any, Any] = {}
     for number, prompt in enumerate(PROMPTS):
         engine.add(request(str(number), prompt, 10 + 7 * number))
         for _ in range(4):

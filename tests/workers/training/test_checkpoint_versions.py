@@ -1,13 +1,14 @@
 """Checkpoints of every version are gone on from, and those of a newer release are passed over.
 
-``tests/data/checkpoints/VERSION/KIND`` are checkpoints of step 2 of the tiny model's four, as a release wrote them: of all
-weights with answers that were sampled ahead, and of adapters.
+``tests/data/checkpoints/VERSION/KIND`` are checkpoints of step 2 of the tiny model's four, as a release wrote them: of
+all weights with answers that were sampled ahead, and of adapters.
 """
 
 import json
 import shutil
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file
@@ -20,7 +21,7 @@ from workers.training.__main__ import run_one_job
 from workers.wire import ExitCode
 
 KEPT = Path(__file__).parents[2] / "data" / "checkpoints"
-ASKED = {"ahead": {"max_staleness": 1}, "lora": {"lora_rank": 2}}
+ASKED: dict[str, dict[str, Any]] = {"ahead": {"max_staleness": 1}, "lora": {"lora_rank": 2}}
 KINDS = [path for version in sorted(KEPT.iterdir()) for path in sorted(version.iterdir())]
 
 
@@ -55,7 +56,7 @@ def test_the_present_version_is_among_them() -> None:
 
 @pytest.mark.parametrize("kind", ASKED)
 def test_this_release_writes_what_its_version_is_known_to_hold(tmp_path: Path, kind: str) -> None:
-    """Where this fails an older release cannot go on from it: raise ``checkpoint.VERSION``, and keep one of each kind."""
+    """Where this fails, raise ``checkpoint.VERSION`` and keep one of each kind: an older release cannot go on from it."""
     kept = KEPT / str(checkpoint.VERSION) / kind / "step-000002"
     newest = go_on(tmp_path, kind, kept).checkpoints()[-1]
     assert _files(newest) - _answers(newest) == _files(kept) - _answers(kept)
@@ -74,7 +75,7 @@ def test_one_of_a_newer_release_is_passed_over_and_told(tmp_path: Path) -> None:
     (newer / "manifest.json").write_text(json.dumps(manifest))
     recorder = go_on(tmp_path, "lora", newer, older)
     (warning,) = (line for line in recorder.lines if isinstance(line, wire.Event) and line.level == "warn")
-    told = f"step-000003 was passed over: a newer release wrote it, in version {checkpoint.VERSION + 1}, and this one reads"
+    told = f"step-000003 was passed over: a newer release wrote it, in version {checkpoint.VERSION + 1}"
     assert told in warning.message
     assert list(recorder.metrics()) == [3, 4]
     assert newer.is_dir()

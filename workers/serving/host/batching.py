@@ -316,4 +316,4 @@ def _cache_bytes_per_token(model: PreTrainedModel) -> int:
     all_heads = getattr(config, "num_attention_heads", None) or 1
     heads = getattr(config, "num_key_value_heads", None) or all_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // all_heads
-    return 2 * int(config.num_hidden_layers) * int(heads) * int(size) * model.dtype.itemsize
+    return int(2 * config.num_hidden_layers * heads * size * model.dtype.itemsize)

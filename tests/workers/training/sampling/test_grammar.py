@@ -13,6 +13,7 @@ from service.jobs.spec import Hyperparameters, ResolvedHyperparameters, RunSpec,
 from tests.workers.serving import tiny
 from tests.workers.training.test_loop import Killed, attempt, killed_at, result_of
 from tests.workers.training.tiny import Recorder, without_times
+from workers.data.prompts import Prompt
 from workers.errors import RunError
 from workers.modeling import policy
 from workers.modeling.policy import Policy
@@ -159,11 +160,15 @@ def test_models_whose_logits_are_their_own_business_learn_the_same(folder: Path,
 
 
 def test_the_check_before_training_holds_whole_logits_too(loaded: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
-    h, seen = hyperparameters(), []
-    monkeypatch.setattr(
-        loaded, "logits", lambda batch, plain=loaded.logits: seen.append(len(batch.positions)) or plain(batch)
-    )
-    prompts = [preflight.Prompt({}, ids) for ids in PROMPTS]
+    h, plain = hyperparameters(), loaded.logits
+    seen: list[int] = []
+
+    def noted(batch: Any) -> Any:
+        seen.append(len(batch.positions))
+        return plain(batch)
+
+    monkeypatch.setattr(loaded, "logits", noted)
+    prompts = [Prompt({}, ids) for ids in PROMPTS]
     preflight.worst_case_step(loaded, update.make_optimizer(loaded, h), h, prompts, held(loaded))
     assert seen
     assert seen[0] % h.max_completion_tokens == 0

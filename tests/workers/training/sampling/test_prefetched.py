@@ -31,7 +31,7 @@ GRADES = [
 def test_answers_are_read_as_they_were_written(tmp_path: Path, top: bool) -> None:
     reader, prompts = AnswerReader(make_tokenizer()), [Prompt({"answer": "1"}, [5, 6]), Prompt({"answer": "2"}, [7])]
     rollouts = [
-        Rollout([8, 9, 1], np.float32([-0.1, -2 / 3, -1e-7]).tolist(), "stop", version=7),
+        Rollout([8, 9, 1], np.array([-0.1, -2 / 3, -1e-7], np.float32).tolist(), "stop", version=7),
         Rollout([10], [-3.0], "length", version=6),
         Rollout([11, 12], [-0.5, -0.25], "length", version=7),
     ]
