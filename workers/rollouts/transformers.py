@@ -12,16 +12,16 @@ P prompts, R rows (prompts times samples), L padded prompt length, V vocabulary.
 """
 
 import copy
-import inspect
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import Cache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from workers.errors import RunError
+from workers.modeling.decoder import Decoder
 from workers.modeling.policy import Policy
 from workers.modeling.precision import autocast, dtype_on
 from workers.rollouts import probe
@@ -50,7 +50,6 @@ class TransformersEngine(RolloutEngine):
         self._model = model
         self._stop_ids = torch.tensor(sorted(stop_ids), device=model.device)
         self._context_length = context_length
-        self._accepted = set(inspect.signature(model.forward).parameters)
         self._sampling = False
         self._pads: bool | None = None  # not known until there is something to pad
         self.version = 0
@@ -169,72 +168,18 @@ class TransformersEngine(RolloutEngine):
                 left = (~done).nonzero().squeeze(-1)
                 decoder.keep(left)
                 rows, tokens, done, finished = rows[left], tokens[left], done[left], 0
-            logits = decoder.step(tokens)
+            with autocast(device):
+                logits = decoder.step(tokens)
         yield from answer.groups(open_rows=rows[:0])
 
-    def _prefill(self, prompts: Sequence[Sequence[int]], samples: int) -> tuple["_Decoder", Tensor]:
+    def _prefill(self, prompts: Sequence[Sequence[int]], samples: int) -> tuple[Decoder, Tensor]:
         """A decoder that has read the prompts, its rows repeated for the samples, and the next logits ``[R, V]``."""
-        longest = max(len(prompt) for prompt in prompts)
-        device = self._model.device
-        ids = torch.zeros(len(prompts), longest, dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        for row, prompt in enumerate(prompts):
-            ids[row, longest - len(prompt) :] = torch.tensor(prompt)
-            mask[row, longest - len(prompt) :] = 1
-        decoder = _Decoder(self._model, self._accepted, self._context_length, ids.to(device), mask.to(device))
-        logits = decoder.read()
-        repeated = torch.arange(len(prompts), device=device).repeat_interleave(samples)
+        decoder = Decoder(self._model, last_position=self._context_length - 1)
+        with autocast(self._model.device):
+            logits = decoder.read(prompts)
+        repeated = torch.arange(len(prompts), device=logits.device).repeat_interleave(samples)
         decoder.keep(repeated)
         return decoder, logits[repeated]
-
-
-class _Decoder:
-    """One batch on its way through the model: its cache, or all its tokens where the model keeps no cache."""
-
-    def __init__(
-        self, model: PreTrainedModel, accepted: set[str], context_length: int, ids: Tensor, mask: Tensor
-    ) -> None:
-        self._model, self._accepted, self._last_position = model, accepted, context_length - 1
-        self._ids, self._mask = ids, mask
-        self._padded = not bool(mask.all())
-        self._cache: Cache | None = None
-
-    def read(self) -> Tensor:
-        """Read all tokens; the logits ``[rows, V]`` that follow the last."""
-        positions = (self._mask.cumsum(-1) - 1).clamp(min=0)
-        return self._forward(self._ids, positions)
-
-    def step(self, tokens: Tensor) -> Tensor:
-        """Append ``tokens`` ``[rows]``; the logits ``[rows, V]`` that follow them."""
-        self._mask = torch.cat([self._mask, torch.ones_like(tokens).unsqueeze(-1)], -1)
-        if self._cache is None:
-            self._ids = torch.cat([self._ids, tokens.unsqueeze(-1)], -1)
-            return self.read()
-        return self._forward(tokens.unsqueeze(-1), self._mask.sum(-1, keepdim=True) - 1)
-
-    def keep(self, rows: Tensor) -> None:
-        """Go on with the rows of the batch that ``rows`` names, which may repeat."""
-        self._mask = self._mask[rows]
-        if self._cache is None:
-            self._ids = self._ids[rows]
-        else:
-            self._cache.reorder_cache(rows)
-
-    def _forward(self, ids: Tensor, positions: Tensor) -> Tensor:
-        arguments: dict[str, Any] = {
-            # Rows that have ended may run past the context for as long as they stay in the batch.
-            "position_ids": positions.clamp(max=self._last_position),
-            "attention_mask": self._mask if self._padded else None,
-            "logits_to_keep": 1,
-            "use_cache": True,
-            "past_key_values": self._cache,
-        }
-        with autocast(ids.device):
-            output = self._model(ids, **{name: value for name, value in arguments.items() if name in self._accepted})
-        cache = getattr(output, "past_key_values", None)
-        self._cache = cache if isinstance(cache, Cache) else None
-        logits: Tensor = output.logits
-        return logits[:, -1]
 
 
 class _Answers:

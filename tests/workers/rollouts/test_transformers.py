@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from tests.workers.training import tiny
+from workers.modeling.decoder import Decoder
 from workers.rollouts.engine import NonFiniteLogitsError, Sampling
-from workers.rollouts.transformers import TransformersEngine, _Decoder
+from workers.rollouts.transformers import TransformersEngine
 
 PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12, 13, 14, 6], [15, 5], [7, 7, 7]]
 NEVER = 10_000
@@ -67,14 +68,14 @@ def test_a_group_is_handed_over_as_soon_as_its_last_answer_ends(monkeypatch: pyt
     sampler, sampling = engine(stop_ids=(1, 6, 9, 12)), Sampling(1.0, 20, seed=3)
     sampler.generate(PROMPTS, 1, sampling)  # which finds out once whether the model leaves out padding
     read = 0
-    forward = _Decoder._forward
+    forward = Decoder._forward
 
     def counted(*arguments: Any) -> Tensor:
         nonlocal read
         read += 1
         return forward(*arguments)
 
-    monkeypatch.setattr(_Decoder, "_forward", counted)
+    monkeypatch.setattr(Decoder, "_forward", counted)
     handed_over = [(i, group, read) for i, group in sampler.stream(PROMPTS, 2, sampling)]
     for _, group, positions in handed_over:
         assert positions == max(len(rollout.token_ids) for rollout in group)

@@ -13,9 +13,9 @@ from tests.workers.serving import tiny
 from tests.workers.serving.test_batching import adapter, generated
 from tests.workers.training import tiny as families
 from workers.demo import make_tokenizer
+from workers.modeling.decoder import Decoder
 from workers.serving.host import batching
 from workers.serving.host.batching import BatchingEngine
-from workers.serving.host.decoder import Decoder
 from workers.serving.host.engine import Key, Request, Token
 
 NEVER_ENDING = {tiny.tokenizer().eos_token_id: -100.0}

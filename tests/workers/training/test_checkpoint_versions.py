@@ -56,7 +56,7 @@ def test_the_present_version_is_among_them() -> None:
 
 @pytest.mark.parametrize("kind", ASKED)
 def test_this_release_writes_what_its_version_is_known_to_hold(tmp_path: Path, kind: str) -> None:
-    """Where this fails, raise ``checkpoint.VERSION`` and keep one of each kind: an older release cannot go on from it."""
+    """Where it does not, an older release cannot go on from it: raise ``checkpoint.VERSION`` and keep one of each."""
     kept = KEPT / str(checkpoint.VERSION) / kind / "step-000002"
     newest = go_on(tmp_path, kind, kept).checkpoints()[-1]
     assert _files(newest) - _answers(newest) == _files(kept) - _answers(kept)

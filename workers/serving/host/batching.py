@@ -21,10 +21,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from service.inference.wire import Sampling
 from workers.bounded.grammars import UnsupportedSchemaError
+from workers.modeling.decoder import Decoder
 from workers.modeling.model_folder import context_length
 from workers.rollouts.grammar import Grammar, Grammars, UnconstrainableError
 from workers.serving.host.adapters import Adapters
-from workers.serving.host.decoder import Decoder
 from workers.serving.host.engine import Engine, Key, Request, RequestRefusedError, Token
 from workers.serving.host.sampling import Chooser, choose, score
 
@@ -201,12 +201,13 @@ class BatchingEngine(Engine):
         adapter = together[0][0].adapter
         self._adapters.use(adapter)
         decoder = Decoder(self._model)
-        logits = decoder.read([request.prompt for request, _ in together])
+        logits = decoder.read([request.prompt for request, _ in together]).float()
         self._joinable = decoder.joinable
         repeated = [i for i, (_, rows) in enumerate(together) for _ in rows]
         if repeated != list(range(len(together))):
             index = torch.tensor(repeated, device=logits.device)
             decoder.keep(index)
+            decoder.trim()
             logits = logits[index]
         self._place(Batch(decoder, [row for _, rows in together for row in rows], logits, adapter, front))
 
@@ -274,7 +275,7 @@ class BatchingEngine(Engine):
         if going:
             self._adapters.use(batch.adapter)
             said = torch.tensor([chosen[i] for i in going], device=batch.logits.device)
-            batch.logits = batch.decoder.step(said)
+            batch.logits = batch.decoder.step(said).float()
         return tokens
 
     def _keep(self, batch: Batch, rows: Sequence[int]) -> None:
@@ -284,6 +285,7 @@ class BatchingEngine(Engine):
         if rows:
             index = torch.tensor(rows, device=batch.logits.device)
             batch.decoder.keep(index)
+            batch.decoder.trim()
             batch.logits = batch.logits[index]
 
 

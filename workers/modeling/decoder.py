@@ -1,4 +1,6 @@
-"""Rows on their way through a transformers model, which may join others and leave them between any two tokens.
+"""Rows on their way through a transformers model, for rollouts and for chats.
+
+They may leave a batch and join another between any two tokens.
 
 Rows are padded on the left to one length. R rows, T padded length, V vocabulary.
 """
@@ -15,14 +17,19 @@ from transformers.cache_utils import DynamicLayer
 
 
 class Decoder:
-    """One batch: its cache, or all its tokens where the model keeps no cache that transformers knows."""
+    """One batch: its cache, or all its tokens where the model keeps no cache that transformers knows.
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        self._model = model
+    Args:
+        last_position: of the model's context; rows may run past it when nobody reads any more what they say.
+    """
+
+    def __init__(self, model: PreTrainedModel, last_position: int | None = None) -> None:
+        self._model, self._last_position = model, last_position
         self._accepted = set(inspect.signature(model.forward).parameters)
         self._cache: Cache | None = None
         self._ids: Tensor
         self._mask: Tensor  # [R, T], 0 where a row is padded
+        self._padded = False
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -42,6 +49,7 @@ class Decoder:
         for row, prompt in enumerate(prompts):
             ids[row, longest - len(prompt) :] = torch.tensor(prompt)
             mask[row, longest - len(prompt) :] = 1
+        self._padded = not bool(mask.all())
         self._ids, self._mask = ids.to(device), mask.to(device)
         return self._read()
 
@@ -58,11 +66,15 @@ class Decoder:
         self._mask = self._mask[rows]
         if self._cache is None:
             self._ids = self._ids[rows]
-            return
-        self._cache.reorder_cache(rows)
+        else:
+            self._cache.reorder_cache(rows)
+
+    def trim(self) -> None:
+        """Drop the columns that are padding in every row, where rows can join."""
         if self.joinable:
             # The first column that is no padding in some row.
             self._cut(int(self._mask.any(0).int().argmax()))
+            self._padded = not bool(self._mask.all())
 
     def split(self, rows: Tensor) -> "Decoder":
         """The rows that ``rows`` names, as a batch of their own; this one still has them. It is ``joinable``."""
@@ -74,7 +86,7 @@ class Decoder:
             assert layer.keys is not None
             assert layer.values is not None
             layer.keys, layer.values = layer.keys[rows], layer.values[rows]
-        other._cut(int(other._mask.any(0).int().argmax()))
+        other.trim()
         return other
 
     def join(self, other: "Decoder") -> None:
@@ -87,6 +99,7 @@ class Decoder:
             mine.values = torch.cat([_padded(mine.values, length), _padded(theirs.values, length)])
         masks = (torch.nn.functional.pad(mask, (length - mask.shape[1], 0)) for mask in (self._mask, other._mask))
         self._mask = torch.cat(list(masks))
+        self._padded = not bool(self._mask.all())
 
     def _cut(self, columns: int) -> None:
         """Drop leading columns that are padding in every row."""
@@ -103,10 +116,9 @@ class Decoder:
         return self._forward(self._ids, (self._mask.cumsum(-1) - 1).clamp(min=0))
 
     def _forward(self, ids: Tensor, positions: Tensor) -> Tensor:
-        padded = not bool(self._mask.all())
         arguments: dict[str, Any] = {
-            "position_ids": positions,
-            "attention_mask": self._mask if padded else None,
+            "position_ids": positions if self._last_position is None else positions.clamp(max=self._last_position),
+            "attention_mask": self._mask if self._padded else None,
             "logits_to_keep": 1,
             "use_cache": True,
             "past_key_values": self._cache,
@@ -114,8 +126,8 @@ class Decoder:
         output = self._model(ids, **{name: value for name, value in arguments.items() if name in self._accepted})
         cache = getattr(output, "past_key_values", None)
         self._cache = cache if isinstance(cache, Cache) else None
-        logits: Tensor = output.logits[:, -1].float()
-        return logits
+        logits: Tensor = output.logits
+        return logits[:, -1]
 
 
 def _padded(states: Tensor | None, length: int) -> Tensor:
