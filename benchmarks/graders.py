@@ -21,7 +21,7 @@ from typing import Any
 from benchmarks.report import DOCUMENT, machine, table, write_section
 from service.graders.schemas import parse_grader
 from service.graders.settings import GraderSettings, JailTier, ModelEndpoint, ScoringService
-from workers.graders import Sample, build
+from workers.graders import GraderSample, build
 from workers.graders.confinement import ensure_confined
 from workers.graders.jail import Jail
 
@@ -136,7 +136,7 @@ def grader_rows(settings: GraderSettings, url: str) -> Iterator[list[str]]:
     for name, raw in graders(url).items():
         grader = build(parse_grader(raw, "grader"), settings)
         text = PROGRAM if raw["type"] == "code_tests" else TEXT
-        samples = [Sample(ITEM, f"Attempt {number}: {text}\n") for number in range(SAMPLES)]
+        samples = [GraderSample(ITEM, f"Attempt {number}: {text}\n") for number in range(SAMPLES)]
         failed = [grade for grade in grader.grade(samples) if grade.reward is None]
         if failed:
             raise RuntimeError(f"{name}: {failed[0].detail}")

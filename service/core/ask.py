@@ -9,6 +9,8 @@ Whether somebody still waits is told by a key of the question's own, which lives
 
 import asyncio
 import json
+import logging
+from collections.abc import Callable
 from contextlib import aclosing, suppress
 from typing import Any, TypeVar
 
@@ -21,6 +23,7 @@ from redis.exceptions import RedisError
 from service.core import broker, live
 from service.core.errors import DomainError
 from service.core.ids import new_id
+from service.core.threads import FairThreads, OverloadedError
 from service.settings import settings
 
 ACCEPT_SECONDS = 15.0
@@ -31,6 +34,8 @@ ALIVE = "control:attended"
 PREFIX = "ask_"
 """Of questions' ids."""
 ACCEPTED, ANSWER, BUSY, FAILED, UNKNOWN = "accepted", "answer", "busy", "failed", "unknown"
+
+log = logging.getLogger(__name__)
 
 # Apart from the threads that handle requests: some of those wait for an answer, and if all did, a question that needed
 # one of them would never be sent.
@@ -110,6 +115,26 @@ def reply(id: str, kind: str, answer: dict[str, Any] | None = None) -> None:
         pipe.rpush(_name(id), json.dumps({"kind": kind, "answer": answer or {}}))
         pipe.expire(_name(id), ANSWER_TTL_SECONDS)
         pipe.execute()
+
+
+def answer_on(threads: FairThreads, tenant: str, id: str, find: Callable[[], BaseModel]) -> None:
+    """Have question ``id`` answered with what ``find`` returns, on a thread of ``tenant``'s share. Returns at once."""
+    try:
+        threads.submit(tenant, _answer, id, find)
+    except OverloadedError:
+        reply(id, BUSY)
+    else:
+        reply(id, ACCEPTED)
+
+
+def _answer(id: str, find: Callable[[], BaseModel]) -> None:
+    try:
+        found = find()
+    except Exception:
+        log.exception("a question could not be answered")
+        reply(id, FAILED)
+    else:
+        reply(id, ANSWER, found.model_dump(mode="json"))
 
 
 def report_alive() -> None:

@@ -18,7 +18,7 @@ from service.inference.responses.answers import EVENT, ResponseObject
 from service.inference.responses.requests import ResponseRequest, as_chat, renamed
 from service.inference.responses.shapes import Response
 from service.inference.service import AsChunks, AsEvents, Written
-from service.inference.shapes import Answer
+from service.inference.shapes import AnswerBuilder
 from service.inference.wire import Question
 
 T = TypeVar("T")
@@ -34,7 +34,7 @@ async def chat_completions(recognized: Recognized, request: Request, body: ChatR
     """Continue a conversation with a base model, a tuned model or a checkpoint."""
     served = await identified(recognized, weights.find, body.model)
     question = questions.of_chat(new_id("chatcmpl-"), recognized.organization_id, served, body)
-    answer = Answer(question)
+    answer = AnswerBuilder(question)
     if body.stream:
         usage = _usage(answer, body, "chat.completion.chunk")
         return await _stream(question, recognized, AsChunks(answer, answer.chat_chunks, usage), request)
@@ -47,7 +47,7 @@ async def completions(recognized: Recognized, request: Request, body: Completion
     """Continue texts as they are, without a chat template."""
     served = await identified(recognized, weights.find, body.model)
     question = questions.of_completion(new_id("cmpl-"), recognized.organization_id, served, body)
-    answer = Answer(question, echo=bool(body.echo))
+    answer = AnswerBuilder(question, echo=bool(body.echo))
     if body.stream:
         usage = _usage(answer, body, "text_completion")
         return await _stream(question, recognized, AsChunks(answer, answer.completion_chunks, usage), request)
@@ -68,7 +68,7 @@ async def responses(recognized: Recognized, request: Request, body: ResponseRequ
         return response.object
 
 
-async def _whole(question: Question, caller: Principal, answer: Answer | Response, request: Request) -> None:
+async def _whole(question: Question, caller: Principal, answer: AnswerBuilder | Response, request: Request) -> None:
     await _unless_gone(service.whole(question, caller.key_id, answer), request)
 
 
@@ -86,6 +86,6 @@ async def _unless_gone(work: Coroutine[Any, Any, T], request: Request) -> T:
         raise DomainError(499, "client_closed_request", "The client hung up.") from error
 
 
-def _usage(answer: Answer, body: ChatRequest | CompletionRequest, kind: Any) -> Any:
+def _usage(answer: AnswerBuilder, body: ChatRequest | CompletionRequest, kind: Any) -> Any:
     wanted = body.stream_options is not None and body.stream_options.include_usage
     return (lambda: answer.usage_chunk(kind)) if wanted else None

@@ -11,7 +11,7 @@ from service.core import sse
 from service.core.errors import DomainError, envelope
 from service.inference import exchange
 from service.inference.responses.shapes import Response
-from service.inference.shapes import Answer
+from service.inference.shapes import AnswerBuilder
 from service.inference.wire import Event, Question, Started
 
 HEADERS_SECONDS = 15.0
@@ -40,7 +40,7 @@ async def unless_gone(work: Coroutine[Any, Any, T], gone: Callable[[], Awaitable
             await asyncio.shield(working)
 
 
-async def whole(question: Question, key_id: str, answer: Answer | Response) -> None:
+async def whole(question: Question, key_id: str, answer: AnswerBuilder | Response) -> None:
     """Gather everything that is said on ``question`` in ``answer``. Raises ``DomainError`` where it fails."""
     async with aclosing(exchange.ask(question, key_id)) as events:
         async for event in events:
@@ -112,7 +112,7 @@ class AsChunks:
     ``usage`` makes a last chunk; the others then say that they have none.
     """
 
-    answer: Answer
+    answer: AnswerBuilder
     chunks: Chunks
     usage: Callable[[], dict[str, Any]] | None
 

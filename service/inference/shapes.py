@@ -38,7 +38,7 @@ class Choice:
         return self.end.finish_reason
 
 
-class Answer:
+class AnswerBuilder:
     """The answer to ``question`` while it comes in."""
 
     def __init__(self, question: Question, *, echo: bool = False) -> None:

@@ -25,7 +25,7 @@ from service.graders.schemas import GraderError
 from service.jobs.examination import GRADER, RESPONSE_FORMAT, Findings, Question, check_files
 from workers.bounded import client
 from workers.bounded.tasks import Compile
-from workers.graders import Grade, Grader, JailError, Sample, build, faults
+from workers.graders import Grade, Grader, GraderSample, JailError, build, faults
 
 ROWS = 3
 STAND_INS = 6
@@ -227,7 +227,7 @@ def try_on(
             break
         if time.monotonic() > give_up_at:
             return {index: grade for index, grade in failed.items() if index not in left}, left
-        grades = grader.grade([Sample(items[index], answers[index][attempt]) for index in left])
+        grades = grader.grade([GraderSample(items[index], answers[index][attempt]) for index in left])
         for index, grade in zip(list(left), grades, strict=True):
             if grade.error is None or grade.sample_at_fault:
                 failed.pop(index, None)

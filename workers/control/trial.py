@@ -2,14 +2,11 @@
 
 import logging
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from pydantic import BaseModel
-
 from service.core import ask
-from service.core.threads import FairThreads, OverloadedError
+from service.core.threads import FairThreads
 from service.graders.configured import grader_settings
 from service.graders.schemas import Grader, GraderError
 from service.graders.trial import (
@@ -21,7 +18,7 @@ from service.graders.trial import (
     RunMetadata,
     RunQuestion,
 )
-from workers.graders import Grade, JailError, Sample, build, faults
+from workers.graders import Grade, GraderSample, JailError, build, faults
 
 # Apart from the worker's other threads: a slow grader must never hold up the sweep, nor another organisation's.
 AT_ONCE, AT_ONCE_EACH = 6, 2
@@ -37,7 +34,7 @@ def answer(id: str, question: dict[str, Any]) -> None:
     Raises ``pydantic.ValidationError`` for a question of another version.
     """
     asked = RunQuestion.model_validate(question)
-    _begin(id, asked, lambda: run(asked.grader, asked.model_sample, asked.item))
+    ask.answer_on(threads, asked.organization_id, id, lambda: run(asked.grader, asked.model_sample, asked.item))
 
 
 def answer_load(id: str, question: dict[str, Any]) -> None:
@@ -46,26 +43,7 @@ def answer_load(id: str, question: dict[str, Any]) -> None:
     Raises ``pydantic.ValidationError`` for a question of another version.
     """
     asked = LoadQuestion.model_validate(question)
-    _begin(id, asked, lambda: load(asked.grader))
-
-
-def _begin(id: str, asked: LoadQuestion, find: Callable[[], BaseModel]) -> None:
-    try:
-        threads.submit(asked.organization_id, _answer, id, find)
-    except OverloadedError:
-        ask.reply(id, ask.BUSY)
-    else:
-        ask.reply(id, ask.ACCEPTED)
-
-
-def _answer(id: str, find: Callable[[], BaseModel]) -> None:
-    try:
-        found = find()
-    except Exception:
-        log.exception("a grader could not be tried")
-        ask.reply(id, ask.FAILED)
-    else:
-        ask.reply(id, ask.ANSWER, found.model_dump(mode="json"))
+    ask.answer_on(threads, asked.organization_id, id, lambda: load(asked.grader))
 
 
 def load(grader: Grader) -> LoadedGrader:
@@ -82,7 +60,7 @@ def run(grader: Grader, model_sample: str, item: dict[str, Any]) -> RanGrader:
     began = time.perf_counter()
     try:
         settings = replace(grader_settings(), batch_seconds=RUN_SECONDS)
-        (grade,) = build(grader, settings).grade([Sample(item=item, output_text=model_sample)])
+        (grade,) = build(grader, settings).grade([GraderSample(item=item, output_text=model_sample)])
     except (JailError, GraderError, OSError) as error:
         log.error("the grader cannot run here: %s", error)
         grade = Grade(None, error="python_grader_server_error", detail=str(error))

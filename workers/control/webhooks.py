@@ -20,7 +20,7 @@ from service.core import ask, clock
 from service.core.db import transaction
 from service.core.errors import DomainError
 from service.core.ids import new_id
-from service.core.threads import FairThreads, OverloadedError
+from service.core.threads import FairThreads
 from service.settings import settings
 from service.webhooks import repository, secret
 from service.webhooks import service as webhooks
@@ -104,15 +104,10 @@ def test(id: str, question: dict[str, Any]) -> None:
     Raises ``pydantic.ValidationError`` for a question of another version.
     """
     asked = TestQuestion.model_validate(question)
-    try:
-        _tests.submit(asked.organization_id, _test, id, asked)
-    except OverloadedError:
-        ask.reply(id, ask.BUSY)
-    else:
-        ask.reply(id, ask.ACCEPTED)
+    ask.answer_on(_tests, asked.organization_id, id, lambda: _test(asked))
 
 
-def _test(id: str, asked: TestQuestion) -> None:
+def _test(asked: TestQuestion) -> TestOutcome:
     with transaction("troll_control") as session:
         endpoint, now = repository.get(session, asked.endpoint_id), clock.now(session)
     if endpoint is None:
@@ -121,7 +116,7 @@ def _test(id: str, asked: TestQuestion) -> None:
         event_id = new_id("evt_")
         sample = webhooks.payload(event_id, asked.event_type, "ftjob-sample", now)
         result = send(endpoint, event_id, sample, now)
-    ask.reply(id, ask.ANSWER, TestOutcome(status=result.status, result=result.text).model_dump())
+    return TestOutcome(status=result.status, result=result.text)
 
 
 def _deliver(delivery: WebhookDelivery, endpoint: WebhookEndpoint, now: datetime) -> None:

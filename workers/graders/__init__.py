@@ -5,10 +5,10 @@ from service.graders.admission import check_allowed
 from service.graders.errors import GradeError
 from service.graders.settings import GraderSettings
 from workers.graders import registry
-from workers.graders.grading import Grade, Grader, Sample, TokenUsage
+from workers.graders.grading import Grade, Grader, GraderSample, TokenUsage
 from workers.graders.jail import JailError
 
-__all__ = ["Grade", "GradeError", "Grader", "JailError", "Sample", "TokenUsage", "batch_size", "build", "faults"]
+__all__ = ["Grade", "GradeError", "Grader", "GraderSample", "JailError", "TokenUsage", "batch_size", "build", "faults"]
 
 
 def build(definition: schemas.Grader, settings: GraderSettings | None = None) -> Grader:

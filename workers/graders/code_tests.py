@@ -16,7 +16,7 @@ from service.graders.settings import GraderSettings
 from service.graders.template import Template
 from workers.graders import jail
 from workers.graders.confinement import ensure_confined
-from workers.graders.grading import Grade, Sample, SingleGrader, fill
+from workers.graders.grading import Grade, GraderSample, SingleGrader, fill
 from workers.graders.lanes import JAILED_BATCH, run_all
 from workers.graders.programs import names_called, program_of
 from workers.sandbox.programs import plain
@@ -59,14 +59,14 @@ class CodeTestsGrader(SingleGrader):
         self._partial = definition.partial
         self._settings = settings
 
-    def grade(self, samples: list[Sample]) -> list[Grade]:
+    def grade(self, samples: list[GraderSample]) -> list[Grade]:
         prepared = [self._prepare(sample) for sample in samples]
         runs = [each for each in prepared if isinstance(each, _Run)]
         programs = [program for run in runs for program in run.programs(self._seconds)]
         outcomes = iter(run_all(programs, self._settings))
         return [each if isinstance(each, Grade) else self._judge(each, outcomes) for each in prepared]
 
-    def _prepare(self, sample: Sample) -> "_Run | Grade":
+    def _prepare(self, sample: GraderSample) -> "_Run | Grade":
         texts = fill(self._templates, sample)
         if isinstance(texts, Grade):
             return texts

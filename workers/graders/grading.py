@@ -1,4 +1,4 @@
-"""What goes into a grader and what comes out: ``Sample`` and ``Grade``, and the filling of templates between them."""
+"""What goes into a grader and what comes out, ``GraderSample`` and ``Grade``, and the templates filled between them."""
 
 import json
 import re
@@ -41,7 +41,7 @@ class SampleNotJSONError(Exception):
 
 
 @dataclass(frozen=True)
-class Sample:
+class GraderSample:
     """An answer to grade. ``item`` is the whole dataset row, ``output_text`` what the model said."""
 
     item: dict[str, Any]
@@ -150,7 +150,7 @@ class Grade:
 class Grader(Protocol):
     """Grades a batch of samples; ``grades[i]`` is that of ``samples[i]``. Never raises for what a sample contains."""
 
-    def grade(self, samples: list[Sample]) -> list[Grade]: ...
+    def grade(self, samples: list[GraderSample]) -> list[Grade]: ...
 
 
 class SingleGrader(ABC):
@@ -167,7 +167,7 @@ class SingleGrader(ABC):
         """Raises ``JailError`` where no jail holds that it needs, ``OSError`` where a key or secret cannot be read."""
 
     @abstractmethod
-    def grade(self, samples: list[Sample]) -> list[Grade]:
+    def grade(self, samples: list[GraderSample]) -> list[Grade]:
         """As ``Grader`` does."""
 
     @staticmethod
@@ -176,7 +176,7 @@ class SingleGrader(ABC):
         return None
 
 
-def fill(templates: Sequence[Template], sample: Sample) -> list[str] | Grade:
+def fill(templates: Sequence[Template], sample: GraderSample) -> list[str] | Grade:
     """The texts that ``templates`` make of ``sample``, or the grade of a sample that lacks what they name."""
     try:
         return [_fill(template, sample) for template in templates]
@@ -189,7 +189,7 @@ def fill(templates: Sequence[Template], sample: Sample) -> list[str] | Grade:
         return Grade(None, error="other_error", detail=str(error))
 
 
-def _fill(template: Template, sample: Sample) -> str:
+def _fill(template: Template, sample: GraderSample) -> str:
     known: dict[str, Any] = {"output_text": sample.output_text, "output_tools": sample.output_tools}
     if template.needs_json:
         known["output_json"] = sample.output_json
@@ -217,7 +217,7 @@ class Comparison:
         self._templates = (Template.parse(input), Template.parse(reference))
         self._score = score
 
-    def grade(self, sample: Sample) -> Grade:
+    def grade(self, sample: GraderSample) -> Grade:
         texts = fill(self._templates, sample)
         if isinstance(texts, Grade):
             return texts

@@ -22,7 +22,7 @@ import httpx2
 from service.contracts import strict_json
 from service.graders.kinds.http import Http
 from service.graders.settings import GraderSettings, ScoringService
-from workers.graders.grading import Grade, Sample, SingleGrader, limited
+from workers.graders.grading import Grade, GraderSample, SingleGrader, limited
 from workers.network.addresses import ForbiddenAddressError, UnresolvedError, resolve
 from workers.network.requests import port_of, post, signature
 from workers.network.watch import Watch
@@ -65,7 +65,7 @@ class HttpGrader(SingleGrader):
         self._name, self._url, self._service = definition.name, definition.url, service
         self._secret, self._seconds = _secret(service), settings.batch_seconds
 
-    def grade(self, samples: list[Sample]) -> list[Grade]:
+    def grade(self, samples: list[GraderSample]) -> list[Grade]:
         deadline = time.monotonic() + self._seconds
         grades: list[Grade] = []
         for batch in _batches(samples):
@@ -75,7 +75,7 @@ class HttpGrader(SingleGrader):
                 return grades + grades[-1:] * (len(samples) - len(grades))
         return grades
 
-    def _grade_batch(self, samples: list[Sample], deadline: float) -> list[Grade]:
+    def _grade_batch(self, samples: list[GraderSample], deadline: float) -> list[Grade]:
         try:
             rewards = self._rewards(samples, min(deadline, time.monotonic() + MAX_SECONDS))
         except ServiceFailedError as error:
@@ -83,7 +83,7 @@ class HttpGrader(SingleGrader):
             return [Grade(None, error="other_error", detail=detail, away=error.away)] * len(samples)
         return [limited(_grade(reward), self._name, "other_error", raised=False) for reward in rewards]
 
-    def _rewards(self, samples: list[Sample], deadline: float) -> list[Any]:
+    def _rewards(self, samples: list[GraderSample], deadline: float) -> list[Any]:
         if time.monotonic() > deadline:
             raise ServiceFailedError("was not asked: the time of the batch was up")
         body = strict_json.dumps(
@@ -146,7 +146,7 @@ def _is_distrust(error: BaseException | None) -> bool:
     return error is not None
 
 
-def _batches(samples: list[Sample]) -> Iterator[list[Sample]]:
+def _batches(samples: list[GraderSample]) -> Iterator[list[GraderSample]]:
     for start in range(0, len(samples), BATCH):
         yield samples[start : start + BATCH]
 

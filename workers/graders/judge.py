@@ -13,7 +13,7 @@ from service.graders.errors import GradeError
 from service.graders.kinds.judge import Judge
 from service.graders.settings import GraderSettings, origin_of
 from service.graders.template import Template
-from workers.graders.grading import Grade, Sample, SingleGrader, TokenUsage, fill
+from workers.graders.grading import Grade, GraderSample, SingleGrader, TokenUsage, fill
 from workers.graders.http import AWAY
 
 RETRIES = 3
@@ -44,12 +44,12 @@ class JudgeGrader(SingleGrader):
     def reward(self, result: Any) -> float:
         """The reward for what the judge came to. Raises ``ValueError`` where that is nothing it was asked for."""
 
-    def grade(self, samples: list[Sample]) -> list[Grade]:
+    def grade(self, samples: list[GraderSample]) -> list[Grade]:
         deadline, away = time.monotonic() + self._seconds, threading.Event()
         with ThreadPoolExecutor(self._requests, thread_name_prefix="judge") as pool:
             return list(pool.map(lambda sample: self._grade(sample, deadline, away), samples))
 
-    def _grade(self, sample: Sample, deadline: float, away: threading.Event) -> Grade:
+    def _grade(self, sample: GraderSample, deadline: float, away: threading.Event) -> Grade:
         """``away`` is set once the judge does not answer: the samples not asked about would only wait for nothing."""
         if away.is_set():
             return _away("The judge was not asked: it did not answer before.")

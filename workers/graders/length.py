@@ -3,7 +3,7 @@
 from service.graders.kinds.length import Length
 from service.graders.settings import GraderSettings
 from service.graders.template import Template
-from workers.graders.grading import Grade, Sample, SingleGrader, fill
+from workers.graders.grading import Grade, GraderSample, SingleGrader, fill
 
 
 class LengthGrader(SingleGrader):
@@ -12,10 +12,10 @@ class LengthGrader(SingleGrader):
         self._words = definition.unit == "words"
         self._target, self._limit = definition.target, definition.limit
 
-    def grade(self, samples: list[Sample]) -> list[Grade]:
+    def grade(self, samples: list[GraderSample]) -> list[Grade]:
         return [self._grade(sample) for sample in samples]
 
-    def _grade(self, sample: Sample) -> Grade:
+    def _grade(self, sample: GraderSample) -> Grade:
         texts = fill(self._templates, sample)
         if isinstance(texts, Grade):
             return texts

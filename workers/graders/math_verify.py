@@ -17,7 +17,7 @@ from service.contracts import strict_json
 from service.graders.kinds.math_verify import MathVerify
 from service.graders.settings import GraderSettings
 from service.graders.template import Template
-from workers.graders.grading import Grade, Sample, SingleGrader, fill
+from workers.graders.grading import Grade, GraderSample, SingleGrader, fill
 from workers.graders.jail import ENVIRONMENT, ROOT, packages
 from workers.sandbox.mathematics import BOOT
 
@@ -41,11 +41,11 @@ class MathVerifyGrader(SingleGrader):
         for _ in range(PROCESSES):
             self._comparers.put(Comparer())
 
-    def grade(self, samples: list[Sample]) -> list[Grade]:
+    def grade(self, samples: list[GraderSample]) -> list[Grade]:
         with ThreadPoolExecutor(PROCESSES, thread_name_prefix="math") as pool:
             return list(pool.map(self._grade, samples))
 
-    def _grade(self, sample: Sample) -> Grade:
+    def _grade(self, sample: GraderSample) -> Grade:
         texts = fill(self._templates, sample)
         if isinstance(texts, Grade):
             return texts

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from service.graders.formula import Formula, FormulaError
 from service.graders.multi import Multi
-from workers.graders.grading import Grade, Grader, Sample, limited, total
+from workers.graders.grading import Grade, Grader, GraderSample, limited, total
 
 
 class MultiGrader:
@@ -19,7 +19,7 @@ class MultiGrader:
         self._formula = Formula.parse(definition.calculate_output, variables=graders.keys())
         self._graders = graders
 
-    def grade(self, samples: list[Sample]) -> list[Grade]:
+    def grade(self, samples: list[GraderSample]) -> list[Grade]:
         grades = {key: grader.grade(samples) for key, grader in self._graders.items()}
         return [self._combine({key: each[i] for key, each in grades.items()}) for i in range(len(samples))]
 

@@ -7,7 +7,7 @@ from service.graders.kinds.python import Python
 from service.graders.settings import GraderSettings
 from workers.graders import jail
 from workers.graders.confinement import ensure_confined
-from workers.graders.grading import Grade, Sample, SingleGrader, limited
+from workers.graders.grading import Grade, GraderSample, SingleGrader, limited
 from workers.graders.lanes import JAILED_BATCH, run_all
 
 MAX_DETAIL = 2000
@@ -24,7 +24,7 @@ class PythonGrader(SingleGrader):
         self._name, self._source, self._settings = definition.name, definition.source, settings
         self._preload = jail.libraries_of(definition.source)
 
-    def grade(self, samples: list[Sample]) -> list[Grade]:
+    def grade(self, samples: list[GraderSample]) -> list[Grade]:
         seconds = self._settings.jail_limits.seconds
         programs = [self._program(sample, seconds) for sample in samples]
         outcomes = run_all(programs, self._settings, self._preload)
@@ -33,7 +33,7 @@ class PythonGrader(SingleGrader):
             for outcome in outcomes
         ]
 
-    def _program(self, sample: Sample, seconds: float) -> jail.Program:
+    def _program(self, sample: GraderSample, seconds: float) -> jail.Program:
         given = {"sample": sample.as_object(), "item": sample.item}
         return {"kind": "grade", "source": self._source, "seconds": seconds, **given}
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from service.graders.kinds.string_check import StringCheck
 from service.graders.settings import GraderSettings
-from workers.graders.grading import Comparison, Grade, Sample, SingleGrader
+from workers.graders.grading import Comparison, Grade, GraderSample, SingleGrader
 
 _OPERATIONS: dict[str, Callable[[str, str], bool]] = {
     "eq": lambda text, reference: text == reference,
@@ -21,5 +21,5 @@ class StringCheckGrader(SingleGrader):
             definition.input, definition.reference, lambda text, reference: float(holds(text, reference))
         )
 
-    def grade(self, samples: list[Sample]) -> list[Grade]:
+    def grade(self, samples: list[GraderSample]) -> list[Grade]:
         return [self._comparison.grade(sample) for sample in samples]

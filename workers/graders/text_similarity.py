@@ -31,7 +31,7 @@ from rapidfuzz.distance import LCSseq
 from service.graders.kinds.text_similarity import TextSimilarity
 from service.graders.settings import GraderSettings
 from service.graders.template import TooLongError
-from workers.graders.grading import Comparison, Grade, Sample, SingleGrader
+from workers.graders.grading import Comparison, Grade, GraderSample, SingleGrader
 
 Metric = Callable[[str, str], float]
 _WORD = re.compile(r"\w+|[^\w\s]")
@@ -158,5 +158,5 @@ class TextSimilarityGrader(SingleGrader):
         metric = _METRICS[definition.evaluation_metric]
         self._comparison = Comparison(definition.input, definition.reference, metric)
 
-    def grade(self, samples: list[Sample]) -> list[Grade]:
+    def grade(self, samples: list[GraderSample]) -> list[Grade]:
         return [self._comparison.grade(sample) for sample in samples]

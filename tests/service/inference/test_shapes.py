@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from service.inference.shapes import Answer
+from service.inference.shapes import AnswerBuilder
 from service.inference.wire import Chat, Delta, End, Event, Question, Sampling, Started, ToolCall
 
 CALLS = [ToolCall(id=f"call_{n}", name="weather", arguments=f'{{"day": {n}}}') for n in range(3)]
@@ -20,16 +20,16 @@ EVENTS: list[Event] = [
 
 
 @pytest.fixture
-def answer() -> Answer:
+def answer() -> AnswerBuilder:
     chat = Chat(messages=[{"role": "user", "content": "Hi"}])
-    return Answer(
+    return AnswerBuilder(
         Question(
             id="chatcmpl-1", model="m", model_path="/m", chat=chat, sampling=Sampling(seed=1), organization="org_1"
         )
     )
 
 
-def test_a_whole_answer(answer: Answer) -> None:
+def test_a_whole_answer(answer: AnswerBuilder) -> None:
     for event in EVENTS:
         answer.take(event)
     said = ChatCompletion.model_validate(answer.chat().model_dump())
@@ -43,13 +43,13 @@ def test_a_whole_answer(answer: Answer) -> None:
     assert said.usage.completion_tokens_details.reasoning_tokens == 2
 
 
-def test_a_message_of_calls_alone_has_no_content(answer: Answer) -> None:
+def test_a_message_of_calls_alone_has_no_content(answer: AnswerBuilder) -> None:
     for event in (EVENTS[0], EVENTS[3], EVENTS[5]):
         answer.take(event)
     assert answer.chat().choices[0].message.content is None
 
 
-def test_chunks(answer: Answer) -> None:
+def test_chunks(answer: AnswerBuilder) -> None:
     chunks = []
     for event in EVENTS:
         answer.take(event)

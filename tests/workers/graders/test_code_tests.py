@@ -7,7 +7,7 @@ import pytest
 from service.graders.schemas import parse_grader
 from service.graders.settings import JailTier
 from tests.workers.graders import jails
-from workers.graders import Grade, Sample, build
+from workers.graders import Grade, GraderSample, build
 from workers.graders.code_tests import BadTestsError, Call, Script, parse_tests, same
 
 ADD = ["assert add(1, 2) == 3", {"call": "add('a', 'b')", "expected": "ab"}]
@@ -22,7 +22,7 @@ def tier() -> JailTier:
 
 def grade(tier: JailTier, answer: str, tests: Any, **fields: Any) -> Grade:
     raw = {"type": "code_tests", "tests": "{{item.tests}}", "timeout_seconds": 20.0, **fields}
-    (only,) = build(parse_grader(raw, "grader"), jails.settings(tier)).grade([Sample({"tests": tests}, answer)])
+    (only,) = build(parse_grader(raw, "grader"), jails.settings(tier)).grade([GraderSample({"tests": tests}, answer)])
     return only
 
 
@@ -110,7 +110,7 @@ def test_a_batch_keeps_its_order(tier: JailTier) -> None:
     raw = {"type": "code_tests", "tests": "{{item.tests}}", "partial": True}
     grader = build(parse_grader(raw, "grader"), jails.settings(tier))
     tests = [{"call": "n", "expected": 1}, {"stdin": "", "stdout": "1"}]
-    samples = [Sample({"tests": tests}, f"n = {n}\nprint(n % 2)") for n in range(4)] + [Sample({}, "")]
+    samples = [GraderSample({"tests": tests}, f"n = {n}\nprint(n % 2)") for n in range(4)] + [GraderSample({}, "")]
     assert [each.reward for each in grader.grade(samples)] == [0.0, 1.0, 0.0, 0.5, None]
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.graders.schemas import parse_grader
-from workers.graders import Grade, Sample, build
+from workers.graders import Grade, GraderSample, build
 from workers.graders.text_similarity import fuzzy_match
 
 ITEM = {"answer": "46", "wanted": {"email": "a@b.c"}}
@@ -35,7 +35,7 @@ def multi(formula: str, **graders: dict[str, Any]) -> dict[str, Any]:
 
 
 def grade(raw: dict[str, Any], output_text: str, item: dict[str, Any] = ITEM) -> Grade:
-    (result,) = build(parse_grader(raw, "grader")).grade([Sample(item, output_text)])
+    (result,) = build(parse_grader(raw, "grader")).grade([GraderSample(item, output_text)])
     return result
 
 
@@ -114,7 +114,7 @@ def test_multi_combines_and_reports_the_parts() -> None:
 
 def test_grades_are_in_the_order_of_the_samples() -> None:
     grader = build(parse_grader(multi("exact", exact=string_check()), "grader"))
-    samples = [Sample({"answer": str(i)}, "3") for i in range(6)]
+    samples = [GraderSample({"answer": str(i)}, "3") for i in range(6)]
     assert [each.reward for each in grader.grade(samples)] == [0.0, 0.0, 0.0, 1.0, 0.0, 0.0]
 
 
@@ -151,7 +151,7 @@ CALLED = 'I ask.\n<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_ca
 def test_tool_calls_are_read() -> None:
     name = string_check(input="{{sample.output_tools[0].function.name}}", reference="add")
     assert grade(name, CALLED).reward == 1.0
-    sample = Sample({}, CALLED).as_object()
+    sample = GraderSample({}, CALLED).as_object()
     function = {"name": "add", "arguments": '{"a": 1}'}
     assert sample["output_tools"] == [{"id": "call_0", "type": "function", "function": function}]
     assert sample["choices"][0]["message"]["tool_calls"] == sample["output_tools"]
@@ -213,7 +213,7 @@ def test_a_part_that_raised_and_one_that_the_answer_lacks_earn_the_least() -> No
 
 def test_one_failed_sample_leaves_the_others_alone() -> None:
     grader = build(parse_grader(string_check(input="{{sample.output_json.x}}", reference="1"), "grader"))
-    grades = grader.grade([Sample({}, '{"x": 1}'), Sample({}, "?"), Sample({}, '{"x": 2}')])
+    grades = grader.grade([GraderSample({}, '{"x": 1}'), GraderSample({}, "?"), GraderSample({}, '{"x": 2}')])
     assert [each.reward for each in grades] == [1.0, None, 0.0]
 
 

@@ -17,11 +17,11 @@ import pytest
 from service.graders.schemas import GraderError, parse_grader
 from service.graders.settings import GraderSettings, ScoringService
 from tests.workers.graders.servers import CERTIFICATE, Answer, Asked, serve
-from workers.graders import Grade, Sample, build, http
+from workers.graders import Grade, GraderSample, build, http
 from workers.network.addresses import ForbiddenAddressError, resolve
 
 SECRET = "whsec_" + base64.b64encode(b"0123456789abcdef0123456789abcdef").decode()
-SAMPLES = [Sample({"answer": str(i)}, f"said {i}") for i in range(3)]
+SAMPLES = [GraderSample({"answer": str(i)}, f"said {i}") for i in range(3)]
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +43,7 @@ def settings(origin: str, secret_file: Path, private_network: bool = True) -> Gr
 def grade(
     answer: Callable[[Asked], Any],
     secret_file: Path,
-    samples: list[Sample] = SAMPLES,
+    samples: list[GraderSample] = SAMPLES,
     release: Callable[[], None] = lambda: None,
 ) -> tuple[list[Grade], list[Asked]]:
     with serve(answer) as server:
@@ -61,7 +61,7 @@ def test_a_batch_is_one_request_and_its_rewards_come_back_in_order(secret_file: 
 
 
 def test_large_batches_are_split(secret_file: Path) -> None:
-    samples = [Sample({"n": i}, "") for i in range(150)]
+    samples = [GraderSample({"n": i}, "") for i in range(150)]
     grades, asked = grade(
         lambda request: {"rewards": [each["item"]["n"] for each in request.json["samples"]]}, secret_file, samples
     )
@@ -85,7 +85,7 @@ def test_a_file_without_a_usable_secret_signs_nothing(secret_file: Path, text: s
 
 
 def test_a_lone_surrogate_in_an_answer_can_be_sent(secret_file: Path) -> None:
-    (only,), _ = grade(lambda _: {"rewards": [1]}, secret_file, [Sample({}, "\ud800")])
+    (only,), _ = grade(lambda _: {"rewards": [1]}, secret_file, [GraderSample({}, "\ud800")])
     assert only.reward == 1.0
 
 
@@ -183,7 +183,7 @@ def test_a_service_that_takes_too_long_is_away(secret_file: Path, monkeypatch: p
 
 
 def test_a_service_that_is_away_is_not_asked_about_every_batch(secret_file: Path) -> None:
-    grades, asked = grade(lambda _: Answer(503), secret_file, [Sample({"n": i}, "") for i in range(300)])
+    grades, asked = grade(lambda _: Answer(503), secret_file, [GraderSample({"n": i}, "") for i in range(300)])
     assert ({each.away for each in grades}, len(grades), len(asked)) == ({True}, 300, http.ATTEMPTS)
 
 

@@ -11,7 +11,7 @@ import pytest
 from service.graders.schemas import GraderError, parse_grader
 from service.graders.settings import GraderSettings, ModelEndpoint
 from tests.workers.graders.servers import Answer, Asked, Server, serve
-from workers.graders import Grade, Sample, TokenUsage, build, judge
+from workers.graders import Grade, GraderSample, TokenUsage, build, judge
 
 SCORE = {
     "type": "score_model",
@@ -26,7 +26,7 @@ SCORE = {
     ],
 }
 LABEL = SCORE | {"type": "label_model", "labels": ["good", "bad", "ugly"], "passing_labels": ["good", "ugly"]}
-SAMPLE = Sample({"question": "2+2?"}, "4")
+SAMPLE = GraderSample({"question": "2+2?"}, "4")
 USAGE = {"prompt_tokens": 11, "completion_tokens": 5, "total_tokens": 16, "prompt_tokens_details": {"cached_tokens": 3}}
 
 
@@ -50,7 +50,7 @@ def settings(server: Server, **fields: Any) -> GraderSettings:
     return GraderSettings(model_endpoints=(ModelEndpoint(f"{server.origin}/v1", ("judge-1",), **fields),))
 
 
-def grade(raw: dict[str, Any], answer: Any, sample: Sample = SAMPLE) -> tuple[Grade, list[Asked]]:
+def grade(raw: dict[str, Any], answer: Any, sample: GraderSample = SAMPLE) -> tuple[Grade, list[Asked]]:
     with serve(lambda _: answer) as server:
         (only,) = build(parse_grader(raw, "grader"), settings(server)).grade([sample])
         return only, server.asked
@@ -186,12 +186,12 @@ def test_grades_are_in_the_order_of_the_samples() -> None:
 
     with serve(score) as server:
         grader = build(parse_grader(SCORE, "grader"), settings(server))
-        grades = grader.grade([Sample({"question": "?"}, str(number)) for number in range(40)])
+        grades = grader.grade([GraderSample({"question": "?"}, str(number)) for number in range(40)])
     assert [each.reward for each in grades] == [number / 100 for number in range(40)]
 
 
 def test_a_row_without_the_field_is_not_sent() -> None:
-    only, asked = grade(SCORE, result(1), Sample({}, "4"))
+    only, asked = grade(SCORE, result(1), GraderSample({}, "4"))
     assert (only.error, only.sample_at_fault, asked) == ("invalid_variable_error", False, [])
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from service.graders.schemas import GraderError, parse_grader
-from workers.graders import Grade, Sample, build
+from workers.graders import Grade, GraderSample, build
 
 
 def length(**fields: Any) -> dict[str, Any]:
@@ -13,7 +13,7 @@ def length(**fields: Any) -> dict[str, Any]:
 
 
 def grade(raw: dict[str, Any], output_text: str) -> Grade:
-    (result,) = build(parse_grader(raw, "grader")).grade([Sample({"answer": "46"}, output_text)])
+    (result,) = build(parse_grader(raw, "grader")).grade([GraderSample({"answer": "46"}, output_text)])
     return result
 
 

@@ -4,7 +4,7 @@ import psutil
 import pytest
 
 from service.graders.schemas import parse_grader
-from workers.graders import Grade, Grader, Sample, build, math_verify
+from workers.graders import Grade, Grader, GraderSample, build, math_verify
 
 RAW = {"type": "math_verify", "reference": "{{item.answer}}"}
 
@@ -15,7 +15,7 @@ def grader() -> Grader:
 
 
 def grade(grader: Grader, reference: object, output: str) -> Grade:
-    (only,) = grader.grade([Sample({"answer": reference}, output)])
+    (only,) = grader.grade([GraderSample({"answer": reference}, output)])
     return only
 
 
@@ -55,7 +55,7 @@ def test_an_endless_comparison_is_killed_and_the_others_are_graded(
     grade(grader, "1", "1")  # so that no process starts under the short limit
     monkeypatch.setattr(math_verify, "SECONDS", 1.0)
     outputs = ["1", "$9^{9^{9^{9}}}$", "1", "2", "1"]
-    grades = grader.grade([Sample({"answer": "1"}, output) for output in outputs])
+    grades = grader.grade([GraderSample({"answer": "1"}, output) for output in outputs])
     assert [each.reward for each in grades] == [1.0, None, 1.0, 0.0, 1.0]
     assert (grades[1].error, grades[1].sample_at_fault) == ("sample_parse_error", True)
 

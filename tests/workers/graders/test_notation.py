@@ -5,7 +5,7 @@ import time
 import pytest
 
 from service.graders.schemas import parse_grader
-from workers.graders import Grader, Sample, build
+from workers.graders import Grader, GraderSample, build
 from workers.sandbox.notation import answer_in, rewritten
 
 TABLE = r"""
@@ -217,7 +217,7 @@ def grader() -> Grader:
 
 @pytest.mark.parametrize(("reference", "answer", "same"), ROWS)
 def test_verdict(grader: Grader, reference: str, answer: str, same: str) -> None:
-    (grade,) = grader.grade([Sample({"answer": reference}, answer)])
+    (grade,) = grader.grade([GraderSample({"answer": reference}, answer)])
     assert (grade.reward, grade.detail) == (float(same), None)
 
 

@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 from service.graders.schemas import GraderError, parse_grader
 from service.graders.settings import GraderSettings, JailTier
 from tests.workers.graders import jails
-from workers.graders import Grade, JailError, Sample, build, faults
+from workers.graders import Grade, GraderSample, JailError, build, faults
 from workers.graders.jail import libraries_of
 
 ROOT = Path(__file__).parents[3]
@@ -33,7 +33,7 @@ def tier() -> JailTier:
     return jails.first_tier()
 
 
-def grade(tier: JailTier, source: str, *samples: Sample, **fields: Any) -> list[Grade]:
+def grade(tier: JailTier, source: str, *samples: GraderSample, **fields: Any) -> list[Grade]:
     definition = parse_grader({"type": "python", "source": source}, "grader")
     return build(definition, jails.settings(tier, **fields)).grade(list(samples))
 
@@ -44,12 +44,12 @@ def grade(sample, item):
     assert sample["choices"][0]["message"]["content"] == sample["output_text"]
     return sample["output_json"]["n"] / item["whole"]["n"]
 """
-    assert grade(tier, source, Sample({"whole": {"n": 4}}, '{"n": 3}')) == [Grade(0.75)]
+    assert grade(tier, source, GraderSample({"whole": {"n": 4}}, '{"n": 3}')) == [Grade(0.75)]
 
 
 def test_an_answer_that_is_not_json_has_no_output_json(tier: JailTier) -> None:
     source = "def grade(sample, item):\n    return sample['output_json'] is None\n"
-    assert grade(tier, source, Sample({}, "no JSON")) == [Grade(1.0)]
+    assert grade(tier, source, GraderSample({}, "no JSON")) == [Grade(1.0)]
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_an_answer_that_is_not_json_has_no_output_json(tier: JailTier) -> None:
 )
 def test_numbers_of_any_kind_are_rewards(tier: JailTier, expression: str, reward: float) -> None:
     source = f"import fractions, numpy\ndef grade(sample, item):\n    return {expression}\n"
-    assert grade(tier, source, Sample({}, "")) == [Grade(reward)]
+    assert grade(tier, source, GraderSample({}, "")) == [Grade(reward)]
 
 
 @pytest.mark.parametrize(
@@ -77,49 +77,49 @@ def test_numbers_of_any_kind_are_rewards(tier: JailTier, expression: str, reward
     ],
 )
 def test_a_failure_is_no_reward_and_says_why(tier: JailTier, body: str, says: str) -> None:
-    (result,) = grade(tier, f"def grade(sample, item):\n    {body}\n", Sample({}, ""))
+    (result,) = grade(tier, f"def grade(sample, item):\n    {body}\n", GraderSample({}, ""))
     assert (result.reward, result.error, result.raised) == (None, "python_grader_runtime_error", True)
     assert result.detail is not None
     assert says in result.detail
 
 
 def test_a_grader_that_does_not_end_is_stopped(tier: JailTier) -> None:
-    (result,) = grade(tier, "def grade(sample, item):\n    while True: pass\n", Sample({}, ""), seconds=0.7)
+    (result,) = grade(tier, "def grade(sample, item):\n    while True: pass\n", GraderSample({}, ""), seconds=0.7)
     assert (result.reward, result.error, result.sample_at_fault) == (None, "python_grader_runtime_error", False)
     assert result.detail == "The grader gave no reward: it was stopped after 0.7 seconds."
 
 
 def test_a_grader_that_only_waits_says_nothing_of_the_answer(tier: JailTier) -> None:
     source = "import time\ndef grade(sample, item):\n    time.sleep(60)\n"
-    (result,) = grade(tier, source, Sample({}, ""), seconds=0.7)
+    (result,) = grade(tier, source, GraderSample({}, ""), seconds=0.7)
     assert (result.error, result.earns_least) == ("python_grader_runtime_error", False)
 
 
 def test_a_failure_costs_that_sample_only(tier: JailTier) -> None:
     source = "import os\ndef grade(sample, item):\n    return item['n'] if item['n'] % 3 else os._exit(1)\n"
-    grades = grade(tier, source, *(Sample({"n": n}, "") for n in range(10)))
+    grades = grade(tier, source, *(GraderSample({"n": n}, "") for n in range(10)))
     assert [each.reward for each in grades] == [float(n) if n % 3 else None for n in range(10)]
 
 
 def test_samples_do_not_share_state(tier: JailTier) -> None:
     source = "seen = []\ndef grade(sample, item):\n    seen.append(1)\n    return len(seen)\n"
-    assert grade(tier, source, *[Sample({}, "")] * 3, jail_lanes=1) == [Grade(1.0)] * 3
+    assert grade(tier, source, *[GraderSample({}, "")] * 3, jail_lanes=1) == [Grade(1.0)] * 3
 
 
 def test_unusual_text_arrives_unharmed(tier: JailTier) -> None:
     text = 'a\u2028b\n\x00"\\ 🦙 \ud800'
     source = f"def grade(sample, item):\n    return sample['output_text'] == item['text'] == {text!r}\n"
-    assert grade(tier, source, Sample({"text": text}, text)) == [Grade(1.0)]
+    assert grade(tier, source, GraderSample({"text": text}, text)) == [Grade(1.0)]
 
 
 def test_a_large_row_fits(tier: JailTier) -> None:
     source = "def grade(sample, item):\n    return len(item['text'])\n"
-    assert grade(tier, source, Sample({"text": "x" * 1_000_000}, "")) == [Grade(1_000_000.0)]
+    assert grade(tier, source, GraderSample({"text": "x" * 1_000_000}, "")) == [Grade(1_000_000.0)]
 
 
 def test_prints_are_thrown_away(tier: JailTier) -> None:
     source = "def grade(sample, item):\n    print('x' * 1_000_000)\n    return 1\n"
-    assert grade(tier, source, Sample({}, "")) == [Grade(1.0)]
+    assert grade(tier, source, GraderSample({}, "")) == [Grade(1.0)]
 
 
 def test_a_grader_may_start_python(tier: JailTier) -> None:
@@ -128,12 +128,12 @@ import subprocess, sys
 def grade(sample, item):
     return float(subprocess.run([sys.executable, "-c", "import numpy; print(0.5)"], capture_output=True).stdout)
 """
-    assert grade(tier, source, Sample({}, "")) == [Grade(0.5)]
+    assert grade(tier, source, GraderSample({}, "")) == [Grade(0.5)]
 
 
 def test_a_batch_out_of_time_is_given_up_and_says_so(tier: JailTier) -> None:
     source = "import time\ndef grade(sample, item):\n    time.sleep(1.5)\n    return 1\n"
-    grades = grade(tier, source, *[Sample({}, "")] * 3, jail_lanes=1, batch_seconds=0.5)
+    grades = grade(tier, source, *[GraderSample({}, "")] * 3, jail_lanes=1, batch_seconds=0.5)
     assert (grades[-1].reward, grades[-1].error) == (None, "python_grader_server_error")
     assert grades[-1].detail == "the batch was given up after 0.5 seconds"
 
@@ -144,7 +144,7 @@ def test_in_a_multi_grader_its_failure_is_named(tier: JailTier) -> None:
         "graders": {"code": {"type": "python", "source": "def grade(sample, item):\n    return 1 / 0\n"}},
         "calculate_output": "code",
     }
-    (result,) = build(parse_grader(raw, "grader"), jails.settings(tier)).grade([Sample({}, "")])
+    (result,) = build(parse_grader(raw, "grader"), jails.settings(tier)).grade([GraderSample({}, "")])
     assert result.sub_errors == {"code": "python_grader_runtime_error"}
 
 
@@ -190,7 +190,9 @@ def grade(sample, item):
     return cosine_similarity(TfidfVectorizer().fit_transform([said, meant]))[0, 1]
 """
     definition = parse_grader({"type": "python", "source": source}, "grader")
-    (result,) = build(definition, GraderSettings(jail=tier)).grade([Sample({"answer": "the answer"}, "the answer")])
+    (result,) = build(definition, GraderSettings(jail=tier)).grade(
+        [GraderSample({"answer": "the answer"}, "the answer")]
+    )
     assert result.detail is None
     assert result.reward == pytest.approx(1.0)
 
@@ -201,7 +203,7 @@ import nltk, os
 def grade(sample, item):
     return nltk.data.path[0] == item["folder"] and os.path.isdir(os.path.dirname(item["folder"]))
 """
-    assert grade(tier, source, Sample({"folder": f"{sys.prefix}/lib/nltk_data"}, "")) == [Grade(1.0)]
+    assert grade(tier, source, GraderSample({"folder": f"{sys.prefix}/lib/nltk_data"}, "")) == [Grade(1.0)]
 
 
 def fault_of(tier: JailTier, source: str, **fields: Any) -> str | None:

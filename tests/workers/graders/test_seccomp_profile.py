@@ -36,11 +36,11 @@ assert seccomp.seccomp_load(context) == 0
 
 from service.graders.kinds.python import Python
 from service.graders.settings import GraderSettings
-from workers.graders import JailError, Sample, build
+from workers.graders import JailError, GraderSample, build
 
 grader = Python(type="python", name="p", source="def grade(sample, item):\\n    return 0.5\\n")
 try:
-    print(build(grader, GraderSettings(jail=tier)).grade([Sample({}, "x")])[0].reward)
+    print(build(grader, GraderSettings(jail=tier)).grade([GraderSample({}, "x")])[0].reward)
 except JailError as error:
     print("no jail:", error)
 """

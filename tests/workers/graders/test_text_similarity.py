@@ -10,7 +10,7 @@ from nltk.translate.meteor_score import single_meteor_score
 
 from service.graders.kinds.text_similarity import Metric
 from service.graders.schemas import parse_grader
-from workers.graders import Sample, build
+from workers.graders import GraderSample, build
 from workers.graders.text_similarity import _METRICS, bleu, gleu, meteor, rouge_l, rouge_n
 
 CAT, OTHER = "the cat is on the mat", "the cat sat on the mat"
@@ -26,7 +26,7 @@ def test_every_metric_of_the_wire_has_a_function() -> None:
 def test_a_grader_of_each_metric(name: str) -> None:
     raw = {"type": "text_similarity", "name": "g", "input": "{{sample.output_text}}", "evaluation_metric": name}
     grader = build(parse_grader(raw | {"reference": "{{item.answer}}"}, "grader"))
-    same, different = grader.grade([Sample({"answer": CAT}, CAT), Sample({"answer": CAT}, "Nein.")])
+    same, different = grader.grade([GraderSample({"answer": CAT}, CAT), GraderSample({"answer": CAT}, "Nein.")])
     assert same.reward == pytest.approx(1.0)
     assert different.reward is not None
     assert different.reward < 0.25
@@ -97,7 +97,7 @@ def test_texts_too_long_to_be_compared_earn_least(metric: str) -> None:
     raw = {"type": "text_similarity", "name": "x", "evaluation_metric": metric}
     raw |= {"input": "{{sample.output_text}}", "reference": "{{item.answer}}"}
     long = "ab " * 100_000
-    (found,) = build(parse_grader(raw, "grader")).grade([Sample({"answer": long}, long + "c")])
+    (found,) = build(parse_grader(raw, "grader")).grade([GraderSample({"answer": long}, long + "c")])
     assert (found.error, found.earns_least) == ("other_error", True)
     assert "too long to be compared" in str(found.detail)
 

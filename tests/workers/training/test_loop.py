@@ -379,7 +379,7 @@ def test_samples_that_cannot_be_graded_are_counted_and_left_out(
         def __init__(self, definition: Any, settings: Any) -> None:
             self.inner = real(definition, settings)
 
-        def grade(self, samples: list[graders.Sample]) -> list[graders.Grade]:
+        def grade(self, samples: list[graders.GraderSample]) -> list[graders.Grade]:
             grades = self.inner.grade(samples)
             failed = graders.Grade(None, error="other_error", detail="moody")
             return [failed if number % 4 == 1 else each for number, each in enumerate(grades)]

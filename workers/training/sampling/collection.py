@@ -19,8 +19,7 @@ import torch
 from workers.answers import AnswerReader
 from workers.data.prompts import Prompt
 from workers.errors import RunError
-from workers.graders import Grader
-from workers.graders import Sample as GraderSample
+from workers.graders import Grader, GraderSample
 from workers.modeling import distributed
 from workers.rollouts.engine import Rollout, RolloutEngine, Sampling
 from workers.training.data.batch import Sample

@@ -7,8 +7,7 @@ grades meanwhile, the server is slow and not away. When patience is over the job
 import time
 from collections.abc import Sequence
 
-from workers.graders import Grade, Grader
-from workers.graders import Sample as GraderSample
+from workers.graders import Grade, Grader, GraderSample
 from workers.training.processes.channel import Channel
 
 PATIENCE_SECONDS = 300.0

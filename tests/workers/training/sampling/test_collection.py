@@ -14,8 +14,7 @@ from workers.answers import AnswerReader
 from workers.data.prompts import Prompt
 from workers.demo import make_tokenizer
 from workers.errors import RunError
-from workers.graders import Grade, JailError
-from workers.graders import Sample as GraderSample
+from workers.graders import Grade, GraderSample, JailError
 from workers.rollouts.engine import EngineRequest, NonFiniteLogitsError, Rollout, RolloutEngine, Sampling
 from workers.rollouts.transformers import TransformersEngine
 from workers.training.data.batch import Sample

@@ -15,7 +15,7 @@ from tests.workers.graders.servers import Answer, Asked, serve
 from tests.workers.training import tiny
 from tests.workers.training.tiny import Recorder
 from workers import graders, wire
-from workers.graders import Grade, Sample, TokenUsage, http
+from workers.graders import Grade, GraderSample, TokenUsage, http
 from workers.training.sampling import patience
 from workers.training.sampling.patience import GraderAwayError, Patient
 from workers.wire import ExitCode
@@ -39,13 +39,13 @@ class Scripted:
         self._says = says
         self.calls: list[list[str]] = []
 
-    def grade(self, samples: list[Sample]) -> list[Grade]:
+    def grade(self, samples: list[GraderSample]) -> list[Grade]:
         self.calls.append([sample.output_text for sample in samples])
         return [self._says(len(self.calls), sample.output_text) for sample in samples]
 
 
-def samples(text: str) -> list[Sample]:
-    return [Sample({}, each) for each in text]
+def samples(text: str) -> list[GraderSample]:
+    return [GraderSample({}, each) for each in text]
 
 
 def test_a_grader_that_is_there_is_asked_once() -> None:
@@ -113,7 +113,7 @@ class Outage:
             outage = self
 
             class Unreliable:
-                def grade(self, samples: list[Sample]) -> list[Grade]:
+                def grade(self, samples: list[GraderSample]) -> list[Grade]:
                     return [AWAY] * len(samples) if outage.now else inner.grade(samples)
 
             return Unreliable()

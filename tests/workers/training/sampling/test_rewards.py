@@ -11,8 +11,7 @@ from workers import graders
 from workers.answers import Answer
 from workers.data.prompts import Prompt
 from workers.errors import RunError
-from workers.graders import Grade, TokenUsage
-from workers.graders import Sample as GraderSample
+from workers.graders import Grade, GraderSample, TokenUsage
 from workers.rollouts.engine import Rollout
 from workers.training.data import batch
 from workers.training.data.batch import Sample
