@@ -4,7 +4,8 @@ import hashlib
 import logging
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -92,32 +93,30 @@ def digest(source: BinaryIO) -> str:
 
 def write_text(path: Path, text: str) -> None:
     """Write ``text`` so that ``path`` holds either the old or the new one, readable by its owner alone."""
+    with _whole(path, path.with_name(f".{path.name}.{os.getpid()}.partial")) as target:
+        target.write(text.encode())
+
+
+def write_file(path: Path, source: BinaryIO) -> tuple[int, str]:
+    """Copy ``source`` to ``path`` so that ``path`` is whole or absent. Returns its size and SHA-256."""
+    digest, size = hashlib.sha256(), 0
+    with _whole(path, path.with_suffix(PARTIAL)) as target:
+        while chunk := source.read(CHUNK):
+            digest.update(chunk)
+            size += len(chunk)
+            target.write(chunk)
+    return size, digest.hexdigest()
+
+
+@contextmanager
+def _whole(path: Path, partial: Path) -> Iterator[BinaryIO]:
+    """A file to write to, which becomes ``path`` once everything is on disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-            file.write(text)
+        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
-
-
-def write_file(path: Path, source: BinaryIO) -> tuple[int, str]:
-    """Copy ``source`` to ``path`` so that ``path`` is whole or absent. Returns its size and SHA-256."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(PARTIAL)
-    digest, size = hashlib.sha256(), 0
-    try:
-        with partial.open("wb") as target:
-            while chunk := source.read(CHUNK):
-                digest.update(chunk)
-                size += len(chunk)
-                target.write(chunk)
-            target.flush()
-            os.fsync(target.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return size, digest.hexdigest()

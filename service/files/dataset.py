@@ -37,6 +37,10 @@ _OTHER_ROWS = (
     ({"prompt"}, "rows of 'prompt' and 'completion' must be rewritten as messages"),
 )
 """Rows for something else, by the keys that tell them, and what to do about them."""
+_WHY_LAST = {
+    "user": ", for the model to answer it; an expected answer belongs in a field beside 'messages'",
+    "assistant": ": it is what the model learns in supervised fine-tuning, the method of a job that names none",
+}
 _BOM = b"\xef\xbb\xbf"
 _NOT_JSON_LINES = {
     b"\xff\xfe": "the file is UTF-16; save it as UTF-8",
@@ -93,7 +97,9 @@ def check_for_reinforcement(path: Path, grader: Grader | None = None, give_up_at
     templates = grader.templates() if grader else ()
     references = {each for text in templates for each in Template.parse(text).paths}
     needed = sorted((each for each in references if each.namespace == "item"), key=str)
-    return _check(path, lambda row: [*_question_reasons(row), *_missing_field_reasons(row, needed)], give_up_at)
+    return _check(
+        path, lambda row: [*_last_role_reasons(row, "user"), *_missing_field_reasons(row, needed)], give_up_at
+    )
 
 
 def check_for_supervised(path: Path, give_up_at: float | None = None) -> DatasetReport:
@@ -101,7 +107,7 @@ def check_for_supervised(path: Path, give_up_at: float | None = None) -> Dataset
 
     Raises ``TimeoutError`` at ``give_up_at``, a monotonic time.
     """
-    return _check(path, lambda row: [*_answer_reasons(row), *_weight_reasons(row)], give_up_at)
+    return _check(path, lambda row: [*_last_role_reasons(row, "assistant"), *_weight_reasons(row)], give_up_at)
 
 
 def check_time(give_up_at: float | None) -> None:
@@ -335,22 +341,10 @@ def _last_role(row: dict[str, Any]) -> Any:
     return last.get("role") if isinstance(last, dict) else None
 
 
-def _question_reasons(row: dict[str, Any]) -> Iterator[str]:
+def _last_role_reasons(row: dict[str, Any], needed: str) -> Iterator[str]:
     role = _last_role(row)
-    if role in ROLES and role != "user":
-        yield (
-            f"the last message has the role {role} and must have the role user, for the model to answer it; "
-            "an expected answer belongs in a field beside 'messages'"
-        )
-
-
-def _answer_reasons(row: dict[str, Any]) -> Iterator[str]:
-    role = _last_role(row)
-    if role in ROLES and role != "assistant":
-        yield (
-            f"the last message has the role {role} and must have the role assistant: it is what the model learns in "
-            "supervised fine-tuning, the method of a job that names none"
-        )
+    if role in ROLES and role != needed:
+        yield f"the last message has the role {role} and must have the role {needed}{_WHY_LAST[needed]}"
 
 
 def _weight_reasons(row: dict[str, Any]) -> Iterator[str]:
