@@ -20,6 +20,7 @@ from service.accounts import keys, known
 from service.accounts.caller import caller_of, tenant_of
 from service.core import clock, http, live, logs, openapi, reference, shutdown, storage
 from service.core.bodies import Bodies
+from service.core.conditional import Conditional
 from service.core.db import engine, transaction
 from service.core.errors import DomainError
 from service.core.gate import Gate
@@ -93,6 +94,7 @@ def create_app() -> FastAPI:
     )
     http.install(app)
     # The last one is asked first.
+    app.add_middleware(Conditional)
     app.add_middleware(Bodies, upload_limit=upload_limit, caller=caller_of)
     app.add_middleware(RateLimit, presented=keys.presented, known=known.is_known)
     app.add_middleware(Gate, tenant=tenant_of)

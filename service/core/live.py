@@ -152,6 +152,16 @@ def publish(job_id: str, frames: Iterable[dict[str, Any]]) -> None:
         log.warning("could not publish %s, followers will read PostgreSQL: %s", name, error)
 
 
+async def tail(client: redis.asyncio.Redis, job_id: str) -> str:
+    """Where the job's stream ends; its beginning while Redis does not answer."""
+    try:
+        silence.check()
+        newest: Any = await client.xrevrange(stream(job_id), count=1)
+    except redis.RedisError:
+        return "0-0"
+    return str(newest[0][0].decode()) if newest else "0-0"
+
+
 def warn_if_written_down() -> None:
     """Warn in the log where Redis, an operator's own, writes what passes through it to disk, as far as it tells."""
     try:

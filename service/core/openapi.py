@@ -64,7 +64,9 @@ def _corrected(document: dict[str, Any]) -> dict[str, Any]:
     schemas["Error"] = ERROR
     components["headers"] = {"x-request-id": REQUEST_ID}
     for path in document["paths"].values():
-        for operation in path.values():
+        for method, operation in path.items():
+            if method == "get":
+                operation["responses"].setdefault("304", {"description": "It is what `If-None-Match` names."})
             _correct(operation["responses"])
     return document
 

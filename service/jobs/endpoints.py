@@ -3,14 +3,16 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
-from fastapi.responses import StreamingResponse
+from fastapi.responses import Response, StreamingResponse
+from sqlalchemy.orm import Session
 
-from service.accounts.caller import Caller, Route
-from service.core import sse, stream_slots
+from service.accounts.caller import Caller, Recognized, Route, identified
+from service.core import conditional, sse, stream_slots
 from service.core.errors import invalid
 from service.core.pagination import Page, page
-from service.jobs import repository, service, stream
+from service.jobs import repository, service, stream, waiting
 from service.jobs.schemas import CheckpointObject, EventObject, JobObject, event_seq
+from service.jobs.states import TERMINAL
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"], route_class=Route)
 
@@ -22,6 +24,7 @@ FRAME = {
 }
 
 Limit = Annotated[int, Query(ge=1, le=1000)]
+Wait = Annotated[float, Query(ge=0, le=waiting.LONGEST_SECONDS, description="Seconds to wait for a change.")]
 
 
 @router.get("")
@@ -34,9 +37,43 @@ def list_jobs(caller: Caller, request: Request, after: str | None = None, limit:
     return page([JobObject.of(row) for row in rows], has_more=has_more)
 
 
-@router.get("/{fine_tuning_job_id}")
-def retrieve(caller: Caller, fine_tuning_job_id: str) -> JobObject:
-    return JobObject.of(service.retrieve(caller.session, fine_tuning_job_id))
+@router.get("/{fine_tuning_job_id}", response_model=JobObject)
+async def retrieve(
+    recognized: Recognized, fine_tuning_job_id: str, wait: Wait = 0, if_none_match: conditional.IfNoneMatch = None
+) -> Response:
+    """With ``wait``: the job as soon as it differs from what ``If-None-Match`` names, or else from what it is now.
+
+    One that has ended, or that does not change in this time, is answered as it is. A wait is one of the key's streams.
+    """
+    shown, _ = await identified(recognized, _shown, fine_tuning_job_id)
+    if wait:
+        shown = await _changed(recognized, fine_tuning_job_id, shown, if_none_match, wait)
+    return Response(shown, media_type=conditional.JSON)
+
+
+async def _changed(
+    recognized: Recognized, job_id: str, shown: bytes, if_none_match: str | None, seconds: float
+) -> bytes:
+    known = if_none_match or conditional.etag(shown)
+
+    async def changed() -> bool:
+        nonlocal shown
+        shown, ended = await identified(recognized, _shown, job_id)
+        return ended or not conditional.is_known(conditional.etag(shown), known)
+
+    slot = await identified(recognized, _slot, recognized.key_id)
+    await waiting.until(changed, job_id, recognized.key_id, slot, seconds)
+    return shown
+
+
+def _shown(session: Session, job_id: str) -> tuple[bytes, bool]:
+    """The job as JSON, and whether it has ended."""
+    job = service.retrieve(session, job_id)
+    return JobObject.of(job).model_dump_json().encode(), job.status in TERMINAL
+
+
+def _slot(session: Session, key_id: str) -> str:
+    return stream_slots.acquire(key_id)
 
 
 @router.post("/{fine_tuning_job_id}/cancel")

@@ -50,7 +50,7 @@ async def follow(organization_id: str, key_id: str, slot: str, job_id: str, afte
     """
     last, client = after, live.asynchronous()
     try:
-        position = await _tail(client, job_id)
+        position = await live.tail(client, job_id)
         while True:
             await stream_slots.renew(client, key_id, slot)
             try:
@@ -103,15 +103,6 @@ def _stored(organization_id: str, key_id: str, job_id: str, after: int) -> tuple
         rows = repository.events_after(session, job_id, after, BATCH)
         events = [EventObject.of(row).model_dump(mode="json") for row in rows]
         return events, ended, accounts.is_live(session, key_id)
-
-
-async def _tail(client: redis.asyncio.Redis, job_id: str) -> str:
-    try:
-        live.silence.check()
-        newest: Any = await client.xrevrange(live.stream(job_id), count=1)
-    except RedisError:
-        return "0-0"
-    return str(newest[0][0].decode()) if newest else "0-0"
 
 
 async def _live(client: redis.asyncio.Redis, job_id: str, position: str) -> AsyncIterator[tuple[str, dict[str, Any]]]:
