@@ -21,7 +21,7 @@ from service.accounts.caller import caller_of, tenant_of
 from service.core import clock, http, live, logs, openapi, reference, shutdown, storage
 from service.core.bodies import Bodies
 from service.core.conditional import Conditional
-from service.core.db import engine, transaction
+from service.core.db import engine, transaction, warn_if_unbounded
 from service.core.errors import DomainError
 from service.core.gate import Gate
 from service.core.rate_limit import RateLimit
@@ -77,6 +77,7 @@ def _belong() -> None:
     try:
         with transaction("troll_api") as session:
             clock.warn_if_off(session)
+            warn_if_unbounded(session)
             installation.verify(session)
     except SQLAlchemyError as error:
         log.warning("the database does not answer yet, or is not migrated: %s", error)

@@ -43,6 +43,8 @@ class Settings(BaseSettings):
     """Requests without a valid API key that an address may send a minute; 0 does not limit."""
     max_streams_per_key: int = Field(50, ge=1)
     """Event streams and chats that an API key may have open at a time."""
+    transaction_pooling: bool = False
+    """Whether ``DATABASE_URL`` is a pooler's that gives out connections for a transaction, such as PgBouncer's."""
     max_training_rows: int = Field(50_000, ge=1)
     max_validation_rows: int = Field(1_000, ge=1)
     max_queued_jobs: int = 100

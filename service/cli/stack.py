@@ -39,6 +39,7 @@ def up(
     ] = False,
     demo_model: Annotated[bool, typer.Option("--demo-model", help="Also build the demo's base model.")] = False,
     jail: JailChoice = Jail.AUTO,
+    api_processes: Annotated[int, typer.Option(min=1, max=64, help="Processes of the API, which share its port.")] = 1,
 ) -> None:
     """Start PostgreSQL, Redis, the API and the workers on this machine, on one data folder.
 
@@ -50,7 +51,7 @@ def up(
     from service.embedded.stack import Options
 
     storage.restrict_umask()
-    options = Options(data_dir.absolute(), host, port, demo_model, jail)
+    options = Options(data_dir.absolute(), host, port, demo_model, jail, api_processes)
     typer.secho(f"Starting on {options.data_dir} …", err=True)
     with _told():
         if detach:

@@ -6,6 +6,7 @@ what their work needs of all, ``troll_operator`` (``troll keys``) the accounts. 
 ``DATABASE_URL``, and says in each transaction which one it means to be.
 """
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +22,9 @@ from sqlalchemy.exc import InvalidatePoolError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from service.settings import required
+from service.settings import required, settings
+
+log = logging.getLogger(__name__)
 
 Role = Literal["troll_api", "troll_worker", "troll_control", "troll_operator"]
 ROLES: tuple[Role, ...] = get_args(Role)
@@ -31,7 +34,8 @@ CONNECTIONS = 16
 TRUSTED_SECONDS = 1.0
 """A connection that was used so lately is not asked whether it still works: that takes as long as a query."""
 
-_SESSION_OPTIONS = "-c statement_timeout=30s -c lock_timeout=10s -c idle_in_transaction_session_timeout=120s"
+TIMEOUTS = {"statement_timeout": "30s", "lock_timeout": "10s", "idle_in_transaction_session_timeout": "120s"}
+"""Of every session. Behind a pooler they have to be the logins' own: what a session sets is whoever's comes next."""
 
 # Without these a connection whose packets are dropped blocks its thread for as long as TCP waits: for hours.
 _NOTICE_SILENCE = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 20_000}
@@ -86,7 +90,7 @@ def engine(role: Role) -> Engine:
     """The engine of this process, which has to be ``role``. Raises as ``login_url`` does."""
     made = create_engine(
         driver_url(login_url(role)),
-        connect_args={"options": _SESSION_OPTIONS, "connect_timeout": 5, **_NOTICE_SILENCE},
+        connect_args={"connect_timeout": 5, **_NOTICE_SILENCE, **_session_options()},
         # More than there are threads for requests, so that none of them waits for a connection.
         pool_size=CONNECTIONS,
         max_overflow=0,
@@ -95,6 +99,23 @@ def engine(role: Role) -> Engine:
     event.listen(made, "checkin", _note_use)
     event.listen(made, "checkout", partial(_check_unless_used_lately, made.dialect))
     return made
+
+
+def _session_options() -> dict[str, Any]:
+    if settings().transaction_pooling:
+        # A statement that one session has prepared is unknown to the next one of the same connection.
+        return {"prepare_threshold": None}
+    return {"options": " ".join(f"-c {name}={value}" for name, value in TIMEOUTS.items())}
+
+
+def warn_if_unbounded(session: Session) -> None:
+    """Warn in the log where a statement may take for ever: a pooler's sessions have the timeouts of their login."""
+    for name, value in TIMEOUTS.items():
+        if session.scalar(text(f"SELECT current_setting('{name}')")) == "0":
+            login = session.connection().engine.url.username
+            log.warning(
+                "%s is not limited: let the database's owner run ALTER ROLE %s SET %s = '%s'", name, login, name, value
+            )
 
 
 def _note_use(connection: Any, record: ConnectionPoolEntry) -> None:

@@ -52,13 +52,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Options:
-    """What the operator may choose. ``port`` 0 is any free one."""
+    """What the operator may choose. ``port`` 0 is any free one; ``api_processes`` share it."""
 
     data_dir: Path
     host: str = "127.0.0.1"
     port: int = 8000
     demo_model: bool = False
     jail: Jail = Jail.AUTO
+    api_processes: int = 1
 
 
 @dataclass(frozen=True)
@@ -213,6 +214,7 @@ class Stack:
         python, celery = [sys.executable, "-m"], [sys.executable, "-m", "celery", "-A", "workers.app"]
         api = ["uvicorn", "--factory", "service.app:create_app", "--host", host, "--port", str(port)]
         api += ["--http", "service.core.connections:Connection", "--ws", "none"]
+        api += ["--workers", str(self.options.api_processes)]
         quiet = ["--pool", "threads", "--without-gossip", "--without-mingle", "-l", "INFO"]
         control = ["worker", "-Q", CONTROL_QUEUE, "-n", f"control@{self.node}", "-c", "2", *quiet]
         training = ["worker", "-Q", TRAINING_QUEUE, "-n", f"training@{self.node}", "-c", "1", *quiet]

@@ -90,7 +90,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory, demo_model: Path, judge: Ser
         "jail": jails.TIERS[0] if jails.NAMESPACES else "off",
         "model_endpoints": [{"base_url": f"{judge.origin}/v1", "models": [JUDGE]}],
     }
-    command = ("up", "--data-dir", str(folder), "--port", "0", "--demo-model", "--detach")
+    command = ("up", "--data-dir", str(folder), "--port", "0", "--demo-model", "--detach", "--api-processes", "2")
     started = troll(*command, TROLL_GRADERS=json.dumps(graders))
     try:
         assert started.returncode == 0, started.stdout + started.stderr
