@@ -125,6 +125,8 @@ def test_operations_lists_every_setting_with_its_default() -> None:
             assert default == "required", name
         elif isinstance(info.default, str):
             assert default == f"`{info.default}`", name
+        elif isinstance(info.default, bool):
+            assert default == str(info.default).lower(), name
         elif isinstance(info.default, int | float):
             assert float(default) == info.default, name
         elif info.default is not None:
