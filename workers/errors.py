@@ -30,6 +30,25 @@ def non_finite(what: str) -> RunError:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, of the machine or of the GPU."""
-    # On a GPU torch has a class of its own for it; its CPU allocator raises a plain RuntimeError.
+    # On a GPU torch has a class of its own for it; its CPU allocator, cuBLAS and Triton raise a plain RuntimeError.
     names = {kind.__name__ for kind in type(error).__mro__}
-    return bool(names & {"MemoryError", "OutOfMemoryError"}) or "DefaultCPUAllocator: can't allocate" in str(error)
+    if names & {"MemoryError", "OutOfMemoryError"}:
+        return True
+    text = str(error)
+    if isinstance(error, RuntimeError) and any(words in text for words in _NO_MEMORY):
+        return True
+    return any(words in text for words in _OF_CUDNN) and _gpu_is_full()
+
+
+_NO_MEMORY = ("DefaultCPUAllocator: can't allocate", "out of memory", "STATUS_ALLOC_FAILED")
+_OF_CUDNN = ("mha_graph.execute", "CUDNN_STATUS_INTERNAL_ERROR", "CUDNN_STATUS_EXECUTION_FAILED")
+"""What cuDNN says of many things, memory that ran out among them."""
+FULL = 0.02
+
+
+def _gpu_is_full() -> bool:
+    """Whether next to nothing of this GPU's memory is free."""
+    import torch
+
+    free, total = torch.cuda.mem_get_info()
+    return free < FULL * total
