@@ -31,6 +31,7 @@ from service.installation import service as installation
 from service.jobs import endpoints as jobs
 from service.models import endpoints as models
 from service.settings import Secret, required, settings
+from service.sharing import endpoints as sharing
 from service.submission import endpoints as submission
 from service.uploads import endpoints as uploads
 from service.webhooks import endpoints as webhooks
@@ -97,7 +98,7 @@ def create_app() -> FastAPI:
     app.add_middleware(RateLimit, presented=keys.presented, known=known.is_known)
     app.add_middleware(Gate, tenant=tenant_of)
     app.add_middleware(http.RequestId)
-    for room in (files, uploads, submission, jobs, graders, models, inference, webhooks):
+    for room in (files, uploads, submission, jobs, graders, models, sharing, inference, webhooks):
         app.include_router(room.router)
     app.add_api_route("/healthz", healthz, methods=["GET"], tags=["health"])
     app.add_api_route("/readyz", readyz, methods=["GET"], tags=["health"])

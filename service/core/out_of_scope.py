@@ -25,10 +25,6 @@ ALTERNATIVES = {
     "containers": _FILES,
     "organization": _ORGANIZATION,
     "projects": _ORGANIZATION,
-    "fine_tuning/checkpoints": (
-        "There are no projects here: each key of your organisation may use all its checkpoints. To hand one to someone "
-        "else, send the tar of GET /v1/models/{model}/archive."
-    ),
     "fine_tunes": "That API is gone; create jobs with POST /v1/fine_tuning/jobs.",
     "moderations": "This service trains language models, see /v1/fine_tuning/jobs.",
     "images": "This service trains language models, see /v1/fine_tuning/jobs.",

@@ -6,6 +6,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import StreamingResponse
 
 from service.accounts.caller import Caller, Route
+from service.accounts.scopes import needs
 from service.core import sse, stream_slots
 from service.core.errors import invalid
 from service.core.pagination import Page, page
@@ -25,6 +26,7 @@ Limit = Annotated[int, Query(ge=1, le=1000)]
 
 
 @router.get("")
+@needs("read")
 def list_jobs(caller: Caller, request: Request, after: str | None = None, limit: Limit = 20) -> Page[JobObject]:
     """Newest first. Filter with ``metadata[key]=value``, or ``metadata=null`` for jobs without metadata."""
     metadata, no_metadata = service.metadata_filter(request.query_params.multi_items())
@@ -35,23 +37,27 @@ def list_jobs(caller: Caller, request: Request, after: str | None = None, limit:
 
 
 @router.get("/{fine_tuning_job_id}")
+@needs("read")
 def retrieve(caller: Caller, fine_tuning_job_id: str) -> JobObject:
     return JobObject.of(service.retrieve(caller.session, fine_tuning_job_id))
 
 
 @router.post("/{fine_tuning_job_id}/cancel")
+@needs("submit")
 def cancel(caller: Caller, fine_tuning_job_id: str) -> JobObject:
     """The answer has the status that the job will have: one that runs stops within seconds."""
     return JobObject.as_wanted(service.cancel(caller.session, fine_tuning_job_id))
 
 
 @router.post("/{fine_tuning_job_id}/pause")
+@needs("submit")
 def pause(caller: Caller, fine_tuning_job_id: str) -> JobObject:
     """The answer has the status that the job will have: one that runs saves a checkpoint first."""
     return JobObject.as_wanted(service.pause(caller.session, fine_tuning_job_id))
 
 
 @router.post("/{fine_tuning_job_id}/resume")
+@needs("submit")
 def resume(caller: Caller, fine_tuning_job_id: str) -> JobObject:
     return JobObject.of(service.resume(caller.session, fine_tuning_job_id))
 
@@ -61,6 +67,7 @@ def resume(caller: Caller, fine_tuning_job_id: str) -> JobObject:
     response_model=Page[EventObject],
     responses={200: {"content": {"text/event-stream": {"schema": FRAME}}}},
 )
+@needs("read")
 def events(
     caller: Caller,
     fine_tuning_job_id: str,
@@ -76,13 +83,13 @@ def events(
     if stream_:
         principal = caller.principal
         slot = stream_slots.acquire(principal.key_id)
-        frames = stream.follow(principal.organization_id, principal.key_id, slot, job.id, seq or 0)
-        return sse.response(frames)
+        return sse.response(stream.follow(principal, slot, job.id, seq or 0))
     rows, has_more = repository.events_before(caller.session, job.id, seq, limit)
     return page([EventObject.of(row) for row in rows], has_more=has_more)
 
 
 @router.get("/{fine_tuning_job_id}/checkpoints")
+@needs("read")
 def checkpoints(
     caller: Caller, fine_tuning_job_id: str, after: str | None = None, limit: Limit = 10
 ) -> Page[CheckpointObject]:

@@ -18,7 +18,7 @@ from sqlalchemy.orm import InstrumentedAttribute, Session, aliased
 from service.contracts.engines import ENGINES
 from service.core import pagination
 from service.jobs import stored
-from service.jobs.models import Checkpoint, Event, Examination, Job
+from service.jobs.models import Checkpoint, CheckpointPermission, Event, Examination, Job
 from service.jobs.states import WAITING, Desired, Status
 from service.jobs.stored import NUMBER, Aside, UnreadableError
 from service.scheduling.repository import add_usage, is_within_budget, used_per_weight, within_budget
@@ -537,6 +537,17 @@ def checkpoint_named(session: Session, model: str) -> Checkpoint | None:
 
 def remove_checkpoints(session: Session, ids: Sequence[str]) -> None:
     session.execute(delete(Checkpoint).where(Checkpoint.id.in_(ids)))
+
+
+def is_shared(session: Session, model: str) -> bool:
+    """Whether another project may use the model."""
+    query = select(CheckpointPermission.id).where(CheckpointPermission.checkpoint == model)
+    return session.scalar(query.limit(1)) is not None
+
+
+def withdraw(session: Session, model: str) -> None:
+    """Forget who may use a model that is no more."""
+    session.execute(delete(CheckpointPermission).where(CheckpointPermission.checkpoint == model))
 
 
 def _checkpoints(job_id: str) -> Select[Checkpoint]:

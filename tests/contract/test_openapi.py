@@ -18,9 +18,12 @@ from schemathesis import GenerationMode
 from schemathesis.checks import CHECKS as KNOWN_CHECKS
 from schemathesis.checks import load_all_checks
 
+from service.accounts import repository as accounts
+from service.accounts.models import Project
 from service.accounts.service import create_key
 from service.core.broker import CONTROL_QUEUE
 from service.core.db import transaction
+from service.core.ids import new_id
 from service.embedded.servers import Servers
 from service.settings import settings as service_settings
 from tests import factories
@@ -59,17 +62,19 @@ def seeded(server: Server, servers: Servers) -> Iterator[Seeded]:
 
     empty(servers)
     with transaction("troll_operator") as session:
-        key, _, _ = create_key(session, organization="generated", name="requests")
+        key, _, organization = create_key(session, organization="generated", name="requests")
+        project = Project(id=new_id("proj_"), organization_id=organization.id, name="other")
+        accounts.add(session, project)
     with (
         pytest.MonkeyPatch.context() as patch,
         openai.OpenAI(api_key=key, base_url=server.base_url) as client,
         start_worker(celery, queues=[CONTROL_QUEUE], pool="threads", concurrency=2, perform_ping_check=False),
     ):
         use_stub(patch)
-        yield Seeded(key, _make_one_of_each(client))
+        yield Seeded(key, _make_one_of_each(client, project.id))
 
 
-def _make_one_of_each(client: openai.OpenAI) -> dict[str, str]:
+def _make_one_of_each(client: openai.OpenAI, project: str) -> dict[str, str]:
     rows = factories.jsonl(factories.rows(8))
     file = client.files.create(file=rows, purpose="fine-tune").id
     other = client.files.create(file=factories.jsonl(factories.rows(4, start=50)), purpose="fine-tune").id
@@ -88,6 +93,8 @@ def _make_one_of_each(client: openai.OpenAI) -> dict[str, str]:
         "upload_id": upload,
         "webhook_endpoint_id": hook,
         "model": tuned,
+        "fine_tuned_model_checkpoint": tuned,
+        "permission_id": client.fine_tuning.checkpoints.permissions.create(tuned, project_ids=[project]).data[0].id,
         "name": "config.json",
     }
 

@@ -178,5 +178,7 @@ def test_a_revoked_key_follows_no_longer(acme: openai.OpenAI, api_key: Key, job:
         seen = [seq(next(stream)), seq(next(stream))]
         with transaction("troll_operator") as session:
             revoke_key(session, api_key.id)
-        seen += [seq(event) for event in stream]
+        with pytest.raises(openai.APIError, match="no longer valid") as ended:
+            next(stream)
     assert seen == [1, 2]
+    assert ended.value.code == "invalid_api_key"

@@ -22,6 +22,7 @@ from service.idempotency.once import KEPT_FOR
 from service.installation import service as installation
 from service.jobs import repository as jobs
 from service.settings import settings
+from service.sharing import repository as sharing
 from service.uploads import repository as uploads
 from service.webhooks import repository as webhooks
 from workers.jobs import leftovers
@@ -67,6 +68,7 @@ def _prune_rows() -> None:
         kept_answers.remove_old(session, KEPT_FOR, BATCH)
         jobs.remove_old_examinations(session, EXAMINATIONS_KEPT, BATCH)
         webhooks.remove_old(session, DELIVERIES_KEPT, BATCH)
+        sharing.remove_orphans(session)
 
 
 def _prune_expired() -> int:

@@ -18,6 +18,10 @@ SAID: list[dict[str, Any]] = [
 ]
 
 
+async def allowed() -> None:
+    """The key stays good."""
+
+
 def asked(*messages: Any) -> list[Event]:
     """What a reader hears of a question on which a worker says ``messages``."""
     question = Question(
@@ -29,7 +33,7 @@ def asked(*messages: Any) -> list[Event]:
         try:
             for message in messages:
                 await client.rpush(exchange.events_key("q"), json.dumps(message))
-            heard = [event async for event in exchange.ask(question, "key_1") if event is not None]
+            heard = [event async for event in exchange.ask(question, "key_1", allowed) if event is not None]
             assert await queue.take(client, 8, {}) is not None
             return heard
         finally:
