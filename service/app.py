@@ -18,6 +18,7 @@ from starlette.concurrency import run_in_threadpool
 
 from service.accounts import keys, known
 from service.accounts.caller import caller_of, tenant_of
+from service.administration import endpoints as administration
 from service.core import clock, http, live, logs, openapi, reference, shutdown, storage
 from service.core.bodies import Bodies
 from service.core.db import engine, transaction
@@ -98,7 +99,7 @@ def create_app() -> FastAPI:
     app.add_middleware(RateLimit, presented=keys.presented, known=known.is_known)
     app.add_middleware(Gate, tenant=tenant_of)
     app.add_middleware(http.RequestId)
-    for room in (files, uploads, submission, jobs, graders, models, sharing, inference, webhooks):
+    for room in (files, uploads, submission, jobs, graders, models, sharing, inference, webhooks, administration):
         app.include_router(room.router)
     app.add_api_route("/healthz", healthz, methods=["GET"], tags=["health"])
     app.add_api_route("/readyz", readyz, methods=["GET"], tags=["health"])

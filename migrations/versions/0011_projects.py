@@ -103,7 +103,10 @@ def create_projects() -> None:
         own=own,
         troll_api="SELECT, INSERT, UPDATE (name, archived_at)",
         troll_operator="SELECT, INSERT, UPDATE (name, archived_at)",
+        # It sees to it that nothing runs for what has ended.
+        troll_control="SELECT",
     )
+    op.execute("GRANT SELECT (organization_id) ON files TO troll_control")
     op.execute("""
         CREATE FUNCTION make_default_project() RETURNS trigger LANGUAGE plpgsql AS $$
         BEGIN
@@ -124,16 +127,23 @@ def create_members() -> None:
         text("email"),
         text("name"),
         text("role"),
+        time("deleted_at"),
         sa.CheckConstraint("role IN ('owner', 'reader')", name="users_role"),
     )
-    op.create_index("users_once", "users", ["organization_id", sa.text("lower(email)")], unique=True)
+    op.create_index(
+        "users_once",
+        "users",
+        ["organization_id", sa.text("lower(email)")],
+        unique=True,
+        postgresql_where=sa.text("deleted_at IS NULL"),
+    )
     op.create_table(
         "project_users",
         sa.Column("sequence", sa.BigInteger, sa.Identity(always=True), nullable=False, unique=True),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.func.now(), nullable=False),
         sa.Column("organization_id", sa.Text, sa.ForeignKey("organizations.id"), nullable=False),
         sa.Column("project_id", sa.Text, sa.ForeignKey("projects.id"), primary_key=True),
-        sa.Column("user_id", sa.Text, sa.ForeignKey("users.id", ondelete="CASCADE"), primary_key=True),
+        sa.Column("user_id", sa.Text, sa.ForeignKey("users.id"), primary_key=True),
         text("role"),
         sa.CheckConstraint("role IN ('owner', 'member', 'reader')", name="project_users_role"),
     )
@@ -143,13 +153,13 @@ def create_members() -> None:
         text("name"),
         text("role"),
         time("deleted_at"),
-        sa.CheckConstraint("role IN ('owner', 'member', 'reader')", name="service_accounts_role"),
+        sa.CheckConstraint("role IN ('owner', 'member', 'reader', 'none')", name="service_accounts_role"),
     )
     allow(
         "users",
         own=EVERY,
-        troll_api="SELECT, INSERT, UPDATE (name, role), DELETE",
-        troll_operator="SELECT, INSERT, UPDATE (name, role), DELETE",
+        troll_api="SELECT, INSERT, UPDATE (name, role, deleted_at)",
+        troll_operator="SELECT, INSERT, UPDATE (name, role, deleted_at)",
     )
     allow(
         "project_users",
@@ -169,7 +179,7 @@ def extend_keys() -> None:
     op.add_column("api_keys", text("kind", server_default="project"))
     op.add_column("api_keys", project(nullable=True))
     op.add_column("api_keys", sa.Column("scopes", JSONB))
-    op.add_column("api_keys", sa.Column("user_id", sa.Text, sa.ForeignKey("users.id", ondelete="SET NULL")))
+    op.add_column("api_keys", sa.Column("user_id", sa.Text, sa.ForeignKey("users.id")))
     op.add_column("api_keys", sa.Column("service_account_id", sa.Text, sa.ForeignKey("service_accounts.id")))
     op.execute("ALTER TABLE api_keys NO FORCE ROW LEVEL SECURITY")
     op.execute("UPDATE api_keys SET project_id = default_project(organization_id)")
@@ -337,7 +347,7 @@ def create_functions() -> None:
             IF found_user IS NOT NULL THEN
                 SELECT u.email, u.role, m.role INTO found_email, found_role, membership FROM users u
                 LEFT JOIN project_users m ON m.user_id = u.id AND m.project_id = found_project
-                WHERE u.id = found_user;
+                WHERE u.id = found_user AND u.deleted_at IS NULL;
                 found_role := CASE found_role WHEN 'owner' THEN 'owner' ELSE coalesce(membership, 'none') END;
             ELSIF found_account IS NOT NULL THEN
                 SELECT CASE WHEN s.deleted_at IS NULL THEN s.role ELSE 'none' END INTO found_role

@@ -46,15 +46,27 @@ class Project(OfOrganization, Base):
 
 
 class User(OfOrganization, Base):
-    """A person. ``role`` is owner, of everything in the organisation, or reader, who has what projects give."""
+    """A person. ``role`` is owner, of everything in the organisation, or reader, who has what projects give.
+
+    One who was deleted keeps the row, so that keys that were theirs never become nobody's.
+    """
 
     __tablename__ = "users"
-    __table_args__ = (Index("users_once", "organization_id", text("lower(email)"), unique=True),)
+    __table_args__ = (
+        Index(
+            "users_once",
+            "organization_id",
+            text("lower(email)"),
+            unique=True,
+            postgresql_where=text("deleted_at IS NULL"),
+        ),
+    )
 
     id: Mapped[str] = mapped_column(primary_key=True)
     email: Mapped[str]
     name: Mapped[str]
     role: Mapped[str]
+    deleted_at: Mapped[datetime | None]
 
 
 class ProjectUser(OfOrganization, Base):
@@ -63,7 +75,7 @@ class ProjectUser(OfOrganization, Base):
     __tablename__ = "project_users"
 
     project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"), primary_key=True)
-    user_id: Mapped[str] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), primary_key=True)
+    user_id: Mapped[str] = mapped_column(ForeignKey("users.id"), primary_key=True)
     role: Mapped[str]
 
 
@@ -90,7 +102,7 @@ class APIKey(OfOrganization, Base):
     id: Mapped[str] = mapped_column(primary_key=True)
     kind: Mapped[str] = mapped_column(server_default="project")
     project_id: Mapped[str | None] = mapped_column(ForeignKey("projects.id"))
-    user_id: Mapped[str | None] = mapped_column(ForeignKey("users.id", ondelete="SET NULL"))
+    user_id: Mapped[str | None] = mapped_column(ForeignKey("users.id"))
     service_account_id: Mapped[str | None] = mapped_column(ForeignKey("service_accounts.id"))
     scopes: Mapped[list[str] | None]
     name: Mapped[str]

@@ -1,18 +1,20 @@
 """Queries on organisations, their projects and members, and API keys."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
 import psycopg
-from sqlalchemy import ColumnElement, delete, func, or_, select, update
+from sqlalchemy import ColumnElement, delete, func, or_, select, tuple_, update
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from service.accounts.models import APIKey, Organization, Project, ProjectUser, ServiceAccount, User
 from service.accounts.scopes import Scope
 from service.core import pagination
 from service.core.db import Base
+from service.core.errors import invalid
 
 _LIVE = (APIKey.revoked_at.is_(None), or_(APIKey.expires_at.is_(None), APIKey.expires_at > func.now()))
 
@@ -56,6 +58,16 @@ def add(session: Session, row: Base) -> None:
     session.flush()
 
 
+def added(session: Session, row: Base) -> bool:
+    """Add a row, unless there is one already with which it cannot be, even if somebody adds that just now."""
+    try:
+        with session.begin_nested():
+            add(session, row)
+    except IntegrityError:
+        return False
+    return True
+
+
 # Organisations and projects
 
 
@@ -96,29 +108,24 @@ def project_page(session: Session, *, archived: bool, after: str | None, limit: 
 
 
 def user(session: Session, id: str) -> User | None:
-    return session.scalar(select(User).where(User.id == id))
+    return session.scalar(select(User).where(User.id == id, User.deleted_at.is_(None)))
 
 
 def user_with(session: Session, organization_id: str, email: str) -> User | None:
-    query = select(User).where(User.organization_id == organization_id, func.lower(User.email) == email.lower())
-    return session.scalar(query)
+    query = select(User).where(User.organization_id == organization_id, User.deleted_at.is_(None))
+    return session.scalar(query.where(func.lower(User.email) == func.lower(email)))
+
+
+def users(session: Session, organization_id: str) -> Sequence[User]:
+    query = select(User).where(User.organization_id == organization_id, User.deleted_at.is_(None))
+    return session.scalars(query.order_by(User.sequence)).all()
 
 
 def user_page(session: Session, *, emails: Sequence[str], after: str | None, limit: int) -> tuple[Sequence[User], bool]:
-    query = select(User)
+    query = select(User).where(User.deleted_at.is_(None))
     if emails:
-        query = query.where(func.lower(User.email).in_([email.lower() for email in emails]))
+        query = query.where(func.lower(User.email).in_([func.lower(email) for email in emails]))
     return pagination.fetch(session, query, User, after=after, limit=limit)
-
-
-def owners(session: Session, but: str) -> int:
-    """How many owners an organisation has beside the user ``but``."""
-    return session.scalar(select(func.count()).select_from(User).where(User.role == "owner", User.id != but)) or 0
-
-
-def remove(session: Session, row: Base) -> None:
-    session.delete(row)
-    session.flush()
 
 
 def membership(session: Session, project_id: str, user_id: str) -> ProjectUser | None:
@@ -132,8 +139,10 @@ def member_page(
     """Members of a project, the one who came last first."""
     query = select(ProjectUser).where(ProjectUser.project_id == project_id)
     if after is not None:
-        after_row = session.scalar(query.where(ProjectUser.user_id == after))
-        query = query.where(ProjectUser.sequence < (after_row.sequence if after_row is not None else 0))
+        cursor = session.scalar(query.with_only_columns(ProjectUser.sequence).where(ProjectUser.user_id == after))
+        if cursor is None:
+            raise invalid(f"'after' must be the id of an item of this list; '{after}' is not.", "after")
+        query = query.where(ProjectUser.sequence < cursor)
     rows = session.scalars(query.order_by(ProjectUser.sequence.desc()).limit(limit + 1)).all()
     users = {each.id: each for each in session.scalars(select(User).where(User.id.in_([row.user_id for row in rows])))}
     return [(row, users[row.user_id]) for row in rows[:limit]], len(rows) > limit
@@ -159,12 +168,11 @@ def owners_of_keys(session: Session, rows: Sequence[APIKey]) -> dict[str, User |
     return found | {each.id: each for each in session.scalars(programs)}
 
 
-def roles_in(session: Session, project_id: str, user_ids: Sequence[str]) -> dict[str, str]:
-    """What these users are in a project."""
-    query = select(ProjectUser.user_id, ProjectUser.role).where(
-        ProjectUser.project_id == project_id, ProjectUser.user_id.in_(user_ids)
-    )
-    return {each.user_id: each.role for each in session.execute(query)}
+def roles_in(session: Session, members: Collection[tuple[str | None, str | None]]) -> dict[tuple[str | None, str], str]:
+    """What users are in projects, by the ids of both, of which ``members`` are pairs."""
+    wanted = tuple_(ProjectUser.project_id, ProjectUser.user_id).in_([pair for pair in members if None not in pair])
+    rows = session.scalars(select(ProjectUser).where(wanted))
+    return {(row.project_id, row.user_id): row.role for row in rows}
 
 
 # Keys
@@ -235,6 +243,9 @@ def _revoke(session: Session, *which: ColumnElement[bool]) -> Sequence[APIKey]:
     return session.scalars(query.returning(APIKey), execution_options={"populate_existing": True}).all()
 
 
-def end_membership(session: Session, project_id: str, user_id: str) -> bool:
-    query = delete(ProjectUser).where(ProjectUser.project_id == project_id, ProjectUser.user_id == user_id)
+def end_memberships(session: Session, user_id: str, project_id: str | None = None) -> bool:
+    """In all projects, or in one. Whether there was any."""
+    query = delete(ProjectUser).where(ProjectUser.user_id == user_id)
+    if project_id is not None:
+        query = query.where(ProjectUser.project_id == project_id)
     return session.execute(query.returning(ProjectUser.user_id)).first() is not None

@@ -1,11 +1,11 @@
 """Writing the audit log, and reading it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, cast
 
-from sqlalchemy import Table, insert, select
+from sqlalchemy import Table, func, insert, select
 from sqlalchemy.orm import Session
 
 from service.audit.models import AuditLog
@@ -78,7 +78,7 @@ class Wanted:
     actor_ids: Sequence[str] = ()
     actor_emails: Sequence[str] = ()
     object_ids: Sequence[str] = ()
-    since: Sequence[tuple[str, datetime]] = field(default=())
+    bounds: Sequence[tuple[str, datetime]] = ()
     """Comparisons with the time of an entry: gt, gte, lt or lte, and a time."""
 
 
@@ -96,13 +96,14 @@ def page(
     ):
         if values:
             query = query.where(column.in_(values))
+    second = func.date_trunc("second", AuditLog.created_at)
     compared = {
-        "gt": AuditLog.created_at.__gt__,
-        "gte": AuditLog.created_at.__ge__,
-        "lt": AuditLog.created_at.__lt__,
-        "lte": AuditLog.created_at.__le__,
+        "gt": second.__gt__,
+        "gte": second.__ge__,
+        "lt": second.__lt__,
+        "lte": second.__le__,
     }
-    for how, time in wanted.since:
+    for how, time in wanted.bounds:
         query = query.where(compared[how](time))
     if before is not None:
         rows, more = pagination.fetch(session, query, AuditLog, after=before, limit=limit, ascending=True)

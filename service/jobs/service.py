@@ -34,8 +34,12 @@ def cancel(session: Session, id: str) -> Job:
     job = _locked(session, id)
     if job.status in TERMINAL:
         raise _wrong_state(job, "cancelled")
-    whose = {"organization_id": job.organization_id, "project_id": job.project_id}
-    audit.record(session, "fine_tuning.job.cancelled", job.id, **whose)
+    audit.record(session, "fine_tuning.job.cancelled", job.id)
+    return call_off(session, job)
+
+
+def call_off(session: Session, job: Job) -> Job:
+    """``cancel`` for a job that is locked and has not ended."""
     if job.status == Status.RUNNING and not _is_lost(session, job):
         return _want(session, job, Desired.CANCEL, "Cancellation requested")
     if job.status == Status.VALIDATING:

@@ -50,7 +50,7 @@ def prune() -> None:
     expired = _prune_expired()
     orphans = [
         *_orphans("files", files.existing, now),
-        *_orphans("jobs", jobs.existing, now),
+        *_orphans("jobs", jobs.kept, now),
         *_orphans("uploads", uploads.known, now),
     ]
     left = [*_left_by_attempts(), *_ended_uploads()]

@@ -201,7 +201,7 @@ WRITES = {
     "troll_operator": {
         "INSERT": {"organizations", "api_keys", "audit_logs", *MEMBERS},
         "UPDATE": {"api_keys", "organizations", "workers", *MEMBERS},
-        "DELETE": {"users", "project_users"},
+        "DELETE": {"project_users"},
     },
 }
 
