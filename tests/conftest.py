@@ -51,7 +51,7 @@ TESTS = Path(__file__).parent
 SERVERS = frozenset({"servers", "stack"})
 """Fixtures that start a PostgreSQL and a Redis."""
 MARKED_BY_PATH = {
-    "vllm": ("workers/rollouts/test_vllm*.py", "workers/training/test_vllm*.py"),
+    "vllm": ("workers/rollouts/test_vllm*.py", "workers/serving/test_vllm*.py", "workers/training/test_vllm*.py"),
     "gpu": ("troll/kernels/test_on_gpu.py",),
     "e2e": ("e2e/test_*.py", "service/embedded/test_stack.py"),
     # They start servers of their own.

@@ -239,6 +239,9 @@ def name_projects() -> None:
             WHEN (NEW.project_id IS NULL) EXECUTE FUNCTION {function}()
         """)
     op.create_index("jobs_of_project", "fine_tuning_jobs", ["project_id", "sequence"])
+    op.create_index(
+        "jobs_unfinished", "fine_tuning_jobs", ["project_id"], postgresql_where=sa.text("finished_at IS NULL")
+    )
     op.create_index("files_of_project", "files", ["project_id", "sequence"])
     op.execute("GRANT SELECT (project_id) ON webhook_endpoints TO troll_worker")
 

@@ -180,6 +180,10 @@ def roles_in(session: Session, members: Collection[tuple[str | None, str | None]
 
 def key(session: Session, id: str) -> APIKey | None:
     """A key that is not revoked."""
+    return session.scalar(select(APIKey).where(APIKey.id == id, APIKey.revoked_at.is_(None)))
+
+
+def key_locked(session: Session, id: str) -> APIKey | None:
     return session.scalar(select(APIKey).where(APIKey.id == id, APIKey.revoked_at.is_(None)).with_for_update())
 
 

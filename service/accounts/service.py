@@ -13,7 +13,7 @@ from service.accounts.models import APIKey, Organization, Project, ServiceAccoun
 from service.accounts.scopes import ADMIN, PROJECT_SCOPES, Scope, granted
 from service.audit import repository as audit
 from service.core import clock
-from service.core.db import EVERY_PROJECT, bind, tenant
+from service.core.db import EVERY_PROJECT, Owner, bind, tenant
 from service.core.errors import DomainError, invalid, not_found
 from service.core.ids import new_id
 
@@ -128,6 +128,11 @@ def create_project(session: Session, organization_id: str, name: str) -> Project
     return project
 
 
+def is_default(owner: Owner) -> bool:
+    """Whether it is the default project of its organisation."""
+    return owner.project_id == default_project(owner.organization_id)
+
+
 @dataclass(frozen=True)
 class KeyOwner:
     """For whom a key is made: a project, the user or service account that owns it; without a project it administers."""
@@ -187,7 +192,7 @@ def rotate_key(session: Session, id: str, overlap: timedelta = OVERLAP) -> tuple
     """
     if not timedelta(0) <= overlap <= MAX_OVERLAP:
         raise invalid(f"The old key may be good for at most {MAX_OVERLAP.days} days more.", "overlap_seconds")
-    old = repository.key(session, id)
+    old = repository.key_locked(session, id)
     now = clock.now(session)
     if old is None or (old.expires_at is not None and old.expires_at <= now):
         raise not_found("api key", id)

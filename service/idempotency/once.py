@@ -25,7 +25,7 @@ from sqlalchemy.orm import Session
 
 from service.accounts.caller import Known, in_transaction
 from service.accounts.known import Principal
-from service.accounts.service import default_project
+from service.accounts.service import is_default
 from service.core import threads
 from service.core.db import tenant
 from service.core.errors import DomainError, invalid
@@ -166,9 +166,7 @@ class Attempt:
         """Within the organisation: each project has keys of its own, those of the default one as they always were."""
         if self.key is None:
             return f"body:{fingerprint}"
-        known = self.known
-        is_default = known.project_id == default_project(known.organization_id)
-        return f"key:{self.key}" if is_default else f"{known.project_id}:key:{self.key}"
+        return f"key:{self.key}" if is_default(self.known) else f"{self.known.project_id}:key:{self.key}"
 
 
 def _in_progress() -> DomainError:

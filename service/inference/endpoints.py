@@ -39,7 +39,7 @@ EVENTS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream"
 async def chat_completions(recognized: Recognized, request: Request, body: ChatRequest) -> Any:
     """Continue a conversation with a base model, a tuned model or a checkpoint."""
     served = await identified(recognized, weights.find, body.model)
-    question = questions.of_chat(new_id("chatcmpl-"), recognized.organization_id, served, body)
+    question = questions.of_chat(new_id("chatcmpl-"), recognized, served, body)
     answer = Answer(question)
     if body.stream:
         usage = _usage(answer, body, "chat.completion.chunk")
@@ -53,7 +53,7 @@ async def chat_completions(recognized: Recognized, request: Request, body: ChatR
 async def completions(recognized: Recognized, request: Request, body: CompletionRequest) -> Any:
     """Continue texts as they are, without a chat template."""
     served = await identified(recognized, weights.find, body.model)
-    question = questions.of_completion(new_id("cmpl-"), recognized.organization_id, served, body)
+    question = questions.of_completion(new_id("cmpl-"), recognized, served, body)
     answer = Answer(question, echo=bool(body.echo))
     if body.stream:
         usage = _usage(answer, body, "text_completion")
@@ -68,7 +68,7 @@ async def responses(recognized: Recognized, request: Request, body: ResponseRequ
     """Answer a text, or a conversation of messages and function calls. Nothing of it is stored."""
     with renamed():
         served = await identified(recognized, weights.find, body.model)
-        question = questions.of_chat(new_id("resp_"), recognized.organization_id, served, as_chat(body))
+        question = questions.of_chat(new_id("resp_"), recognized, served, as_chat(body))
         response = Response(question.id, body)
         if body.stream:
             return await _stream(question, recognized, AsEvents(response), request)

@@ -144,7 +144,7 @@ class _Asked:
         self._sent_at = time.monotonic()
 
     async def send(self) -> None:
-        await queue.put(self.client, self._question, self._question.model_dump_json().encode())
+        await queue.put(self.client, self._question, self._question.to_send())
 
     async def next(self) -> list[wire.Event | None]:
         """The next events, or ``[None]`` after ``SILENCE_SECONDS`` without any."""

@@ -25,6 +25,7 @@ class Job(Owned, Sequenced, Base):
         Index("jobs_running", "organization_id", postgresql_where=text("status = 'running'")),
         Index("jobs_of_organization", "organization_id", "sequence"),
         Index("jobs_of_project", "project_id", "sequence"),
+        Index("jobs_unfinished", "project_id", postgresql_where=text("finished_at IS NULL")),
         Index("jobs_claimed", "organization_id", "claimed_at", postgresql_where=text("claimed_at IS NOT NULL")),
     )
 

@@ -144,8 +144,8 @@ def tell(session: Session, job: Job, drafts: Sequence[EventDraft]) -> list[Event
     if events:
         session.flush()
         frames = [EventObject.of(event).model_dump(mode="json") for event in events]
-        job_id = job.id
-        after_commit(session, lambda: live.publish(job_id, frames))
+        name = live.stream(job, job.id)
+        after_commit(session, lambda: live.publish(name, frames))
     return events
 
 

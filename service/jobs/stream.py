@@ -56,7 +56,8 @@ async def follow(principal: Principal, slot: str, job_id: str, after: int) -> As
     """
     last, client = after, live.asynchronous()
     try:
-        position = await _tail(client, job_id)
+        name = live.stream(principal, job_id)
+        position = await _tail(client, name)
         while True:
             await stream_slots.renew(client, principal.key_id, slot)
             try:
@@ -79,7 +80,7 @@ async def follow(principal: Principal, slot: str, job_id: str, after: int) -> As
             if ended:
                 yield sse.DONE
                 return
-            async for seen, event in _live(client, job_id, position):
+            async for seen, event in _live(client, name, position):
                 position = seen
                 if event["seq"] <= last:
                     continue
@@ -111,19 +112,18 @@ def _stored(principal: Principal, job_id: str, after: int) -> tuple[list[dict[st
         return events, ended, accounts.is_live_hash(session, principal.key_hash)
 
 
-async def _tail(client: redis.asyncio.Redis, job_id: str) -> str:
+async def _tail(client: redis.asyncio.Redis, name: str) -> str:
     try:
         live.silence.check()
-        newest: Any = await client.xrevrange(live.stream(job_id), count=1)
+        newest: Any = await client.xrevrange(name, count=1)
     except RedisError:
         return "0-0"
     return str(newest[0][0].decode()) if newest else "0-0"
 
 
-async def _live(client: redis.asyncio.Redis, job_id: str, position: str) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+async def _live(client: redis.asyncio.Redis, name: str, position: str) -> AsyncIterator[tuple[str, dict[str, Any]]]:
     """Frames behind ``position`` as they come; ends after silence, after a while, or when the server stops."""
     began = quiet_since = time.monotonic()
-    name = live.stream(job_id)
     # However much happens, the key and the slot are looked after now and then.
     while not shutdown.stopping.is_set() and time.monotonic() - began < LOOK_UP_SECONDS:
         try:

@@ -83,14 +83,12 @@ def delete(session: Session, id: str) -> None:
     if made is not None and owner is not None and made.project_id != owner.project_id:
         message = f"The model '{id}' is another project's, which shares it with yours; only that one can delete it."
         raise DomainError(403, "model_not_deletable", message, "model")
-    users = jobs.unfinished_from(session, id)
-    if users:
-        raise invalid(f"The model is the base of job {users[0]}, which has not ended.", "model", "model_in_use")
     with across_projects(session):
-        elsewhere = jobs.unfinished_from(session, id)
-    if elsewhere:
-        message = "The model is the base of a job of a project that it is shared with, which has not ended."
-        raise invalid(message, "model", "model_in_use")
+        users = jobs.unfinished_from(session, id)
+    if users:
+        own = sorted(jobs.existing(session, users))
+        user = f"job {own[0]}" if own else "a job of a project that it is shared with"
+        raise invalid(f"The model is the base of {user}, which has not ended.", "model", "model_in_use")
     if tuned is not None:
         repository.remove(session, tuned)
     elif checkpoint is not None:
