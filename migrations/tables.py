@@ -1,29 +1,39 @@
 """Every table, imported, so that ``Base.metadata`` is whole wherever it is compared or walked."""
 
-from service.accounts.models import APIKey, Organization
+from service.accounts.models import APIKey, Organization, Project, ProjectUser, ServiceAccount, User
+from service.audit.models import AuditLog
 from service.core.db import Base
 from service.files.models import File
 from service.idempotency.models import KeptAnswer
 from service.installation.models import Installation
-from service.jobs.models import Checkpoint, Event, Examination, Job
+from service.jobs.models import Checkpoint, CheckpointPermission, Event, Examination, Job
 from service.models.models import TunedModel
+from service.scheduling.models import GPUUsage, Worker
 from service.uploads.models import Upload, UploadPart
 from service.webhooks.models import WebhookDelivery, WebhookEndpoint
 
 __all__ = [
     "APIKey",
+    "AuditLog",
     "Base",
     "Checkpoint",
+    "CheckpointPermission",
     "Event",
     "Examination",
     "File",
+    "GPUUsage",
     "Installation",
     "Job",
     "KeptAnswer",
     "Organization",
+    "Project",
+    "ProjectUser",
+    "ServiceAccount",
     "TunedModel",
     "Upload",
     "UploadPart",
+    "User",
     "WebhookDelivery",
     "WebhookEndpoint",
+    "Worker",
 ]

@@ -18,6 +18,7 @@ from starlette.concurrency import run_in_threadpool
 
 from service.accounts import keys, known
 from service.accounts.caller import caller_of, tenant_of
+from service.administration import endpoints as administration
 from service.core import clock, http, live, logs, openapi, reference, shutdown, storage
 from service.core.bodies import Bodies
 from service.core.conditional import Conditional
@@ -32,6 +33,7 @@ from service.installation import service as installation
 from service.jobs import endpoints as jobs
 from service.models import endpoints as models
 from service.settings import Secret, required, settings
+from service.sharing import endpoints as sharing
 from service.submission import endpoints as submission
 from service.uploads import endpoints as uploads
 from service.webhooks import endpoints as webhooks
@@ -100,7 +102,7 @@ def create_app() -> FastAPI:
     app.add_middleware(RateLimit, presented=keys.presented, known=known.is_known)
     app.add_middleware(Gate, tenant=tenant_of)
     app.add_middleware(http.RequestId)
-    for room in (files, uploads, submission, jobs, graders, models, inference, webhooks):
+    for room in (files, uploads, submission, jobs, graders, models, sharing, inference, webhooks, administration):
         app.include_router(room.router)
     app.add_api_route("/healthz", healthz, methods=["GET"], tags=["health"])
     app.add_api_route("/readyz", readyz, methods=["GET"], tags=["health"])

@@ -10,7 +10,7 @@ import secrets
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -25,6 +25,7 @@ from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis
 
 from service.core import broker, db, live
+from service.core.ids import new_id
 from service.embedded import servers as embedded
 from service.embedded.folder import Folder
 from service.embedded.processes import Children, end, leftovers
@@ -50,7 +51,7 @@ TESTS = Path(__file__).parent
 SERVERS = frozenset({"servers", "stack"})
 """Fixtures that start a PostgreSQL and a Redis."""
 MARKED_BY_PATH = {
-    "vllm": ("workers/rollouts/test_vllm*.py", "workers/training/test_vllm*.py"),
+    "vllm": ("workers/rollouts/test_vllm*.py", "workers/serving/test_vllm*.py", "workers/training/test_vllm*.py"),
     "gpu": ("troll/kernels/test_on_gpu.py",),
     "e2e": ("e2e/test_*.py", "service/embedded/test_stack.py"),
     # They start servers of their own.
@@ -83,6 +84,7 @@ class Key:
     plain: str
     id: str
     organization_id: str
+    project_id: str
 
 
 def pytest_configure() -> None:
@@ -257,13 +259,32 @@ def models_dir(database: embedded.Servers) -> Path:
 
 @pytest.fixture
 def new_key(database: embedded.Servers) -> Callable[..., Key]:
-    """``new_key(organization="acme", name="test", expires_in=None)`` makes a key, and its organisation if need be."""
-    from service.accounts.service import create_key
+    """``new_key(organization="acme", project=None, name="test", scopes=None, expires_in=None, admin=False)`` makes a
+    key, and what it belongs to if need be: without ``project`` the default one, for ``admin`` none.
+    """
+    from service.accounts import repository
+    from service.accounts.models import Project
+    from service.accounts.service import KeyOwner, default_project, make_key, organization_for
 
-    def make(organization: str = "acme", name: str = "test", expires_in: timedelta | None = None) -> Key:
+    def make(
+        organization: str = "acme",
+        project: str | None = None,
+        name: str = "test",
+        scopes: Sequence[Any] | None = None,
+        expires_in: timedelta | None = None,
+        admin: bool = False,
+    ) -> Key:
         with db.transaction("troll_operator") as session:
-            plain, row, owner = create_key(session, organization=organization, name=name, expires_in=expires_in)
-        return Key(plain, row.id, owner.id)
+            owner = organization_for(session, organization)
+            project_id = default_project(owner.id)
+            if project is not None:
+                found = repository.projects_named(session, owner.id, project)
+                project_id = found[0].id if found else new_id("proj_")
+                if not found:
+                    repository.add(session, Project(id=project_id, organization_id=owner.id, name=project))
+            for_whom = KeyOwner(owner.id, None if admin else project_id)
+            plain, row = make_key(session, for_whom, name=name, scopes=scopes, expires_in=expires_in)
+        return Key(plain, row.id, owner.id, row.project_id or db.EVERY_PROJECT)
 
     return make
 

@@ -156,8 +156,8 @@ CODE_POSITIONS = {
     "__init__": 1,
 }
 """Where calls that make an error of an answer hold its code, unless it is named ``code``."""
-NOT_TOLD = {"client_closed_request", "API_key_not_found"}
-"""To a client that has gone, and on the operator's command line."""
+NOT_TOLD = {"client_closed_request"}
+"""To a client that has gone."""
 
 
 def codes_in(tree: ast.AST) -> Iterator[str]:

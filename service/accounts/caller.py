@@ -9,7 +9,7 @@ before.
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import wraps
 from typing import Annotated, Any, TypeVar
 
@@ -23,9 +23,10 @@ from starlette.datastructures import Headers
 from starlette.types import Scope
 
 from service.accounts import keys, known
-from service.accounts.known import Principal
-from service.accounts.service import check_headers, identify, presented_key
-from service.core.db import tenant, transaction
+from service.accounts.known import Asked, Principal
+from service.accounts.scopes import needed_by
+from service.accounts.service import acting, check_headers, identify, presented_key
+from service.core.db import transaction
 from service.core.gate import Tenant
 from service.core.rate_limit import address_of
 from service.core.threads import OverloadedError, request_threads
@@ -46,7 +47,7 @@ class CallContext:
 
     @property
     def session(self) -> Session:
-        """The transaction of the route's function; it sees the principal's organisation only."""
+        """The transaction of the route's function; it sees the principal's project only."""
         assert self._session is not None, "only a synchronous route's function has a transaction"
         return self._session
 
@@ -71,20 +72,32 @@ async def caller_of(scope: Scope) -> str:
     return (known.principal(key) or await _look_up(scope, key)).organization_id
 
 
-async def _look_up(scope: Scope, key: str) -> Principal:
-    return await request_threads.run(_address(scope), _looked_up, keys.hashed(key))
+async def _look_up(scope: Scope, key: str, asked: Asked = Asked()) -> Principal:
+    return await request_threads.run(_address(scope), _looked_up, keys.hashed(key), asked)
 
 
-def _looked_up(key_hash: str) -> Principal:
+def _looked_up(key_hash: str, asked: Asked) -> Principal:
     with transaction("troll_api") as session:
-        return identify(session, key_hash)
+        return identify(session, key_hash, asked)
+
+
+def _asked(request: Request) -> Asked:
+    """What the request is, and what its route needs."""
+    route = request.scope["route"]
+    assert isinstance(route, Route), "a route with a caller says what it needs"
+    return Asked(f"{request.method} {route.path}", route.needs, request.client.host if request.client else None)
 
 
 async def _recognized(
     request: Request, token: Token, openai_organization: TenantHeader = None, openai_project: TenantHeader = None
 ) -> Principal:
     key = presented_key(f"{token.scheme} {token.credentials}" if token else None)
-    principal = known.principal(key) or await _look_up(request.scope, key)
+    asked = _asked(request)
+    remembered = known.principal(key)
+    if remembered is not None and not remembered.scopes & asked.needs:
+        # It may have been given more since then.
+        remembered = None
+    principal = replace(remembered, asked=asked) if remembered else await _look_up(request.scope, key, asked)
     check_headers(principal, openai_organization, openai_project)
     return principal
 
@@ -94,7 +107,7 @@ Recognized = Annotated[Principal, Depends(_recognized)]
 
 
 async def _known(recognized: Recognized) -> Principal:
-    return await request_threads.run(recognized.organization_id, _looked_up, recognized.key_hash)
+    return await request_threads.run(recognized.organization_id, _looked_up, recognized.key_hash, recognized.asked)
 
 
 Known = Annotated[Principal, Depends(_known)]
@@ -111,12 +124,12 @@ Caller = Annotated[CallContext, Depends(_caller)]
 async def identified(recognized: Principal, function: Callable[..., Result], *arguments: Any) -> Result:
     """What ``function(session, …)`` returns, in a transaction on a thread of the caller's share.
 
-    Raises a 401 where the key is no longer good.
+    Raises a 401 where the key is no longer good, and a 403 where it may no longer do this.
     """
 
     def work() -> Result:
         with transaction("troll_api") as session:
-            identify(session, recognized.key_hash)
+            identify(session, recognized.key_hash, recognized.asked)
             return function(session, *arguments)
 
     return await request_threads.run(recognized.organization_id, work)
@@ -135,7 +148,7 @@ async def in_transaction(
 
     def work() -> Result:
         try:
-            with tenant(caller.organization_id) as session:
+            with acting(caller) as session:
                 return function(session, *arguments)
         except BaseException:
             undo()
@@ -151,11 +164,14 @@ async def in_transaction(
 class Route(APIRoute):
     """A route whose function, unless it is asynchronous, runs on a thread of the caller's share.
 
+    The function says with ``needs`` of which scopes a key must have one.
+
     One that takes ``Caller`` runs in a transaction, which makes sure of the key first and has committed when the
     answer is sent; one that takes ``Known`` has none.
     """
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+        self.needs = needed_by(endpoint)
         super().__init__(path, endpoint if inspect.iscoroutinefunction(endpoint) else _threaded(endpoint), **options)
 
 
@@ -173,7 +189,7 @@ def _call(endpoint: Callable[..., Any], caller: CallContext | None, arguments: d
     if caller is None:
         return _written(endpoint(**arguments))
     with transaction("troll_api") as session:
-        caller.principal = identify(session, caller.principal.key_hash)
+        caller.principal = identify(session, caller.principal.key_hash, caller.principal.asked)
         caller._session = session
         answer = endpoint(**arguments)
     return _written(answer)

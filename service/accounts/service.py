@@ -1,17 +1,26 @@
 """Who is asking, and the keys they ask with."""
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from sqlalchemy.orm import Session
 
 from service.accounts import keys, known, repository
-from service.accounts.known import Principal
-from service.accounts.models import APIKey, Organization
+from service.accounts.known import Asked, Principal
+from service.accounts.models import APIKey, Organization, Project, ServiceAccount, User
+from service.accounts.scopes import ADMIN, PROJECT_SCOPES, Scope, granted
+from service.audit import repository as audit
 from service.core import clock
-from service.core.errors import DomainError, not_found
+from service.core.db import EVERY_PROJECT, Owner, bind, tenant
+from service.core.errors import DomainError, invalid, not_found
 from service.core.ids import new_id
 
 TOUCH_EVERY = timedelta(minutes=1)
+OVERLAP = timedelta(days=1)
+"""How long a key that was rotated is good beside the new one, unless something else is said."""
+MAX_OVERLAP = timedelta(days=90)
 
 
 def presented_key(authorization: str | None) -> str:
@@ -24,19 +33,60 @@ def presented_key(authorization: str | None) -> str:
     return token
 
 
-def identify(session: Session, key_hash: str) -> Principal:
-    """Whose the key of this hash is; the rest of the transaction sees only its organisation's rows.
+def identify(session: Session, key_hash: str, asked: Asked = Asked()) -> Principal:
+    """Whose the key of this hash is; the rest of the transaction sees only its project's rows.
 
-    Raises a 401 that never says which part of a key was wrong.
+    Raises a 401 that never says which part of a key was wrong, and a 403 where the key may not do what is ``asked``.
     """
     found = repository.identify(session, key_hash, TOUCH_EVERY)
     if found is None:
         known.forget(key_hash)
         raise _wrong_key()
-    key_id, organization_id, organization_name = found
-    principal = Principal(organization_id, organization_name, key_id, key_hash)
+    principal = Principal(
+        organization_id=found.organization_id,
+        organization_name=found.organization_name,
+        project_id=found.project_id or EVERY_PROJECT,
+        key_id=found.key_id,
+        key_hash=key_hash,
+        scopes=granted(found.project_id, found.scopes, found.role),
+        user_id=found.user_id,
+        user_email=found.user_email,
+        service_account_id=found.service_account_id,
+        role=found.role,
+        asked=asked,
+    )
     known.remember(principal)
+    check_scope(principal)
+    bind(session, principal)
+    audit.act_as(session, principal.actor())
     return principal
+
+
+@contextmanager
+def acting(principal: Principal) -> Iterator[Session]:
+    """A transaction on behalf of somebody who was identified before."""
+    with tenant(principal, principal.key_hash) as session:
+        audit.act_as(session, principal.actor())
+        yield session
+
+
+def check_scope(principal: Principal) -> None:
+    """Raises a 403 where the key may not do what is asked."""
+    asked = principal.asked
+    if not asked.needs or asked.needs & principal.scopes:
+        return
+    if principal.is_admin:
+        why = "admin keys administer their organization and do nothing in projects. Use a project's key."
+    elif asked.needs == ADMIN:
+        why = "only admin keys may. An operator makes one with 'troll admin keys create'."
+    elif principal.role == "none":
+        why = "the key's owner is no member of its project any more. Ask whoever administers your organization."
+    else:
+        wanted = " or ".join(f"'{scope}'" for scope in PROJECT_SCOPES if scope in asked.needs)
+        has = ", ".join(f"'{scope}'" for scope in PROJECT_SCOPES if scope in principal.scopes) or "none"
+        role = f", and its owner is {principal.role} of the project" if principal.role else ""
+        why = f"it needs the scope {wanted}, and the key has {has}{role}. Use a key that may, or ask for one."
+    raise DomainError(403, "missing_scope", f"This API key may not do {asked.what}: {why}")
 
 
 def check_headers(principal: Principal, organization: str | None, project: str | None) -> None:
@@ -44,37 +94,143 @@ def check_headers(principal: Principal, organization: str | None, project: str |
     if organization and organization != principal.organization_id:
         what = "an organization that this API key does not belong to"
         raise _another("wrong_organization", "OpenAI-Organization", organization, what, "OPENAI_ORG_ID")
-    if project:
-        what = "a project, and there are none here"
+    # An admin key is of no project, and what it does in one is said by the path.
+    if project and not principal.is_admin and project != principal.project_id:
+        what = "a project that this API key does not belong to"
         raise _another("wrong_project", "OpenAI-Project", project, what, "OPENAI_PROJECT_ID")
 
 
-def create_key(
-    session: Session, *, organization: str, name: str, expires_in: timedelta | None = None
-) -> tuple[str, APIKey, Organization]:
-    """A new key for the organisation of this name, made when there is none. The first value is shown once."""
-    owner = repository.organization_named(session, organization)
+def organization_for(session: Session, name: str) -> Organization:
+    """The organisation of this name, made when there is none."""
+    owner = repository.organization_named(session, name)
     if owner is None:
-        owner = Organization(id=new_id("org-"), name=organization)
+        owner = Organization(id=new_id("org-"), name=name)
         repository.add(session, owner)
-    plain = keys.generate()
+    return owner
+
+
+def default_project(organization_id: str) -> str:
+    """The id of the project that PostgreSQL makes with an organisation."""
+    return f"proj_{organization_id.removeprefix('org-')}"
+
+
+def create_project(session: Session, organization_id: str, name: str) -> Project:
+    project = Project(id=new_id("proj_"), organization_id=organization_id, name=name)
+    repository.add(session, project)
+    audit.record(
+        session,
+        "project.created",
+        project.id,
+        organization_id=organization_id,
+        project_id=project.id,
+        data={"name": name, "title": name},
+    )
+    return project
+
+
+def is_default(owner: Owner) -> bool:
+    """Whether it is the default project of its organisation."""
+    return owner.project_id == default_project(owner.organization_id)
+
+
+@dataclass(frozen=True)
+class KeyOwner:
+    """For whom a key is made: a project, the user or service account that owns it; without a project it administers."""
+
+    organization_id: str
+    project_id: str | None
+    user_id: str | None = None
+    service_account_id: str | None = None
+
+    @classmethod
+    def of(cls, member: User | ServiceAccount, project: Project) -> "KeyOwner":
+        name = "user_id" if isinstance(member, User) else "service_account_id"
+        return cls(project.organization_id, project.id, **{name: member.id})
+
+
+def make_key(
+    session: Session,
+    owner: KeyOwner,
+    *,
+    name: str,
+    scopes: Sequence[Scope] | None = None,
+    expires_in: timedelta | None = None,
+) -> tuple[str, APIKey]:
+    """A new key. The first value is shown once."""
+    plain = keys.generate(keys.PREFIX if owner.project_id else keys.ADMIN_PREFIX)
     row = APIKey(
         id=new_id("key_"),
-        organization_id=owner.id,
+        kind="project" if owner.project_id else "admin",
+        organization_id=owner.organization_id,
+        project_id=owner.project_id,
+        user_id=owner.user_id,
+        service_account_id=owner.service_account_id,
+        scopes=None if scopes is None else [scope for scope in PROJECT_SCOPES if scope in scopes],
         name=name,
         hint=keys.hint(plain),
         hash=keys.hashed(plain),
         expires_at=clock.now(session) + expires_in if expires_in else None,
     )
     repository.add(session, row)
+    _record(session, "api_key.created", row, data={"scopes": row.scopes or list(_all_scopes(row))})
+    return plain, row
+
+
+def create_key(
+    session: Session, *, organization: str, name: str, expires_in: timedelta | None = None
+) -> tuple[str, APIKey, Organization]:
+    """A key for the default project of the organisation of this name, made when there is none."""
+    owner = organization_for(session, organization)
+    plain, row = make_key(session, KeyOwner(owner.id, default_project(owner.id)), name=name, expires_in=expires_in)
     return plain, row, owner
 
 
+def rotate_key(session: Session, id: str, overlap: timedelta = OVERLAP) -> tuple[str, APIKey, APIKey]:
+    """A new key in place of the key ``id``, which is good for ``overlap`` more, if it does not expire before.
+
+    The first value is shown once; then come the new key and the old one.
+    """
+    if not timedelta(0) <= overlap <= MAX_OVERLAP:
+        raise invalid(f"The old key may be good for at most {MAX_OVERLAP.days} days more.", "overlap_seconds")
+    old = repository.key_locked(session, id)
+    now = clock.now(session)
+    if old is None or (old.expires_at is not None and old.expires_at <= now):
+        raise not_found("api key", id)
+    lifetime = old.expires_at - old.created_at if old.expires_at else None
+    owner = KeyOwner(old.organization_id, old.project_id, old.user_id, old.service_account_id)
+    plain, new = make_key(session, owner, name=old.name, scopes=old.scopes, expires_in=lifetime)  # type: ignore[arg-type]
+    old.expires_at = min(now + overlap, old.expires_at or datetime.max.replace(tzinfo=now.tzinfo))
+    session.flush()
+    _record(
+        session,
+        "api_key.updated",
+        old,
+        changes_requested={"expires_in_seconds": round((old.expires_at - now).total_seconds())},
+        rotated_to=new.id,
+    )
+    return plain, new, old
+
+
 def revoke_key(session: Session, id: str) -> datetime:
-    revoked_at = repository.revoke(session, id)
-    if revoked_at is None:
-        raise not_found("API key", id)
-    return revoked_at
+    row = repository.revoke(session, id)
+    if row is None or row.revoked_at is None:
+        raise not_found("api key", id)
+    _record(session, "api_key.deleted", row)
+    return row.revoked_at
+
+
+def revoke_keys(session: Session, **whose: str) -> None:
+    """Revoke the keys of an organisation, a project, a user or a service account, at once."""
+    for row in repository.revoke_all(session, **whose):
+        _record(session, "api_key.deleted", row)
+
+
+def _record(session: Session, type: str, key: APIKey, **details: object) -> None:
+    audit.record(session, type, key.id, organization_id=key.organization_id, project_id=key.project_id, **details)
+
+
+def _all_scopes(key: APIKey) -> Sequence[Scope]:
+    return PROJECT_SCOPES if key.project_id else sorted(ADMIN)
 
 
 def _wrong_key() -> DomainError:

@@ -1,7 +1,7 @@
 """PostgreSQL: the login of this process, transactions, and the base of every table.
 
 There are four logins, none of which owns a table, bypasses row-level security or can become another: ``troll_api`` sees
-the rows of one organisation at a time, ``troll_worker`` (training workers) and ``troll_control`` (the control worker)
+the rows of one project at a time, ``troll_worker`` (training workers) and ``troll_control`` (the control worker)
 what their work needs of all, ``troll_operator`` (``troll keys``) the accounts. A process has one of them, in its
 ``DATABASE_URL``, and says in each transaction which one it means to be.
 """
@@ -11,16 +11,32 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from functools import cache, partial
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, Protocol, get_args
 
 import psycopg
-from sqlalchemy import BigInteger, DateTime, Dialect, Engine, Identity, Text, create_engine, event, func, make_url, text
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    DateTime,
+    Dialect,
+    Engine,
+    ForeignKey,
+    Identity,
+    Text,
+    create_engine,
+    event,
+    func,
+    make_url,
+    text,
+)
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import InvalidatePoolError
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy.orm import DeclarativeBase, Mapped, ORMExecuteState, Session, mapped_column, with_loader_criteria
 from sqlalchemy.pool import ConnectionPoolEntry
+from sqlalchemy.sql import visitors
 
 from service.settings import required, settings
 
@@ -41,8 +57,34 @@ TIMEOUTS = {"statement_timeout": "30s", "lock_timeout": "10s", "idle_in_transact
 _NOTICE_SILENCE = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 20_000}
 
 
+EVERY_PROJECT = "*"
+"""Stands for all projects of an organisation, where a transaction acts for the whole of it."""
+
+
+class Owner(Protocol):
+    """Whose rows a transaction of the API sees: a project's, or with ``EVERY_PROJECT`` all of an organisation's."""
+
+    @property
+    def organization_id(self) -> str: ...
+    @property
+    def project_id(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Whole:
+    """All of an organisation."""
+
+    organization_id: str
+    project_id: str = EVERY_PROJECT
+
+
 class Base(DeclarativeBase):
     """Base of every table."""
+
+    @classmethod
+    def owned(cls, owner: Owner) -> ColumnElement[bool] | None:
+        """Which rows of this table are the owner's; None where they belong to nobody in particular."""
+        return None
 
     type_annotation_map: ClassVar = {
         datetime: DateTime(timezone=True),
@@ -58,6 +100,18 @@ class Sequenced:
 
     sequence: Mapped[int] = mapped_column(BigInteger, Identity(always=True), unique=True)
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class Owned:
+    """Columns of rows that belong to a project."""
+
+    organization_id: Mapped[str] = mapped_column(ForeignKey("organizations.id"))
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+
+    @classmethod
+    def owned(cls, owner: Owner) -> ColumnElement[bool]:
+        own = cls.organization_id == owner.organization_id
+        return own if owner.project_id == EVERY_PROJECT else own & (cls.project_id == owner.project_id)
 
 
 def driver_url(url: str) -> str:
@@ -139,17 +193,73 @@ def transaction(role: Role) -> Iterator[Session]:
         yield session
 
 
-def act_for(session: Session, organization_id: str) -> None:
-    """Let the rest of this transaction see the rows of one organisation, and no others."""
-    session.execute(text("SELECT set_config('app.organization_id', :id, true)"), {"id": organization_id})
+def act_for(session: Session, owner: Owner, key_hash: str = "") -> None:
+    """Let the rest of this transaction see the owner's rows, and no others. ``key_hash`` is that of the owner's key."""
+    settings = {"organization_id": owner.organization_id, "project_id": owner.project_id, "key_hash": key_hash}
+    calls = ", ".join(f"set_config('app.{name}', :{name}, true)" for name in settings)
+    session.execute(text(f"SELECT {calls}"), settings)
+    bind(session, owner)
+
+
+def bind(session: Session, owner: Owner) -> None:
+    """Restrict the queries of a session to the owner's rows, which PostgreSQL was told already."""
+    session.info["owner"] = owner
+
+
+def owner_of(session: Session) -> Owner | None:
+    """On whose behalf a session acts; None for the processes that see the rows of all."""
+    owner: Owner | None = session.info.get("owner")
+    return owner
 
 
 @contextmanager
-def tenant(organization_id: str) -> Iterator[Session]:
-    """A transaction of the API on behalf of one organisation."""
+def tenant(owner: Owner, key_hash: str = "") -> Iterator[Session]:
+    """A transaction of the API on behalf of one project, or of a whole organisation."""
     with transaction("troll_api") as session:
-        act_for(session, organization_id)
+        act_for(session, owner, key_hash)
         yield session
+
+
+@contextmanager
+def across_projects(session: Session) -> Iterator[None]:
+    """Within the block the session sees all projects of its organisation: what is shared by them is counted there."""
+    owner = owner_of(session)
+    if owner is None or owner.project_id == EVERY_PROJECT:
+        yield
+        return
+    _see(session, Whole(owner.organization_id))
+    yield
+    # Where the block raises, the transaction is over.
+    _see(session, owner)
+
+
+def _see(session: Session, owner: Owner) -> None:
+    session.flush()
+    session.execute(text("SELECT set_config('app.project_id', :project_id, true)"), {"project_id": owner.project_id})
+    bind(session, owner)
+
+
+@event.listens_for(Session, "do_orm_execute")
+def _restrict(state: ORMExecuteState) -> None:
+    """The first wall between projects: whatever a query asks for, it is asked of the owner's rows.
+
+    The second, beneath it, is row-level security.
+    """
+    owner = owner_of(state.session)
+    if owner is None or state.is_insert or state.is_column_load or state.is_relationship_load:
+        return
+    statement: Any = state.statement
+    # One that counts asks for no entity, but names those that it counts.
+    for kind in {mapper.class_ for mapper in state.all_mappers} or _named_in(statement):
+        own = kind.owned(owner)
+        if own is not None:
+            statement = statement.options(with_loader_criteria(kind, own))
+    state.statement = statement
+
+
+def _named_in(statement: Any) -> set[type[Base]]:
+    entities = (element._annotations.get("parententity") for element in visitors.iterate(statement))
+    return {entity.mapper.class_ for entity in entities if entity is not None}
 
 
 def after_commit(session: Session, action: Callable[[], object]) -> None:

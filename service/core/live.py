@@ -20,6 +20,7 @@ from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from service.core.db import Owner
 from service.settings import required
 
 MAX_FRAMES = 2000
@@ -135,13 +136,13 @@ async def close_shared() -> None:
     await _shared.close()
 
 
-def stream(job_id: str) -> str:
-    return f"job:{job_id}"
+def stream(owner: Owner, job_id: str) -> str:
+    """The name of a job's stream, which whoever asks for another project's job does not come upon."""
+    return f"job:{owner.organization_id}:{owner.project_id}:{job_id}"
 
 
-def publish(job_id: str, frames: Iterable[dict[str, Any]]) -> None:
-    """Append ``frames``, each with its event's ``seq``, to the job's stream. An unreachable Redis is only logged."""
-    name = stream(job_id)
+def publish(name: str, frames: Iterable[dict[str, Any]]) -> None:
+    """Append ``frames``, each with its event's ``seq``, to a job's stream. An unreachable Redis is only logged."""
     try:
         with client().pipeline(transaction=False) as pipe:
             for frame in frames:
@@ -152,11 +153,11 @@ def publish(job_id: str, frames: Iterable[dict[str, Any]]) -> None:
         log.warning("could not publish %s, followers will read PostgreSQL: %s", name, error)
 
 
-async def tail(client: redis.asyncio.Redis, job_id: str) -> str:
-    """Where the job's stream ends; its beginning while Redis does not answer."""
+async def tail(client: redis.asyncio.Redis, name: str) -> str:
+    """Where the stream of this name ends; its beginning while Redis does not answer."""
     try:
         silence.check()
-        newest: Any = await client.xrevrange(stream(job_id), count=1)
+        newest: Any = await client.xrevrange(name, count=1)
     except redis.RedisError:
         return "0-0"
     return str(newest[0][0].decode()) if newest else "0-0"

@@ -9,7 +9,9 @@ _GRADERS = (
     "Score answers with POST /v1/fine_tuning/alpha/graders/run, or while training with the job's validation file."
 )
 _FILES = "Files for fine-tuning go to POST /v1/files."
-_ORGANIZATION = "Organisations and keys are the operator's: 'troll keys'. Files are under /v1/files."
+_ORGANIZATION = (
+    "An organization's projects, users, keys and audit log are administered under /v1/organization, with an admin key."
+)
 
 ALTERNATIVES = {
     "responses": "Responses are not stored: POST /v1/responses answers at once, and nothing of it is kept.",
@@ -25,10 +27,6 @@ ALTERNATIVES = {
     "containers": _FILES,
     "organization": _ORGANIZATION,
     "projects": _ORGANIZATION,
-    "fine_tuning/checkpoints": (
-        "There are no projects here: each key of your organisation may use all its checkpoints. To hand one to someone "
-        "else, send the tar of GET /v1/models/{model}/archive."
-    ),
     "fine_tunes": "That API is gone; create jobs with POST /v1/fine_tuning/jobs.",
     "moderations": "This service trains language models, see /v1/fine_tuning/jobs.",
     "images": "This service trains language models, see /v1/fine_tuning/jobs.",

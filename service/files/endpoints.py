@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 from starlette.datastructures import FormData, UploadFile
 
 from service.accounts.caller import Caller, Known, Route
+from service.accounts.scopes import needs
 from service.core import forms, storage
 from service.core.errors import invalid
 from service.core.pagination import Page, page
@@ -50,6 +51,7 @@ async def _form(request: Request, known: Known) -> FormData:
 
 
 @router.post("", openapi_extra=UPLOAD_BODY)
+@needs("submit")
 async def create(form: Annotated[FormData, Depends(_form)], known: Known, once: Once) -> FileObject:
     """Upload a JSONL file of training or validation rows. It is checked line by line before it is accepted."""
     upload = form.get("file")
@@ -91,6 +93,7 @@ def _expiry(form: FormData) -> int | None:
 
 
 @router.get("")
+@needs("read")
 def list_files(
     caller: Caller,
     purpose: str | None = None,
@@ -105,6 +108,7 @@ def list_files(
 
 
 @router.get("/{file_id}")
+@needs("read")
 def retrieve(caller: Caller, file_id: str) -> FileObject:
     return FileObject.of(service.retrieve(caller.session, file_id))
 
@@ -114,6 +118,7 @@ def retrieve(caller: Caller, file_id: str) -> FileObject:
     response_class=FileResponse,
     responses={200: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}},
 )
+@needs("read")
 def content(caller: Caller, file_id: str) -> FileResponse:
     """The bytes of a file, exactly as uploaded."""
     file = service.retrieve(caller.session, file_id)
@@ -121,6 +126,7 @@ def content(caller: Caller, file_id: str) -> FileResponse:
 
 
 @router.delete("/{file_id}")
+@needs("manage")
 def delete(caller: Caller, file_id: str) -> DeletedFile:
     service.delete(caller.session, file_id)
     return DeletedFile(id=file_id)

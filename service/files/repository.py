@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from sqlalchemy import Select, delete, func, or_, select
 from sqlalchemy.orm import Session
 
+from service.accounts.models import Organization
 from service.core import pagination
 from service.core.clock import now
 from service.files.models import File
@@ -38,8 +39,10 @@ def remove(session: Session, id: str) -> bool:
 
 
 def remove_expired(session: Session, limit: int) -> Sequence[str]:
-    """Delete up to ``limit`` expired rows of any organisation. Returns their ids."""
-    expired = select(File.id).where(File.expires_at <= func.now()).limit(limit)
+    """Delete up to ``limit`` rows that are expired, or whose organisation is deleted. Returns their ids."""
+    gone = select(Organization.id).where(Organization.deleted_at.is_not(None))
+    over = or_(File.expires_at <= func.now(), File.organization_id.in_(gone))
+    expired = select(File.id).where(over).limit(limit)
     return session.scalars(delete(File).where(File.id.in_(expired)).returning(File.id)).all()
 
 

@@ -8,6 +8,7 @@ from typing import BinaryIO
 from sqlalchemy.orm import Session
 
 from service.accounts.known import Principal
+from service.audit import repository as audit
 from service.core import storage
 from service.core.db import after_commit
 from service.core.errors import DomainError, invalid, not_found
@@ -75,11 +76,12 @@ def register(
 ) -> File:
     """Make stored bytes a file that its organisation sees."""
     lifetime = None if expires_after_seconds is None else timedelta(seconds=expires_after_seconds)
-    return repository.add(
+    file = repository.add(
         session,
         File(
             id=stored.id,
             organization_id=principal.organization_id,
+            project_id=principal.project_id,
             filename=clean_filename(filename),
             purpose=purpose,
             bytes=stored.bytes,
@@ -88,6 +90,8 @@ def register(
             expires_at=repository.now(session) + lifetime if lifetime else None,
         ),
     )
+    audit.record(session, "file.created", file.id, data={"filename": file.filename, "bytes": file.bytes})
+    return file
 
 
 def discard(stored: Stored) -> None:
@@ -110,5 +114,6 @@ def delete(session: Session, id: str) -> None:
     """Delete a file. Jobs that were created with it keep their own copy."""
     if not repository.remove(session, id):
         raise not_found("file", id, "file_id")
+    audit.record(session, "file.deleted", id)
     path = storage.file_path(id)
     after_commit(session, lambda: path.unlink(missing_ok=True))

@@ -3,6 +3,7 @@
 from fastapi import APIRouter
 
 from service.accounts.caller import Known, Route
+from service.accounts.scopes import needs
 from service.graders import trial
 from service.graders.trial import RanGrader, RunGrader, ValidatedGrader, ValidateGrader
 
@@ -10,6 +11,7 @@ router = APIRouter(prefix="/v1/fine_tuning/alpha/graders", tags=["graders"], rou
 
 
 @router.post("/validate")
+@needs("submit")
 async def validate(known: Known, body: ValidateGrader) -> ValidatedGrader:
     """Check a grader without grading: code is loaded, with what it imports.
 
@@ -19,6 +21,7 @@ async def validate(known: Known, body: ValidateGrader) -> ValidatedGrader:
 
 
 @router.post("/run")
+@needs("submit")
 async def run(known: Known, body: RunGrader) -> RanGrader:
     """Grade one answer. A grader that fails is told by the flags of ``metadata.errors``, with the status 200."""
     return await trial.run(body, known.organization_id)

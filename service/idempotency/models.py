@@ -6,10 +6,10 @@ from typing import Any
 from sqlalchemy import ForeignKey, func
 from sqlalchemy.orm import Mapped, mapped_column
 
-from service.core.db import Base
+from service.core.db import Base, Owned
 
 
-class KeptAnswer(Base):
+class KeptAnswer(Owned, Base):
     """``key`` is the caller's ``Idempotency-Key`` behind ``key:``, or the request's fingerprint behind ``body:``.
 
     Without an ``answer`` the request is still carried out, by ``holder``, who has until ``held_until``.

@@ -25,6 +25,7 @@ from sqlalchemy.orm import Session
 
 from service.accounts.caller import Known, in_transaction
 from service.accounts.known import Principal
+from service.accounts.service import is_default
 from service.core import threads
 from service.core.db import tenant
 from service.core.errors import DomainError, invalid
@@ -121,7 +122,7 @@ class Attempt:
         younger_than = KEPT_FOR if self.key is not None else RETRY_WINDOW if self.is_retry else None
         if repository.hold(
             session,
-            self.known.organization_id,
+            self.known,
             name,
             fingerprint,
             holder=self.holder,
@@ -129,7 +130,7 @@ class Attempt:
             younger_than=younger_than,
         ):
             return None
-        found = repository.find(session, self.known.organization_id, name)
+        found = repository.find(session, self.known, name)
         if found is not None and found.fingerprint != fingerprint:
             message = "This Idempotency-Key came with another request before. Send a new key with each new request."
             raise invalid(message, "Idempotency-Key", "idempotency_key_reused")
@@ -147,23 +148,26 @@ class Attempt:
         name, kept = self._name(fingerprint), answer.model_dump(mode="json")
         if self.key is None:
             # Equal requests without a key are each carried out; the last answer is kept.
-            repository.keep(session, self.known.organization_id, name, fingerprint, kept)
-        elif not repository.keep_own(session, self.known.organization_id, name, self.holder, kept):
+            repository.keep(session, self.known, name, fingerprint, kept)
+        elif not repository.keep_own(session, self.known, name, self.holder, kept):
             # The hold ran out meanwhile, and a repetition is carried out. What this one did is rolled back.
             raise _in_progress()
         return answer
 
     def _release(self, content: Any) -> None:
-        with tenant(self.known.organization_id) as session:
+        with tenant(self.known) as session:
             name = self._name(self._fingerprint(content))
-            repository.release(session, self.known.organization_id, name, self.holder)
+            repository.release(session, self.known, name, self.holder)
 
     def _fingerprint(self, content: Any) -> str:
         text = json.dumps([self.known.key_id, self.operation, content], sort_keys=True)
         return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 
     def _name(self, fingerprint: str) -> str:
-        return f"body:{fingerprint}" if self.key is None else f"key:{self.key}"
+        """Within the organisation: each project has keys of its own, those of the default one as they always were."""
+        if self.key is None:
+            return f"body:{fingerprint}"
+        return f"key:{self.key}" if is_default(self.known) else f"{self.known.project_id}:key:{self.key}"
 
 
 def _in_progress() -> DomainError:

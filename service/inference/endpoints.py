@@ -1,13 +1,17 @@
 """``/v1/chat/completions``, ``/v1/completions`` and ``/v1/responses``"""
 
+import logging
 from collections.abc import Coroutine
+from functools import partial
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request
 from fastapi.responses import StreamingResponse
+from sqlalchemy.exc import SQLAlchemyError
 
 from service.accounts.caller import Recognized, Route, identified
 from service.accounts.known import Principal
+from service.accounts.scopes import needs
 from service.core import sse
 from service.core.errors import DomainError
 from service.core.ids import new_id
@@ -23,6 +27,7 @@ from service.inference.wire import Question
 
 T = TypeVar("T")
 
+log = logging.getLogger(__name__)
 router = APIRouter(prefix="/v1", tags=["inference"], route_class=Route)
 
 STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": FRAME}}}}
@@ -30,10 +35,11 @@ EVENTS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream"
 
 
 @router.post("/chat/completions", response_model=ChatCompletion, responses=STREAM)
+@needs("submit")
 async def chat_completions(recognized: Recognized, request: Request, body: ChatRequest) -> Any:
     """Continue a conversation with a base model, a tuned model or a checkpoint."""
     served = await identified(recognized, weights.find, body.model)
-    question = questions.of_chat(new_id("chatcmpl-"), recognized.organization_id, served, body)
+    question = questions.of_chat(new_id("chatcmpl-"), recognized, served, body)
     answer = AnswerBuilder(question)
     if body.stream:
         usage = _usage(answer, body, "chat.completion.chunk")
@@ -43,10 +49,11 @@ async def chat_completions(recognized: Recognized, request: Request, body: ChatR
 
 
 @router.post("/completions", response_model=Completion, responses=STREAM)
+@needs("submit")
 async def completions(recognized: Recognized, request: Request, body: CompletionRequest) -> Any:
     """Continue texts as they are, without a chat template."""
     served = await identified(recognized, weights.find, body.model)
-    question = questions.of_completion(new_id("cmpl-"), recognized.organization_id, served, body)
+    question = questions.of_completion(new_id("cmpl-"), recognized, served, body)
     answer = AnswerBuilder(question, echo=bool(body.echo))
     if body.stream:
         usage = _usage(answer, body, "text_completion")
@@ -56,11 +63,12 @@ async def completions(recognized: Recognized, request: Request, body: Completion
 
 
 @router.post("/responses", response_model=ResponseObject, responses=EVENTS)
+@needs("submit")
 async def responses(recognized: Recognized, request: Request, body: ResponseRequest) -> Any:
     """Answer a text, or a conversation of messages and function calls. Nothing of it is stored."""
     with renamed():
         served = await identified(recognized, weights.find, body.model)
-        question = questions.of_chat(new_id("resp_"), recognized.organization_id, served, as_chat(body))
+        question = questions.of_chat(new_id("resp_"), recognized, served, as_chat(body))
         response = Response(question.id, body)
         if body.stream:
             return await _stream(question, recognized, AsEvents(response), request)
@@ -69,12 +77,23 @@ async def responses(recognized: Recognized, request: Request, body: ResponseRequ
 
 
 async def _whole(question: Question, caller: Principal, answer: AnswerBuilder | Response, request: Request) -> None:
-    await _unless_gone(service.whole(question, caller.key_id, answer), request)
+    await _unless_gone(service.whole(question, caller.key_id, partial(_still_allowed, caller), answer), request)
 
 
 async def _stream(question: Question, caller: Principal, written: Written, request: Request) -> StreamingResponse:
-    events, heard = await _unless_gone(service.begin(question, caller.key_id), request)
+    events, heard = await _unless_gone(service.begin(question, caller.key_id, partial(_still_allowed, caller)), request)
     return sse.response(service.frames(events, heard, written))
+
+
+async def _still_allowed(caller: Principal) -> None:
+    """Raises a 401 or a 403 where the key that began this may do it no more; no answer is not taken for one."""
+    try:
+        await identified(caller, lambda session: None)
+    except DomainError as error:
+        if error.status in (401, 403):
+            raise
+    except SQLAlchemyError as error:
+        log.warning("it is not known whether a key is still good: %s", error)
 
 
 async def _unless_gone(work: Coroutine[Any, Any, T], request: Request) -> T:

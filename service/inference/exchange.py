@@ -8,7 +8,7 @@ connection.
 
 import logging
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
 import anyio
@@ -77,12 +77,14 @@ _shared = live.ForEachLoop(connect)
 """The client of all questions of an event loop: to connect takes twenty times as long as to ask."""
 
 
-async def ask(question: Question, key_id: str) -> AsyncGenerator[wire.Event | None]:
+async def ask(
+    question: Question, key_id: str, still_allowed: Callable[[], Awaitable[object]]
+) -> AsyncGenerator[wire.Event | None]:
     """Events of ``question`` as they come, and None after ``SILENCE_SECONDS`` without any.
 
     It ends behind the last choice's end. Closing the iterator makes the worker forget the question. Raises
     ``DomainError``: a 429 when the API key or its organisation has too much at work, a 503 when no worker has room or
-    is there, or the one at work is lost, and what the worker answers.
+    is there, or the one at work is lost, what the worker answers, and what ``still_allowed`` raises now and then.
     """
     asked = _Asked(question, _shared.get())
     slot = None
@@ -101,6 +103,7 @@ async def ask(question: Question, key_id: str) -> AsyncGenerator[wire.Event | No
             if time.monotonic() - renewed > SLOT_SECONDS:
                 renewed = time.monotonic()
                 await stream_slots.renew(asked.client, key_id, slot)
+                await still_allowed()
     except RedisError as error:
         # What is left there runs out by itself, and whoever works on it notices that nobody reads.
         asked.done, slot = True, None
@@ -141,7 +144,7 @@ class _Asked:
         self._sent_at = time.monotonic()
 
     async def send(self) -> None:
-        await queue.put(self.client, self._question, self._question.model_dump_json().encode())
+        await queue.put(self.client, self._question, self._question.to_send())
 
     async def next(self) -> list[wire.Event | None]:
         """The next events, or ``[None]`` after ``SILENCE_SECONDS`` without any."""

@@ -5,7 +5,9 @@ from typing import Any
 
 from pydantic_core import PydanticSerializationError
 
+from service.accounts.service import is_default
 from service.contracts import chat_template
+from service.core.db import Owner
 from service.core.errors import invalid
 from service.inference import bounds
 from service.inference.requests import MAX_CHOICES, ChatRequest, CompletionRequest, SamplingRequest
@@ -16,7 +18,7 @@ DEFAULT_COMPLETION_TOKENS = 16
 """OpenAI's default for completions, which would otherwise go on to the end of the context."""
 
 
-def of_chat(id: str, organization: str, served: Served, body: ChatRequest) -> Question:
+def of_chat(id: str, owner: Owner, served: Served, body: ChatRequest) -> Question:
     """Raises a 400 for combinations that are not served."""
     if body.top_logprobs is not None and not body.logprobs:
         raise invalid("'top_logprobs' is allowed only with 'logprobs': true.", "top_logprobs")
@@ -45,10 +47,10 @@ def of_chat(id: str, organization: str, served: Served, body: ChatRequest) -> Qu
         template_values=values,
         template_defaults=served.template_values | ({} if effort is None else {"reasoning_effort": effort}),
     )
-    return _question(id, organization, served, sampling, stream=bool(body.stream), chat=chat)
+    return _question(id, owner, served, sampling, stream=bool(body.stream), chat=chat)
 
 
-def of_completion(id: str, organization: str, served: Served, body: CompletionRequest) -> Question:
+def of_completion(id: str, owner: Owner, served: Served, body: CompletionRequest) -> Question:
     """Raises a 400 for combinations that are not served."""
     if body.best_of not in (None, body.n or 1):
         raise invalid("'best_of' other than 'n' is not served; choose among 'n' choices yourself.", "best_of")
@@ -62,19 +64,18 @@ def of_completion(id: str, organization: str, served: Served, body: CompletionRe
     sampling = _sampling(
         body, max_tokens=body.max_tokens or DEFAULT_COMPLETION_TOKENS, logprobs=body.logprobs, json_schema=None
     )
-    return _question(id, organization, served, sampling, stream=bool(body.stream), prompts=prompts)
+    return _question(id, owner, served, sampling, stream=bool(body.stream), prompts=prompts)
 
 
-def _question(
-    id: str, organization: str, served: Served, sampling: Sampling, *, stream: bool, **prompt: Any
-) -> Question:
+def _question(id: str, owner: Owner, served: Served, sampling: Sampling, *, stream: bool, **prompt: Any) -> Question:
     question = Question(
         id=id,
         model=served.model,
         model_path=str(served.folder),
         adapter_path=None if served.adapter is None else str(served.adapter),
         sampling=sampling,
-        organization=organization,
+        organization=owner.organization_id,
+        project=None if is_default(owner) else owner.project_id,
         stream=stream,
         **prompt,
     )

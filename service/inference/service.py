@@ -18,6 +18,7 @@ HEADERS_SECONDS = 15.0
 """A stream whose model takes longer to load begins with comments, so that no proxy gives up on it."""
 
 T = TypeVar("T")
+StillAllowed = Callable[[], Awaitable[object]]
 Chunks = Callable[[Event], Iterator[dict[str, Any]]]
 
 
@@ -40,21 +41,23 @@ async def unless_gone(work: Coroutine[Any, Any, T], gone: Callable[[], Awaitable
             await asyncio.shield(working)
 
 
-async def whole(question: Question, key_id: str, answer: AnswerBuilder | Response) -> None:
+async def whole(question: Question, key_id: str, still_allowed: StillAllowed, answer: AnswerBuilder | Response) -> None:
     """Gather everything that is said on ``question`` in ``answer``. Raises ``DomainError`` where it fails."""
-    async with aclosing(exchange.ask(question, key_id)) as events:
+    async with aclosing(exchange.ask(question, key_id, still_allowed)) as events:
         async for event in events:
             if event is not None:
                 answer.take(event)
 
 
-async def begin(question: Question, key_id: str) -> tuple[AsyncGenerator[Event | None], list[Event]]:
+async def begin(
+    question: Question, key_id: str, still_allowed: StillAllowed
+) -> tuple[AsyncGenerator[Event | None], list[Event]]:
     """Ask, and wait until the model has taken the prompts, or for a while; what came, and what will.
 
     Raises ``DomainError`` for what fails until then: later only an error inside the stream can tell.
     """
     began, heard = time.monotonic(), []
-    events = exchange.ask(question, key_id)
+    events = exchange.ask(question, key_id, still_allowed)
     try:
         async for event in events:
             if event is not None:

@@ -64,8 +64,21 @@ class Question(Frozen):
     sampling: Sampling
     organization: str
     """Id of whose question it is; workers give each its share."""
+    project: str | None = None
+    """Id of whose prompt it is, where that is not the organisation's default project: how soon an answer comes must not
+    tell a project what another asked.
+    """
     stream: bool = True
     """Whether each part of the answer is told at once. Parts of others are told together, see ``HOLD_SECONDS``."""
+
+    @property
+    def tenant(self) -> str:
+        """Whose prompt it is."""
+        return self.project or self.organization
+
+    def to_send(self) -> bytes:
+        """As JSON. Workers of before do not know ``project``, and are not told of it where there is none."""
+        return self.model_dump_json(exclude=None if self.project else {"project"}).encode()
 
     @property
     def choices(self) -> int:

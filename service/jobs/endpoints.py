@@ -7,6 +7,7 @@ from fastapi.responses import Response, StreamingResponse
 from sqlalchemy.orm import Session
 
 from service.accounts.caller import Caller, Recognized, Route, identified
+from service.accounts.scopes import needs
 from service.core import conditional, sse, stream_slots
 from service.core.errors import invalid
 from service.core.pagination import Page, page
@@ -28,6 +29,7 @@ Wait = Annotated[float, Query(ge=0, le=waiting.LONGEST_SECONDS, description="Sec
 
 
 @router.get("")
+@needs("read")
 def list_jobs(caller: Caller, request: Request, after: str | None = None, limit: Limit = 20) -> Page[JobObject]:
     """Newest first. Filter with ``metadata[key]=value``, or ``metadata=null`` for jobs without metadata."""
     metadata, no_metadata = service.metadata_filter(request.query_params.multi_items())
@@ -38,6 +40,7 @@ def list_jobs(caller: Caller, request: Request, after: str | None = None, limit:
 
 
 @router.get("/{fine_tuning_job_id}", response_model=JobObject)
+@needs("read")
 async def retrieve(
     recognized: Recognized, fine_tuning_job_id: str, wait: Wait = 0, if_none_match: conditional.IfNoneMatch = None
 ) -> Response:
@@ -62,7 +65,7 @@ async def _changed(
         return ended or not conditional.is_known(conditional.etag(shown), known)
 
     slot = await identified(recognized, _slot, recognized.key_id)
-    await waiting.until(changed, job_id, recognized.key_id, slot, seconds)
+    await waiting.until(changed, recognized, job_id, slot, seconds)
     return shown
 
 
@@ -77,18 +80,21 @@ def _slot(session: Session, key_id: str) -> str:
 
 
 @router.post("/{fine_tuning_job_id}/cancel")
+@needs("submit")
 def cancel(caller: Caller, fine_tuning_job_id: str) -> JobObject:
     """The answer has the status that the job will have: one that runs stops within seconds."""
     return JobObject.as_wanted(service.cancel(caller.session, fine_tuning_job_id))
 
 
 @router.post("/{fine_tuning_job_id}/pause")
+@needs("submit")
 def pause(caller: Caller, fine_tuning_job_id: str) -> JobObject:
     """The answer has the status that the job will have: one that runs saves a checkpoint first."""
     return JobObject.as_wanted(service.pause(caller.session, fine_tuning_job_id))
 
 
 @router.post("/{fine_tuning_job_id}/resume")
+@needs("submit")
 def resume(caller: Caller, fine_tuning_job_id: str) -> JobObject:
     return JobObject.of(service.resume(caller.session, fine_tuning_job_id))
 
@@ -98,6 +104,7 @@ def resume(caller: Caller, fine_tuning_job_id: str) -> JobObject:
     response_model=Page[EventObject],
     responses={200: {"content": {"text/event-stream": {"schema": FRAME}}}},
 )
+@needs("read")
 def events(
     caller: Caller,
     fine_tuning_job_id: str,
@@ -113,13 +120,13 @@ def events(
     if stream_:
         principal = caller.principal
         slot = stream_slots.acquire(principal.key_id)
-        frames = stream.follow(principal.organization_id, principal.key_id, slot, job.id, seq or 0)
-        return sse.response(frames)
+        return sse.response(stream.follow(principal, slot, job.id, seq or 0))
     rows, has_more = repository.events_before(caller.session, job.id, seq, limit)
     return page([EventObject.of(row) for row in rows], has_more=has_more)
 
 
 @router.get("/{fine_tuning_job_id}/checkpoints")
+@needs("read")
 def checkpoints(
     caller: Caller, fine_tuning_job_id: str, after: str | None = None, limit: Limit = 10
 ) -> Page[CheckpointObject]:

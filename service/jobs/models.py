@@ -3,16 +3,16 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ForeignKey, Index, func, text
-from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy import ColumnElement, ForeignKey, Index, exists, func, select, text
+from sqlalchemy.orm import InstrumentedAttribute, Mapped, mapped_column
 
-from service.core.db import Base, Sequenced
+from service.core.db import EVERY_PROJECT, Base, Owned, Owner, Sequenced
 from service.jobs import stored
 from service.jobs.examination import Question
 from service.jobs.spec import JobSpec
 
 
-class Job(Sequenced, Base):
+class Job(Owned, Sequenced, Base):
     """The durable truth about a job.
 
     ``status`` is what is, ``desired`` what its owner wants. ``attempt`` only grows and fences every write of a worker;
@@ -24,11 +24,12 @@ class Job(Sequenced, Base):
         Index("jobs_queued", "sequence", postgresql_where=text("status = 'queued'")),
         Index("jobs_running", "organization_id", postgresql_where=text("status = 'running'")),
         Index("jobs_of_organization", "organization_id", "sequence"),
+        Index("jobs_of_project", "project_id", "sequence"),
+        Index("jobs_unfinished", "project_id", postgresql_where=text("finished_at IS NULL")),
         Index("jobs_claimed", "organization_id", "claimed_at", postgresql_where=text("claimed_at IS NOT NULL")),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)
-    organization_id: Mapped[str] = mapped_column(ForeignKey("organizations.id"))
     status: Mapped[str]
     desired: Mapped[str] = mapped_column(server_default="run")
 
@@ -106,8 +107,42 @@ class Event(Base):
     data: Mapped[dict[str, Any] | None]
     key: Mapped[str | None]
 
+    @classmethod
+    def owned(cls, owner: Owner) -> ColumnElement[bool]:
+        return cls.job_id.in_(select(Job.id).where(Job.owned(owner)))
 
-class Checkpoint(Sequenced, Base):
+
+class CheckpointPermission(Owned, Sequenced, Base):
+    """A project that may use the model ``checkpoint``, a checkpoint or a tuned model, of ``source_project_id``."""
+
+    __tablename__ = "checkpoint_permissions"
+    __table_args__ = (
+        Index("checkpoint_permissions_once", "checkpoint", "project_id", unique=True),
+        Index("checkpoint_permissions_of_project", "project_id"),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    source_project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    checkpoint: Mapped[str]
+
+    @classmethod
+    def owned(cls, owner: Owner) -> ColumnElement[bool]:
+        """Those that the project gave; those that it was given are asked for by ``given_to``."""
+        own = cls.organization_id == owner.organization_id
+        return own if owner.project_id == EVERY_PROJECT else own & (cls.source_project_id == owner.project_id)
+
+
+def given_to(model: InstrumentedAttribute[str], owner: Owner) -> ColumnElement[bool]:
+    """Whether the model of this name was shared with the owner's project."""
+    given = CheckpointPermission.__table__.c
+    return exists().where(
+        given.checkpoint == model,
+        given.organization_id == owner.organization_id,
+        given.project_id == owner.project_id,
+    )
+
+
+class Checkpoint(Owned, Sequenced, Base):
     """A checkpoint that is whole on disk. ``path`` is relative to the job's folder."""
 
     __tablename__ = "fine_tuning_checkpoints"
@@ -115,15 +150,19 @@ class Checkpoint(Sequenced, Base):
 
     id: Mapped[str] = mapped_column(primary_key=True)
     job_id: Mapped[str] = mapped_column(ForeignKey("fine_tuning_jobs.id"))
-    organization_id: Mapped[str] = mapped_column(ForeignKey("organizations.id"))
     step: Mapped[int]
     attempt: Mapped[int]
     path: Mapped[str]
     model: Mapped[str]
     metrics: Mapped[dict[str, Any]]
 
+    @classmethod
+    def owned(cls, owner: Owner) -> ColumnElement[bool]:
+        """Those that were shared with the project too."""
+        return super().owned(owner) | given_to(cls.model, owner)
 
-class Examination(Sequenced, Base):
+
+class Examination(Owned, Sequenced, Base):
     """Something that a control worker is to find out about a job before it is queued; ``id`` is the job's.
 
     ``question`` and ``answer`` are those of ``service.jobs.examination``. The job itself need not be there yet.
@@ -136,7 +175,6 @@ class Examination(Sequenced, Base):
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)
-    organization_id: Mapped[str] = mapped_column(ForeignKey("organizations.id"))
     question: Mapped[dict[str, Any]]
     strikes: Mapped[int] = mapped_column(server_default="0")
     """How often a worker has begun it."""

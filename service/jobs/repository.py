@@ -15,10 +15,11 @@ from sqlalchemy import ColumnElement, Select, and_, delete, func, literal, or_, 
 from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.orm import InstrumentedAttribute, Session, aliased
 
+from service.accounts.models import Organization, Project
 from service.contracts.engines import ENGINES
 from service.core import pagination
 from service.jobs import stored
-from service.jobs.models import Checkpoint, Event, Examination, Job
+from service.jobs.models import Checkpoint, CheckpointPermission, Event, Examination, Job
 from service.jobs.states import WAITING, Desired, Status
 from service.jobs.stored import NUMBER, Aside, UnreadableError
 from service.scheduling.repository import add_usage, is_within_budget, used_per_weight, within_budget
@@ -86,6 +87,29 @@ def count_waiting(session: Session, organization_id: str) -> int:
 def unfinished_from(session: Session, model: str) -> Sequence[str]:
     """Ids of jobs that train from ``model`` and have not ended."""
     return session.scalars(select(Job.id).where(Job.model == model, Job.finished_at.is_(None))).all()
+
+
+def unfinished_of(session: Session, project_id: str) -> Sequence[str]:
+    """Ids of a project's jobs that have not ended, oldest first: whoever locks several does it in one order."""
+    mine = select(Job.id).where(Job.project_id == project_id, Job.finished_at.is_(None))
+    return session.scalars(mine.order_by(Job.id)).all()
+
+
+def of_nobody(session: Session, limit: int) -> Sequence[str]:
+    """Ids of jobs that nobody stops whose project is archived or whose organisation is deleted."""
+    ended = or_(
+        Job.project_id.in_(select(Project.id).where(Project.archived_at.is_not(None))),
+        Job.organization_id.in_(select(Organization.id).where(Organization.deleted_at.is_not(None))),
+    )
+    query = select(Job.id).where(Job.finished_at.is_(None), Job.desired != Desired.CANCEL, ended)
+    return session.scalars(query.order_by(Job.id).limit(limit)).all()
+
+
+def kept(session: Session, ids: Sequence[str]) -> set[str]:
+    """Those of ``ids`` whose folder is still needed. What an organisation that was deleted made is not."""
+    gone = select(Organization.id).where(Organization.deleted_at.is_not(None))
+    over = and_(Job.finished_at.is_not(None), Job.organization_id.in_(gone))
+    return set(session.scalars(select(Job.id).where(Job.id.in_(ids), ~over)))
 
 
 def existing(session: Session, ids: Sequence[str]) -> set[str]:
@@ -537,6 +561,17 @@ def checkpoint_named(session: Session, model: str) -> Checkpoint | None:
 
 def remove_checkpoints(session: Session, ids: Sequence[str]) -> None:
     session.execute(delete(Checkpoint).where(Checkpoint.id.in_(ids)))
+
+
+def is_shared(session: Session, model: str) -> bool:
+    """Whether another project may use the model."""
+    query = select(CheckpointPermission.id).where(CheckpointPermission.checkpoint == model)
+    return session.scalar(query.limit(1)) is not None
+
+
+def withdraw(session: Session, model: str) -> None:
+    """Forget who may use a model that is no more."""
+    session.execute(delete(CheckpointPermission).where(CheckpointPermission.checkpoint == model))
 
 
 def _checkpoints(job_id: str) -> Select[Checkpoint]:

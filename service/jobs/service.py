@@ -5,8 +5,9 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
+from service.audit import repository as audit
 from service.core import broker, clock, live
-from service.core.db import after_commit
+from service.core.db import across_projects, after_commit
 from service.core.errors import DomainError, invalid, not_found
 from service.jobs import repository
 from service.jobs.examination import Findings, refusal
@@ -33,6 +34,12 @@ def cancel(session: Session, id: str) -> Job:
     job = _locked(session, id)
     if job.status in TERMINAL:
         raise _wrong_state(job, "cancelled")
+    audit.record(session, "fine_tuning.job.cancelled", job.id)
+    return call_off(session, job)
+
+
+def call_off(session: Session, job: Job) -> Job:
+    """``cancel`` for a job that is locked and has not ended."""
     if job.status == Status.RUNNING and not _is_lost(session, job):
         return _want(session, job, Desired.CANCEL, "Cancellation requested")
     if job.status == Status.VALIDATING:
@@ -82,7 +89,9 @@ def resume(session: Session, id: str) -> Job:
 def check_quota(session: Session, organization_id: str) -> None:
     """Raise a 429 when an organisation has as many jobs waiting as it may; it stays so only under ``lock_quota``."""
     limit = settings().max_queued_jobs
-    if repository.count_waiting(session, organization_id) >= limit:
+    with across_projects(session):
+        waiting = repository.count_waiting(session, organization_id)
+    if waiting >= limit:
         message = f"Your organization already has {limit} jobs queued. Cancel some or wait for them to start."
         raise DomainError(429, "job_quota_exceeded", message, headers={"x-should-retry": "false"})
 
@@ -126,7 +135,7 @@ def end(session: Session, job: Job, status: Status) -> None:
     job.finished_at, job.estimated_finish = clock.now(session), None
     if status is Status.CANCELLED:
         job.desired = Desired.CANCEL
-    webhooks.announce_job(session, job.organization_id, job.id, status)
+    webhooks.announce_job(session, job, job.id, status)
 
 
 def tell(session: Session, job: Job, drafts: Sequence[EventDraft]) -> list[Event]:
@@ -135,8 +144,8 @@ def tell(session: Session, job: Job, drafts: Sequence[EventDraft]) -> list[Event
     if events:
         session.flush()
         frames = [EventObject.of(event).model_dump(mode="json") for event in events]
-        job_id = job.id
-        after_commit(session, lambda: live.publish(job_id, frames))
+        name = live.stream(job, job.id)
+        after_commit(session, lambda: live.publish(name, frames))
     return events
 
 

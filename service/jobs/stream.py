@@ -19,9 +19,10 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as NoConnection
 
 from service.accounts import repository as accounts
+from service.accounts.known import Principal
+from service.accounts.service import acting
 from service.core import live, shutdown, sse, stream_slots
-from service.core.db import tenant
-from service.core.errors import DomainError
+from service.core.errors import DomainError, envelope
 from service.core.threads import request_threads
 from service.jobs import repository
 from service.jobs.schemas import EventObject
@@ -37,26 +38,32 @@ DATABASE_SECONDS = 8.0
 """How long PostgreSQL may take to answer before a stream ends."""
 FAREWELL = sse.comment("the server is stopping; come back with ?after= the last seq")
 AWAY = sse.comment("the database does not answer; come back with ?after= the last seq")
-REVOKED = sse.comment("the API key is no longer valid")
+REVOKED = sse.data(
+    envelope(
+        401, "invalid_api_key", "Your API key is no longer valid: it expired, or was revoked, or its project ended."
+    )
+)
 
 log = logging.getLogger(__name__)
 
 
-async def follow(organization_id: str, key_id: str, slot: str, job_id: str, after: int) -> AsyncIterator[bytes]:
+async def follow(principal: Principal, slot: str, job_id: str, after: int) -> AsyncIterator[bytes]:
     """Server-sent events of a job with ``seq > after``; ends with ``[DONE]`` when the job has ended.
 
-    It ends without that, behind a comment that says why, when the server stops, PostgreSQL does not answer or the key
-    ``key_id`` is revoked: who still may comes back with ``?after=`` the last ``seq`` seen. ``slot`` is released.
+    It ends without that, behind a comment that says why, when the server stops or PostgreSQL does not answer: who comes
+    back with ``?after=`` the last ``seq`` seen goes on. When the principal's key ends, an error ends it. ``slot`` is
+    released.
     """
     last, client = after, live.asynchronous()
     try:
-        position = await live.tail(client, job_id)
+        name = live.stream(principal, job_id)
+        position = await live.tail(client, name)
         while True:
-            await stream_slots.renew(client, key_id, slot)
+            await stream_slots.renew(client, principal.key_id, slot)
             try:
-                stored = _stored, organization_id, key_id, job_id, last
+                stored = _stored, principal, job_id, last
                 events, ended, welcome = await request_threads.run(
-                    organization_id, *stored, seconds=DATABASE_SECONDS, begun=True
+                    principal.organization_id, *stored, seconds=DATABASE_SECONDS, begun=True
                 )
             except (OperationalError, InterfaceError, NoConnection, DomainError) as error:
                 log.warning("a stream of %s ends, PostgreSQL does not answer: %s", job_id, error)
@@ -73,7 +80,7 @@ async def follow(organization_id: str, key_id: str, slot: str, job_id: str, afte
             if ended:
                 yield sse.DONE
                 return
-            async for seen, event in _live(client, job_id, position):
+            async for seen, event in _live(client, name, position):
                 position = seen
                 if event["seq"] <= last:
                     continue
@@ -91,24 +98,23 @@ async def follow(organization_id: str, key_id: str, slot: str, job_id: str, afte
     finally:
         # A follower that hangs up cancels this generator, and a cancelled task may not wait for anything unshielded.
         with anyio.move_on_after(LEAVE_SECONDS, shield=True):
-            await stream_slots.release(client, key_id, slot)
+            await stream_slots.release(client, principal.key_id, slot)
             await client.aclose()
 
 
-def _stored(organization_id: str, key_id: str, job_id: str, after: int) -> tuple[list[dict[str, Any]], bool, bool]:
+def _stored(principal: Principal, job_id: str, after: int) -> tuple[list[dict[str, Any]], bool, bool]:
     """Up to ``BATCH`` events after ``after``, whether the job had ended before they were read, and if the key lives."""
-    with tenant(organization_id) as session:
+    with acting(principal) as session:
         job = repository.get(session, job_id)
         ended = job is None or job.status in TERMINAL
         rows = repository.events_after(session, job_id, after, BATCH)
         events = [EventObject.of(row).model_dump(mode="json") for row in rows]
-        return events, ended, accounts.is_live(session, key_id)
+        return events, ended, accounts.is_live_hash(session, principal.key_hash)
 
 
-async def _live(client: redis.asyncio.Redis, job_id: str, position: str) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+async def _live(client: redis.asyncio.Redis, name: str, position: str) -> AsyncIterator[tuple[str, dict[str, Any]]]:
     """Frames behind ``position`` as they come; ends after silence, after a while, or when the server stops."""
     began = quiet_since = time.monotonic()
-    name = live.stream(job_id)
     # However much happens, the key and the slot are looked after now and then.
     while not shutdown.stopping.is_set() and time.monotonic() - began < LOOK_UP_SECONDS:
         try:

@@ -9,6 +9,7 @@ from fastapi.responses import StreamingResponse
 
 from service.accounts.caller import Caller, Recognized, Route, identified
 from service.accounts.known import Principal
+from service.accounts.scopes import needs
 from service.core import ranges
 from service.core.errors import not_found
 from service.core.threads import digest_threads
@@ -28,12 +29,14 @@ def _binary(media_type: str) -> dict[int | str, dict[str, Any]]:
 
 
 @router.get("")
+@needs("read")
 def list_models(caller: Caller) -> ModelList:
     """The operator's base models and your organisation's tuned models and checkpoints."""
     return ModelList(data=[_object(model) for model in service.available(caller.session)])
 
 
 @router.get("/{model:path}/files")
+@needs("read")
 async def list_files(recognized: Recognized, model: str) -> ModelFiles:
     """The files of a model, by name, with the checksums of their content."""
     return ModelFiles(data=[ModelFileObject.of(file) for file in await _files(recognized, model)])
@@ -42,6 +45,7 @@ async def list_files(recognized: Recognized, model: str) -> ModelFiles:
 @router.get(
     "/{model:path}/files/{name:path}", response_class=StreamingResponse, responses=_binary("application/octet-stream")
 )
+@needs("read")
 async def read_file(
     recognized: Recognized, model: str, name: str, range_: Range = None, if_range: IfRange = None
 ) -> StreamingResponse:
@@ -62,6 +66,7 @@ async def read_file(
 
 
 @router.get("/{model:path}/archive", response_class=StreamingResponse, responses=_binary("application/x-tar"))
+@needs("read")
 async def archive(
     recognized: Recognized, model: str, range_: Range = None, if_range: IfRange = None
 ) -> StreamingResponse:
@@ -84,11 +89,13 @@ async def _files(recognized: Principal, model: str) -> list[archives.ModelFile]:
 
 
 @router.get("/{model:path}")
+@needs("read")
 def retrieve(caller: Caller, model: str) -> ModelObject:
     return _object(service.find(caller.session, model, param="model"))
 
 
 @router.delete("/{model:path}")
+@needs("manage")
 def delete(caller: Caller, model: str) -> DeletedModel:
     """Delete a tuned model or a checkpoint of your organisation, with its weights. Jobs keep its name."""
     service.delete(caller.session, model)

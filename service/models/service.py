@@ -7,8 +7,9 @@ from pathlib import Path
 
 from sqlalchemy.orm import Session
 
+from service.audit import repository as audit
 from service.core import storage
-from service.core.db import after_commit
+from service.core.db import across_projects, after_commit, owner_of
 from service.core.errors import DomainError, invalid
 from service.jobs import repository as jobs
 from service.jobs.models import Checkpoint
@@ -72,15 +73,22 @@ def hold(session: Session, id: str, *, param: str | None, status: int = 400) -> 
 def delete(session: Session, id: str) -> None:
     """Delete a tuned model, or a checkpoint of a job that has ended, with its weights.
 
-    Raises a 403 for a base model and a 400 for what a job still needs.
+    Raises a 403 for a base model or one of another project, and a 400 for what a job still needs.
     """
     repository.seize(session, id)
     model = find(session, id, param="model")
-    users = jobs.unfinished_from(session, id)
-    if users:
-        raise invalid(f"The model is the base of job {users[0]}, which has not ended.", "model", "model_in_use")
     tuned = repository.get(session, id)
     checkpoint = jobs.checkpoint_named(session, id)
+    owner, made = owner_of(session), tuned or checkpoint
+    if made is not None and owner is not None and made.project_id != owner.project_id:
+        message = f"The model '{id}' is another project's, which shares it with yours; only that one can delete it."
+        raise DomainError(403, "model_not_deletable", message, "model")
+    with across_projects(session):
+        users = jobs.unfinished_from(session, id)
+    if users:
+        own = sorted(jobs.existing(session, users))
+        user = f"job {own[0]}" if own else "a job of a project that it is shared with"
+        raise invalid(f"The model is the base of {user}, which has not ended.", "model", "model_in_use")
     if tuned is not None:
         repository.remove(session, tuned)
     elif checkpoint is not None:
@@ -88,6 +96,8 @@ def delete(session: Session, id: str) -> None:
     else:
         message = f"'{id}' is a base model on the operator's list; only tuned models can be deleted."
         raise DomainError(403, "model_not_deletable", message, "model")
+    jobs.withdraw(session, id)
+    audit.record(session, "model.deleted", id)
     # A checkpoint's weights are in its training state too.
     folder = model.path if tuned is not None else model.path.parent
     after_commit(session, lambda: shutil.rmtree(folder, ignore_errors=True))

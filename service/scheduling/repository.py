@@ -84,30 +84,38 @@ class Account:
         return self.gpu_hours_a_month is None or self.month_gpu_seconds < self.gpu_hours_a_month * 3600
 
 
-def accounts(session: Session) -> list[Account]:
-    """Every organisation's, by name."""
+def accounts(session: Session, *, deleted: bool = False) -> list[Account]:
+    """Every organisation's, by name; those of ``deleted`` ones too, whose jobs may not have ended yet."""
     recent = (
         select(func.coalesce(func.sum(GPUUsage.gpu_seconds), 0.0))
         .where(GPUUsage.organization_id == Organization.id, GPUUsage.hour > func.now() - WINDOW)
         .correlate(Organization)
         .scalar_subquery()
     )
-    query = select(Organization, recent, _used_this_month()).order_by(Organization.name)
+    query = select(Organization, recent, _used_this_month())
+    if not deleted:
+        query = query.where(Organization.deleted_at.is_(None))
     return [
         Account(each.id, each.name, each.weight, used, each.gpu_hours_a_month, month)
-        for each, used, month in session.execute(query)
+        for each, used, month in session.execute(query.order_by(Organization.name))
     ]
 
 
 def set_weight(session: Session, name: str, weight: float) -> bool:
     """False where there is no organisation of this name."""
-    query = update(Organization).where(Organization.name == name).values(weight=weight)
+    query = (
+        update(Organization).where(Organization.name == name, Organization.deleted_at.is_(None)).values(weight=weight)
+    )
     return session.scalar(query.returning(Organization.id)) is not None
 
 
 def set_budget(session: Session, name: str, gpu_hours_a_month: float | None) -> bool:
     """False where there is no organisation of this name."""
-    query = update(Organization).where(Organization.name == name).values(gpu_hours_a_month=gpu_hours_a_month)
+    query = (
+        update(Organization)
+        .where(Organization.name == name, Organization.deleted_at.is_(None))
+        .values(gpu_hours_a_month=gpu_hours_a_month)
+    )
     return session.scalar(query.returning(Organization.id)) is not None
 
 

@@ -5,6 +5,7 @@ from datetime import timedelta
 from fastapi import APIRouter
 
 from service.accounts.caller import Known, Route
+from service.accounts.scopes import needs
 from service.idempotency.once import Once
 from service.jobs.schemas import CreateJob, JobObject
 from service.submission import service
@@ -16,6 +17,7 @@ HELD_FOR = timedelta(seconds=30)
 
 
 @router.post("")
+@needs("submit")
 async def create(known: Known, once: Once, body: CreateJob) -> JobObject:
     """Check a job and queue it. Every ``auto`` is answered with the value that will be used.
 

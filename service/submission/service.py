@@ -20,6 +20,7 @@ from starlette.concurrency import run_in_threadpool
 
 from service.accounts.caller import in_transaction
 from service.accounts.known import Principal
+from service.audit import repository as audit
 from service.core import ask, broker, storage
 from service.core.db import after_commit
 from service.core.errors import DomainError, invalid
@@ -146,6 +147,7 @@ def create(session: Session, examined: Examined) -> Job:
     found = examined.found or _found_meanwhile(session, examined)
     job = _row(draft)
     repository.add(session, job)
+    audit.record(session, "fine_tuning.job.created", job.id, data={"model": job.model})
     other = overruled(draft.asked.hyperparameters, job.as_spec().method.hyperparameters)
     drafts = [EventDraft(f"Created fine-tuning job: {job.id}"), *(EventDraft(text, "warn") for text in other)]
     service.tell(session, job, drafts)
@@ -172,8 +174,13 @@ def _found_meanwhile(session: Session, examined: Examined) -> Findings | None:
 
 def _ask(session: Session, draft: Draft, question: Question) -> None:
     """Have the control worker find out."""
-    organization_id = draft.training.organization_id
-    row = Examination(id=draft.id, organization_id=organization_id, question=stored.write(question))
+    training = draft.training
+    row = Examination(
+        id=draft.id,
+        organization_id=training.organization_id,
+        project_id=training.project_id,
+        question=stored.write(question),
+    )
     repository.add_examination(session, row)
     after_commit(session, broker.ring_examinations)
 
@@ -226,6 +233,7 @@ def _row(draft: Draft) -> Job:
     return Job(
         id=draft.id,
         organization_id=draft.training.organization_id,
+        project_id=draft.training.project_id,
         status=Status.VALIDATING,
         desired=Desired.RUN,
         spec=stored.write(spec),

@@ -6,6 +6,7 @@ from fastapi import APIRouter, Depends, Request
 from starlette.datastructures import FormData, UploadFile
 
 from service.accounts.caller import Caller, Known, Route, in_transaction
+from service.accounts.scopes import needs
 from service.core import forms, storage
 from service.core.errors import invalid
 from service.core.threads import bulk_threads
@@ -38,6 +39,7 @@ async def _form(request: Request, known: Known) -> FormData:
 
 
 @router.post("")
+@needs("submit")
 def create(caller: Caller, once: Once, body: CreateUpload) -> UploadObject:
     """Announce a file that will come in parts. The upload is pending for an hour."""
     return once.run(
@@ -49,6 +51,7 @@ def create(caller: Caller, once: Once, body: CreateUpload) -> UploadObject:
 
 
 @router.post("/{upload_id}/parts", openapi_extra=PART_BODY)
+@needs("submit")
 async def add_part(form: Annotated[FormData, Depends(_form)], known: Known, once: Once, upload_id: str) -> PartObject:
     """Send a part of the file, in any order, several at a time if you like."""
     data = form.get("data")
@@ -71,6 +74,7 @@ async def add_part(form: Annotated[FormData, Depends(_form)], known: Known, once
 
 
 @router.post("/{upload_id}/complete")
+@needs("submit")
 async def complete(known: Known, once: Once, upload_id: str, body: CompleteUpload) -> UploadObject:
     """Join the parts, in the order of ``part_ids``, into a file, which is checked as any uploaded file is."""
 
@@ -94,6 +98,7 @@ async def complete(known: Known, once: Once, upload_id: str, body: CompleteUploa
 
 
 @router.post("/{upload_id}/cancel")
+@needs("submit")
 def cancel(caller: Caller, once: Once, upload_id: str) -> UploadObject:
     """End an upload and delete its parts."""
     return once.run(

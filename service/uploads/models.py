@@ -2,20 +2,19 @@
 
 from datetime import datetime
 
-from sqlalchemy import ForeignKey, Index, text
+from sqlalchemy import ColumnElement, ForeignKey, Index, select, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from service.core.db import Base, Sequenced
+from service.core.db import Base, Owned, Owner, Sequenced
 
 
-class Upload(Sequenced, Base):
+class Upload(Owned, Sequenced, Base):
     """``status`` is pending, completed or cancelled; a pending one behind ``expires_at`` has expired."""
 
     __tablename__ = "uploads"
     __table_args__ = (Index("uploads_pending", "organization_id", postgresql_where=text("status = 'pending'")),)
 
     id: Mapped[str] = mapped_column(primary_key=True)
-    organization_id: Mapped[str] = mapped_column(ForeignKey("organizations.id"))
     filename: Mapped[str]
     purpose: Mapped[str]
     bytes: Mapped[int]
@@ -36,3 +35,7 @@ class UploadPart(Sequenced, Base):
     upload_id: Mapped[str] = mapped_column(ForeignKey("uploads.id", ondelete="CASCADE"))
     organization_id: Mapped[str] = mapped_column(ForeignKey("organizations.id"))
     bytes: Mapped[int]
+
+    @classmethod
+    def owned(cls, owner: Owner) -> ColumnElement[bool]:
+        return cls.upload_id.in_(select(Upload.id).where(Upload.owned(owner)))

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from service.accounts.known import Principal
 from service.core import storage
-from service.core.db import after_commit
+from service.core.db import across_projects, after_commit
 from service.core.errors import DomainError, invalid, not_found
 from service.core.ids import new_id
 from service.files import repository as files
@@ -35,12 +35,15 @@ def create(session: Session, principal: Principal, request: CreateUpload) -> Upl
     limit = settings().max_upload_bytes
     if request.bytes > limit:
         raise invalid(f"An upload may have at most {limit} bytes.", "bytes", "file_too_large")
-    if repository.pending(session, principal.organization_id) >= MAX_PENDING:
+    with across_projects(session):
+        pending = repository.pending(session, principal.organization_id)
+    if pending >= MAX_PENDING:
         message = f"Your organization already has {MAX_PENDING} uploads pending. Complete or cancel some."
         raise DomainError(429, "upload_quota_exceeded", message, headers={"x-should-retry": "false"})
     upload = Upload(
         id=new_id("upload_"),
         organization_id=principal.organization_id,
+        project_id=principal.project_id,
         filename=file_service.clean_filename(request.filename),
         purpose=request.purpose,
         bytes=request.bytes,

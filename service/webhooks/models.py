@@ -3,13 +3,13 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ForeignKey, Index, func, text
+from sqlalchemy import ColumnElement, ForeignKey, Index, func, select, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from service.core.db import Base, Sequenced
+from service.core.db import Base, Owned, Owner, Sequenced
 
 
-class WebhookEndpoint(Sequenced, Base):
+class WebhookEndpoint(Owned, Sequenced, Base):
     """A URL that wants to hear of events.
 
     The signing secret is not stored: ``service.webhooks.secret`` derives it from ``salt`` and the pepper.
@@ -20,7 +20,6 @@ class WebhookEndpoint(Sequenced, Base):
     __table_args__ = (Index("webhook_endpoints_of_organization", "organization_id", "sequence"),)
 
     id: Mapped[str] = mapped_column(primary_key=True)
-    organization_id: Mapped[str] = mapped_column(ForeignKey("organizations.id"))
     name: Mapped[str]
     url: Mapped[str]
     event_types: Mapped[list[str]]
@@ -56,3 +55,7 @@ class WebhookDelivery(Sequenced, Base):
     delivered_at: Mapped[datetime | None]
     given_up_at: Mapped[datetime | None]
     last_result: Mapped[str | None]
+
+    @classmethod
+    def owned(cls, owner: Owner) -> ColumnElement[bool]:
+        return cls.endpoint_id.in_(select(WebhookEndpoint.id).where(WebhookEndpoint.owned(owner)))

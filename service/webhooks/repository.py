@@ -41,10 +41,10 @@ def remove(session: Session, id: str) -> bool:
     return session.execute(query).first() is not None
 
 
-def subscribed(session: Session, organization_id: str, event_type: str) -> Sequence[str]:
+def subscribed(session: Session, project_id: str, event_type: str) -> Sequence[str]:
     """Ids of the endpoints that want to hear of ``event_type``; more of them a training worker may not know."""
     wanted = WebhookEndpoint.event_types.cast(JSONB).contains([event_type])
-    query = select(WebhookEndpoint.id).where(WebhookEndpoint.organization_id == organization_id, wanted)
+    query = select(WebhookEndpoint.id).where(WebhookEndpoint.project_id == project_id, wanted)
     return session.scalars(query.order_by(WebhookEndpoint.sequence)).all()
 
 

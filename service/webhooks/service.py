@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from service.accounts.known import Principal
 from service.core import ask, broker
-from service.core.db import after_commit
+from service.core.db import Owner, across_projects, after_commit
 from service.core.errors import invalid, not_found
 from service.core.ids import new_id, random_text
 from service.files.repository import now
@@ -25,11 +25,14 @@ TEST_SECONDS = 30.0
 
 def create(session: Session, principal: Principal, request: CreateEndpoint) -> WebhookEndpoint:
     check_url(request.url)
-    if repository.count(session, principal.organization_id) >= MAX_ENDPOINTS:
+    with across_projects(session):
+        number = repository.count(session, principal.organization_id)
+    if number >= MAX_ENDPOINTS:
         raise invalid(f"An organization may have {MAX_ENDPOINTS} webhook endpoints.", None, "too_many_endpoints")
     endpoint = WebhookEndpoint(
         id=new_id("whe_"),
         organization_id=principal.organization_id,
+        project_id=principal.project_id,
         name=request.name,
         url=request.url,
         event_types=list(dict.fromkeys(request.event_types)),
@@ -80,17 +83,20 @@ async def test(organization_id: str, endpoint_id: str, event_type: str) -> TestR
     return TestResult(webhook_endpoint_id=endpoint_id, event_type=event_type, status_code=told.status)
 
 
-def announce_job(session: Session, organization_id: str, job_id: str, status: str) -> None:
-    """Put the end of a job into the outbox of every endpoint that wants to hear of it. Call it where the job ends."""
+def announce_job(session: Session, owner: Owner, job_id: str, status: str) -> None:
+    """Put the end of a job of ``owner`` into the outbox of every endpoint of its project that wants to hear of it.
+
+    Call it where the job ends.
+    """
     event_type = f"fine_tuning.job.{status}"
-    endpoints = repository.subscribed(session, organization_id, event_type)
+    endpoints = repository.subscribed(session, owner.project_id, event_type)
     for endpoint_id in endpoints:
         id = new_id("evt_")
         repository.add(
             session,
             WebhookDelivery(
                 id=id,
-                organization_id=organization_id,
+                organization_id=owner.organization_id,
                 endpoint_id=endpoint_id,
                 event_type=event_type,
                 payload=payload(id, event_type, job_id, now(session)),

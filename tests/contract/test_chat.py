@@ -332,7 +332,7 @@ def tuned(stub: None, acme: openai.OpenAI, body: dict[str, Any], api_key: Key) -
     supervisor.run("worker-1")
     model = acme.fine_tuning.jobs.retrieve(id).fine_tuned_model
     assert model is not None
-    with tenant(api_key.organization_id) as session:
+    with tenant(api_key) as session:
         tuned, checkpoint = (models.find(session, id, param=None).path for id in (model, f"{model}:ckpt-step-2"))
     torch.manual_seed(1)
     config = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
@@ -368,7 +368,7 @@ def test_a_tuned_model_is_asked_as_it_was_trained_unless_the_request_says_otherw
     tuned: str, part: str, acme: openai.OpenAI, api_key: Key
 ) -> None:
     plain = told(acme)
-    with tenant(api_key.organization_id) as session:
+    with tenant(api_key) as session:
         folder = models.find(session, tuned + part, param=None).path
     (folder / "chat_template_kwargs.json").write_text('{"enable_thinking": false}')
     assert told(acme, tuned + part) == told(acme, enable_thinking=False) > plain
@@ -379,7 +379,7 @@ def test_a_tuned_model_is_asked_as_it_was_trained_unless_the_request_says_otherw
 def test_a_folder_that_remembers_nonsense_is_refused(
     tuned: str, content: str, acme: openai.OpenAI, api_key: Key
 ) -> None:
-    with tenant(api_key.organization_id) as session:
+    with tenant(api_key) as session:
         folder = models.find(session, tuned, param=None).path
     (folder / "chat_template_kwargs.json").write_text(content)
     with pytest.raises(openai.BadRequestError, match="the model's chat_template_kwargs") as refusal:

@@ -7,8 +7,6 @@ import pytest
 
 from tests.contract.conftest import Official, Server
 
-CHECKPOINT = "ft:a/b:c::12345678:ckpt-step-2"
-
 
 def failure(official: Official, call: Any, kind: type[openai.APIStatusError]) -> openai.APIStatusError:
     with pytest.raises(kind) as caught:
@@ -87,13 +85,8 @@ def test_success_has_a_request_id(official: Official, model: str) -> None:
         lambda client: client.conversations.create(),
         lambda client: client.embeddings.create(model="m", input="Hi"),
         lambda client: client.batches.list(),
-        lambda client: client.fine_tuning.checkpoints.permissions.create(CHECKPOINT, project_ids=["p"]),
-        lambda client: client.fine_tuning.checkpoints.permissions.list(CHECKPOINT, project_id="p", limit=2),
-        lambda client: client.fine_tuning.checkpoints.permissions.delete(
-            "cp_1", fine_tuned_model_checkpoint=CHECKPOINT
-        ),
     ],
-    ids=["response", "delete", "conversations", "embeddings", "batches", "share", "shares", "unshare"],
+    ids=["response", "delete", "conversations", "embeddings", "batches"],
 )
 def test_what_is_out_of_scope_names_an_alternative(server: Server, acme: openai.OpenAI, call: Any) -> None:
     with pytest.raises(openai.NotFoundError) as refusal:

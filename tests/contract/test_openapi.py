@@ -18,9 +18,13 @@ from schemathesis import GenerationMode
 from schemathesis.checks import CHECKS as KNOWN_CHECKS
 from schemathesis.checks import load_all_checks
 
-from service.accounts.service import create_key
+from service.accounts import repository as accounts
+from service.accounts.models import Project
+from service.accounts.service import KeyOwner, create_key, make_key
+from service.administration import service as administration
 from service.core.broker import CONTROL_QUEUE
 from service.core.db import transaction
+from service.core.ids import new_id
 from service.embedded.servers import Servers
 from service.settings import settings as service_settings
 from tests import factories
@@ -46,9 +50,10 @@ CHECKS = [
 
 @dataclass(frozen=True)
 class Seeded:
-    """A key, and an id of something real for each path parameter."""
+    """A key of a project and one that administers, and an id of something real for each path parameter."""
 
     key: str
+    admin_key: str
     ids: dict[str, str]
 
 
@@ -59,17 +64,34 @@ def seeded(server: Server, servers: Servers) -> Iterator[Seeded]:
 
     empty(servers)
     with transaction("troll_operator") as session:
-        key, _, _ = create_key(session, organization="generated", name="requests")
+        key, _, organization = create_key(session, organization="generated", name="requests")
+        project = Project(id=new_id("proj_"), organization_id=organization.id, name="other")
+        accounts.add(session, project)
+        admin_key, _ = make_key(session, KeyOwner(organization.id, None), name="administers")
+        for_one = make_key(session, KeyOwner(organization.id, project.id), name="generated")[1]
+        other_admin = make_key(session, KeyOwner(organization.id, None), name="generated")[1]
+        account, _ = administration.make_service_account(
+            session, project.id, "generated", with_key=False, expires_in=None
+        )
+        user = administration.add_user(session, organization.id, email="g@example.com", name="g", role="reader")
+        administration.add_member(session, project.id, user_id=user.id, email=None, role="member")
+        administered = {
+            "project_id": project.id,
+            "user_id": user.id,
+            "service_account_id": account.id,
+            "api_key_id": for_one.id,
+            "key_id": other_admin.id,
+        }
     with (
         pytest.MonkeyPatch.context() as patch,
         openai.OpenAI(api_key=key, base_url=server.base_url) as client,
         start_worker(celery, queues=[CONTROL_QUEUE], pool="threads", concurrency=2, perform_ping_check=False),
     ):
         use_stub(patch)
-        yield Seeded(key, _make_one_of_each(client))
+        yield Seeded(key, admin_key, _make_one_of_each(client, project.id) | administered)
 
 
-def _make_one_of_each(client: openai.OpenAI) -> dict[str, str]:
+def _make_one_of_each(client: openai.OpenAI, project: str) -> dict[str, str]:
     rows = factories.jsonl(factories.rows(8))
     file = client.files.create(file=rows, purpose="fine-tune").id
     other = client.files.create(file=factories.jsonl(factories.rows(4, start=50)), purpose="fine-tune").id
@@ -88,6 +110,8 @@ def _make_one_of_each(client: openai.OpenAI) -> dict[str, str]:
         "upload_id": upload,
         "webhook_endpoint_id": hook,
         "model": tuned,
+        "fine_tuned_model_checkpoint": tuned,
+        "permission_id": client.fine_tuning.checkpoints.permissions.create(tuned, project_ids=[project]).data[0].id,
         "name": "config.json",
     }
 
@@ -103,6 +127,7 @@ def operations() -> list[Any]:
 @pytest.mark.hypothesis
 @pytest.mark.parametrize("operation", operations(), ids=lambda operation: operation.label)
 def test_every_answer_is_a_documented_one(operation: Any, server: Server, seeded: Seeded) -> None:
+    key = seeded.admin_key if operation.path.startswith("/v1/organization") else seeded.key
     requests = st.one_of([operation.as_strategy(generation_mode=mode) for mode in GenerationMode])
 
     @given(case=requests, use_real=st.booleans())
@@ -112,7 +137,7 @@ def test_every_answer_is_a_documented_one(operation: Any, server: Server, seeded
             case.path_parameters[name] = seeded.ids[name]
         case.call_and_validate(
             base_url=server.base_url.removesuffix("/v1"),
-            headers={"Authorization": f"Bearer {seeded.key}"},
+            headers={"Authorization": f"Bearer {key}"},
             timeout=30,
             checks=CHECKS,
         )

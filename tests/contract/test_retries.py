@@ -143,7 +143,7 @@ def test_a_request_that_lost_its_key_meanwhile_leaves_nothing(
     finish, acme = submission.create, acme.with_options(max_retries=0)
 
     def after_its_hold_ran_out(session: Session, examined: Any) -> Any:
-        with tenant(examined.draft.training.organization_id) as other:
+        with tenant(examined.draft.training) as other:
             other.execute(update(KeptAnswer).values(holder="attempt_of_another"))
         return finish(session, examined)
 

@@ -9,7 +9,9 @@ from typing import Any
 import openai
 import pytest
 from openai.types.fine_tuning import FineTuningJobEvent
+from sqlalchemy import func, update
 
+from service.accounts.models import APIKey
 from service.accounts.service import revoke_key
 from service.core import live, shutdown, sse
 from service.core.db import transaction
@@ -173,10 +175,24 @@ def test_a_key_follows_a_bounded_number_of_streams(
         assert seq(next(again)) == 1
 
 
+def test_a_key_that_expires_meanwhile_follows_no_longer(
+    acme: openai.OpenAI, api_key: Key, job: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.jobs.stream.LOOK_UP_SECONDS", 0.0)
+    with follow(acme, job) as stream:
+        assert seq(next(stream)) == 1
+        with transaction("troll_operator") as session:
+            session.execute(update(APIKey).where(APIKey.id == api_key.id).values(expires_at=func.now()))
+        with pytest.raises(openai.APIError, match="it expired"):
+            list(stream)
+
+
 def test_a_revoked_key_follows_no_longer(acme: openai.OpenAI, api_key: Key, job: str) -> None:
     with follow(acme, job) as stream:
         seen = [seq(next(stream)), seq(next(stream))]
         with transaction("troll_operator") as session:
             revoke_key(session, api_key.id)
-        seen += [seq(event) for event in stream]
+        with pytest.raises(openai.APIError, match="no longer valid") as ended:
+            next(stream)
     assert seen == [1, 2]
+    assert ended.value.code == "invalid_api_key"

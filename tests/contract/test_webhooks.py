@@ -221,8 +221,8 @@ def test_an_event_that_was_rolled_back_is_not_in_the_outbox(subscribe: Any, data
         pass
 
     def announce_and_abort() -> None:
-        with tenant(api_key.organization_id) as session:
-            service.announce_job(session, api_key.organization_id, "ftjob-x", "failed")
+        with tenant(api_key) as session:
+            service.announce_job(session, api_key, "ftjob-x", "failed")
             raise Abort
 
     with pytest.raises(Abort):

@@ -1,6 +1,7 @@
 """The migrations and the models say the same, and rows that are there already are brought along."""
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -94,3 +95,49 @@ def test_jobs_from_before_methods_are_read_as_reinforcement(
     found = client.get(f"/v1/fine_tuning/jobs/{job['id']}").json()
     assert found["method"]["reinforcement"]["grader"] == job["method"]["reinforcement"]["grader"]
     assert HYPERPARAMETERS_OF_0003.items() <= found["method"]["reinforcement"]["hyperparameters"].items()
+
+
+def test_what_is_there_becomes_the_default_projects(older: psycopg.Connection) -> None:
+    upgrade("0010")
+    for number in (1, 2):
+        for statement in (
+            "INSERT INTO organizations (id, name) VALUES ('org-{n}', 'acme {n}')",
+            "INSERT INTO api_keys (id, organization_id, name, hint, hash) VALUES ('k{n}', 'org-{n}', 'n', 'h', 'h{n}')",
+            "INSERT INTO files (id, organization_id, filename, purpose, bytes, sha256) "
+            "VALUES ('f{n}', 'org-{n}', 'f', 'p', 1, '')",
+            "INSERT INTO fine_tuning_jobs (id, organization_id, status, spec, model, training_file, total_steps) "
+            "VALUES ('j{n}', 'org-{n}', 'queued', '{{}}', 'm', 'f', 1)",
+            "INSERT INTO tuned_models (id, organization_id, job_id, base_model, path) "
+            "VALUES ('m{n}', 'org-{n}', 'j{n}', 'm', 'p')",
+            "INSERT INTO kept_answers (organization_id, key, fingerprint) VALUES ('org-{n}', 'k', 'f')",
+        ):
+            older.execute(statement.format(n=number))
+    upgrade("0011")
+    for table in ("api_keys", "files", "fine_tuning_jobs", "tuned_models", "kept_answers"):
+        found = older.execute(f"SELECT organization_id, project_id FROM {table} ORDER BY 1").fetchall()
+        assert found == [("org-1", "proj_1"), ("org-2", "proj_2")], table
+    names = older.execute("SELECT id, name FROM projects ORDER BY 1").fetchall()
+    assert names == [("proj_1", "Default project"), ("proj_2", "Default project")]
+
+
+def test_an_owner_that_is_no_superuser_brings_projects_along(servers: Servers, older: psycopg.Connection) -> None:
+    """Row-level security holds for the owner of the tables too, so that it must be put aside for what is there."""
+    upgrade("0010")
+    older.execute("INSERT INTO organizations (id, name) VALUES ('org-1', 'acme')")
+    older.execute("INSERT INTO kept_answers (organization_id, key, fingerprint) VALUES ('org-1', 'k', 'f')")
+    older.execute("CREATE ROLE landlord CREATEROLE")
+    try:
+        owned = "SELECT tablename FROM pg_tables WHERE schemaname = 'public'"
+        for (table,) in older.execute(owned).fetchall():
+            older.execute(f"ALTER TABLE {table} OWNER TO landlord")
+        older.execute("ALTER FUNCTION identify_caller(text, interval) OWNER TO landlord")
+        older.execute("ALTER SCHEMA public OWNER TO landlord")
+        url = make_url(os.environ["DATABASE_OWNER_URL"]).update_query_dict({"options": "-c role=landlord"})
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("DATABASE_OWNER_URL", url.render_as_string(hide_password=False))
+            upgrade("0011")
+        assert older.execute("SELECT project_id FROM kept_answers").fetchall() == [("proj_1",)]
+    finally:
+        older.execute("REASSIGN OWNED BY landlord TO postgres")
+        older.execute("DROP OWNED BY landlord")
+        older.execute("DROP ROLE landlord")

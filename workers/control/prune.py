@@ -22,6 +22,7 @@ from service.idempotency.once import KEPT_FOR
 from service.installation import service as installation
 from service.jobs import repository as jobs
 from service.settings import settings
+from service.sharing import repository as sharing
 from service.uploads import repository as uploads
 from service.webhooks import repository as webhooks
 from workers.jobs import leftovers
@@ -49,7 +50,7 @@ def prune() -> None:
     expired = _prune_expired()
     orphans = [
         *_orphans("files", files.existing, now),
-        *_orphans("jobs", jobs.existing, now),
+        *_orphans("jobs", jobs.kept, now),
         *_orphans("uploads", uploads.known, now),
     ]
     left = [*_left_by_attempts(), *_ended_uploads()]
@@ -67,6 +68,7 @@ def _prune_rows() -> None:
         kept_answers.remove_old(session, KEPT_FOR, BATCH)
         jobs.remove_old_examinations(session, EXAMINATIONS_KEPT, BATCH)
         webhooks.remove_old(session, DELIVERIES_KEPT, BATCH)
+        sharing.remove_orphans(session)
 
 
 def _prune_expired() -> int:

@@ -50,7 +50,7 @@ def plan() -> None:
             return
         workers = [each for each in scheduling.workers(session, seen_within=away_after()) if not each.draining_since]
         usual = repository.usual_seconds(session) or ASSUMED_SECONDS
-        accounts = {account.id: account for account in scheduling.accounts(session)}
+        accounts = {account.id: account for account in scheduling.accounts(session, deleted=True)}
         shares = {id: Share(account.recent_gpu_seconds, account.weight) for id, account in accounts.items()}
         starts = _starts(session, workers, repository.running(session), usual)
         places = {}

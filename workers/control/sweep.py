@@ -9,7 +9,8 @@ from service.core import ask, broker
 from service.core.db import transaction
 from service.installation import service as installation
 from service.jobs import repository
-from service.jobs.states import Desired
+from service.jobs import service as jobs
+from service.jobs.states import TERMINAL, Desired
 from service.settings import settings
 from workers.control import examiner, queue
 from workers.jobs.outcome import decide
@@ -24,6 +25,7 @@ def sweep() -> None:
     ask.report_alive()
     beat()
     reap()
+    call_off()
     ring()
     examine()
     queue.plan()
@@ -54,6 +56,18 @@ def reap() -> None:
                 failure=None,
             )
             settle(session, job, outcome)
+
+
+def call_off() -> None:
+    """Cancel jobs whose project or organisation has ended: one may have been created just then."""
+    with transaction("troll_control") as session:
+        ids = repository.of_nobody(session, BATCH)
+    for id in ids:
+        with transaction("troll_control") as session:
+            job = repository.locked(session, id)
+            if job is not None and job.status not in TERMINAL:
+                log.info("%s is cancelled: its project has ended", id)
+                jobs.call_off(session, job)
 
 
 def ring() -> None:

@@ -60,6 +60,7 @@ def _succeed(session: Session, job: Job, result: wire.Result) -> None:
     model = TunedModel(
         id=naming.tuned_model(session, job),
         organization_id=job.organization_id,
+        project_id=job.project_id,
         job_id=job.id,
         base_model=job.model,
         path=str(result.model_path.relative_to(storage.job_dir(job.id))),
@@ -140,6 +141,7 @@ def _result_file(session: Session, job: Job) -> File:
     file = File(
         id=id,
         organization_id=job.organization_id,
+        project_id=job.project_id,
         filename=f"step_metrics_{job.id}.csv",
         purpose=RESULTS,
         bytes=size,

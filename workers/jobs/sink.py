@@ -117,6 +117,7 @@ def _checkpoint(session: Session, job: Job, line: wire.Checkpoint) -> None:
         id=new_id("ftckpt_"),
         job_id=job.id,
         organization_id=job.organization_id,
+        project_id=job.project_id,
         step=line.step,
         attempt=job.attempt,
         path=str(line.path.relative_to(storage.job_dir(job.id))),
@@ -133,7 +134,7 @@ def _keep_best(session: Session, job: Job) -> None:
     newest, older = rows[:RESUMABLE], rows[RESUMABLE:]
     ranked = sorted(rows, key=_quality, reverse=True)
     best = {row.id for row in ranked[: settings().checkpoints_kept]}
-    dropped = [row for row in older if row.id not in best and not _is_base(session, row.model)]
+    dropped = [row for row in older if row.id not in best and not _is_needed(session, row.model)]
     if dropped:
         repository.remove_checkpoints(session, [row.id for row in dropped])
     folder = storage.job_dir(job.id)
@@ -143,10 +144,13 @@ def _keep_best(session: Session, job: Job) -> None:
     log.info("%s keeps checkpoints %s", job.id, [row.step for row in [*newest, *older] if row not in dropped])
 
 
-def _is_base(session: Session, model: str) -> bool:
-    """Whether a job that has not ended trains from ``model``; no other can begin to until the transaction ends."""
+def _is_needed(session: Session, model: str) -> bool:
+    """Whether a job that has not ended trains from ``model``, or another project may use it.
+
+    Until the transaction ends no other job can begin to, and no other project can be let.
+    """
     models.seize(session, model)
-    return bool(repository.unfinished_from(session, model))
+    return bool(repository.unfinished_from(session, model)) or repository.is_shared(session, model)
 
 
 def _quality(row: Checkpoint) -> float:

@@ -13,7 +13,7 @@ from service.accounts import keys
 from service.accounts.models import APIKey
 from service.accounts.service import revoke_key
 from service.app import create_app
-from service.core.db import engine, tenant, transaction
+from service.core.db import Whole, engine, tenant, transaction
 from tests.conftest import Key
 
 
@@ -91,6 +91,7 @@ BODIES: dict[str, Any] = {
     "/v1/responses": {"model": "base", "input": "1+1="},
     "/v1/uploads": {"purpose": "fine-tune", "filename": "a.jsonl", "bytes": 1, "mime_type": "text/jsonl"},
     "/v1/uploads/{upload_id}/complete": {"part_ids": ["part_1"]},
+    "/v1/fine_tuning/checkpoints/{fine_tuned_model_checkpoint}/permissions": {"project_ids": ["proj_1"]},
     "/v1/webhook_endpoints": {"name": "a", "url": "https://example.com", "event_types": ["fine_tuning.job.succeeded"]},
 }
 
@@ -136,7 +137,7 @@ def test_the_last_use_of_a_key_is_written_down_once_a_minute(client: TestClient,
     first = last_used()
     client.get("/v1/models")
     assert last_used() == first
-    with tenant(api_key.organization_id) as session:
+    with tenant(Whole(api_key.organization_id)) as session:
         session.execute(update(APIKey).where(APIKey.id == api_key.id).values(last_used_at=first - timedelta(minutes=2)))
     client.get("/v1/models")
     assert last_used() > first

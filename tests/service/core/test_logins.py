@@ -110,6 +110,11 @@ FORBIDDEN = [
     "UPDATE fine_tuning_events SET message = ''",
     "DELETE FROM fine_tuning_events",
     "DELETE FROM fine_tuning_jobs",
+    "UPDATE api_keys SET project_id = NULL",
+    "UPDATE api_keys SET scopes = NULL",
+    "UPDATE projects SET organization_id = ''",
+    "UPDATE audit_logs SET actor = '{}'",
+    "DELETE FROM audit_logs",
 ]
 REFUSALS = (errors.InsufficientPrivilege, errors.InvalidTableDefinition, errors.WrongObjectType)
 
@@ -165,6 +170,7 @@ def tables(connection: psycopg.Connection, privilege: str) -> set[str]:
     return {name for (name,) in connection.execute(query, {"privilege": privilege})}
 
 
+MEMBERS = {"projects", "users", "project_users", "service_accounts"}
 WRITES = {
     "troll_worker": {
         "INSERT": {
@@ -182,12 +188,20 @@ WRITES = {
     "troll_control": {
         "INSERT": {"fine_tuning_events", "webhook_deliveries"},
         "UPDATE": {"fine_tuning_jobs", "webhook_deliveries", "examinations", "installation"},
-        "DELETE": {"files", "uploads", "kept_answers", "webhook_deliveries", "examinations", "workers"},
+        "DELETE": {
+            "files",
+            "uploads",
+            "kept_answers",
+            "webhook_deliveries",
+            "examinations",
+            "workers",
+            "checkpoint_permissions",
+        },
     },
     "troll_operator": {
-        "INSERT": {"organizations", "api_keys"},
-        "UPDATE": {"api_keys", "organizations", "workers"},
-        "DELETE": set(),
+        "INSERT": {"organizations", "api_keys", "audit_logs", *MEMBERS},
+        "UPDATE": {"api_keys", "organizations", "workers", *MEMBERS},
+        "DELETE": {"project_users"},
     },
 }
 

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
+from service.accounts import keys
+from service.accounts.known import Principal
 from service.core import live, sse, stream_slots
 from service.core.db import transaction
 from service.jobs import repository, service, stream
@@ -17,10 +19,14 @@ from tests import factories
 from tests.conftest import Key
 
 
+def principal(key: Key) -> Principal:
+    return Principal(key.organization_id, "acme", key.project_id, key.id, keys.hashed(key.plain))
+
+
 @pytest.fixture
 def job(client: TestClient, models_dir: Path, api_key: Key) -> dict[str, Any]:
     """A queued job, and the key that follows it."""
-    return {**factories.create_job(client, factories.offer_model(models_dir)), "key_id": api_key.id}
+    return {**factories.create_job(client, factories.offer_model(models_dir)), "principal": principal(api_key)}
 
 
 @pytest.fixture(autouse=True)
@@ -48,8 +54,8 @@ def follow(job: dict[str, Any], after: int, meanwhile: Callable[[], object]) -> 
 
         acting = asyncio.create_task(act())
         async with asyncio.timeout(20):
-            slot = stream_slots.acquire(job["key_id"])
-            async for frame in stream.follow(job["organization_id"], job["key_id"], slot, job["id"], after):
+            slot = stream_slots.acquire(job["principal"].key_id)
+            async for frame in stream.follow(job["principal"], slot, job["id"], after):
                 if frame == sse.DONE:
                     await acting
                     return seen

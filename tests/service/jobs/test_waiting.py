@@ -47,7 +47,7 @@ def test_lists_are_conditional_too(client: TestClient, url: str) -> None:
 def test_a_wait_ends_with_the_change(client: TestClient, url: str, redis: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if redis == "away":
         monkeypatch.setattr(waiting, "READ_SECONDS", 0.3)
-        monkeypatch.setattr(live, "stream", lambda job_id: "nothing is ever written here")
+        monkeypatch.setattr(live, "stream", lambda owner, job_id: "nothing is ever written here")
     before, asked = known(client, url), threading.Event()
     stored = waiting.until
 

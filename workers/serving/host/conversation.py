@@ -133,7 +133,14 @@ class Conversations:
                 most = making.max_tokens(question, prompt, self._engine)
                 grammar = self._engine.grammar(question.sampling, prompt)
                 request = Request(
-                    keys, prompt, question.sampling, most, adapter, grammar, organization=question.organization
+                    keys,
+                    prompt,
+                    question.sampling,
+                    most,
+                    adapter,
+                    grammar,
+                    organization=question.organization,
+                    tenant=question.tenant,
                 )
                 read.requests.append(request)
                 read.writers.update({key.choice: Writer(key.choice, self._vocabulary, output_format) for key in keys})

@@ -31,6 +31,8 @@ class Request:
     """What the engine made of the schema that the answers have to fit."""
     organization: str = ""
     """Whose it is."""
+    tenant: str = ""
+    """Whose it is, of those who must not learn from how soon an answer comes what others asked."""
 
 
 @dataclass(frozen=True)

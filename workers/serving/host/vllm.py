@@ -49,10 +49,9 @@ class VLLMServingEngine(Engine):
         for key in request.keys:
             name = f"{key.question}/{key.choice}"
             parameters = self._parameters(request, key)
+            prompt = {"prompt_token_ids": list(request.prompt), "cache_salt": request.tenant or "nobody"}
             try:
-                self._engine.add_request(
-                    name, {"prompt_token_ids": list(request.prompt)}, parameters, lora_request=adapter
-                )
+                self._engine.add_request(name, prompt, parameters, lora_request=adapter)
             except ValueError as error:
                 self.drop(request.keys)
                 raise RequestRefusedError(f"vLLM refuses this request: {error}", _blamed(request.sampling)) from error
