@@ -3,7 +3,8 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ForeignKey, Index, func, text
+from sqlalchemy import Computed, ForeignKey, Index, func, text
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
 from service.core.db import Base, Sequenced
@@ -22,6 +23,16 @@ class Job(Sequenced, Base):
     __tablename__ = "fine_tuning_jobs"
     __table_args__ = (
         Index("jobs_queued", "sequence", postgresql_where=text("status = 'queued'")),
+        Index(
+            "jobs_waiting",
+            "organization_id",
+            "spec_version",
+            "engine",
+            "gpu_bytes",
+            text("priority DESC"),
+            "sequence",
+            postgresql_where=text("status = 'queued' AND desired = 'run'"),
+        ),
         Index("jobs_running", "organization_id", postgresql_where=text("status = 'running'")),
         Index("jobs_of_organization", "organization_id", "sequence"),
         Index("jobs_claimed", "organization_id", "claimed_at", postgresql_where=text("claimed_at IS NOT NULL")),
@@ -46,6 +57,14 @@ class Job(Sequenced, Base):
     lease_expires_at: Mapped[datetime | None]
     eligible_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
+    # What a worker needs to have, told by the row itself so that an index can find it.
+    spec_version: Mapped[Any] = mapped_column(JSONB, Computed("coalesce(spec -> 'version', '1'::jsonb)"))
+    engine: Mapped[str | None] = mapped_column(
+        Computed("coalesce(spec -> 'method' -> 'hyperparameters' ->> 'rollout_engine', '')")
+    )
+    """The rollout engine; empty where it needs none."""
+    gpu_bytes: Mapped[int] = mapped_column(server_default="0")
+    """Memory of all GPUs of a worker that it needs at least; 0 where that is not known."""
     priority: Mapped[int] = mapped_column(server_default="0")
     """Among the jobs of its organisation that wait, those of the highest are taken first."""
     gpus: Mapped[int] = mapped_column(server_default="1")

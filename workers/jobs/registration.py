@@ -9,6 +9,7 @@ from kombu.exceptions import OperationalError as BrokerError
 from sqlalchemy.exc import InterfaceError, OperationalError
 
 from service.core.db import transaction
+from service.jobs.turns import Capacity
 from service.scheduling import repository as scheduling
 from service.settings import settings
 
@@ -21,6 +22,11 @@ log = logging.getLogger(__name__)
 def engines() -> list[str]:
     """The rollout engines that are installed here."""
     return ["transformers"] + (["vllm"] if importlib.util.find_spec("vllm") else [])
+
+
+def capacity() -> Capacity:
+    """What this worker has for a job."""
+    return Capacity(engines())
 
 
 class Registration:
