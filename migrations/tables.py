@@ -8,6 +8,7 @@ from service.installation.models import Installation
 from service.jobs.models import Checkpoint, Event, Examination, Job
 from service.models.models import TunedModel
 from service.uploads.models import Upload, UploadPart
+from service.usage.models import OrganizationLimits, TokenUsage
 from service.webhooks.models import WebhookDelivery, WebhookEndpoint
 
 __all__ = [
@@ -21,6 +22,8 @@ __all__ = [
     "Job",
     "KeptAnswer",
     "Organization",
+    "OrganizationLimits",
+    "TokenUsage",
     "TunedModel",
     "Upload",
     "UploadPart",

@@ -10,10 +10,14 @@ from service.cli.connection import AsJSON
 from service.cli.failure import CommandError
 from service.cli.operator import OperatorFolder, use_database
 from service.cli.output import show_table
+from service.cli.usage import limits, usage_of_all
 from service.core.db import transaction
 from service.scheduling import repository
 
 commands = typer.Typer(no_args_is_help=True, help="Organisations. For operators: needs the database, not a key.")
+
+commands.command("limits")(limits)
+commands.command("usage")(usage_of_all)
 
 
 @commands.command("organizations")

@@ -11,6 +11,7 @@ from service.core.errors import invalid
 from service.core.pagination import Page, page
 from service.jobs import repository, service, stream
 from service.jobs.schemas import CheckpointObject, EventObject, JobObject, event_seq
+from service.usage import service as usage
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"], route_class=Route)
 
@@ -75,7 +76,7 @@ def events(
         raise invalid(f"'after' must be the id or the seq of an event of this job; '{after}' is neither.", "after")
     if stream_:
         principal = caller.principal
-        slot = stream_slots.acquire(principal.key_id)
+        slot = stream_slots.acquire(principal.key_id, usage.limits(caller.session, principal.organization_id).streams)
         frames = stream.follow(principal.organization_id, principal.key_id, slot, job.id, seq or 0)
         return sse.response(frames)
     rows, has_more = repository.events_before(caller.session, job.id, seq, limit)

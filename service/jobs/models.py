@@ -73,6 +73,8 @@ class Job(Sequenced, Base):
     """Until when the time of the attempt at hand is part of ``gpu_seconds``."""
     gpu_seconds: Mapped[float] = mapped_column(server_default="0")
     """What all attempts have used."""
+    stored_bytes: Mapped[int] = mapped_column(server_default="0")
+    """Of checkpoints and results, when its worker last changed something about them."""
     queue_position: Mapped[int | None]
     """How many jobs of anybody will be taken before it, and one; of a queued job, as of the last sweep."""
     estimated_start: Mapped[datetime | None]

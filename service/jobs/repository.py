@@ -82,6 +82,12 @@ def count_waiting(session: Session, organization_id: str) -> int:
     return session.scalar(query) or 0
 
 
+def forget_bytes(session: Session, id: str, removed: int) -> None:
+    """Count no longer what is removed of a job's checkpoints and results."""
+    left = func.greatest(0, Job.stored_bytes - removed)
+    session.execute(update(Job).where(Job.id == id).values(stored_bytes=left))
+
+
 def unfinished_from(session: Session, model: str) -> Sequence[str]:
     """Ids of jobs that train from ``model`` and have not ended."""
     return session.scalars(select(Job.id).where(Job.model == model, Job.finished_at.is_(None))).all()

@@ -46,6 +46,7 @@ from service.jobs import stored
 from service.jobs.models import Job
 from service.jobs.states import Desired, Status
 from service.scheduling.repository import recent_use, used_per_weight, within_budget
+from service.usage.models import OrganizationLimits
 
 
 @dataclass(frozen=True)
@@ -80,11 +81,13 @@ def next_turn(
     passed: Collection[str],
     lock: bool,
 ) -> str | None:
-    """The organisation whose turn it is: of those with a job that fits, fewer than ``max_running`` at work and GPU time
+    """The organisation whose turn it is: of those with a job that fits, fewer at work than they may have and GPU time
     left of their budget, the one with the least recent GPU time per weight, then the one whose last turn is longest
-    ago, then the one whose job is the oldest. Jobs ``aside`` do not count; organisations in ``passed`` had their turn.
+    ago, then the one whose job is the oldest.
 
-    With ``lock`` it is one that nobody else gives a turn at the moment, and nobody does until the transaction ends.
+    An organisation for which nothing else was set may have ``max_running`` at work. Jobs ``aside`` do not count, and
+    organisations in ``passed`` had their turn. With ``lock`` it is one that nobody else gives a turn at the moment, and
+    nobody does until the transaction ends.
     """
     asked = {**_told(capacity, aside), "max_running": max_running, "passed": list(passed)}
     return session.scalar(_next_turn(lock), asked)
@@ -270,7 +273,8 @@ def _is_below_limit(organization_id: Any) -> ColumnElement[bool]:
     """Whether an organisation has fewer jobs at work than it may."""
     other = aliased(Job)
     query = select(func.count()).where(other.organization_id == organization_id, runs(other))
-    return query.scalar_subquery() < _MAX_RUNNING
+    own = select(OrganizationLimits.running_jobs).where(OrganizationLimits.organization_id == organization_id)
+    return query.scalar_subquery() < func.coalesce(own.scalar_subquery(), _MAX_RUNNING)
 
 
 def _of(row: Any, names: Collection[str]) -> list[Any]:

@@ -82,14 +82,17 @@ def delete(session: Session, id: str) -> None:
     tuned = repository.get(session, id)
     checkpoint = jobs.checkpoint_named(session, id)
     if tuned is not None:
+        job_id = tuned.job_id
         repository.remove(session, tuned)
     elif checkpoint is not None:
+        job_id = checkpoint.job_id
         _delete_checkpoint(session, checkpoint)
     else:
         message = f"'{id}' is a base model on the operator's list; only tuned models can be deleted."
         raise DomainError(403, "model_not_deletable", message, "model")
     # A checkpoint's weights are in its training state too.
     folder = model.path if tuned is not None else model.path.parent
+    jobs.forget_bytes(session, job_id, storage.bytes_in([folder]))
     after_commit(session, lambda: shutil.rmtree(folder, ignore_errors=True))
 
 

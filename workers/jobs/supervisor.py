@@ -311,4 +311,5 @@ def _settle(lease: Lease, code: int, failure: wire.Failure | None, result: wire.
         if outcome.action in (*ENDINGS, Action.PAUSE):
             left = leftovers.of(session, job)
             after_commit(session, lambda: leftovers.remove(left))
+            job.stored_bytes = leftovers.written_bytes(job) - storage.bytes_in(left)
     return outcome.action

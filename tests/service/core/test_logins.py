@@ -185,8 +185,8 @@ WRITES = {
         "DELETE": {"files", "uploads", "kept_answers", "webhook_deliveries", "examinations", "workers"},
     },
     "troll_operator": {
-        "INSERT": {"organizations", "api_keys"},
-        "UPDATE": {"api_keys", "organizations", "workers"},
+        "INSERT": {"organizations", "api_keys", "organization_limits"},
+        "UPDATE": {"api_keys", "organizations", "workers", "organization_limits"},
         "DELETE": set(),
     },
 }

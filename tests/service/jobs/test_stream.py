@@ -48,7 +48,7 @@ def follow(job: dict[str, Any], after: int, meanwhile: Callable[[], None]) -> li
 
         acting = asyncio.create_task(act())
         async with asyncio.timeout(20):
-            slot = stream_slots.acquire(job["key_id"])
+            slot = stream_slots.acquire(job["key_id"], 10)
             async for frame in stream.follow(job["organization_id"], job["key_id"], slot, job["id"], after):
                 if frame == sse.DONE:
                     await acting
