@@ -33,6 +33,8 @@ def upgrade() -> None:
     )
     op.add_column("fine_tuning_jobs", sa.Column("stored_bytes", sa.BigInteger, nullable=False, server_default="0"))
     op.execute("GRANT UPDATE (stored_bytes) ON fine_tuning_jobs TO troll_worker")
+    op.add_column("workers", sa.Column("gpu_bytes", sa.BigInteger, nullable=False, server_default="0"))
+    op.execute("GRANT UPDATE (gpu_bytes) ON workers TO troll_worker")
     op.create_index("gpu_usage_hours", "gpu_usage", ["hour"])
     limits = (
         "storage_bytes",

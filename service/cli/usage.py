@@ -14,7 +14,7 @@ from service.accounts import repository as accounts
 from service.cli.connection import AsJSON, StackFolder, connect
 from service.cli.failure import CommandError
 from service.cli.operator import OperatorFolder, use_database
-from service.cli.output import show_table
+from service.cli.output import show_table, shown_bytes
 from service.core.db import transaction
 from service.usage import repository, service
 
@@ -177,10 +177,3 @@ def parsed(value: str, name: str) -> int:
     if number >= 2**63:
         raise CommandError(f"'{value}' is more than can be counted.")
     return number
-
-
-def shown_bytes(size: int) -> str:
-    for unit, name in ((1000**4, "TB"), (1000**3, "GB"), (1000**2, "MB"), (1000, "kB")):
-        if size >= unit:
-            return f"{size / unit:.1f} {name}"
-    return f"{size} B"

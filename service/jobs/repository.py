@@ -327,7 +327,9 @@ class Queued:
     organization_id: str
     sequence: int
     engine: str | None
-    """The rollout engine that it needs."""
+    """The rollout engine that it needs; empty where it needs none."""
+    gpu_bytes: int
+    """GPU memory that it needs at least."""
     told: Place
 
 
@@ -339,6 +341,7 @@ def queued(session: Session) -> list[Queued]:
             Job.organization_id,
             Job.sequence,
             Job.engine,
+            Job.gpu_bytes,
             Job.queue_position,
             Job.estimated_start,
             Job.waits_for,
@@ -347,8 +350,8 @@ def queued(session: Session) -> list[Queued]:
         .order_by(Job.priority.desc(), Job.sequence)
     )
     return [
-        Queued(id, organization_id, sequence, engine, Place(position, start, waits_for))
-        for id, organization_id, sequence, engine, position, start, waits_for in session.execute(query)
+        Queued(id, organization_id, sequence, engine, gpu_bytes, Place(position, start, waits_for))
+        for id, organization_id, sequence, engine, gpu_bytes, position, start, waits_for in session.execute(query)
     ]
 
 

@@ -32,5 +32,7 @@ class Worker(Base):
     """Since when it takes no further job."""
     gpus: Mapped[int]
     """How many processes train one job, each on a GPU of its own where there are GPUs."""
+    gpu_bytes: Mapped[int] = mapped_column(server_default="0")
+    """Memory of these GPUs together; 0 where it has none, or does not say."""
     engines: Mapped[list[str]]
     """The rollout engines that are installed there."""

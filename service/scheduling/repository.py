@@ -122,10 +122,11 @@ def set_budget(session: Session, name: str, gpu_hours_a_month: float | None) -> 
 # Workers
 
 
-def register(session: Session, name: str, *, gpus: int, engines: Sequence[str]) -> None:
+def register(session: Session, name: str, *, gpus: int, engines: Sequence[str], gpu_bytes: int = 0) -> None:
     """Say that a worker has started. Whether it takes jobs stays as it was."""
-    statement = insert(Worker).values(name=name, gpus=gpus, engines=list(engines))
-    again = {"started_at": func.now(), "seen_at": func.now(), "gpus": gpus, "engines": list(engines)}
+    has = {"gpus": gpus, "engines": list(engines), "gpu_bytes": gpu_bytes}
+    statement = insert(Worker).values(name=name, **has)
+    again = {"started_at": func.now(), "seen_at": func.now(), **has}
     session.execute(statement.on_conflict_do_update(index_elements=[Worker.name], set_=again))
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from service.cli.failure import CommandError
-from service.cli.usage import parsed, shown_bytes
+from service.cli.output import shown_bytes
+from service.cli.usage import parsed
 from service.settings import settings
 from service.usage import meter
 from tests.conftest import Key
