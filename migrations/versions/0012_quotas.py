@@ -32,6 +32,13 @@ def upgrade() -> None:
         postgresql_where=sa.text("status = 'queued' AND desired = 'run'"),
     )
     op.add_column("fine_tuning_jobs", sa.Column("stored_bytes", sa.BigInteger, nullable=False, server_default="0"))
+    op.add_column("fine_tuning_jobs", sa.Column("estimated_gpu_seconds", sa.Double))
+    op.create_index(
+        "jobs_succeeded",
+        "fine_tuning_jobs",
+        ["organization_id", "model", "sequence"],
+        postgresql_where=sa.text("status = 'succeeded'"),
+    )
     op.execute("GRANT UPDATE (stored_bytes) ON fine_tuning_jobs TO troll_worker")
     op.add_column("workers", sa.Column("gpu_bytes", sa.BigInteger, nullable=False, server_default="0"))
     op.execute("GRANT UPDATE (gpu_bytes) ON workers TO troll_worker")

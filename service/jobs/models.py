@@ -34,6 +34,7 @@ class Job(Sequenced, Base):
             postgresql_where=text("status = 'queued' AND desired = 'run'"),
         ),
         Index("jobs_running", "organization_id", postgresql_where=text("status = 'running'")),
+        Index("jobs_succeeded", "organization_id", "model", "sequence", postgresql_where=text("status = 'succeeded'")),
         Index("jobs_of_organization", "organization_id", "sequence"),
         Index("jobs_claimed", "organization_id", "claimed_at", postgresql_where=text("claimed_at IS NOT NULL")),
     )
@@ -73,6 +74,8 @@ class Job(Sequenced, Base):
     """Until when the time of the attempt at hand is part of ``gpu_seconds``."""
     gpu_seconds: Mapped[float] = mapped_column(server_default="0")
     """What all attempts have used."""
+    estimated_gpu_seconds: Mapped[float | None]
+    """What all attempts would use, as it was thought when the job was created."""
     stored_bytes: Mapped[int] = mapped_column(server_default="0")
     """Of checkpoints and results, when its worker last changed something about them."""
     queue_position: Mapped[int | None]

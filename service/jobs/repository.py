@@ -93,6 +93,13 @@ def unfinished_from(session: Session, model: str) -> Sequence[str]:
     return session.scalars(select(Job.id).where(Job.model == model, Job.finished_at.is_(None))).all()
 
 
+def succeeded_from(session: Session, model: str, limit: int) -> Sequence[Job]:
+    """The jobs that succeeded last from ``model``, newest first."""
+    succeeded = Job.status == turns.as_indexed(Status.SUCCEEDED)
+    query = select(Job).where(Job.model == model, succeeded, Job.gpu_seconds > 0)
+    return session.scalars(query.order_by(Job.sequence.desc()).limit(limit)).all()
+
+
 def existing(session: Session, ids: Sequence[str]) -> set[str]:
     return set(session.scalars(select(Job.id).where(Job.id.in_(ids))))
 

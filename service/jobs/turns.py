@@ -133,7 +133,7 @@ def for_others(session: Session, capacity: Capacity) -> str | None:
 
 def runs(job: Any) -> ColumnElement[bool]:
     # Where a worker was lost and nobody here can say what follows, the job takes no place from others.
-    return and_(job.status == _as_indexed(Status.RUNNING), job.lease_expires_at > func.now())
+    return and_(job.status == as_indexed(Status.RUNNING), job.lease_expires_at > func.now())
 
 
 def _told(capacity: Capacity, aside: Collection[str]) -> dict[str, Any]:
@@ -250,10 +250,10 @@ def _order(job: Any) -> list[Any]:
 
 def _waits(job: Any) -> ColumnElement[bool]:
     """Whether a job is in the index ``jobs_waiting``."""
-    return and_(job.status == _as_indexed(Status.QUEUED), job.desired == _as_indexed(Desired.RUN))
+    return and_(job.status == as_indexed(Status.QUEUED), job.desired == as_indexed(Desired.RUN))
 
 
-def _as_indexed(word: Status | Desired) -> ColumnElement[str]:
+def as_indexed(word: Status | Desired) -> ColumnElement[str]:
     """``word`` as an index's condition says it. Of a parameter PostgreSQL does not know that it is the same."""
     return literal_column(f"'{word}'")
 

@@ -40,7 +40,7 @@ from service.jobs.states import Desired, Status
 from service.models import service as models
 from service.models import size
 from service.settings import settings
-from service.submission import needs
+from service.submission import estimate, needs
 from service.submission.request import (
     AskedReinforcement,
     AskedSupervised,
@@ -154,6 +154,7 @@ def create(session: Session, examined: Examined) -> Job:
         tensor_parallel=settings().rollout_tensor_parallel,
         processes=settings().processes_per_job,
     )
+    job.estimated_gpu_seconds = estimate.gpu_seconds(session, job.as_spec())
     repository.add(session, job)
     other = overruled(draft.asked.hyperparameters, job.as_spec().method.hyperparameters)
     drafts = [EventDraft(f"Created fine-tuning job: {job.id}"), *(EventDraft(text, "warn") for text in other)]
