@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Annotated, Any
@@ -35,7 +36,7 @@ def usage(
     data_dir: StackFolder = None,
     as_json: AsJSON = False,
 ) -> None:
-    """Show the tokens that your organisation used, by day of UTC and model."""
+    """Show the tokens that your organisation used, by day of UTC and model, and where it stands with its limits."""
     today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     query = {
         "start_time": int(today.timestamp()) - 86_400 * (days - 1),
@@ -43,11 +44,11 @@ def usage(
         "group_by": "model",
         "limit": days,
     }
-    buckets: list[dict[str, Any]] = connect(data_dir).get(
-        "/organization/usage/completions", cast_to=object, options={"params": query}
-    )["data"]  # type: ignore[index]
+    client = connect(data_dir)
+    page: Any = client.get("/organization/usage/completions", cast_to=object, options={"params": query})
+    standing: Any = client.get("/organization/limits", cast_to=object)
     if as_json:
-        typer.echo(json.dumps(buckets))
+        typer.echo(json.dumps({"tokens": page["data"], **{name: standing[name] for name in ("limits", "used")}}))
         return
     show_table(
         ("day", "model", "requests", "input tokens", "output tokens"),
@@ -57,10 +58,25 @@ def usage(
                 result["model"],
                 *(str(result[name]) for name in ("num_model_requests", "input_tokens", "output_tokens")),
             )
-            for bucket in buckets
+            for bucket in page["data"]
             for result in bucket["results"]
         ],
     )
+    limits, used = standing["limits"], standing["used"]
+    show_table(
+        ("", "used", "of"),
+        [
+            ("storage", shown_bytes(used["storage_bytes"]), _of(limits["storage_bytes"], shown_bytes)),
+            ("GPU-seconds this month", f"{used['gpu_seconds_this_month']:.0f}", _of(limits["gpu_seconds_per_month"])),
+            ("tokens of chats today", str(used["chat_tokens_today"]), _of(limits["chat_tokens_per_day"])),
+            ("jobs that wait", str(used["queued_jobs"]), _of(limits["queued_jobs"])),
+            ("jobs at work", str(used["running_jobs"]), _of(limits["running_jobs"])),
+        ],
+    )
+
+
+def _of(limit: Any, shown: Callable[[Any], str] = lambda limit: f"{limit:.0f}") -> str:
+    return "any number" if limit is None else shown(limit)
 
 
 def usage_of_all(

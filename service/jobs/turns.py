@@ -69,6 +69,7 @@ _MAX_RUNNING = bindparam("max_running", type_=BigInteger)
 _ENGINES = bindparam("engines", type_=ARRAY(Text))
 _GPU_BYTES = bindparam("has_gpu_bytes", type_=BigInteger)
 _ASIDE = bindparam("aside", type_=ARRAY(Text))
+_VERSION = bindparam("version", type_=JSONB)
 _PASSED = bindparam("passed", type_=ARRAY(Text))
 
 
@@ -115,7 +116,9 @@ def take(
     """
     asked = {"whose": organization_id, "max_running": max_running, "by": worker, "on": gpus, "lease": lease}
     asked |= _told(capacity, aside)
-    return session.scalar(_take(), asked, execution_options={"populate_existing": True})
+    # What the session knows of the row is what comes back.
+    options = {"populate_existing": True, "synchronize_session": False}
+    return session.scalar(_take(), asked, execution_options=options)
 
 
 def another_waits(
@@ -141,6 +144,7 @@ def _told(capacity: Capacity, aside: Collection[str]) -> dict[str, Any]:
         "engines": list(capacity.engines),
         "has_gpu_bytes": capacity.gpu_bytes,
         "aside": list(aside),
+        "version": stored.VERSION,
         "waited": timedelta(0),
     }
 
@@ -266,7 +270,7 @@ def _fits(kind: Any) -> ColumnElement[bool]:
 
 def _understood(kind: Any) -> ColumnElement[bool]:
     # Compared as JSON: a version that is no number would end the query of all others.
-    return kind.spec_version <= literal(stored.VERSION, JSONB)
+    return kind.spec_version <= _VERSION
 
 
 def _is_below_limit(organization_id: Any) -> ColumnElement[bool]:

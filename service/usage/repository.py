@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from service.accounts.models import Organization
 from service.scheduling.models import GPUUsage
+from service.scheduling.repository import accounts
 from service.usage.models import OrganizationLimits, TokenUsage
 
 # The rooms of files, uploads and jobs are above this one: their tables are named, not imported.
@@ -59,6 +60,30 @@ def stored_bytes(session: Session, organization_id: str) -> int:
 
 def stored_bytes_of_all(session: Session) -> dict[str, int]:
     return {id: int(size) for id, size in session.execute(text(_STORAGE))}
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where an organisation stands."""
+
+    queued_jobs: int
+    running_jobs: int
+    gpu_seconds: float
+    """Of this calendar month of UTC."""
+    gpu_seconds_a_month: float | None
+
+
+def standing(session: Session, organization_id: str) -> Standing:
+    query = """
+        SELECT count(*) FILTER (WHERE status IN ('queued', 'validating_files')),
+            count(*) FILTER (WHERE status = 'running')
+        FROM fine_tuning_jobs
+        WHERE organization_id = :id AND status IN ('queued', 'validating_files', 'running')
+    """
+    queued, running = session.execute(text(query), {"id": organization_id}).one()
+    [account] = [each for each in accounts(session) if each.id == organization_id]
+    budget = None if account.gpu_hours_a_month is None else account.gpu_hours_a_month * 3600
+    return Standing(queued, running, account.month_gpu_seconds, budget)
 
 
 # Tokens

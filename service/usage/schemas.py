@@ -1,4 +1,4 @@
-"""Usage on the wire, in OpenAI's shape."""
+"""Usage on the wire, in OpenAI's shape, and limits, which are this service's own."""
 
 from typing import Literal
 
@@ -42,3 +42,30 @@ class UsagePage(BaseModel):
     data: list[Bucket]
     has_more: bool
     next_page: str | None = None
+
+
+class LimitsOfOrganization(BaseModel):
+    """Null does not limit."""
+
+    storage_bytes: int | None
+    upload_bytes: int
+    queued_jobs: int
+    running_jobs: int
+    streams_per_key: int
+    requests_per_minute_and_key: int | None
+    chat_tokens_per_day: int | None
+    gpu_seconds_per_month: float | None
+
+
+class UsedByOrganization(BaseModel):
+    storage_bytes: int
+    queued_jobs: int
+    running_jobs: int
+    chat_tokens_today: int
+    gpu_seconds_this_month: float
+
+
+class LimitsObject(BaseModel):
+    object: Literal["organization.limits"] = "organization.limits"
+    limits: LimitsOfOrganization
+    used: UsedByOrganization

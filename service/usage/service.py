@@ -4,6 +4,7 @@ import logging
 import math
 import time
 from dataclasses import dataclass, fields
+from datetime import UTC
 
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
@@ -98,13 +99,18 @@ def check_chat_tokens(session: Session, organization_id: str) -> None:
     most = limits(session, organization_id).chat_tokens_a_day
     if not most:
         return
-    midnight = clock.now(session).replace(hour=0, minute=0, second=0, microsecond=0)
-    used = repository.tokens_since(session, organization_id, midnight) + meter.pending(organization_id)
+    used = chat_tokens_today(session, organization_id)
     if used >= most:
         raise _exhausted(
             f"Your organization used {used} tokens of chats today and may use {most}. Go on after midnight UTC, or ask "
             "your operator for more."
         )
+
+
+def chat_tokens_today(session: Session, organization_id: str) -> int:
+    """In the day of UTC, with what this process has not written yet."""
+    midnight = clock.now(session).astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    return repository.tokens_since(session, organization_id, midnight) + meter.pending(organization_id)
 
 
 def _exhausted(message: str) -> DomainError:

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from datetime import UTC, datetime
 from typing import Any
 
@@ -65,3 +66,18 @@ def test_what_was_used_is_shown_of_all(troll: Any, api_key: Key) -> None:
     [before] = json.loads(troll("admin", "usage", "--month", "2020-12", "--json").stdout)
     assert before["requests"] == 0
     assert f"{datetime.now(UTC):%Y-%m}" in troll("admin", "usage", "--month", "2020-13").output
+
+
+def test_an_organisation_sees_its_own(troll: Any, api_key: Key, new_key: Any) -> None:
+    meter.count(api_key.organization_id, "mine", input=30, output=12)
+    meter.count(new_key(organization="globex").organization_id, "theirs", input=5, output=5)
+    meter.write()
+    troll("admin", "limits", "acme", "--chat-tokens-a-day", "1000", "--storage", "2GB")
+    shown = troll("usage").stdout
+    assert re.search(r"mine\t1\t30\t12", shown)
+    assert "theirs" not in shown
+    assert "tokens of chats today\t42\t1000" in shown
+    assert "storage\t0 B\t2.0 GB" in shown
+    told = json.loads(troll("usage", "--json", "--days", "1").stdout)
+    assert [result["model"] for bucket in told["tokens"] for result in bucket["results"]] == ["mine"]
+    assert (told["used"]["chat_tokens_today"], told["limits"]["chat_tokens_per_day"]) == (42, 1000)

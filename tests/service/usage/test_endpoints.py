@@ -1,13 +1,18 @@
 """Tokens by minute, hour and day, as OpenAI's usage API tells them."""
 
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 from fastapi.testclient import TestClient
 
+from service.core.db import transaction
 from service.embedded.servers import Servers
+from service.usage import repository
+from tests import factories
 from tests.conftest import Key
 
 DAY = 1_767_225_600
@@ -113,8 +118,34 @@ def test_nobody_sees_anothers(
         ({"start_time": DAY, "group_by": "colour"}, "group_by.0"),
         ({"start_time": DAY, "page": "page_1"}, "page"),
         ({"start_time": DAY, "page": "2"}, "page"),
+        ({"start_time": DAY, "project_ids[]": "proj_1"}, "project_ids"),
+        ({"start_time": DAY, "batch": "true"}, "batch"),
     ],
 )
 def test_what_makes_no_sense_is_a_400_that_names_it(client: TestClient, query: dict[str, Any], param: str) -> None:
     answer = client.get("/v1/organization/usage/completions", params=query)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+
+
+def test_an_organisation_sees_where_it_stands(
+    client: TestClient, api_key: Key, used: Used, database: Servers, models_dir: Path
+) -> None:
+    factories.create_job(client, factories.offer_model(models_dir))
+    used(int(time.time()), "a", 1, 30, 12)
+    with psycopg.connect(database.database_owner_url, autocommit=True) as owner:
+        owner.execute("INSERT INTO gpu_usage SELECT %s, date_trunc('hour', now()), 90", [api_key.organization_id])
+        owner.execute("UPDATE organizations SET gpu_hours_a_month = 2")
+    with transaction("troll_operator") as session:
+        repository.set_limits(session, api_key.organization_id, {"storage_bytes": 10**9, "running_jobs": 3})
+    answer = client.get("/v1/organization/limits").json()
+    limits, uses = answer["limits"], answer["used"]
+    assert (limits["storage_bytes"], limits["running_jobs"], limits["gpu_seconds_per_month"]) == (10**9, 3, 7200)
+    assert limits["chat_tokens_per_day"] is None
+    files = client.get("/v1/files").json()["data"]
+    assert uses == {
+        "storage_bytes": sum(file["bytes"] for file in files),
+        "queued_jobs": 1,
+        "running_jobs": 0,
+        "chat_tokens_today": 42,
+        "gpu_seconds_this_month": 90,
+    }
