@@ -10,6 +10,7 @@ from service.jobs.models import Checkpoint, CheckpointPermission, Event, Examina
 from service.models.models import TunedModel
 from service.scheduling.models import GPUUsage, Worker
 from service.uploads.models import Upload, UploadPart
+from service.usage.models import OrganizationLimits, TokenUsage
 from service.webhooks.models import WebhookDelivery, WebhookEndpoint
 
 __all__ = [
@@ -26,9 +27,11 @@ __all__ = [
     "Job",
     "KeptAnswer",
     "Organization",
+    "OrganizationLimits",
     "Project",
     "ProjectUser",
     "ServiceAccount",
+    "TokenUsage",
     "TunedModel",
     "Upload",
     "UploadPart",

@@ -1,5 +1,6 @@
 """The HTTP API."""
 
+import asyncio
 import logging
 import math
 import re
@@ -36,6 +37,9 @@ from service.settings import Secret, required, settings
 from service.sharing import endpoints as sharing
 from service.submission import endpoints as submission
 from service.uploads import endpoints as uploads
+from service.usage import endpoints as usage_endpoints
+from service.usage import meter
+from service.usage import service as usage
 from service.webhooks import endpoints as webhooks
 
 PART_PATH = re.compile(r"/v1/uploads/[^/]+/parts")
@@ -63,6 +67,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     await run_in_threadpool(live.warn_if_written_down)
     await run_in_threadpool(_belong)
     yield
+    await run_in_threadpool(meter.write)
     await live.close_shared()
 
 
@@ -99,16 +104,39 @@ def create_app() -> FastAPI:
     # The last one is asked first.
     app.add_middleware(Conditional)
     app.add_middleware(Bodies, upload_limit=upload_limit, caller=caller_of)
-    app.add_middleware(RateLimit, presented=keys.presented, known=known.is_known)
+    app.add_middleware(RateLimit, presented=keys.presented, known=known.is_known, per_minute=requests_a_minute)
     app.add_middleware(Gate, tenant=tenant_of)
     app.add_middleware(http.RequestId)
-    for room in (files, uploads, submission, jobs, graders, models, sharing, inference, webhooks, administration):
+    for room in (
+        files,
+        uploads,
+        submission,
+        jobs,
+        graders,
+        models,
+        sharing,
+        inference,
+        webhooks,
+        administration,
+        usage_endpoints,
+    ):
         app.include_router(room.router)
     app.add_api_route("/healthz", healthz, methods=["GET"], tags=["health"])
     app.add_api_route("/readyz", readyz, methods=["GET"], tags=["health"])
     openapi.install(app)
     reference.install(app)
     return app
+
+
+def requests_a_minute(key: str) -> int:
+    """How many requests ``key`` may send a minute, as far as that is at hand: nobody waits here for the database."""
+    principal = known.principal(key)
+    if principal is None:
+        return settings().requests_per_minute
+    limits, old = usage.at_hand(principal.organization_id)
+    if old:
+        asyncio.get_running_loop().run_in_executor(None, usage.remembered, principal.organization_id)
+    return limits.requests_a_minute
 
 
 def upload_limit(path: str) -> int | None:

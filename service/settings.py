@@ -35,6 +35,8 @@ class Settings(BaseSettings):
     """Largest file that may be uploaded in parts."""
     max_part_bytes: int = 64 * 1024**2
     """Largest part of such a file."""
+    max_storage_bytes: int = Field(0, ge=0)
+    """What an organisation may store: files, announced uploads, checkpoints and results; 0 does not limit."""
     max_body_bytes: int = 1024**2
     """Largest JSON body."""
     requests_per_minute: int = Field(1200, ge=0)
@@ -45,6 +47,8 @@ class Settings(BaseSettings):
     """Event streams and chats that an API key may have open at a time."""
     transaction_pooling: bool = False
     """Whether ``DATABASE_URL`` is a pooler's that gives out connections for a transaction, such as PgBouncer's."""
+    chat_tokens_per_day: int = Field(0, ge=0)
+    """Tokens of prompts and answers that an organisation may use in a day of UTC; 0 does not limit."""
     max_training_rows: int = Field(50_000, ge=1)
     max_validation_rows: int = Field(1_000, ge=1)
     max_queued_jobs: int = 100

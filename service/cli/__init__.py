@@ -8,6 +8,7 @@ from service.cli.check import check
 from service.cli.failure import Commands
 from service.cli.jobs import commands as job_commands
 from service.cli.jobs import follow, submit
+from service.cli.usage import usage
 
 app = typer.Typer(
     cls=Commands,
@@ -23,6 +24,7 @@ app.command("submit")(submit)
 app.command("follow")(follow)
 app.command("pull")(models.pull)
 app.command("chat")(chat)
+app.command("usage")(usage)
 app.add_typer(job_commands, name="jobs")
 app.add_typer(models.commands, name="models")
 app.add_typer(keys.commands, name="keys")

@@ -19,6 +19,7 @@ from service.cli.failure import CommandError
 from service.cli.keys import show_secret
 from service.cli.operator import OperatorFolder, use_database
 from service.cli.output import show_table
+from service.cli.usage import limits, usage_of_all
 from service.core.db import transaction
 from service.scheduling import repository
 
@@ -30,6 +31,9 @@ for name, group in (("keys", keys), ("projects", projects), ("users", users)):
     commands.add_typer(group, name=name)
 
 Name = Annotated[str, typer.Option("--organization", help="The organisation's name.")]
+
+commands.command("limits")(limits)
+commands.command("usage")(usage_of_all)
 
 
 @commands.command("organizations")

@@ -31,6 +31,7 @@ def submit(
     client = connect(data_dir)
     job = submission.create(client, document)
     typer.echo(job.id)
+    typer.echo(f"GPU time: {_cost(job)}", err=True)
     if then_follow:
         follow(job.id, data_dir)
 
@@ -124,6 +125,7 @@ def _facts(job: "FineTuningJob") -> dict[str, Any]:
         "job": job.id,
         "status": job.status,
         "step": _step(job),
+        "GPU time": _cost(job),
         "model": job.model,
         "tuned model": job.fine_tuned_model or "–",
         "training file": job.training_file,
@@ -146,6 +148,16 @@ def _integrations(job: "FineTuningJob") -> str:
 def _step(job: "FineTuningJob") -> str:
     progress: Any = (job.model_extra or {}).get("progress")
     return f"{progress['step']}/{progress['total_steps']}" if progress else "–"
+
+
+def _cost(job: "FineTuningJob") -> str:
+    """What a job used, and may use in all."""
+    progress: Any = (job.model_extra or {}).get("progress") or {}
+    estimated = progress.get("estimated_gpu_seconds")
+    expected = (
+        "no estimate: no job like it has succeeded yet" if estimated is None else f"about {estimated:.0f} s in all"
+    )
+    return f"{progress.get('gpu_seconds', 0):.0f} s used, {expected}"
 
 
 def _time(seconds: int) -> str:

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from service.cli.connection import AsJSON
 from service.cli.failure import CommandError
 from service.cli.operator import OperatorFolder, use_database
-from service.cli.output import show_table
+from service.cli.output import show_table, shown_bytes
 from service.core import clock
 from service.core.db import transaction
 from service.jobs import repository as jobs
@@ -28,6 +28,7 @@ class Shown:
     state: str
     job: str | None
     gpus: int
+    gpu_bytes: int
     engines: list[str]
     started_at: str
     seen_at: str
@@ -43,8 +44,19 @@ def list_workers(data_dir: OperatorFolder = None, as_json: AsJSON = False) -> No
         typer.echo(json.dumps([asdict(row) for row in rows]))
         return
     show_table(
-        ("name", "state", "job", "GPUs", "engines", "last seen"),
-        [(row.name, row.state, row.job or "", str(row.gpus), ", ".join(row.engines), row.seen_at) for row in rows],
+        ("name", "state", "job", "GPUs", "memory", "engines", "last seen"),
+        [
+            (
+                row.name,
+                row.state,
+                row.job or "",
+                str(row.gpus),
+                shown_bytes(row.gpu_bytes) if row.gpu_bytes else "",
+                ", ".join(row.engines),
+                row.seen_at,
+            )
+            for row in rows
+        ],
     )
 
 
@@ -79,6 +91,7 @@ def _shown(session: Session) -> list[Shown]:
             state="away" if is_away(worker, now) else "draining" if worker.draining_since else "ready",
             job=at_work.get(worker.name),
             gpus=worker.gpus,
+            gpu_bytes=worker.gpu_bytes,
             engines=worker.engines,
             started_at=_told(worker.started_at),
             seen_at=_told(worker.seen_at),

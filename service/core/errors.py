@@ -24,6 +24,9 @@ class DomainError(Exception):
 
 def envelope(status: int, code: str | None, message: str, param: str | None = None) -> dict[str, Any]:
     """The body of every answer that is not a success."""
+    # OpenAI's type of what no waiting mends, and of no other 429.
+    if code == "insufficient_quota":
+        return {"error": {"message": message, "type": code, "param": param, "code": code}}
     kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 

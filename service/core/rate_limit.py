@@ -71,13 +71,17 @@ class RateLimit:
     """Answers 429, with the time to wait, to keys and strangers that have used up their tokens.
 
     ``presented`` gives the key in a header ``Authorization``, if it holds one that can be right, and ``known`` whether
-    a key was right when it was last used.
+    a key was right when it was last used. ``per_minute`` gives the requests that a key may send a minute.
     """
 
     def __init__(
-        self, app: ASGIApp, presented: Callable[[str | None], str | None], known: Callable[[str], bool]
+        self,
+        app: ASGIApp,
+        presented: Callable[[str | None], str | None],
+        known: Callable[[str], bool],
+        per_minute: Callable[[str], int],
     ) -> None:
-        self.app, self._presented, self.known = app, presented, known
+        self.app, self._presented, self.known, self._per_minute = app, presented, known, per_minute
         self._away_until = 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -93,7 +97,7 @@ class RateLimit:
         if key is None:
             await self.app(scope, receive, send)
             return
-        verdict = await self._take(f"rate:{_digest(key)}", settings().requests_per_minute)
+        verdict = await self._take(f"rate:{_digest(key)}", self._per_minute(key))
         if verdict is not None and not verdict.allowed:
             await verdict.refusal("Your API key sent")(scope, receive, send)
             return

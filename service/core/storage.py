@@ -1,5 +1,6 @@
 """Where bytes live: folders under the data folder, reached only through server-made ids, and private to their owner."""
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -80,6 +81,19 @@ def part_path(upload_id: str, part_id: str) -> Path:
 def job_dir(job_id: str) -> Path:
     """Everything that the attempts at a job write: checkpoints, logs, the final model."""
     return _under("jobs", job_id)
+
+
+def bytes_in(paths: Iterable[Path]) -> int:
+    """Bytes of the files at ``paths`` and beneath them. What is removed meanwhile is none; links are not followed."""
+    total = 0
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            status = path.lstat()
+            if stat.S_ISREG(status.st_mode):
+                total += status.st_size
+            elif stat.S_ISDIR(status.st_mode):
+                total += bytes_in(list(path.iterdir()))
+    return total
 
 
 def digest(source: BinaryIO) -> str:

@@ -12,7 +12,6 @@ from redis.exceptions import RedisError
 from service.core import live
 from service.core.errors import DomainError
 from service.core.ids import new_id
-from service.settings import settings
 
 SLOT_SECONDS = 60.0
 
@@ -29,9 +28,9 @@ return 1
 log = logging.getLogger(__name__)
 
 
-def acquire(key_id: str) -> str:
-    """Acquire a slot. Raises a 429 when all slots of the key are taken."""
-    slot, limit = new_id("seat_"), settings().max_streams_per_key
+def acquire(key_id: str, limit: int) -> str:
+    """Acquire one of ``limit`` slots of a key. Raises a 429 when all are taken."""
+    slot = new_id("seat_")
     try:
         free = live.client().eval(_HOLD, 1, _name(key_id), slot, str(SLOT_SECONDS), str(limit))
     except RedisError as error:

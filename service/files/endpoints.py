@@ -17,6 +17,7 @@ from service.files import repository, service
 from service.files.schemas import DeletedFile, FileObject
 from service.idempotency.once import Once
 from service.settings import settings
+from service.usage import service as usage
 
 router = APIRouter(prefix="/v1/files", tags=["files"], route_class=Route)
 
@@ -66,6 +67,8 @@ async def create(form: Annotated[FormData, Depends(_form)], known: Known, once: 
     tenant, source = known.organization_id, upload.file
 
     def register(session: Session, stored: service.Stored) -> FileObject:
+        usage.check_upload(session, tenant, stored.bytes, "file")
+        usage.check_storage(session, tenant, stored.bytes)
         file = service.register(
             session, known, stored, filename=filename, purpose=purpose, expires_after_seconds=expiry
         )

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from fastapi import APIRouter, Request
 from fastapi.responses import StreamingResponse
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
 
 from service.accounts.caller import Recognized, Route, identified
 from service.accounts.known import Principal
@@ -24,6 +25,7 @@ from service.inference.responses.shapes import Response
 from service.inference.service import AsChunks, AsEvents, Written
 from service.inference.shapes import AnswerBuilder
 from service.inference.wire import Question
+from service.usage import service as usage
 
 T = TypeVar("T")
 
@@ -38,7 +40,7 @@ EVENTS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream"
 @needs("submit")
 async def chat_completions(recognized: Recognized, request: Request, body: ChatRequest) -> Any:
     """Continue a conversation with a base model, a tuned model or a checkpoint."""
-    served = await identified(recognized, weights.find, body.model)
+    served = await identified(recognized, _admitted, recognized.organization_id, body.model)
     question = questions.of_chat(new_id("chatcmpl-"), recognized, served, body)
     answer = AnswerBuilder(question)
     if body.stream:
@@ -52,7 +54,7 @@ async def chat_completions(recognized: Recognized, request: Request, body: ChatR
 @needs("submit")
 async def completions(recognized: Recognized, request: Request, body: CompletionRequest) -> Any:
     """Continue texts as they are, without a chat template."""
-    served = await identified(recognized, weights.find, body.model)
+    served = await identified(recognized, _admitted, recognized.organization_id, body.model)
     question = questions.of_completion(new_id("cmpl-"), recognized, served, body)
     answer = AnswerBuilder(question, echo=bool(body.echo))
     if body.stream:
@@ -67,13 +69,19 @@ async def completions(recognized: Recognized, request: Request, body: Completion
 async def responses(recognized: Recognized, request: Request, body: ResponseRequest) -> Any:
     """Answer a text, or a conversation of messages and function calls. Nothing of it is stored."""
     with renamed():
-        served = await identified(recognized, weights.find, body.model)
+        served = await identified(recognized, _admitted, recognized.organization_id, body.model)
         question = questions.of_chat(new_id("resp_"), recognized, served, as_chat(body))
         response = Response(question.id, body)
         if body.stream:
             return await _stream(question, recognized, AsEvents(response), request)
         await _whole(question, recognized, response, request)
         return response.object
+
+
+def _admitted(session: Session, organization_id: str, model: str) -> weights.Served:
+    """What answers for ``model``, if the organisation has tokens left."""
+    usage.check_chat_tokens(session, organization_id)
+    return weights.find(session, model)
 
 
 async def _whole(question: Question, caller: Principal, answer: AnswerBuilder | Response, request: Request) -> None:

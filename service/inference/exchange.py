@@ -22,8 +22,11 @@ from starlette.concurrency import run_in_threadpool
 from service.core import live, shutdown, stream_slots
 from service.core.errors import DomainError
 from service.inference import queue, wire
+from service.inference.tally import Tally
 from service.inference.wire import Accepted, End, Failed, Question
 from service.settings import required
+from service.usage import meter
+from service.usage import service as usage
 
 ANY_WORKER = "serving:worker"
 """Exists while any worker is alive."""
@@ -86,19 +89,20 @@ async def ask(
     ``DomainError``: a 429 when the API key or its organisation has too much at work, a 503 when no worker has room or
     is there, or the one at work is lost, what the worker answers, and what ``still_allowed`` raises now and then.
     """
-    asked = _Asked(question, _shared.get())
+    asked, tally = _Asked(question, _shared.get()), Tally()
     slot = None
     try:
         live.silence.check()
         # Where Redis is away, slots are not counted, and not asking them saves the time to find out twice.
         await asked.client.ping()
-        slot = await run_in_threadpool(stream_slots.acquire, key_id)
+        slot = await run_in_threadpool(_acquire, key_id, question.organization)
         await asked.send()
         renewed = time.monotonic()
         while not asked.done:
             if shutdown.stopping.is_set():
                 raise DomainError(503, "server_stopping", "The server is stopping.", headers={"Retry-After": "2"})
             for event in await asked.next():
+                tally.take(event)
                 yield event
             if time.monotonic() - renewed > SLOT_SECONDS:
                 renewed = time.monotonic()
@@ -111,10 +115,16 @@ async def ask(
         raise DomainError(503, "redis_unavailable", message, headers={"Retry-After": "5"}) from error
     finally:
         # A client that hangs up cancels this generator, and a cancelled task may not wait for anything unshielded.
+        if tally.input:
+            meter.count(question.organization, question.model, input=tally.input, output=tally.output)
         with anyio.move_on_after(LEAVE_SECONDS, shield=True):
             await asked.close()
             if slot is not None:
                 await stream_slots.release(asked.client, key_id, slot)
+
+
+def _acquire(key_id: str, organization_id: str) -> str:
+    return stream_slots.acquire(key_id, usage.remembered(organization_id).streams)
 
 
 _looked: dict[str, tuple[bool, float]] = {}

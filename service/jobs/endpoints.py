@@ -7,6 +7,7 @@ from fastapi.responses import Response, StreamingResponse
 from sqlalchemy.orm import Session
 
 from service.accounts.caller import Caller, Recognized, Route, identified
+from service.accounts.known import Principal
 from service.accounts.scopes import needs
 from service.core import conditional, sse, stream_slots
 from service.core.errors import invalid
@@ -14,6 +15,7 @@ from service.core.pagination import Page, page
 from service.jobs import repository, service, stream, waiting
 from service.jobs.schemas import CheckpointObject, EventObject, JobObject, event_seq
 from service.jobs.states import TERMINAL
+from service.usage import service as usage
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"], route_class=Route)
 
@@ -64,7 +66,7 @@ async def _changed(
         shown, ended = await identified(recognized, _shown, job_id)
         return ended or not conditional.is_known(conditional.etag(shown), known)
 
-    slot = await identified(recognized, _slot, recognized.key_id)
+    slot = await identified(recognized, _slot, recognized)
     await waiting.until(changed, recognized, job_id, slot, seconds)
     return shown
 
@@ -75,8 +77,8 @@ def _shown(session: Session, job_id: str) -> tuple[bytes, bool]:
     return JobObject.of(job).model_dump_json().encode(), job.status in TERMINAL
 
 
-def _slot(session: Session, key_id: str) -> str:
-    return stream_slots.acquire(key_id)
+def _slot(session: Session, principal: Principal) -> str:
+    return stream_slots.acquire(principal.key_id, usage.limits(session, principal.organization_id).streams)
 
 
 @router.post("/{fine_tuning_job_id}/cancel")
@@ -119,7 +121,7 @@ def events(
         raise invalid(f"'after' must be the id or the seq of an event of this job; '{after}' is neither.", "after")
     if stream_:
         principal = caller.principal
-        slot = stream_slots.acquire(principal.key_id)
+        slot = _slot(caller.session, principal)
         return sse.response(stream.follow(principal, slot, job.id, seq or 0))
     rows, has_more = repository.events_before(caller.session, job.id, seq, limit)
     return page([EventObject.of(row) for row in rows], has_more=has_more)

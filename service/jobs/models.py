@@ -3,7 +3,8 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, ForeignKey, Index, exists, func, select, text
+from sqlalchemy import ColumnElement, Computed, ForeignKey, Index, exists, func, select, text
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import InstrumentedAttribute, Mapped, mapped_column
 
 from service.core.db import EVERY_PROJECT, Base, Owned, Owner, Sequenced
@@ -22,7 +23,18 @@ class Job(Owned, Sequenced, Base):
     __tablename__ = "fine_tuning_jobs"
     __table_args__ = (
         Index("jobs_queued", "sequence", postgresql_where=text("status = 'queued'")),
+        Index(
+            "jobs_waiting",
+            "organization_id",
+            "spec_version",
+            "engine",
+            "gpu_bytes",
+            text("priority DESC"),
+            "sequence",
+            postgresql_where=text("status = 'queued' AND desired = 'run'"),
+        ),
         Index("jobs_running", "organization_id", postgresql_where=text("status = 'running'")),
+        Index("jobs_succeeded", "organization_id", "model", "sequence", postgresql_where=text("status = 'succeeded'")),
         Index("jobs_of_organization", "organization_id", "sequence"),
         Index("jobs_of_project", "project_id", "sequence"),
         Index("jobs_unfinished", "project_id", postgresql_where=text("finished_at IS NULL")),
@@ -47,6 +59,14 @@ class Job(Owned, Sequenced, Base):
     lease_expires_at: Mapped[datetime | None]
     eligible_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
+    # What a worker needs to have, told by the row itself so that an index can find it.
+    spec_version: Mapped[Any] = mapped_column(JSONB, Computed("coalesce(spec -> 'version', '1'::jsonb)"))
+    engine: Mapped[str | None] = mapped_column(
+        Computed("coalesce(spec -> 'method' -> 'hyperparameters' ->> 'rollout_engine', '')")
+    )
+    """The rollout engine; empty where it needs none."""
+    gpu_bytes: Mapped[int] = mapped_column(server_default="0")
+    """Memory of all GPUs of a worker that it needs at least; 0 where that is not known."""
     priority: Mapped[int] = mapped_column(server_default="0")
     """Among the jobs of its organisation that wait, those of the highest are taken first."""
     gpus: Mapped[int] = mapped_column(server_default="1")
@@ -55,6 +75,10 @@ class Job(Owned, Sequenced, Base):
     """Until when the time of the attempt at hand is part of ``gpu_seconds``."""
     gpu_seconds: Mapped[float] = mapped_column(server_default="0")
     """What all attempts have used."""
+    estimated_gpu_seconds: Mapped[float | None]
+    """What all attempts would use, as it was thought when the job was created."""
+    stored_bytes: Mapped[int] = mapped_column(server_default="0")
+    """Of checkpoints and results, when its worker last changed something about them."""
     queue_position: Mapped[int | None]
     """How many jobs of anybody will be taken before it, and one; of a queued job, as of the last sweep."""
     estimated_start: Mapped[datetime | None]

@@ -16,15 +16,14 @@ from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.orm import InstrumentedAttribute, Session, aliased
 
 from service.accounts.models import Organization, Project
-from service.contracts.engines import ENGINES
 from service.core import pagination
-from service.jobs import stored
+from service.jobs import stored, turns
 from service.jobs.models import Checkpoint, CheckpointPermission, Event, Examination, Job
 from service.jobs.states import WAITING, Desired, Status
 from service.jobs.stored import NUMBER, Aside, UnreadableError
-from service.scheduling.repository import add_usage, is_within_budget, used_per_weight, within_budget
+from service.jobs.turns import EVERYTHING, Capacity
+from service.scheduling.repository import add_usage, is_within_budget
 
-CLAIMS_LOCK = "fine_tuning_jobs.claim"
 CLAIMABLE = (Job.status == Status.QUEUED, Job.desired == Desired.RUN, Job.eligible_at <= func.now())
 PREEMPTS_AFTER = timedelta(seconds=30)
 """How long a job has to wait before another makes room for it."""
@@ -84,6 +83,12 @@ def count_waiting(session: Session, organization_id: str) -> int:
     return session.scalar(query) or 0
 
 
+def forget_bytes(session: Session, id: str, removed: int) -> None:
+    """Count no longer what is removed of a job's checkpoints and results."""
+    left = func.greatest(0, Job.stored_bytes - removed)
+    session.execute(update(Job).where(Job.id == id).values(stored_bytes=left))
+
+
 def unfinished_from(session: Session, model: str) -> Sequence[str]:
     """Ids of jobs that train from ``model`` and have not ended."""
     return session.scalars(select(Job.id).where(Job.model == model, Job.finished_at.is_(None))).all()
@@ -110,6 +115,13 @@ def kept(session: Session, ids: Sequence[str]) -> set[str]:
     gone = select(Organization.id).where(Organization.deleted_at.is_not(None))
     over = and_(Job.finished_at.is_not(None), Job.organization_id.in_(gone))
     return set(session.scalars(select(Job.id).where(Job.id.in_(ids), ~over)))
+
+
+def succeeded_from(session: Session, model: str, limit: int) -> Sequence[Job]:
+    """The jobs that succeeded last from ``model``, newest first."""
+    succeeded = Job.status == turns.as_indexed(Status.SUCCEEDED)
+    query = select(Job).where(Job.model == model, succeeded, Job.gpu_seconds > 0)
+    return session.scalars(query.order_by(Job.sequence.desc()).limit(limit)).all()
 
 
 def existing(session: Session, ids: Sequence[str]) -> set[str]:
@@ -183,47 +195,42 @@ def metric_events(session: Session, job_id: str) -> Sequence[Event]:
 
 
 def claim(
-    session: Session,
-    *,
-    worker: str,
-    lease: timedelta,
-    max_running: int,
-    gpus: int = 1,
-    engines: Sequence[str] = tuple(ENGINES),
+    session: Session, *, worker: str, lease: timedelta, max_running: int, capacity: Capacity = EVERYTHING, gpus: int = 1
 ) -> Job | None:
-    """Take the fairest queued job for a worker with ``gpus`` and ``engines``: of the organisation with the least recent
-    GPU time per weight, then of the one whose last turn is longest ago, then of the highest priority, then the oldest.
-    None when none may run.
+    """Take the fairest queued job for a worker with ``gpus`` and ``capacity``: of the organisation whose turn it is
+    (``turns.next_turn``) the one of the highest priority, then the oldest. None when none may run.
+
+    Workers that ask at the same time give turns to different organisations, so that one need not wait for another.
     """
-    session.execute(text("SELECT pg_advisory_xact_lock(hashtext(:name))"), {"name": CLAIMS_LOCK})
-    wanted = (*CLAIMABLE, fits(engines))
-    turns = _whose_turn(Job, (*wanted, *_JOBS.understood), _runs, max_running)
-    for organization_id in session.scalars(turns).all():
-        job = _JOBS.first_readable(session, *wanted, Job.organization_id == organization_id)
-        if job is not None:
-            taken = (
-                update(Job)
-                .where(Job.id == job.id)
-                .values(
-                    status=Status.RUNNING,
-                    attempt=Job.attempt + 1,
-                    strikes=Job.strikes + 1,
-                    worker=worker,
-                    claimed_at=func.clock_timestamp(),
-                    gpus=gpus,
-                    counted_at=func.clock_timestamp(),
-                    lease_expires_at=func.now() + lease,
-                    started_at=func.coalesce(Job.started_at, func.now()),
-                )
-            )
-            return session.scalar(taken.returning(Job), execution_options={"populate_existing": True})
-    return None
+    passed: set[str] = set()
+    while True:
+        limits: dict[str, Any] = {"max_running": max_running, "aside": _JOBS.aside.ids}
+        # What comes to nothing is undone with its lock: two workers that hold one could wait for each other's.
+        with session.begin_nested() as attempt:
+            turn = turns.next_turn(session, capacity, **limits, passed=passed, lock=True)
+            if turn is None:
+                given = turns.next_turn(session, capacity, **limits, passed=passed, lock=False)
+                if given is None:
+                    return None
+                # Others give turns to all that may have one. Whose the next is, is known when one of them is done.
+                turns.wait_for_turn(session, given)
+                turn = turns.next_turn(session, capacity, **limits, passed=passed, lock=True)
+            if turn is not None:
+                job = turns.take(session, capacity, turn, **limits, worker=worker, gpus=gpus, lease=lease)
+                if job is None:
+                    passed.add(turn)
+                elif _can_read(job):
+                    return job
+            attempt.rollback()
 
 
-def fits(engines: Sequence[str], job: type[Job] = Job) -> ColumnElement[bool]:
-    """Whether a job needs no other rollout engine than these."""
-    engine = job.spec["method"]["hyperparameters"]["rollout_engine"].astext
-    return or_(engine.is_(None), engine.in_(engines))
+def _can_read(job: Job) -> bool:
+    try:
+        job.as_spec()
+    except UnreadableError as error:
+        _JOBS.aside.put(job.id, error)
+        return False
+    return True
 
 
 def count_time(session: Session, job: Job) -> None:
@@ -236,7 +243,7 @@ def count_time(session: Session, job: Job) -> None:
     job.counted_at = now
 
 
-def reason_to_stop(session: Session, job: Job, engines: Sequence[str], preempt_after: timedelta) -> str | None:
+def reason_to_stop(session: Session, job: Job, capacity: Capacity, preempt_after: timedelta) -> str | None:
     """Why a running job's worker should be free for others: it is told as an event, and the job queued again.
 
     After ``preempt_after`` a job makes room for an organisation that had less GPU time and whose job waits; 0 is never.
@@ -245,20 +252,10 @@ def reason_to_stop(session: Session, job: Job, engines: Sequence[str], preempt_a
         return "The organization's GPU time of this month is used up"
     if not preempt_after:
         return None
-    other = aliased(Job)
-    less = used_per_weight(other.organization_id) < used_per_weight(job.organization_id)
-    due = select(other.id).where(
-        other.organization_id != job.organization_id,
-        other.status == Status.QUEUED,
-        other.desired == Desired.RUN,
-        # A worker that is free would have taken it by now.
-        other.eligible_at <= func.now() - PREEMPTS_AFTER,
-        fits(engines, other),
-        within_budget(other.organization_id),
-        less,
-    )
-    had_its_turn = select(Job.claimed_at <= func.now() - preempt_after).where(Job.id == job.id)
-    if session.scalar(had_its_turn) and session.scalar(due.limit(1)) is not None:
+    had_its_turn = session.scalar(select(Job.claimed_at <= func.now() - preempt_after).where(Job.id == job.id))
+    # Workers that are free would have taken what waits as long as that.
+    aside = _JOBS.aside.ids
+    if had_its_turn and turns.another_waits(session, capacity, job, aside=aside, waited=PREEMPTS_AFTER):
         return "Another organization, which had less GPU time, waits for a worker"
     return None
 
@@ -309,40 +306,6 @@ _JOBS = _Rows(Job, Job.spec, lambda _, job: job.as_spec(), Aside("job"), (Job.pr
 _EXAMINATIONS = _Rows(Examination, Examination.question, _read_examination, Aside("examination"))
 
 
-def _runs(job: Any) -> ColumnElement[bool]:
-    # Where a worker was lost and nobody here can say what follows, the job takes no place from others.
-    return and_(job.status == Status.RUNNING, job.lease_expires_at > func.now())
-
-
-def _is_examined(row: Any) -> ColumnElement[bool]:
-    return and_(row.answer.is_(None), row.lease_expires_at > func.now())
-
-
-def _whose_turn(
-    kind: type[Job] | type[Examination],
-    wanted: Sequence[ColumnElement[bool]],
-    at_work: Callable[[Any], ColumnElement[bool]],
-    most: int,
-) -> Select[str]:
-    """Organisations with a ``wanted`` row of which fewer than ``most`` are at work, the one whose turn it is first:
-    of jobs the one with the least recent GPU time per weight, of examinations the one with the fewest at work.
-    """
-    waiting = (
-        select(kind.organization_id, func.min(kind.sequence).label("oldest"))
-        .where(*wanted)
-        .group_by(kind.organization_id)
-        .subquery()
-    )
-    other = aliased(kind)
-    own = other.organization_id == waiting.c.organization_id
-    running = select(func.count()).where(own, at_work(other)).scalar_subquery()
-    last_turn = select(func.max(other.claimed_at)).where(own, other.claimed_at.is_not(None)).scalar_subquery()
-    organization_id, may, least = waiting.c.organization_id, running < most, running
-    if kind is Job:
-        may, least = and_(may, within_budget(organization_id)), used_per_weight(organization_id)
-    return select(organization_id).where(may).order_by(least, last_turn.asc().nulls_first(), waiting.c.oldest)
-
-
 def fence(job_id: str, attempt: int) -> tuple[ColumnElement[bool], ...]:
     return (Job.id == job_id, Job.attempt == attempt, Job.status == Status.RUNNING)
 
@@ -373,9 +336,9 @@ def expired(session: Session) -> Job | None:
     return _JOBS.first_readable(session, Job.status == Status.RUNNING, Job.lease_expires_at < func.now())
 
 
-def waits_elsewhere(session: Session, engines: Sequence[str]) -> str | None:
-    """The id of a job that waits for a worker with another rollout engine than these."""
-    return session.scalar(select(Job.id).where(*CLAIMABLE, ~fits(engines)).order_by(Job.sequence).limit(1))
+def waits_elsewhere(session: Session, capacity: Capacity) -> str | None:
+    """The id of a job that waits for a worker with something else than this one has."""
+    return turns.for_others(session, capacity)
 
 
 @dataclass(frozen=True)
@@ -395,7 +358,9 @@ class Queued:
     organization_id: str
     sequence: int
     engine: str | None
-    """The rollout engine that it needs."""
+    """The rollout engine that it needs; empty where it needs none."""
+    gpu_bytes: int
+    """GPU memory that it needs at least."""
     told: Place
 
 
@@ -406,7 +371,8 @@ def queued(session: Session) -> list[Queued]:
             Job.id,
             Job.organization_id,
             Job.sequence,
-            Job.spec["method"]["hyperparameters"]["rollout_engine"].astext,
+            Job.engine,
+            Job.gpu_bytes,
             Job.queue_position,
             Job.estimated_start,
             Job.waits_for,
@@ -415,8 +381,8 @@ def queued(session: Session) -> list[Queued]:
         .order_by(Job.priority.desc(), Job.sequence)
     )
     return [
-        Queued(id, organization_id, sequence, engine, Place(*place))
-        for id, organization_id, sequence, engine, *place in session.execute(query)
+        Queued(id, organization_id, sequence, engine, gpu_bytes, Place(position, start, waits_for))
+        for id, organization_id, sequence, engine, gpu_bytes, position, start, waits_for in session.execute(query)
     ]
 
 
@@ -432,12 +398,12 @@ def tell_places(session: Session, places: dict[str, Place]) -> None:
 
 
 def running(session: Session) -> Sequence[Job]:
-    return session.scalars(select(Job).where(_runs(Job))).all()
+    return session.scalars(select(Job).where(turns.runs(Job))).all()
 
 
 def at_work(session: Session) -> dict[str, str]:
     """The id of the job that each worker runs."""
-    query = select(Job.worker, Job.id).where(_runs(Job), Job.worker.is_not(None))
+    query = select(Job.worker, Job.id).where(turns.runs(Job), Job.worker.is_not(None))
     return {worker: id for worker, id in session.execute(query) if worker is not None}
 
 
@@ -481,8 +447,7 @@ def claim_examination(session: Session, *, lease: timedelta, each: int) -> Exami
     longest ago, then the oldest. An organisation has at most ``each`` at work. None when none may be taken.
     """
     session.execute(text("SELECT pg_advisory_xact_lock(hashtext(:name))"), {"name": EXAMINATIONS_LOCK})
-    turns = _whose_turn(Examination, (*_UNEXAMINED, *_EXAMINATIONS.understood), _is_examined, each)
-    for organization_id in session.scalars(turns).all():
+    for organization_id in session.scalars(_examined_least(each)).all():
         examination = _EXAMINATIONS.first_readable(
             session, *_UNEXAMINED, Examination.organization_id == organization_id
         )
@@ -498,6 +463,22 @@ def claim_examination(session: Session, *, lease: timedelta, each: int) -> Exami
             )
             return session.scalar(taken.returning(Examination), execution_options={"populate_existing": True})
     return None
+
+
+def _examined_least(most: int) -> Select[str]:
+    """Organisations that have an examination to be made and fewer than ``most`` at work, by whose turn it is."""
+    waiting = (
+        select(Examination.organization_id, func.min(Examination.sequence).label("oldest"))
+        .where(*_UNEXAMINED, *_EXAMINATIONS.understood)
+        .group_by(Examination.organization_id)
+        .subquery()
+    )
+    other = aliased(Examination)
+    own = other.organization_id == waiting.c.organization_id
+    at_work = select(func.count()).where(own, other.answer.is_(None), other.lease_expires_at > func.now())
+    last_turn = select(func.max(other.claimed_at)).where(own, other.claimed_at.is_not(None)).scalar_subquery()
+    order = (at_work.scalar_subquery(), last_turn.asc().nulls_first(), waiting.c.oldest)
+    return select(waiting.c.organization_id).where(at_work.scalar_subquery() < most).order_by(*order)
 
 
 def call_off_examination(session: Session, id: str, answer: dict[str, Any]) -> None:

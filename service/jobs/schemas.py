@@ -85,6 +85,9 @@ class Progress(BaseModel):
     desired: str
     priority: int
     gpu_seconds: float = Field(description="GPU time that all attempts have used so far.")
+    estimated_gpu_seconds: float | None = Field(
+        description="What it may use in all, by what your organization's jobs like it used; null where there is none."
+    )
     queue_position: int | None = Field(description="1 is taken next. Of a queued job, as of some seconds ago.")
     estimated_start: int | None = Field(description="When a queued job may start, by what jobs usually take.")
     waits_for: str | None = Field(description="What has to be there before a worker can take a queued job.")
@@ -100,6 +103,7 @@ class Progress(BaseModel):
             desired=row.desired,
             priority=row.priority,
             gpu_seconds=round(row.gpu_seconds, 3),
+            estimated_gpu_seconds=(None if row.estimated_gpu_seconds is None else round(row.estimated_gpu_seconds, 3)),
             queue_position=row.queue_position if queued else None,
             estimated_start=int(start.timestamp()) if start else None,
             waits_for=row.waits_for if queued else None,

@@ -16,7 +16,7 @@ from service.jobs.repository import EventDraft
 from service.jobs.schemas import EventObject
 from service.jobs.spec import Supervised
 from service.jobs.states import TERMINAL, Desired, Status, move
-from service.settings import settings
+from service.usage import service as usage
 from service.webhooks import service as webhooks
 
 
@@ -87,8 +87,12 @@ def resume(session: Session, id: str) -> Job:
 
 
 def check_quota(session: Session, organization_id: str) -> None:
-    """Raise a 429 when an organisation has as many jobs waiting as it may; it stays so only under ``lock_quota``."""
-    limit = settings().max_queued_jobs
+    """Raise a 429 when an organisation has as many jobs waiting as it may, or no room for what they write.
+
+    It stays so only under ``lock_quota``.
+    """
+    usage.check_storage(session, organization_id, 0)
+    limit = usage.limits(session, organization_id).queued_jobs
     with across_projects(session):
         waiting = repository.count_waiting(session, organization_id)
     if waiting >= limit:

@@ -90,8 +90,10 @@ def delete(session: Session, id: str) -> None:
         user = f"job {own[0]}" if own else "a job of a project that it is shared with"
         raise invalid(f"The model is the base of {user}, which has not ended.", "model", "model_in_use")
     if tuned is not None:
+        job_id = tuned.job_id
         repository.remove(session, tuned)
     elif checkpoint is not None:
+        job_id = checkpoint.job_id
         _delete_checkpoint(session, checkpoint)
     else:
         message = f"'{id}' is a base model on the operator's list; only tuned models can be deleted."
@@ -100,6 +102,7 @@ def delete(session: Session, id: str) -> None:
     audit.record(session, "model.deleted", id)
     # A checkpoint's weights are in its training state too.
     folder = model.path if tuned is not None else model.path.parent
+    jobs.forget_bytes(session, job_id, storage.bytes_in([folder]))
     after_commit(session, lambda: shutil.rmtree(folder, ignore_errors=True))
 
 

@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from sqlalchemy import ForeignKey, func
+from sqlalchemy import ForeignKey, Index, func
 from sqlalchemy.orm import Mapped, mapped_column
 
 from service.core.db import Base
@@ -12,6 +12,7 @@ class GPUUsage(Base):
     """GPU-seconds of an organisation's attempts in the hour that begins at ``hour``; a process without a GPU is one."""
 
     __tablename__ = "gpu_usage"
+    __table_args__ = (Index("gpu_usage_hours", "hour"),)
 
     organization_id: Mapped[str] = mapped_column(ForeignKey("organizations.id"), primary_key=True)
     hour: Mapped[datetime] = mapped_column(primary_key=True)
@@ -31,5 +32,7 @@ class Worker(Base):
     """Since when it takes no further job."""
     gpus: Mapped[int]
     """How many processes train one job, each on a GPU of its own where there are GPUs."""
+    gpu_bytes: Mapped[int] = mapped_column(server_default="0")
+    """Memory of these GPUs together; 0 where it has none, or does not say."""
     engines: Mapped[list[str]]
     """The rollout engines that are installed there."""

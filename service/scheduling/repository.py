@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, ScalarSelect, func, select, update
+from sqlalchemy import ColumnElement, ScalarSelect, Subquery, case, func, select, true, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -35,6 +35,12 @@ def add_usage(session: Session, organization_id: str, gpu_seconds: float) -> Non
     )
 
 
+def recent_use() -> Subquery:
+    """The GPU-seconds of the last ``WINDOW`` of every organisation that used any."""
+    query = select(GPUUsage.organization_id, func.sum(GPUUsage.gpu_seconds).label("gpu_seconds"))
+    return query.where(GPUUsage.hour > func.now() - WINDOW).group_by(GPUUsage.organization_id).subquery()
+
+
 def used_per_weight(organization_id: Any) -> ScalarSelect[float]:
     """An organisation's GPU-seconds of the last ``WINDOW``, divided by its weight."""
     used = (
@@ -48,7 +54,9 @@ def used_per_weight(organization_id: Any) -> ScalarSelect[float]:
 
 def within_budget(organization_id: Any) -> ColumnElement[bool]:
     """Whether an organisation may still use GPU time this month."""
-    query = select(_used_this_month() < Organization.gpu_hours_a_month * 3600)
+    # Nothing is added up where it does not matter.
+    unlimited = (Organization.gpu_hours_a_month.is_(None), true())
+    query = select(case(unlimited, else_=_used_this_month() < Organization.gpu_hours_a_month * 3600))
     return func.coalesce(query.where(Organization.id == organization_id).scalar_subquery(), True)
 
 
@@ -122,10 +130,11 @@ def set_budget(session: Session, name: str, gpu_hours_a_month: float | None) -> 
 # Workers
 
 
-def register(session: Session, name: str, *, gpus: int, engines: Sequence[str]) -> None:
+def register(session: Session, name: str, *, gpus: int, engines: Sequence[str], gpu_bytes: int = 0) -> None:
     """Say that a worker has started. Whether it takes jobs stays as it was."""
-    statement = insert(Worker).values(name=name, gpus=gpus, engines=list(engines))
-    again = {"started_at": func.now(), "seen_at": func.now(), "gpus": gpus, "engines": list(engines)}
+    has = {"gpus": gpus, "engines": list(engines), "gpu_bytes": gpu_bytes}
+    statement = insert(Worker).values(name=name, **has)
+    again = {"started_at": func.now(), "seen_at": func.now(), **has}
     session.execute(statement.on_conflict_do_update(index_elements=[Worker.name], set_=again))
 
 

@@ -39,7 +39,9 @@ from service.jobs.schemas import CreateJob
 from service.jobs.spec import JobSpec, Reinforcement, Supervised, conflicts, overruled, resolve, resolve_supervised
 from service.jobs.states import Desired, Status
 from service.models import service as models
+from service.models import size
 from service.settings import settings
+from service.submission import estimate, needs
 from service.submission.request import (
     AskedReinforcement,
     AskedSupervised,
@@ -143,9 +145,17 @@ def create(session: Session, examined: Examined) -> Job:
     repository.lock_quota(session, organization_id)
     service.check_quota(session, organization_id)
     # Finding out takes its time; a base that was deleted meanwhile is missed here.
-    models.hold(session, draft.request.model, param="model")
+    base = models.hold(session, draft.request.model, param="model")
     found = examined.found or _found_meanwhile(session, examined)
     job = _row(draft)
+    job.gpu_bytes = needs.gpu_bytes(
+        size.parameters(base.path),
+        job.as_spec(),
+        memory_share=settings().rollout_memory_share,
+        tensor_parallel=settings().rollout_tensor_parallel,
+        processes=settings().processes_per_job,
+    )
+    job.estimated_gpu_seconds = estimate.gpu_seconds(session, job.as_spec())
     repository.add(session, job)
     audit.record(session, "fine_tuning.job.created", job.id, data={"model": job.model})
     other = overruled(draft.asked.hyperparameters, job.as_spec().method.hyperparameters)

@@ -23,6 +23,7 @@ from service.settings import settings
 from service.uploads import repository
 from service.uploads.models import Upload, UploadPart
 from service.uploads.schemas import CreateUpload
+from service.usage import service as usage
 
 LIFETIME = timedelta(hours=1)
 MAX_PENDING = 100
@@ -32,9 +33,12 @@ MAX_PENDING = 100
 def create(session: Session, principal: Principal, request: CreateUpload) -> Upload:
     """A new upload, pending for an hour."""
     file_service.check_purpose(request.purpose)
-    limit = settings().max_upload_bytes
+    organization_id = principal.organization_id
+    limit = usage.limits(session, organization_id).upload_bytes
     if request.bytes > limit:
         raise invalid(f"An upload may have at most {limit} bytes.", "bytes", "file_too_large")
+    # What is announced counts from now on, so that it can be completed.
+    usage.check_storage(session, principal.organization_id, request.bytes)
     with across_projects(session):
         pending = repository.pending(session, principal.organization_id)
     if pending >= MAX_PENDING:

@@ -21,6 +21,7 @@ from service.core.db import tenant
 from service.inference import exchange
 from service.models import service as models
 from service.settings import settings
+from service.usage import meter
 from tests.conftest import Key
 from tests.contract.conftest import Official, Server
 from tests.contract.serving import MODEL, ServingWorker, serving_worker
@@ -64,6 +65,49 @@ def test_an_answer_with_its_usage(official: Official) -> None:
     assert (choice.index, choice.finish_reason, choice.message.role) == (0, "length", "assistant")
     assert answer.usage.completion_tokens == 12
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + 12
+
+
+def used(client: openai.OpenAI) -> list[tuple[str, int, int, int]]:
+    """Model, requests, input and output tokens of the last hour."""
+    meter.write()
+    query = {"start_time": int(time.time()) - 3600, "group_by": "model", "bucket_width": "1d"}
+    page: Any = client.get("/organization/usage/completions", cast_to=object, options={"params": query})
+    return [
+        (each["model"], each["num_model_requests"], each["input_tokens"], each["output_tokens"])
+        for bucket in page["data"]
+        for each in bucket["results"]
+    ]
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_tokens_are_counted_for_the_organisation(
+    connect: Callable[..., openai.OpenAI], new_key: Callable[..., Key], streamed: bool
+) -> None:
+    client, other = connect(new_key()), connect(new_key(organization="globex"))
+    if streamed:
+        *_, last = say(client, stream=True, stream_options={"include_usage": True})
+    else:
+        last = say(client)
+    assert used(client) == [(MODEL, 1, last.usage.prompt_tokens, 12)]
+    assert used(other) == []
+
+
+def test_what_a_reader_left_is_counted_too(connect: Callable[..., openai.OpenAI], new_key: Callable[..., Key]) -> None:
+    client = connect(new_key())
+    stream = say(client, stream=True, max_completion_tokens=3000)
+    said = 0
+    for chunk in stream:
+        said += len(chunk.choices[0].delta.content or "")
+        if said > 40:
+            break
+    stream.close()
+    until = time.monotonic() + 30
+    while not (rows := used(client)):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    [(_, requests, _, output)] = rows
+    assert requests == 1
+    assert 10 <= output < 3000
 
 
 def test_a_stream_says_what_the_whole_answer_says(official: Official) -> None:

@@ -139,6 +139,8 @@ CALLS: dict[str, Call] = {
     f"GET {ORGANIZATION}/admin_api_keys/{{key_id}}": Call(),
     f"DELETE {ORGANIZATION}/admin_api_keys/{{key_id}}": Call(),
     f"GET {ORGANIZATION}/audit_logs": NOBODYS,
+    f"GET {ORGANIZATION}/usage/completions": Call(query="?start_time=1", status=None),
+    f"GET {ORGANIZATION}/limits": NOBODYS,
 }
 """Paths as the OpenAPI document gives them."""
 

@@ -147,9 +147,9 @@ def test_stream_slots_are_counted_by_redis_clock_alone(database: object, monkeyp
     try:
         for shift in (-600, 600):
             monkeypatch.setattr(time, "time", lambda shift=shift: now + shift)
-            stream_slots.acquire("key_1")
+            stream_slots.acquire("key_1", 2)
         with pytest.raises(Exception, match="already has 2 streams"):
-            stream_slots.acquire("key_1")
+            stream_slots.acquire("key_1", 2)
     finally:
         monkeypatch.undo()
         settings.cache_clear()

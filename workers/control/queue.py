@@ -95,8 +95,15 @@ def _lacking(job: Queued, workers: Sequence[Worker], account: Account) -> str | 
         return f"Your organization has used its {account.gpu_hours_a_month:g} GPU-hours of this month."
     if not workers:
         return "No training worker is there."
-    if job.engine is not None and not any(job.engine in worker.engines for worker in workers):
+    able = [worker for worker in workers if not job.engine or job.engine in worker.engines]
+    if not able:
         return f"No training worker that is there has the rollout engine '{job.engine}'."
+    if not any(worker.gpu_bytes == 0 or worker.gpu_bytes >= job.gpu_bytes for worker in able):
+        most = max(worker.gpu_bytes for worker in able)
+        return (
+            f"The job needs at least {job.gpu_bytes / 1e9:.1f} GB of GPU memory, and the training workers have "
+            f"{most / 1e9:.1f} GB at most. Training all weights takes 16 bytes a parameter, LoRA 2."
+        )
     return None
 
 

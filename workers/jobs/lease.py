@@ -12,7 +12,7 @@ from service.jobs import service as jobs
 from service.jobs.repository import EventDraft
 from service.jobs.states import Desired
 from service.settings import settings
-from workers.jobs.registration import engines
+from workers.jobs.registration import capacity
 
 
 class LeaseLostError(Exception):
@@ -47,7 +47,7 @@ class Lease:
         if job is None:
             return False
         preempt_after = timedelta(seconds=settings().preempt_after_seconds)
-        reason = repository.reason_to_stop(session, job, engines(), preempt_after)
+        reason = repository.reason_to_stop(session, job, capacity(), preempt_after)
         if reason is None:
             return False
         draft = EventDraft(f"{reason}; the job saves a checkpoint and is queued again", level="warn")

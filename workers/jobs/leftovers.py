@@ -43,6 +43,11 @@ def of(session: Session, job: Job) -> list[Path]:
     return [path for path in found if path not in named and _is_of(path.relative_to(folder), job.attempt)]
 
 
+def written_bytes(job: Job) -> int:
+    """What attempts at a job have written and nobody has removed."""
+    return storage.bytes_in(storage.job_dir(job.id).glob("attempt-*"))
+
+
 def remove(paths: Iterable[Path]) -> None:
     for path in paths:
         shutil.rmtree(path, ignore_errors=True)

@@ -9,8 +9,10 @@ from kombu.exceptions import OperationalError as BrokerError
 from sqlalchemy.exc import InterfaceError, OperationalError
 
 from service.core.db import transaction
+from service.jobs.turns import Capacity
 from service.scheduling import repository as scheduling
 from service.settings import settings
+from workers.jobs import gpus
 
 OUTAGES = (OperationalError, InterfaceError, BrokerError)
 """What the absence of PostgreSQL, or of Redis, looks like."""
@@ -21,6 +23,11 @@ log = logging.getLogger(__name__)
 def engines() -> list[str]:
     """The rollout engines that are installed here."""
     return ["transformers"] + (["vllm"] if importlib.util.find_spec("vllm") else [])
+
+
+def capacity() -> Capacity:
+    """What this worker has for a job."""
+    return Capacity(engines(), gpus.memory(settings().processes_per_job) or None)
 
 
 class Registration:
@@ -54,7 +61,9 @@ class Registration:
         """Say that the worker is there, and with what unless that is ``known``. Whether it is known now."""
         with transaction("troll_worker") as session:
             if not known:
-                scheduling.register(session, self._name, gpus=settings().processes_per_job, engines=engines())
+                processes = settings().processes_per_job
+                memory = gpus.memory(processes)
+                scheduling.register(session, self._name, gpus=processes, engines=engines(), gpu_bytes=memory)
             seen = scheduling.see(session, self._name)
         if seen is None:
             return False

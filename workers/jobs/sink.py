@@ -22,6 +22,7 @@ from service.models import repository as models
 from service.settings import settings
 from workers import wire
 from workers.flatten import flatten
+from workers.jobs import leftovers
 from workers.jobs.lease import LeaseLostError
 from workers.wire import RESUMABLE
 
@@ -140,6 +141,7 @@ def _keep_best(session: Session, job: Job) -> None:
     folder = storage.job_dir(job.id)
     forgotten = [folder / row.path for row in dropped]
     slimmed = [folder / row.path / "state" for row in older if row not in dropped]
+    job.stored_bytes = leftovers.written_bytes(job) - storage.bytes_in([*forgotten, *slimmed])
     after_commit(session, lambda: _remove([*forgotten, *slimmed]))
     log.info("%s keeps checkpoints %s", job.id, [row.step for row in [*newest, *older] if row not in dropped])
 

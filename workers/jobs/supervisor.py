@@ -33,7 +33,7 @@ from workers.jobs import leftovers
 from workers.jobs.child import Child
 from workers.jobs.lease import Lease, LeaseLostError, lease_time
 from workers.jobs.outcome import Action, decide
-from workers.jobs.registration import engines
+from workers.jobs.registration import capacity
 from workers.jobs.settle import settle
 from workers.jobs.sink import Sink
 from workers.tracking.reporter import Tracking
@@ -155,14 +155,14 @@ def _claim(worker: str) -> Job | None:
             lease=lease_time(),
             max_running=settings().max_running_jobs,
             gpus=settings().processes_per_job,
-            engines=engines(),
+            capacity=capacity(),
         )
 
 
 def _leave_to_others() -> None:
     """Ring again for a job that this worker does not take and another may; it may have had the other's doorbell."""
     with transaction("troll_worker") as session:
-        job_id = repository.waits_elsewhere(session, engines())
+        job_id = repository.waits_elsewhere(session, capacity())
     if job_id is not None:
         shutting_down.wait(LEFT_SECONDS)
         broker.ring(job_id)
@@ -311,4 +311,5 @@ def _settle(lease: Lease, code: int, failure: wire.Failure | None, result: wire.
         if outcome.action in (*ENDINGS, Action.PAUSE):
             left = leftovers.of(session, job)
             after_commit(session, lambda: leftovers.remove(left))
+            job.stored_bytes = leftovers.written_bytes(job) - storage.bytes_in(left)
     return outcome.action

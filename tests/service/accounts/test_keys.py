@@ -14,6 +14,7 @@ from service.accounts.models import APIKey
 from service.accounts.service import revoke_key
 from service.app import create_app
 from service.core.db import Whole, engine, tenant, transaction
+from service.usage import service as usage
 from tests.conftest import Key
 
 
@@ -113,7 +114,9 @@ def test_no_route_serves_a_key_that_was_good_a_moment_ago(
     assert answer.status_code == 401, answer.text
 
 
-def test_a_poll_is_one_transaction(client: TestClient) -> None:
+def test_a_poll_is_one_transaction(client: TestClient, api_key: Key) -> None:
+    """But for the organisation's limits, which are asked for every ten seconds."""
+    usage.remembered(api_key.organization_id)
     client.get("/v1/fine_tuning/jobs")
     committed: list[object] = []
 

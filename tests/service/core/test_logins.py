@@ -199,8 +199,8 @@ WRITES = {
         },
     },
     "troll_operator": {
-        "INSERT": {"organizations", "api_keys", "audit_logs", *MEMBERS},
-        "UPDATE": {"api_keys", "organizations", "workers", *MEMBERS},
+        "INSERT": {"organizations", "api_keys", "audit_logs", "organization_limits", *MEMBERS},
+        "UPDATE": {"api_keys", "organizations", "workers", "organization_limits", *MEMBERS},
         "DELETE": {"project_users"},
     },
 }

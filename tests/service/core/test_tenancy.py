@@ -119,11 +119,13 @@ OF_A_PROJECT = {
     "webhook_deliveries",
 }
 OF_ADMINISTRATORS = {"users", "project_users", "service_accounts", "api_keys", "audit_logs"}
-OTHERS = {"projects", "gpu_usage", "checkpoint_permissions"}
+OF_AN_ORGANIZATION = {"gpu_usage", "organization_limits", "token_usage"}
+"""Of which each project of an organisation sees the organisation's rows."""
+OTHERS = {"projects", "checkpoint_permissions"}
 
 
 def test_every_tenant_table_is_tried_here() -> None:
-    assert set(TENANT_TABLES) == OF_A_PROJECT | OF_ADMINISTRATORS | OTHERS
+    assert set(TENANT_TABLES) == OF_A_PROJECT | OF_ADMINISTRATORS | OF_AN_ORGANIZATION | OTHERS
 
 
 def rows(session: Session, table: str) -> list[str]:
@@ -138,7 +140,8 @@ def test_a_query_that_forgets_the_filter_finds_the_projects_own_rows(populated: 
             (row,) = rows(session, table)
             assert f"-{owner.tag}" in row, table
         assert all(owner.project_id in row for row in rows(session, "projects"))
-        assert all(owner.organization_id in row for row in rows(session, "gpu_usage"))
+        for table in OF_AN_ORGANIZATION:
+            assert {owner.organization_id in row for row in rows(session, table)} == {True}, table
         assert [row for table in OF_ADMINISTRATORS for row in rows(session, table)] == []
 
 

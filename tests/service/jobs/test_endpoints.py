@@ -314,10 +314,10 @@ def test_another_organisations_job_looks_like_none(
 def test_a_full_queue_is_a_429_that_is_not_retried(
     client: TestClient, body: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from service.jobs import service as jobs
     from service.settings import settings
+    from service.usage import service as usage
 
-    monkeypatch.setattr(jobs, "settings", lambda: settings().model_copy(update={"max_queued_jobs": 0}))
+    monkeypatch.setattr(usage, "settings", lambda: settings().model_copy(update={"max_queued_jobs": 0}))
     answer = client.post("/v1/fine_tuning/jobs", json=body)
     assert (answer.status_code, answer.headers["x-should-retry"]) == (429, "false")
 

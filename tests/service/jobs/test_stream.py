@@ -54,7 +54,7 @@ def follow(job: dict[str, Any], after: int, meanwhile: Callable[[], object]) -> 
 
         acting = asyncio.create_task(act())
         async with asyncio.timeout(20):
-            slot = stream_slots.acquire(job["principal"].key_id)
+            slot = stream_slots.acquire(job["principal"].key_id, 10)
             async for frame in stream.follow(job["principal"], slot, job["id"], after):
                 if frame == sse.DONE:
                     await acting

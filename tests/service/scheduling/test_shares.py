@@ -16,6 +16,7 @@ from service.embedded.servers import Servers
 from service.jobs import repository
 from service.jobs.models import Job
 from service.jobs.states import Status, move
+from service.jobs.turns import Capacity
 from service.scheduling import repository as scheduling
 from service.scheduling.models import GPUUsage
 from tests import factories
@@ -62,7 +63,7 @@ def use(database: Servers) -> Use:
 
 def claim(engines: tuple[str, ...] = ("transformers",), gpus: int = 1) -> str | None:
     with transaction("troll_worker") as session:
-        job = repository.claim(session, worker="w", lease=LEASE, max_running=100, gpus=gpus, engines=engines)
+        job = repository.claim(session, worker="w", lease=LEASE, max_running=100, gpus=gpus, capacity=Capacity(engines))
         return job.id if job else None
 
 
@@ -121,8 +122,8 @@ def test_a_job_for_another_engine_blocks_nobody(submit: Submit) -> None:
     plain = submit("acme")
     assert [claim(), claim()] == [plain, None]
     with transaction("troll_worker") as session:
-        assert repository.waits_elsewhere(session, ["transformers"]) == other
-        assert repository.waits_elsewhere(session, ["transformers", "vllm"]) is None
+        assert repository.waits_elsewhere(session, Capacity(["transformers"])) == other
+        assert repository.waits_elsewhere(session, Capacity(["transformers", "vllm"])) is None
     assert claim(("transformers", "vllm")) == other
 
 
@@ -193,7 +194,7 @@ def stopped_for(job_id: str, preempt_after: float = 0) -> str | None:
     with transaction("troll_worker") as session:
         job = repository.get(session, job_id)
         assert job is not None
-        return repository.reason_to_stop(session, job, ["transformers"], timedelta(seconds=preempt_after))
+        return repository.reason_to_stop(session, job, Capacity(["transformers"]), timedelta(seconds=preempt_after))
 
 
 def test_a_running_job_stops_when_the_budget_is_used_up(submit: Submit, use: Use) -> None:

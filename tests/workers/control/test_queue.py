@@ -12,6 +12,7 @@ from fastapi.testclient import TestClient
 from service.core import clock
 from service.core.db import transaction
 from service.jobs import repository
+from service.jobs.turns import Capacity
 from service.scheduling import repository as scheduling
 from tests import factories
 from tests.conftest import Key
@@ -36,9 +37,9 @@ def queued(client: TestClient, other_client: TestClient, models_dir: Any) -> lis
     return made
 
 
-def register(name: str = "w1", *engines: str) -> None:
+def register(name: str = "w1", *engines: str, gpu_bytes: int = 0) -> None:
     with transaction("troll_worker") as session:
-        scheduling.register(session, name, gpus=1, engines=engines or ("transformers",))
+        scheduling.register(session, name, gpus=1, engines=engines or ("transformers",), gpu_bytes=gpu_bytes)
 
 
 def progress(client: TestClient, id: str) -> dict[str, Any]:
@@ -93,6 +94,63 @@ def test_what_no_worker_has_is_said(
     told = progress(client, queued[0])
     assert reason in told["waits_for"]
     assert told["estimated_start"] is None
+
+
+def needs(database: Any, job_id: str, gpu_bytes: int) -> None:
+    with psycopg.connect(database.database_owner_url, autocommit=True) as connection:
+        connection.execute("UPDATE fine_tuning_jobs SET gpu_bytes = %s WHERE id = %s", [gpu_bytes, job_id])
+
+
+def test_memory_that_no_worker_has_is_said_and_holds_up_nobody(
+    queued: list[str], client: TestClient, database: Any
+) -> None:
+    needs(database, queued[2], 160_000_000_000)
+    register("small", gpu_bytes=24_000_000_000)
+    register("large", gpu_bytes=80_000_000_000)
+    queue.plan()
+    told = progress(client, queued[2])["waits_for"]
+    assert "at least 160.0 GB" in told
+    assert "80.0 GB at most" in told
+    assert progress(client, queued[0])["waits_for"] is None
+    with transaction("troll_worker") as session:
+        job = repository.claim(
+            session, worker="large", lease=LEASE, max_running=9, capacity=Capacity(gpu_bytes=80_000_000_000)
+        )
+        assert job is not None
+        assert job.id == queued[0]
+
+
+@pytest.mark.parametrize("gpu_bytes", [0, 160_000_000_000])
+def test_a_worker_that_has_it_or_does_not_say_may_take_it(
+    queued: list[str], client: TestClient, database: Any, gpu_bytes: int
+) -> None:
+    needs(database, queued[2], 160_000_000_000)
+    register("w1", gpu_bytes=gpu_bytes)
+    queue.plan()
+    assert progress(client, queued[2])["waits_for"] is None
+    with transaction("troll_worker") as session:
+        capacity = Capacity(gpu_bytes=gpu_bytes or None)
+        job = repository.claim(session, worker="w1", lease=LEASE, max_running=9, capacity=capacity)
+        assert job is not None
+        assert job.id == queued[2]
+
+
+def test_memory_and_engine_have_to_be_one_workers(queued: list[str], client: TestClient, database: Any) -> None:
+    needs(database, queued[0], 50_000_000_000)
+    register("w1", "transformers", gpu_bytes=24_000_000_000)
+    register("w2", "vllm", gpu_bytes=80_000_000_000)
+    queue.plan()
+    assert "24.0 GB at most" in progress(client, queued[0])["waits_for"]
+
+
+def test_a_supervised_job_needs_no_engine(client: TestClient, models_dir: Any) -> None:
+    body = factories.supervised_body(client, factories.offer_model(models_dir))
+    id = client.post("/v1/fine_tuning/jobs", json=body).json()["id"]
+    register("w1", "other")
+    queue.plan()
+    assert progress(client, id)["waits_for"] is None
+    with transaction("troll_worker") as session:
+        assert repository.claim(session, worker="w1", lease=LEASE, max_running=9, capacity=Capacity(["other"]))
 
 
 def test_drained_workers_and_those_that_are_away_take_nothing(

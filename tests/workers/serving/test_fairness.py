@@ -1,5 +1,6 @@
 """One organisation's many answers beside another's few, in one model's process."""
 
+import asyncio
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,9 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from service.inference.wire import Sampling
+from service.inference import exchange, queue
+from service.inference.wire import Question, Sampling
+from service.settings import settings
 from tests.workers.serving import tiny
 from tests.workers.serving.test_batching import adapter, generated
 from tests.workers.training import tiny as families
@@ -212,3 +215,44 @@ def test_rows_have_room_in_all_and_for_each(
     ask(engine, "b", n=2)
     tokens = engine.step()
     assert names(tokens).count("b") == 2
+
+
+def test_three_hundred_chats_of_one_do_not_hold_up_the_first_of_another(
+    model: PreTrainedModel, clock: Clock, own_redis: object
+) -> None:
+    """From Redis, where they wait, to the last token: what a worker takes, and what its engine does with it."""
+    engine, held, ended = engine_of(model, clock), Counter[str](), list[str]()
+
+    async def put(client: Any, id: str) -> None:
+        question = Question(
+            id=id, model="m", model_path="/m", prompts=["x"], sampling=Sampling(seed=1), organization=id[0]
+        )
+        await queue.put(client, question, question.model_dump_json().encode())
+
+    async def work(client: Any) -> None:
+        """Take what there is room for, and a step."""
+        while (found := await queue.take(client, settings().serving_concurrency, held)) is not None:
+            question = Question.model_validate_json(found[0])
+            held[question.organization] += found[1]
+            ask(engine, question.id, 20)
+        for token in engine.step():
+            if token.end:
+                held[token.key.question[0]] -= 1
+                ended.append(token.key.question)
+
+    async def case() -> None:
+        client = exchange.connect()
+        try:
+            for number in range(300):
+                await put(client, f"a{number}")
+            while len(ended) < 40:
+                await work(client)
+            before = len(ended)
+            await put(client, "b")
+            while "b" not in ended:
+                await work(client)
+            assert len(ended) - before <= 5, ended[before:]
+        finally:
+            await client.aclose()
+
+    asyncio.run(case())

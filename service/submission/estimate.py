@@ -1,0 +1,54 @@
+"""What a job will cost, by what jobs like it did cost."""
+
+import statistics
+from collections.abc import Sequence
+
+from sqlalchemy.orm import Session
+
+from service.jobs import repository
+from service.jobs.models import Job
+from service.jobs.spec import JobSpec
+from service.jobs.stored import UnreadableError
+
+RECENT = 50
+"""Jobs of one base model that are looked at, the newest ones."""
+COUNTED = 10
+"""Of these, jobs alike that count."""
+
+
+def gpu_seconds(session: Session, spec: JobSpec) -> float | None:
+    """The caller's own jobs tell, that succeeded lately, from the same base model and trained alike: their median cost
+    of one sample, times the samples of ``spec``. None where there is no such job.
+
+    A sample is an answer that is learned from, or a conversation.
+    """
+    costs = list(_costs(repository.succeeded_from(session, spec.model, RECENT), spec))[:COUNTED]
+    return statistics.median(costs) * samples(spec) if costs else None
+
+
+def _costs(done: Sequence[Job], spec: JobSpec) -> Sequence[float]:
+    """GPU-seconds a sample of each job that was trained like ``spec``."""
+    costs = []
+    for job in done:
+        try:
+            theirs = job.as_spec()
+        except UnreadableError:
+            continue
+        if _kind(theirs) == _kind(spec):
+            costs.append(job.gpu_seconds / samples(theirs))
+    return costs
+
+
+def samples(spec: JobSpec) -> int:
+    hyperparameters = spec.method.hyperparameters
+    each = spec.method.hyperparameters.group_size if spec.method.type == "reinforcement" else 1
+    return hyperparameters.n_steps * hyperparameters.batch_size * each
+
+
+def _kind(spec: JobSpec) -> tuple[object, ...]:
+    """What makes a sample of one job as dear as another's."""
+    adapters = bool(spec.method.hyperparameters.lora_rank)
+    if spec.method.type != "reinforcement":
+        return spec.method.type, adapters
+    hyperparameters = spec.method.hyperparameters
+    return spec.method.type, adapters, hyperparameters.rollout_engine, hyperparameters.max_completion_tokens

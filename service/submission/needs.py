@@ -1,0 +1,33 @@
+"""The GPU memory that a job needs at least, by the size of its base model.
+
+It is a bound from below: activations, keys and values, and what allocators waste come on top. A worker with less cannot
+run the job; one with more may still run out, which the check before training finds.
+"""
+
+from service.jobs.spec import JobSpec
+
+TRAINED_BYTES = 16
+"""Of a parameter that is trained: weight, gradient, and AdamW's two moments, in float32."""
+FROZEN_BYTES = 2
+"""Of one that is not, and of one that samples."""
+
+
+def gpu_bytes(
+    parameters: int | None, spec: JobSpec, *, memory_share: float, tensor_parallel: int, processes: int
+) -> int:
+    """Bytes of all GPUs of a worker together; 0 where the base model's size is not known.
+
+    A sampler with weights of its own has ``memory_share`` of each GPU, and the ``tensor_parallel`` of the ``processes``
+    that share one split its weights. While it sleeps the trainer has all of the memory; it does not where answers are
+    sampled ahead.
+    """
+    if parameters is None:
+        return 0
+    hyperparameters = spec.method.hyperparameters
+    trained = parameters * (FROZEN_BYTES if hyperparameters.lora_rank else TRAINED_BYTES)
+    if spec.method.type != "reinforcement" or spec.method.hyperparameters.rollout_engine != "vllm":
+        return trained
+    samplers = max(1, processes // tensor_parallel)
+    sampling = round(parameters * FROZEN_BYTES * samplers / memory_share)
+    training = round(trained / (1 - memory_share)) if spec.method.hyperparameters.max_staleness else trained
+    return max(training, sampling)

@@ -1,0 +1,182 @@
+"""Queries on limits and on what was used."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+from sqlalchemy import func, select, text
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from service.accounts.models import Organization
+from service.scheduling.models import GPUUsage
+from service.scheduling.repository import accounts
+from service.usage.models import OrganizationLimits, TokenUsage
+
+# The rooms of files, uploads and jobs are above this one: their tables are named, not imported.
+_STORAGE = """
+    SELECT o.id,
+        (SELECT coalesce(sum(bytes), 0) FROM files f
+         WHERE f.organization_id = o.id AND (f.expires_at IS NULL OR f.expires_at > now()))
+        + (SELECT coalesce(sum(bytes), 0) FROM uploads u
+           WHERE u.organization_id = o.id AND u.status = 'pending' AND u.expires_at > now())
+        + (SELECT coalesce(sum(stored_bytes), 0) FROM fine_tuning_jobs j WHERE j.organization_id = o.id)
+    FROM organizations o
+"""
+
+
+# Limits
+
+
+def limits(session: Session, organization_id: str) -> OrganizationLimits | None:
+    query = select(OrganizationLimits).where(OrganizationLimits.organization_id == organization_id)
+    return session.scalar(query, execution_options={"populate_existing": True})
+
+
+def set_limits(session: Session, organization_id: str, changed: Mapping[str, int | None]) -> None:
+    statement = insert(OrganizationLimits).values(organization_id=organization_id, **changed)
+    session.execute(
+        statement.on_conflict_do_update(index_elements=[OrganizationLimits.organization_id], set_=dict(changed))
+        if changed
+        else statement.on_conflict_do_nothing()
+    )
+
+
+# Storage
+
+
+def lock_storage(session: Session, organization_id: str) -> None:
+    """Let nobody else add to what an organisation stores until the transaction ends."""
+    query = text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))")
+    session.execute(query, {"name": f"storage/{organization_id}"})
+
+
+def stored_bytes(session: Session, organization_id: str) -> int:
+    """Bytes of an organisation's files, of uploads that it announced, and of its jobs' checkpoints and results."""
+    found = session.execute(text(f"{_STORAGE} WHERE o.id = :id"), {"id": organization_id}).one()
+    return int(found[1])
+
+
+def stored_bytes_of_all(session: Session) -> dict[str, int]:
+    return {id: int(size) for id, size in session.execute(text(_STORAGE))}
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where an organisation stands."""
+
+    queued_jobs: int
+    running_jobs: int
+    gpu_seconds: float
+    """Of this calendar month of UTC."""
+    gpu_seconds_a_month: float | None
+
+
+def standing(session: Session, organization_id: str) -> Standing:
+    query = """
+        SELECT count(*) FILTER (WHERE status IN ('queued', 'validating_files')),
+            count(*) FILTER (WHERE status = 'running')
+        FROM fine_tuning_jobs
+        WHERE organization_id = :id AND status IN ('queued', 'validating_files', 'running')
+    """
+    queued, running = session.execute(text(query), {"id": organization_id}).one()
+    [account] = [each for each in accounts(session) if each.id == organization_id]
+    budget = None if account.gpu_hours_a_month is None else account.gpu_hours_a_month * 3600
+    return Standing(queued, running, account.month_gpu_seconds, budget)
+
+
+# Tokens
+
+
+@dataclass
+class Tokens:
+    requests: int = 0
+    input: int = 0
+    output: int = 0
+
+
+def add_tokens(session: Session, organization_id: str, model: str, tokens: Tokens) -> None:
+    """Count ``tokens`` in the minute at hand."""
+    statement = insert(TokenUsage).values(
+        organization_id=organization_id,
+        minute=func.date_trunc("minute", func.now()),
+        model=model,
+        requests=tokens.requests,
+        input_tokens=tokens.input,
+        output_tokens=tokens.output,
+    )
+    total = {
+        name: getattr(TokenUsage, name) + getattr(statement.excluded, name)
+        for name in ("requests", "input_tokens", "output_tokens")
+    }
+    key = [TokenUsage.organization_id, TokenUsage.minute, TokenUsage.model]
+    session.execute(statement.on_conflict_do_update(index_elements=key, set_=total))
+
+
+def tokens_since(session: Session, organization_id: str, since: datetime) -> int:
+    query = select(func.coalesce(func.sum(TokenUsage.input_tokens + TokenUsage.output_tokens), 0))
+    query = query.where(TokenUsage.organization_id == organization_id, TokenUsage.minute >= since)
+    return int(session.scalars(query).one())
+
+
+def tokens_in_buckets(
+    session: Session,
+    organization_id: str,
+    *,
+    width: Literal["minute", "hour", "day"],
+    begin: datetime,
+    end: datetime,
+    models: Sequence[str],
+    by_model: bool,
+) -> list[tuple[datetime, str | None, Tokens]]:
+    """Sums of minutes from ``begin`` to before ``end``, by the time in UTC at which their bucket begins."""
+    bucket = func.date_trunc(width, TokenUsage.minute, "UTC").label("bucket")
+    model: list[Any] = [TokenUsage.model] if by_model else []
+    sums = [func.sum(each) for each in (TokenUsage.requests, TokenUsage.input_tokens, TokenUsage.output_tokens)]
+    query = select(bucket, *model, *sums).where(
+        TokenUsage.organization_id == organization_id, TokenUsage.minute >= begin, TokenUsage.minute < end
+    )
+    if models:
+        query = query.where(TokenUsage.model.in_(models))
+    rows = session.execute(query.group_by(bucket, *model).order_by(bucket, *model))
+    return [(row[0], row[1] if by_model else None, Tokens(*map(int, row[-3:]))) for row in rows]
+
+
+# Everything, for operators
+
+
+@dataclass(frozen=True)
+class Used:
+    """What an organisation used from one time to another, and stores now."""
+
+    id: str
+    name: str
+    gpu_seconds: float
+    requests: int
+    input_tokens: int
+    output_tokens: int
+    stored_bytes: int
+
+
+def used(session: Session, begin: datetime, end: datetime) -> list[Used]:
+    """Of every organisation, by name."""
+    gpu = dict(
+        session.execute(
+            select(GPUUsage.organization_id, func.sum(GPUUsage.gpu_seconds))
+            .where(GPUUsage.hour >= begin, GPUUsage.hour < end)
+            .group_by(GPUUsage.organization_id)
+        ).all()
+    )
+    sums = [func.sum(each) for each in (TokenUsage.requests, TokenUsage.input_tokens, TokenUsage.output_tokens)]
+    inside = (TokenUsage.minute >= begin, TokenUsage.minute < end)
+    query = select(TokenUsage.organization_id, *sums).where(*inside).group_by(TokenUsage.organization_id)
+    tokens = {row[0]: (int(row[1]), int(row[2]), int(row[3])) for row in session.execute(query)}
+    stored = stored_bytes_of_all(session)
+    organizations = session.scalars(select(Organization).order_by(Organization.name))
+    found = []
+    for each in organizations:
+        requests, input_tokens, output_tokens = tokens.get(each.id, (0, 0, 0))
+        seconds, size = gpu.get(each.id, 0.0), stored.get(each.id, 0)
+        found.append(Used(each.id, each.name, seconds, requests, input_tokens, output_tokens, size))
+    return found
