@@ -10,7 +10,7 @@ PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-comp
 INSTALL = $(PYTHON) -m venv .venv && $(PIP) -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast fuzz lint bench
+.PHONY: help setup demo test test-fast fuzz lint tables bench
 
 help: ## Say what each command does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-9s %s\n", $$1, $$2}'
@@ -40,6 +40,9 @@ fuzz: .venv/.ready-dev ## Run the tests that make up their own examples, long an
 lint: .venv/.ready-dev ## Check style, types and import rules
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
 
+tables: .venv/.ready ## Write the README's tables of hyperparameters from their declarations
+	@$(BIN)/python -m service.jobs.hyperparameters.table
+
 bench: .venv/.ready-bench ## Run the benchmarks
 	@set -e; for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python -m benchmarks.$$name; done
 
@@ -55,6 +58,9 @@ bench: .venv/.ready-bench ## Run the benchmarks
 	@touch $@
 
 # Liger's requirements are loose ones on torch and triton, which are there by then.
-.venv/.ready-bench: .venv/.ready-dev
+.venv/.ready-tables: .venv/.ready ## Write the README's tables of hyperparameters from their declarations
+	@$(BIN)/python -m service.jobs.hyperparameters.table
+
+bench: .venv/.ready-dev
 	$(INSTALL) -e '.[bench]'
 	@touch $@

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from benchmarks import report
-from service.jobs.spec import Hyperparameters, ResolvedHyperparameters, resolve
+from service.jobs.hyperparameters.option import resolve
+from service.jobs.hyperparameters.reinforcement import Hyperparameters, ResolvedHyperparameters
 from troll import SparseLogProbs
 from workers.modeling import policy
 from workers.modeling.lora import Lora

@@ -23,7 +23,9 @@ from service.graders.settings import GraderSettings, JailLimits
 from service.graders.trial import RunErrors
 from service.inference.requests import ChatRequest, CompletionRequest
 from service.inference.responses.requests import ResponseRequest
-from service.jobs.spec import AUTO, Hyperparameters, SupervisedHyperparameters
+from service.jobs.hyperparameters.option import AUTO
+from service.jobs.hyperparameters.reinforcement import Hyperparameters
+from service.jobs.hyperparameters.supervised import SupervisedHyperparameters
 from service.settings import Settings
 
 ROOT = Path(__file__).parents[1]
@@ -82,12 +84,6 @@ def limits(info: FieldInfo) -> tuple[list[Any], list[float]]:
 def test_the_readme_lists_every_hyperparameter() -> None:
     assert HYPERPARAMETERS.keys() == Hyperparameters.model_fields.keys()
     assert SUPERVISED.keys() | set(AS_BELOW) == SupervisedHyperparameters.model_fields.keys()
-
-
-@pytest.mark.parametrize("name", AS_BELOW)
-def test_what_supervised_jobs_share_is_the_same(name: str) -> None:
-    mine, theirs = SupervisedHyperparameters.model_fields[name], Hyperparameters.model_fields[name]
-    assert (mine.default, mine.annotation, mine.metadata) == (theirs.default, theirs.annotation, theirs.metadata)
 
 
 @pytest.mark.parametrize(

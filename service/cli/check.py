@@ -17,7 +17,8 @@ from service.embedded import jail
 from service.files import check as checking
 from service.graders.schemas import GraderError, parse_grader
 from service.jobs.examination import Findings, Question
-from service.jobs.spec import Hyperparameters, SupervisedHyperparameters
+from service.jobs.hyperparameters.reinforcement import Hyperparameters
+from service.jobs.hyperparameters.supervised import SupervisedHyperparameters
 from service.submission.request import AskedReinforcement, AskedSupervised, inheriting, parse_method, question_of
 
 Asked = AskedReinforcement | AskedSupervised

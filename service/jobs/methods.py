@@ -11,14 +11,9 @@ from pydantic import BaseModel, Field
 from service.contracts.response_format import ResponseFormat
 from service.core.openapi import ShownAs
 from service.graders.schemas import Grader
-from service.jobs.spec import (
-    Hyperparameters,
-    Reinforcement,
-    ResolvedHyperparameters,
-    ResolvedSupervisedHyperparameters,
-    Supervised,
-    SupervisedHyperparameters,
-)
+from service.jobs.hyperparameters.reinforcement import Hyperparameters, ResolvedHyperparameters
+from service.jobs.hyperparameters.supervised import ResolvedSupervisedHyperparameters, SupervisedHyperparameters
+from service.jobs.spec import Reinforcement, Supervised
 
 
 class RequestedSupervisedParts(BaseModel):

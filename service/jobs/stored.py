@@ -27,14 +27,28 @@ Upgrade = Callable[[dict[str, Any]], dict[str, Any]]
 """Brings a row's content from one version to the next."""
 
 
+EARLY: dict[str, dict[str, Any]] = {
+    "supervised": {"gradient_checkpointing": "gpu", "chat_template_kwargs": {}},
+    "reinforcement": {
+        "lora_rank": 0,
+        "gradient_checkpointing": "gpu",
+        "chat_template_kwargs": {},
+        "max_staleness": 0,
+    },
+}
+"""What jobs of version 1 have been run with that were stored before there was such a hyperparameter."""
+DPPO: dict[str, Any] = {"dppo_divergence": "tv", "dppo_threshold": 0.2}
+
+
 def _with_dppo(content: dict[str, Any]) -> dict[str, Any]:
-    """To version 2, in which reinforcement has the settings of the objective DPPO."""
+    """To version 2, in which every hyperparameter is stored, and reinforcement has those of the objective DPPO."""
     method = content.get("method")
-    if isinstance(method, dict) and method.get("type") == "reinforcement":
-        hyperparameters = method.get("hyperparameters")
-        # Anything else than an object is told as such when it is read.
-        if isinstance(hyperparameters, dict):
-            method["hyperparameters"] = {**hyperparameters, "dppo_divergence": "tv", "dppo_threshold": 0.2}
+    hyperparameters = method.get("hyperparameters") if isinstance(method, dict) else None
+    # Anything else than an object is told as such when it is read.
+    if isinstance(method, dict) and isinstance(hyperparameters, dict):
+        kind = str(method.get("type"))
+        new = DPPO if kind == "reinforcement" else {}
+        method["hyperparameters"] = {**EARLY.get(kind, {}), **hyperparameters, **new}
     return content
 
 

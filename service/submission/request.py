@@ -15,8 +15,9 @@ from service.core.http import describe
 from service.graders.schemas import MAX_FAULTS, Grader
 from service.inference import bounds
 from service.jobs.examination import Question
+from service.jobs.hyperparameters.reinforcement import Hyperparameters
+from service.jobs.hyperparameters.supervised import SupervisedHyperparameters
 from service.jobs.integrations import Integration
-from service.jobs.spec import Hyperparameters, SupervisedHyperparameters
 
 SERVED = ("supervised", "reinforcement")
 FIELDS = {"supervised": {"hyperparameters"}, "reinforcement": {"grader", "hyperparameters", "response_format"}}
@@ -86,7 +87,7 @@ def question_of(
         files=dict(files),
         grader=None if reinforcement is None else reinforcement.grader,
         chat_template_kwargs=asked.hyperparameters.chat_template_kwargs,
-        reasoning_effort=_effort(asked),
+        reasoning_effort=asked.hyperparameters.effort,
         json_schema=None if wanted is None else ResponseFormat.model_validate(wanted).schema_,
         files_checked=files_checked,
     )
@@ -98,17 +99,12 @@ def inheriting(asked: AskedReinforcement | AskedSupervised, base: Path) -> Asked
         known = chat_template.remembered(base)
     except chat_template.MalformedTemplateError as error:
         raise invalid(f"The model cannot be used: {error}.", "model", "invalid_model") from error
-    if _effort(asked) is not None:
+    if asked.hyperparameters.effort is not None:
         known.pop("reasoning_effort", None)
     told = {"chat_template_kwargs": known | asked.hyperparameters.chat_template_kwargs}
     if isinstance(asked, AskedSupervised):
         return replace(asked, hyperparameters=asked.hyperparameters.model_copy(update=told))
     return replace(asked, hyperparameters=asked.hyperparameters.model_copy(update=told))
-
-
-def _effort(asked: AskedReinforcement | AskedSupervised) -> str | None:
-    effort = asked.hyperparameters.reasoning_effort if isinstance(asked, AskedReinforcement) else "default"
-    return None if effort == "default" else effort
 
 
 def _check_response_format(wanted: Any, where: str) -> None:
@@ -152,11 +148,10 @@ def _check_template_values(asked: Hyperparameters | SupervisedHyperparameters, p
     wrong = chat_template.fault(values)
     if wrong is not None:
         raise invalid(f"Invalid value for '{where}': {wrong}.", where)
-    effort = asked.template_values.get("reasoning_effort")
-    told = getattr(asked, "reasoning_effort", "default")
-    if told not in ("default", effort):
+    if asked.effort not in (None, asked.template_values.get("reasoning_effort")):
         raise invalid(
-            f"'{prefix}.reasoning_effort' is '{told}', and 'chat_template_kwargs' names another: give one.", where
+            f"'{prefix}.reasoning_effort' is '{asked.effort}', and 'chat_template_kwargs' names another: give one.",
+            where,
         )
 
 

@@ -33,10 +33,11 @@ from service.files.service import FINE_TUNE
 from service.graders.configured import admit
 from service.jobs import examination, repository, service, stored
 from service.jobs.examination import Findings, Question
+from service.jobs.hyperparameters.option import Installation, conflicts, overruled, resolve
 from service.jobs.models import Examination, Job
 from service.jobs.repository import EventDraft
 from service.jobs.schemas import CreateJob
-from service.jobs.spec import JobSpec, Reinforcement, Supervised, conflicts, overruled, resolve, resolve_supervised
+from service.jobs.spec import JobSpec, Reinforcement, Supervised
 from service.jobs.states import Desired, Status
 from service.models import service as models
 from service.models import size
@@ -259,12 +260,11 @@ def _row(draft: Draft) -> Job:
 
 def _resolve(asked: AskedReinforcement | AskedSupervised, training_rows: int) -> Reinforcement | Supervised:
     if isinstance(asked, AskedSupervised):
-        return Supervised(hyperparameters=resolve_supervised(asked.hyperparameters, training_rows=training_rows))
+        return Supervised(hyperparameters=resolve(asked.hyperparameters, training_rows=training_rows))
     ours = settings()
-    resolved = resolve(asked.hyperparameters, training_rows=training_rows, rollout_engine=ours.rollout_engine)
-    for name, why in conflicts(
-        resolved, processes=ours.processes_per_job, tensor_parallel=ours.rollout_tensor_parallel
-    ):
+    here = Installation(ours.rollout_engine, ours.processes_per_job, ours.rollout_tensor_parallel)
+    resolved = resolve(asked.hyperparameters, training_rows=training_rows, installation=here)
+    for name, why in conflicts(resolved, here):
         raise invalid(why, f"method.reinforcement.hyperparameters.{name}")
     return Reinforcement(grader=asked.grader, hyperparameters=resolved, response_format=asked.response_format)
 

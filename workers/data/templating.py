@@ -8,7 +8,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from service.contracts import chat_template
-from service.jobs.spec import Hyperparameters, SupervisedHyperparameters
+from service.jobs.hyperparameters.shared import SharedHyperparameters
 from workers.bounded import client, messages
 from workers.bounded.tasks import MAX_CHARACTERS, Names, Render
 from workers.data.jsonl import UnusableRowError
@@ -83,7 +83,7 @@ def render(
 
 
 def rendering_of(
-    hyperparameters: Hyperparameters | SupervisedHyperparameters,
+    hyperparameters: SharedHyperparameters,
     tokenizer: PreTrainedTokenizerBase,
     now: datetime | None,
 ) -> Rendering:

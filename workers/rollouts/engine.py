@@ -12,7 +12,7 @@ from service.contracts.engines import MEMORY_SHARE
 
 if TYPE_CHECKING:
     # Without torch, so that a process can know what may go wrong before it has imported everything.
-    from service.jobs.spec import ResolvedHyperparameters
+    from service.jobs.hyperparameters.reinforcement import ResolvedHyperparameters
     from workers.data.prompts import Prompt
     from workers.modeling.policy import Policy
     from workers.rollouts.grammar import Grammar

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from service.jobs.spec import ResolvedHyperparameters, ResolvedSupervisedHyperparameters, RunSpec
+from service.jobs.hyperparameters.shared import SharedHyperparameters
+from service.jobs.spec import RunSpec
 from workers import wire
 from workers.data.templating import Rendering, rendering_of
 from workers.modeling import distributed, policy, sharding
@@ -36,7 +37,7 @@ class Attempt:
 
 def begin(
     spec: RunSpec,
-    hyperparameters: ResolvedHyperparameters | ResolvedSupervisedHyperparameters,
+    hyperparameters: SharedHyperparameters,
     channel: Channel,
     clock: Clock,
 ) -> Attempt:
@@ -68,7 +69,7 @@ def begin(
 
 def load_policy(
     spec: RunSpec,
-    hyperparameters: ResolvedHyperparameters | ResolvedSupervisedHyperparameters,
+    hyperparameters: SharedHyperparameters,
     device: torch.device,
     resumed: Path | None,
 ) -> policy.Policy:

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from service.jobs.spec import Reinforcement, ResolvedHyperparameters, RunSpec
+from service.jobs.hyperparameters.reinforcement import ResolvedHyperparameters
+from service.jobs.spec import Reinforcement, RunSpec
 from workers import graders, wire
 from workers.answers import AnswerReader
 from workers.data.prompts import Prompt, load_prompts

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from service.graders.schemas import Grader
-from service.jobs.spec import ResolvedHyperparameters, RunSpec
+from service.jobs.hyperparameters.reinforcement import ResolvedHyperparameters
+from service.jobs.spec import RunSpec
 from workers import wire
 from workers.data.prompts import Prompt
 from workers.errors import RunError, is_out_of_memory

@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
+from service.jobs.hyperparameters.supervised import ResolvedSupervisedHyperparameters
 from service.jobs.metrics import SupervisedMetrics, SupervisedTiming
-from service.jobs.spec import ResolvedSupervisedHyperparameters, RunSpec, Supervised
+from service.jobs.spec import RunSpec, Supervised
 from workers import wire
 from workers.data import conversations
 from workers.data.conversations import Example

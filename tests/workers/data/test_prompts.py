@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from service.jobs.spec import Hyperparameters, SupervisedHyperparameters, resolve, resolve_supervised
+from service.jobs.hyperparameters.option import resolve
+from service.jobs.hyperparameters.reinforcement import Hyperparameters
+from service.jobs.hyperparameters.supervised import SupervisedHyperparameters
 from tests.workers.training import tiny
 from workers.data import jsonl, templating
 from workers.data.prompts import load_prompts, read_prompts
@@ -152,7 +154,7 @@ def test_as_many_epochs_are_trained_as_were_asked_for(rows: int, batch_size: int
         ("reinforcement", resolve(Hyperparameters(batch_size=batch_size, n_epochs=epochs), training_rows=rows)),
         (
             "supervised",
-            resolve_supervised(SupervisedHyperparameters(batch_size=batch_size, n_epochs=epochs), training_rows=rows),
+            resolve(SupervisedHyperparameters(batch_size=batch_size, n_epochs=epochs), training_rows=rows),
         ),
     ):
         total = order.rows_in_all(rows, batch_size, resolved.n_steps, resolved.n_epochs)

@@ -20,7 +20,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from service.graders.settings import GraderSettings, ScoringService
-from service.jobs.spec import Hyperparameters, Reinforcement, RunSpec, resolve
+from service.jobs.hyperparameters.option import resolve
+from service.jobs.hyperparameters.reinforcement import Hyperparameters
+from service.jobs.spec import Reinforcement, RunSpec
 from service.settings import Settings
 from tests import factories
 from tests.workers.conftest import events, row

@@ -11,7 +11,10 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from service.jobs.spec import Hyperparameters, RunSpec, SupervisedHyperparameters, resolve, resolve_supervised
+from service.jobs.hyperparameters.option import resolve
+from service.jobs.hyperparameters.reinforcement import Hyperparameters
+from service.jobs.hyperparameters.supervised import SupervisedHyperparameters
+from service.jobs.spec import RunSpec
 from tests.workers.training import tiny
 from tests.workers.training.optim.test_update import hyperparameters, sampled, train
 from tests.workers.training.test_loop import Killed, attempt, killed_at, result_of
@@ -179,9 +182,7 @@ def test_the_default_learning_rate_is_ten_times_that_of_all_weights() -> None:
 
 
 def test_supervised_fine_tuning_has_a_default_of_its_own() -> None:
-    rates = [
-        resolve_supervised(SupervisedHyperparameters(lora_rank=rank), training_rows=8).learning_rate for rank in (0, 8)
-    ]
+    rates = [resolve(SupervisedHyperparameters(lora_rank=rank), training_rows=8).learning_rate for rank in (0, 8)]
     assert rates == pytest.approx([1e-5, 1e-4])
 
 

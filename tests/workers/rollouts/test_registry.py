@@ -4,7 +4,7 @@ from typing import get_args
 
 from service.contracts.engines import ENGINES as DECLARED
 from service.contracts.engines import EngineName
-from service.jobs.spec import Hyperparameters, ResolvedHyperparameters
+from service.jobs.hyperparameters.reinforcement import Hyperparameters, ResolvedHyperparameters
 from service.settings import Settings
 from workers.rollouts.registry import ENGINES
 

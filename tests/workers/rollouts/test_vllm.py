@@ -14,7 +14,8 @@ import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 import troll
-from service.jobs.spec import Hyperparameters, resolve
+from service.jobs.hyperparameters.option import resolve
+from service.jobs.hyperparameters.reinforcement import Hyperparameters
 from workers.data.prompts import Prompt
 from workers.rollouts.engine import EngineRequest, NonFiniteLogitsError, Rollout, Sampling
 from workers.rollouts.errors import EngineDiedError, EngineUnavailableError, PromptsTooLongError, StaleWeightsError

@@ -17,7 +17,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from service.jobs.spec import Hyperparameters, ResolvedHyperparameters, resolve
+from service.jobs.hyperparameters.option import resolve
+from service.jobs.hyperparameters.reinforcement import Hyperparameters, ResolvedHyperparameters
 from workers.data.conversations import Example
 from workers.modeling import distributed, lora, policy, sharding
 from workers.modeling.lora import Lora

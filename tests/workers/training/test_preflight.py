@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from service.graders.schemas import parse_grader
-from service.jobs.spec import Hyperparameters, ResolvedHyperparameters, RunSpec, resolve
+from service.jobs.hyperparameters.option import resolve
+from service.jobs.hyperparameters.reinforcement import Hyperparameters, ResolvedHyperparameters
+from service.jobs.spec import RunSpec
 from tests.workers.training import tiny
 from tests.workers.training.tiny import Recorder
 from workers import wire

@@ -12,7 +12,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from service.contracts import chat_template
-from service.jobs.spec import RunSpec, SupervisedHyperparameters, resolve_supervised
+from service.jobs.hyperparameters.option import resolve
+from service.jobs.hyperparameters.supervised import SupervisedHyperparameters
+from service.jobs.spec import RunSpec
 from tests.workers.training import tiny
 from tests.workers.training.tiny import Recorder, without_times
 from workers import wire
@@ -194,7 +196,7 @@ def test_the_learning_rate_rises_and_then_stays_or_falls(schedule: str, rates: l
     asked = SupervisedHyperparameters.model_validate(
         {"learning_rate": 1.0, "n_steps": 5, "warmup_steps": 2, "schedule": schedule}
     )
-    h = resolve_supervised(asked, training_rows=8)
+    h = resolve(asked, training_rows=8)
     assert [supervised.learning_rate(h, step) for step in range(1, 6)] == pytest.approx(rates)
 
 

@@ -10,7 +10,9 @@ import pytest
 
 from service.cli import demo as client
 from service.graders.schemas import parse_grader
-from service.jobs.spec import Hyperparameters, JobSpec, Reinforcement, RunSpec, resolve
+from service.jobs.hyperparameters.option import resolve
+from service.jobs.hyperparameters.reinforcement import Hyperparameters
+from service.jobs.spec import JobSpec, Reinforcement, RunSpec
 from workers import wire
 from workers.wire import ExitCode
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 import transformers
 
-from service.jobs.spec import Hyperparameters, resolve
+from service.jobs.hyperparameters.option import resolve
+from service.jobs.hyperparameters.reinforcement import Hyperparameters
 from tests.workers.training import tiny
 from workers.data.prompts import Prompt
 from workers.demo import make_tokenizer

@@ -10,16 +10,10 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
-from service.jobs.spec import (
-    Hyperparameters,
-    JobSpec,
-    Reinforcement,
-    RunSpec,
-    Supervised,
-    SupervisedHyperparameters,
-    resolve,
-    resolve_supervised,
-)
+from service.jobs.hyperparameters.option import resolve
+from service.jobs.hyperparameters.reinforcement import Hyperparameters
+from service.jobs.hyperparameters.supervised import SupervisedHyperparameters
+from service.jobs.spec import JobSpec, Reinforcement, RunSpec, Supervised
 from workers import wire
 from workers.demo import CHARACTERS, make_tokenizer
 from workers.training.processes.channel import Channel
@@ -315,7 +309,7 @@ def supervised_spec(folder: Path, model_path: Path, *, valid: bool = True, **ask
     """A supervised run over ``ROWS``, evaluated on every other of them."""
     made = spec(folder, model_path)
     wanted = {"batch_size": 4, "learning_rate": 1e-2, "n_steps": 4, "eval_interval": 2}
-    hyperparameters = resolve_supervised(SupervisedHyperparameters(**(wanted | asked)), training_rows=len(ROWS))
+    hyperparameters = resolve(SupervisedHyperparameters(**(wanted | asked)), training_rows=len(ROWS))
     job = made.job.model_copy(update={"method": Supervised(hyperparameters=hyperparameters)})
     return made.model_copy(
         update={

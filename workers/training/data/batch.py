@@ -10,7 +10,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from service.jobs.spec import ResolvedHyperparameters
+from service.jobs.hyperparameters.reinforcement import ResolvedHyperparameters
 from troll import advantages, aggregation
 from workers.answers import Answer
 from workers.data.prompts import Prompt

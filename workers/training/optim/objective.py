@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import troll
-from service.jobs.spec import ResolvedHyperparameters
+from service.jobs.hyperparameters.reinforcement import ResolvedHyperparameters
 from troll import OBJECTIVES, LossOutput, Objective, SparseLogProbs
 from workers.errors import non_finite
 from workers.modeling import distributed

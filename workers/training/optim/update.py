@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from service.jobs.spec import ResolvedHyperparameters, ResolvedSupervisedHyperparameters
+from service.jobs.hyperparameters.reinforcement import ResolvedHyperparameters
+from service.jobs.hyperparameters.shared import SharedHyperparameters
 from troll import SparseLogProbs
 from troll.metrics import Metric, combine
 from workers.errors import non_finite
@@ -37,9 +38,7 @@ class MiniBatch:
     normalizer: float
 
 
-def make_optimizer(
-    policy: Policy, hyperparameters: ResolvedHyperparameters | ResolvedSupervisedHyperparameters
-) -> torch.optim.AdamW:
+def make_optimizer(policy: Policy, hyperparameters: SharedHyperparameters) -> torch.optim.AdamW:
     return torch.optim.AdamW(
         [parameter for parameter in policy.model.parameters() if parameter.requires_grad],
         lr=hyperparameters.learning_rate,

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 
-from service.jobs.spec import ResolvedHyperparameters, RunSpec
+from service.jobs.hyperparameters.reinforcement import ResolvedHyperparameters
+from service.jobs.spec import RunSpec
 from workers.data.prompts import Prompt
 from workers.modeling import seeds
 from workers.rollouts.engine import RolloutEngine, Sampling

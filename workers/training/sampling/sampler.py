@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from service.contracts.engines import MEMORY_SHARE
-from service.jobs.spec import ResolvedHyperparameters, conflicts
+from service.jobs.hyperparameters.option import Installation, conflicts
+from service.jobs.hyperparameters.reinforcement import ResolvedHyperparameters
 from workers.data.prompts import Prompt
 from workers.errors import RunError
 from workers.modeling import ranks
@@ -79,5 +80,6 @@ def check_sampler(hyperparameters: ResolvedHyperparameters, tensor_parallel: int
 
     Raises ``RunError``.
     """
-    for name, why in conflicts(hyperparameters, processes=ranks.number(), tensor_parallel=tensor_parallel):
+    here = Installation(processes=ranks.number(), tensor_parallel=tensor_parallel)
+    for name, why in conflicts(hyperparameters, here):
         raise RunError("invalid_hyperparameters", why, param=f"method.reinforcement.hyperparameters.{name}")

@@ -2,7 +2,8 @@
 
 import pytest
 
-from service.jobs.spec import Hyperparameters, resolve
+from service.jobs.hyperparameters.option import resolve
+from service.jobs.hyperparameters.reinforcement import Hyperparameters
 from workers.answers import Answer
 from workers.data.prompts import Prompt
 from workers.graders import Grade

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from service.jobs.spec import Hyperparameters, ResolvedHyperparameters, resolve
+from service.jobs.hyperparameters.option import resolve
+from service.jobs.hyperparameters.reinforcement import Hyperparameters, ResolvedHyperparameters
 from tests.workers.training import tiny
 from tests.workers.training.data.test_batch import group
 from troll import OBJECTIVES, Clip, Dppo, Troll

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from service.jobs.spec import Hyperparameters, ResolvedHyperparameters, resolve
+from service.jobs.hyperparameters.option import resolve
+from service.jobs.hyperparameters.reinforcement import Hyperparameters, ResolvedHyperparameters
 from tests.workers.training import tiny
 from workers.errors import RunError
 from workers.modeling import policy

@@ -1,0 +1,267 @@
+"""The hyperparameters of reinforcement."""
+
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from service.contracts.engines import ENGINES, EngineName, engines_that
+from service.jobs.hyperparameters.option import AUTO, Asked, Auto, Installation, Option, Overrule, asked_of
+from service.jobs.hyperparameters.shared import (
+    EPOCHS,
+    NO_MORE_ROWS,
+    STEPS_DECIDE,
+    SharedHyperparameters,
+    rate_of_multiplier,
+)
+
+DEFAULT_GROUP_SIZE = 8
+DPPO_THRESHOLDS = {"tv": 0.2, "kl": 0.05}
+MISMATCH_CAPS = {"sequence-mask": 3.0, "token-truncate": 2.0, "none": 2.0}
+
+
+def _times_the_group(multiplier: float, known: Any) -> float:
+    return multiplier if known.group_size == AUTO else known.group_size / DEFAULT_GROUP_SIZE
+
+
+def _holds_tokens_back(h: "ResolvedHyperparameters", at: Installation) -> str | None:
+    if h.objective != "dppo" or h.dppo_divergence != "tv" or h.dppo_threshold < 1:
+        return None
+    why = "No total variation exceeds 1, so that no token would be held back."
+    return f"{why} Set dppo_threshold below 1, or dppo_divergence to 'kl'."
+
+
+def _can_be_sampled_at(name: str, h: "ResolvedHyperparameters") -> str | None:
+    engine = ENGINES[h.rollout_engine]
+    if not 0 < getattr(h, name) < engine.lowest_temperature:
+        return None
+    why = f"{engine.title} would sample at {engine.lowest_temperature} instead."
+    able = engines_that(lambda each: not each.lowest_temperature)
+    return f"{why} Set {name} to at least that, or rollout_engine to {able}."
+
+
+def _engine_gives_distributions(h: "ResolvedHyperparameters", at: Installation) -> str | None:
+    if h.old_policy != "sampler" or ENGINES[h.rollout_engine].gives_distributions:
+        return None
+    able = engines_that(lambda each: each.gives_distributions)
+    return f"Only rollout_engine {able} gives the sampler's distributions."
+
+
+def _processes_sample_ahead(h: "ResolvedHyperparameters", at: Installation) -> str | None:
+    if not h.max_staleness or at.processes == 1 or ENGINES[h.rollout_engine].samples_ahead_in_processes:
+        return None
+    why = "A model that is trained in several processes cannot sample ahead by itself."
+    able = engines_that(lambda each: each.samples_ahead_in_processes)
+    return f"{why} Set max_staleness to 0, or rollout_engine to {able}."
+
+
+def _shared_engine_samples_ahead(h: "ResolvedHyperparameters", at: Installation) -> str | None:
+    if not h.max_staleness or at.tensor_parallel == 1 or not ENGINES[h.rollout_engine].is_split:
+        return None
+    return "An engine that several processes share cannot sample while they train. Set max_staleness to 0."
+
+
+class ResolvedHyperparameters(SharedHyperparameters):
+    """Hyperparameters with every ``"auto"`` replaced by the value the run uses."""
+
+    default_learning_rate: ClassVar[float] = 1e-6
+
+    batch_size: Annotated[
+        int,
+        Option(
+            doc="prompts per step",
+            auto=Auto(32, "32, or all rows if fewer"),
+            overrule=NO_MORE_ROWS,
+            ge=1,
+            le=1024,
+        ),
+    ]
+    n_epochs: Annotated[int, Option(doc=EPOCHS, auto=Auto(1), overrule=STEPS_DECIDE, ge=1, le=50)]
+    learning_rate: Annotated[
+        float,
+        Option(
+            doc="AdamW's learning rate",
+            auto=Auto(rate_of_multiplier, "1e-6 × `learning_rate_multiplier`, or 1e-5 × it with LoRA"),
+            gt=0,
+            le=1,
+        ),
+    ]
+    compute_multiplier: Annotated[
+        float,
+        Option(
+            doc="OpenAI's name; shows what `group_size` amounts to where that is given",
+            auto=Auto(1.0, "1"),
+            overrule=Overrule(_times_the_group, "group_size decides"),
+            gt=1e-5,
+            le=10,
+        ),
+    ]
+    eval_samples: Annotated[int, Option(doc="answers per validation row", auto=Auto(1), ge=1, le=64)]
+    reasoning_effort: Annotated[
+        Literal["default", "low", "medium", "high"],
+        Option(
+            doc="told to the chat template, where it reads it; a warning says so where it does not",
+            default="default",
+        ),
+    ]
+    objective: Annotated[
+        Literal["troll", "clip", "dppo"],
+        Option(
+            doc="TROLL's projection, PPO's clipping, or [DPPO](https://arxiv.org/abs/2602.04879)",
+            default="troll",
+        ),
+    ]
+    kl_bound: Annotated[
+        float,
+        Option(
+            doc="bound of each token's KL divergence to the sampling policy, in nats",
+            applies_to="TROLL",
+            default=0.05,
+            gt=0,
+            le=10,
+        ),
+    ]
+    alpha: Annotated[
+        float,
+        Option(doc="weight of the regression onto the projected policy", applies_to="TROLL", default=1.0, ge=0, le=100),
+    ]
+    max_tokens_kept: Annotated[
+        int,
+        Option(doc="most tokens kept of one position's distribution", applies_to="TROLL", default=64, ge=1, le=1024),
+    ]
+    dropped_mass: Annotated[
+        float,
+        Option(
+            doc="probability that may be left out of a kept distribution",
+            applies_to="TROLL",
+            default=1e-5,
+            ge=0,
+            lt=0.5,
+        ),
+    ]
+    clip_low: Annotated[
+        float, Option(doc="lower distance of the probability ratio", applies_to="clip", default=0.2, gt=0, lt=1)
+    ]
+    clip_high: Annotated[
+        float, Option(doc="upper distance of the probability ratio", applies_to="clip", default=0.2, gt=0, le=10)
+    ]
+    dppo_divergence: Annotated[
+        Literal["tv", "kl"],
+        Option(doc="how far a token has moved: total variation, or KL divergence", applies_to="DPPO", default="tv"),
+    ]
+    dppo_threshold: Annotated[
+        float,
+        Option(
+            doc="tokens that have moved further get no gradient that takes them further out",
+            applies_to="DPPO",
+            auto=Auto(lambda known: DPPO_THRESHOLDS[known.dppo_divergence], "0.2 for `tv`, 0.05 for `kl`"),
+            gt=0,
+            le=10,
+            allowed="above 0, to below 1 for `tv`, to 10 for `kl`",
+            conflicts=(_holds_tokens_back,),
+        ),
+    ]
+    advantage: Annotated[
+        Literal["grpo", "dr_grpo", "rloo"],
+        Option(doc="how the rewards of a group become advantages", default="grpo"),
+    ]
+    aggregation: Annotated[
+        Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"],
+        Option(doc="how token losses become one loss", default="token-mean"),
+    ]
+    group_size: Annotated[
+        int,
+        Option(
+            doc="answers per prompt",
+            auto=Auto(
+                lambda known: max(2, round(DEFAULT_GROUP_SIZE * known.compute_multiplier)), "8 × `compute_multiplier`"
+            ),
+            ge=2,
+            le=256,
+        ),
+    ]
+    mini_batches: Annotated[
+        int,
+        Option(
+            doc="optimizer updates per step",
+            auto=Auto(8, "8, or `batch_size` if smaller"),
+            overrule=Overrule(lambda number, known: min(number, known.batch_size), "batch_size is no more"),
+            ge=1,
+            le=64,
+        ),
+    ]
+    warmup_steps: Annotated[int, Option(doc="steps over which the learning rate rises", default=0, ge=0, le=10_000)]
+    temperature: Annotated[
+        float,
+        Option(
+            doc="of sampling for training",
+            default=1.0,
+            gt=0,
+            le=2,
+            conflicts=(lambda h, at: _can_be_sampled_at("temperature", h),),
+        ),
+    ]
+    eval_temperature: Annotated[
+        float,
+        Option(
+            doc="of sampling for evaluation; 0 is greedy",
+            default=1.0,
+            ge=0,
+            le=2,
+            conflicts=(lambda h, at: _can_be_sampled_at("eval_temperature", h),),
+        ),
+    ]
+    max_completion_tokens: Annotated[
+        int,
+        Option(doc="longest answer, in tokens; lowered to what the context leaves", auto=Auto(1024), ge=1, le=131_072),
+    ]
+    rollout_engine: Annotated[
+        EngineName,
+        Option(
+            doc="what samples the answers",
+            auto=Auto(lambda known: known.installation.rollout_engine, "the operator's choice"),
+        ),
+    ]
+    old_policy: Annotated[
+        Literal["trainer", "sampler"],
+        Option(
+            doc="whose distributions the trust region is around; `sampler` needs vLLM",
+            default="trainer",
+            conflicts=(_engine_gives_distributions,),
+        ),
+    ]
+    mismatch_correction: Annotated[
+        Literal["sequence-mask", "token-truncate", "none"],
+        Option(
+            doc="what is done about answers that sampler and trainer find unequally likely", default="token-truncate"
+        ),
+    ]
+    mismatch_cap: Annotated[
+        float,
+        Option(
+            doc="largest importance weight of that correction",
+            auto=Auto(lambda known: MISMATCH_CAPS[known.mismatch_correction], "3 for sequences, 2 for tokens"),
+            gt=1,
+            le=1000,
+        ),
+    ]
+    max_staleness: Annotated[
+        int,
+        Option(
+            doc=(
+                "steps that the sampling weights may be behind; with 1, the next answers are sampled while a step is "
+                "trained"
+            ),
+            default=0,
+            ge=0,
+            le=1,
+            conflicts=(_processes_sample_ahead, _shared_engine_samples_ahead),
+        ),
+    ]
+
+
+if TYPE_CHECKING:
+
+    class Hyperparameters(Asked[ResolvedHyperparameters]): ...
+
+else:
+    Hyperparameters = asked_of(
+        ResolvedHyperparameters, "Hyperparameters", "Hyperparameters of reinforcement as a user gives them."
+    )
