@@ -36,7 +36,9 @@ from service.embedded.folder import Folder
 from service.embedded.processes import Children
 from service.embedded.servers import Servers
 from service.jobs import repository, stored
-from service.jobs.spec import Hyperparameters, JobSpec, Reinforcement, resolve
+from service.jobs.hyperparameters.option import Installation, resolve
+from service.jobs.hyperparameters.reinforcement import Hyperparameters
+from service.jobs.spec import JobSpec, Reinforcement
 from service.jobs.states import Status, move
 from service.jobs.turns import Capacity
 from service.settings import settings
@@ -301,7 +303,7 @@ def insert_jobs(servers: Servers, jobs: Sequence[SimulatedJob]) -> None:
 
 
 def specification(engine: Any) -> JobSpec:
-    hyperparameters = resolve(Hyperparameters(), training_rows=100, rollout_engine=engine)
+    hyperparameters = resolve(Hyperparameters(), training_rows=100, installation=Installation(rollout_engine=engine))
     return JobSpec(
         model="tiny/base",
         training_file="file-training",

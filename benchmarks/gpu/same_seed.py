@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from service.graders.schemas import parse_grader
-from service.jobs.spec import Hyperparameters, JobSpec, Reinforcement, RunSpec, resolve
+from service.jobs.hyperparameters.option import resolve
+from service.jobs.hyperparameters.reinforcement import Hyperparameters
+from service.jobs.spec import JobSpec, Reinforcement, RunSpec
 
 JOBS: dict[str, dict[str, Any]] = {
     "full": {},

@@ -177,7 +177,9 @@ def run(study: Study, plan: Plan, number: int) -> None:
 
 def _spec(study: Study, plan: Plan, folder: Path) -> Any:
     from service.graders.schemas import parse_grader
-    from service.jobs.spec import Hyperparameters, JobSpec, Reinforcement, RunSpec, resolve
+    from service.jobs.hyperparameters.option import resolve
+    from service.jobs.hyperparameters.reinforcement import Hyperparameters
+    from service.jobs.spec import JobSpec, Reinforcement, RunSpec
 
     asked = {
         "batch_size": study.batch_size,

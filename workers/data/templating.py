@@ -8,7 +8,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from service.contracts import chat_template
-from service.jobs.hyperparameters.shared import SharedHyperparameters
+from service.jobs.hyperparameters.option import ToldToTemplates
 from workers.bounded import client, messages
 from workers.bounded.tasks import MAX_CHARACTERS, Names, Render
 from workers.data.jsonl import UnusableRowError
@@ -83,7 +83,7 @@ def render(
 
 
 def rendering_of(
-    hyperparameters: SharedHyperparameters,
+    hyperparameters: ToldToTemplates,
     tokenizer: PreTrainedTokenizerBase,
     now: datetime | None,
 ) -> Rendering:

@@ -259,7 +259,8 @@ class ResolvedHyperparameters(SharedHyperparameters):
 
 if TYPE_CHECKING:
 
-    class Hyperparameters(Asked[ResolvedHyperparameters]): ...
+    class Hyperparameters(Asked[ResolvedHyperparameters]):
+        def __init__(self, **asked: Any) -> None: ...
 
 else:
     Hyperparameters = asked_of(

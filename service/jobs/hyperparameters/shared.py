@@ -32,7 +32,8 @@ def _times_the_default(multiplier: float, known: Any) -> float:
 def _passes_begun(epochs: int, known: Any) -> int:
     if known.n_steps == AUTO:
         return epochs
-    return math.ceil(known.n_steps * known.batch_size / known.training_rows)
+    passes: int = math.ceil(known.n_steps * known.batch_size / known.training_rows)
+    return passes
 
 
 NO_MORE_ROWS = Overrule(lambda size, known: min(size, known.training_rows), "the training file has no more rows")

@@ -1,7 +1,7 @@
 """The hyperparameters of supervised fine-tuning."""
 
 import math
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from service.jobs.hyperparameters.option import Asked, Auto, Option, asked_of
 from service.jobs.hyperparameters.shared import (
@@ -55,7 +55,8 @@ class ResolvedSupervisedHyperparameters(SharedHyperparameters):
 
 if TYPE_CHECKING:
 
-    class SupervisedHyperparameters(Asked[ResolvedSupervisedHyperparameters]): ...
+    class SupervisedHyperparameters(Asked[ResolvedSupervisedHyperparameters]):
+        def __init__(self, **asked: Any) -> None: ...
 
 else:
     SupervisedHyperparameters = asked_of(

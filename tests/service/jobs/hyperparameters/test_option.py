@@ -23,7 +23,10 @@ from service.jobs.hyperparameters.option import (
 from service.jobs.hyperparameters.reinforcement import Hyperparameters, ResolvedHyperparameters
 from service.jobs.hyperparameters.supervised import ResolvedSupervisedHyperparameters, SupervisedHyperparameters
 
-KINDS = [(Hyperparameters, ResolvedHyperparameters), (SupervisedHyperparameters, ResolvedSupervisedHyperparameters)]
+KINDS: list[tuple[Any, Any]] = [
+    (Hyperparameters, ResolvedHyperparameters),
+    (SupervisedHyperparameters, ResolvedSupervisedHyperparameters),
+]
 BOUNDED = [(asked, name) for asked, kind in KINDS for name, option in options(kind).items() if option.bounds]
 
 
@@ -44,7 +47,7 @@ class Oven(ToldToTemplates):
     ]
 
 
-Wanted = asked_of(Oven, "Wanted", "What a cook asks for.")
+Wanted: Any = asked_of(Oven, "Wanted", "What a cook asks for.")
 
 
 def test_what_is_left_out_has_its_default_or_is_auto() -> None:
