@@ -12,6 +12,7 @@ from service.core.pagination import Listed
 
 YEAR = 366 * 86_400
 Name = Annotated[str, Field(min_length=1, max_length=255)]
+Id = Annotated[str, Field(max_length=255)]
 Email = Annotated[str, Field(min_length=3, max_length=320, pattern=r"^[^@\s]+@[^@\s]+$")]
 Seconds = Annotated[int, Field(ge=60, le=10 * YEAR)]
 ProjectRole = Literal["owner", "member", "reader"]
@@ -98,7 +99,7 @@ class UserObject(Listed):
 class AddMember(Asked):
     """A user of the organisation, by one of the two."""
 
-    user_id: str | None = None
+    user_id: Id | None = None
     email: Email | None = None
     role: ProjectRole
 
@@ -178,7 +179,7 @@ class MakeAccountsKey(Asked):
 
 
 class MakeKey(MakeAccountsKey):
-    user_id: str | None = None
+    user_id: Id | None = None
     """Who owns it; nobody without."""
 
 

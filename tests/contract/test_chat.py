@@ -405,6 +405,12 @@ def test_tuned_models_and_checkpoints_answer_their_owner_alone(
     assert content(say(acme)) == base
     with pytest.raises(openai.NotFoundError):
         say(connect(new_key(organization="globex")), model=tuned)
+    second = new_key(project="second")
+    neighbour = connect(second)
+    with pytest.raises(openai.NotFoundError):
+        say(neighbour, model=tuned)
+    acme.fine_tuning.checkpoints.permissions.create(tuned, project_ids=[second.project_id])
+    assert content(say(neighbour, model=tuned)) == adapted
 
 
 @pytest.mark.parametrize("part", ["", ":ckpt-step-2"])
