@@ -28,7 +28,8 @@ from service.graders.schemas import parse_grader
 from service.graders.settings import GraderSettings, ScoringService
 from service.jobs.hyperparameters.option import resolve
 from service.jobs.hyperparameters.reinforcement import Hyperparameters
-from service.jobs.spec import JobSpec, Reinforcement, RunSpec
+from service.jobs.methods.reinforcement import Reinforcement
+from service.jobs.spec import JobSpec, RunSpec
 
 PROMPTS, GROUP, UPDATES, MAX_TOKENS, WARM_UP, SECONDS = 64, 4, 8, 100, 2, 0.15
 WAYS = {"one after the other": 0, "grading while sampling": 0, "sampling one step ahead": 1}

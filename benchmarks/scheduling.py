@@ -38,7 +38,8 @@ from service.embedded.servers import Servers
 from service.jobs import repository, stored
 from service.jobs.hyperparameters.option import Installation, resolve
 from service.jobs.hyperparameters.reinforcement import Hyperparameters
-from service.jobs.spec import JobSpec, Reinforcement
+from service.jobs.methods.reinforcement import Reinforcement
+from service.jobs.spec import JobSpec
 from service.jobs.states import Status, move
 from service.jobs.turns import Capacity
 from service.settings import settings

@@ -23,7 +23,8 @@ from service.cli import demo as client
 from service.graders.schemas import parse_grader
 from service.jobs.hyperparameters.option import resolve
 from service.jobs.hyperparameters.reinforcement import Hyperparameters
-from service.jobs.spec import JobSpec, Reinforcement, RunSpec
+from service.jobs.methods.reinforcement import Reinforcement
+from service.jobs.spec import JobSpec, RunSpec
 
 PROMPTS, GROUP, UPDATES, MAX_TOKENS, WARM_UP = 32, 8, 8, 8, 3
 PHASES = ("sampling", "grading", "old_log_probs", "training", "sync")

@@ -16,13 +16,13 @@ from pydantic.fields import FieldInfo
 
 from service.app import create_app
 from service.cli import app
-from service.files.check import check
 from service.graders.multi import Multi
 from service.graders.registry import SINGLE
 from service.graders.settings import GraderSettings, JailLimits
 from service.graders.trial import RunErrors
 from service.inference.requests import ChatRequest, CompletionRequest
 from service.inference.responses.requests import ResponseRequest
+from service.jobs.check import check
 from service.jobs.hyperparameters.option import AUTO
 from service.jobs.hyperparameters.reinforcement import Hyperparameters
 from service.jobs.hyperparameters.supervised import SupervisedHyperparameters

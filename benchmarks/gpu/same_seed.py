@@ -21,7 +21,8 @@ from typing import Any
 from service.graders.schemas import parse_grader
 from service.jobs.hyperparameters.option import resolve
 from service.jobs.hyperparameters.reinforcement import Hyperparameters
-from service.jobs.spec import JobSpec, Reinforcement, RunSpec
+from service.jobs.methods.reinforcement import Reinforcement
+from service.jobs.spec import JobSpec, RunSpec
 
 JOBS: dict[str, dict[str, Any]] = {
     "full": {},

@@ -179,7 +179,8 @@ def _spec(study: Study, plan: Plan, folder: Path) -> Any:
     from service.graders.schemas import parse_grader
     from service.jobs.hyperparameters.option import resolve
     from service.jobs.hyperparameters.reinforcement import Hyperparameters
-    from service.jobs.spec import JobSpec, Reinforcement, RunSpec
+    from service.jobs.methods.reinforcement import Reinforcement
+    from service.jobs.spec import JobSpec, RunSpec
 
     asked = {
         "batch_size": study.batch_size,

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -14,29 +13,33 @@ from service.cli.failure import CommandError
 from service.cli.submission import Loader
 from service.core.errors import DomainError, invalid
 from service.embedded import jail
-from service.files import check as checking
 from service.graders.schemas import GraderError, parse_grader
+from service.jobs import check as checking
 from service.jobs.examination import Findings, Question
 from service.jobs.hyperparameters.reinforcement import Hyperparameters
-from service.jobs.hyperparameters.supervised import SupervisedHyperparameters
-from service.submission.request import AskedReinforcement, AskedSupervised, inheriting, parse_method, question_of
-
-Asked = AskedReinforcement | AskedSupervised
-
-
-class Method(StrEnum):
-    SUPERVISED = "supervised"
-    REINFORCEMENT = "reinforcement"
-
+from service.jobs.methods.registry import METHODS
+from service.jobs.methods.reinforcement import Reinforcement
+from service.submission.request import AskedMethod, inheriting, parse_method, question_of
 
 File = typer.Option(exists=True, dir_okay=False, readable=True)
+
+
+def _served(name: str) -> str:
+    if name not in METHODS:
+        raise typer.BadParameter(f"{name!r} is not one of {', '.join(map(repr, METHODS))}.")
+    return name
 
 
 def check(
     training: Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True, help="Training rows, JSONL.")],
     validation: Annotated[Path | None, File] = None,
     method: Annotated[
-        Method | None, typer.Option(help="What the rows are for. Without it: what the first row looks like.")
+        str | None,
+        typer.Option(
+            parser=_served,
+            metavar=f"[{'|'.join(METHODS)}]",
+            help="What the rows are for. Without it: what the first row looks like.",
+        ),
     ] = None,
     job: Annotated[
         Path | None,
@@ -61,7 +64,7 @@ def check(
     """
     asked = _read(job) if job else None
     kind = _kind(asked, method) or checking.method_of(training)
-    grader = asked.grader if isinstance(asked, AskedReinforcement) else None
+    grader = asked.grader if asked else None
     findings = checking.check(training, validation, grader, method=kind)
     if findings.usable and (asked or model):
         files = {"training_file": training} | ({"validation_file": validation} if validation else {})
@@ -75,26 +78,25 @@ def check(
     typer.echo(f"The files can be trained on ({kind}).")
 
 
-def _kind(asked: Asked | None, given: Method | None) -> checking.Method | None:
+def _kind(asked: AskedMethod | None, given: str | None) -> str | None:
     if asked is None:
-        return given.value if given else None
-    kind: checking.Method = "supervised" if isinstance(asked, AskedSupervised) else "reinforcement"
+        return given
+    kind = asked.type
     if given not in (None, kind):
-        why = "a grader, or a job with one" if kind == "reinforcement" else "a supervised job"
+        why = "a grader, or a job with one" if asked.grader else f"a {kind} job"
         raise CommandError(f"--method is {given}, and --job or --grader names {why}: leave one of them out.")
     return kind
 
 
-def _question(asked: Asked | None, kind: checking.Method, model: Path | None, files: dict[str, Path]) -> Question:
+def _question(asked: AskedMethod | None, kind: str, model: Path | None, files: dict[str, Path]) -> Question:
     if asked is None:
-        # Only what the rows are for is known then; templates are told the same for both methods.
-        asked = AskedSupervised(SupervisedHyperparameters())
+        asked = AskedMethod(METHODS[kind], METHODS[kind].asked())
     if model is not None:
         try:
             asked = inheriting(asked, model)
         except DomainError as error:
             raise CommandError(error.message) from error
-    return question_of(asked, model, files, files_checked=True).model_copy(update={"method": kind})
+    return question_of(asked, model, files, files_checked=True)
 
 
 def _examine(question: Question) -> Findings:
@@ -118,7 +120,7 @@ def _examine(question: Question) -> Findings:
     return Findings.model_validate_json(done.stdout)
 
 
-def _read(path: Path) -> Asked:
+def _read(path: Path) -> AskedMethod:
     """What the file asks for, of which all but the method is left aside. Raises ``CommandError``."""
     try:
         raw = Loader(path.read_text()).get_single_data()
@@ -126,7 +128,7 @@ def _read(path: Path) -> Asked:
         raise CommandError(f"{path} is not valid YAML: {error}") from error
     try:
         if not isinstance(raw, dict) or not raw.keys() & {"method", "training_file"}:
-            return AskedReinforcement(parse_grader(raw, "grader"), Hyperparameters())
+            return AskedMethod(Reinforcement, Hyperparameters(), parse_grader(raw, "grader"))
         for name in ("method", "hyperparameters"):
             if not isinstance(raw.get(name), dict | None):
                 raise invalid(f"Invalid value for '{name}': it must be an object.", name)

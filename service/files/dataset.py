@@ -86,7 +86,7 @@ class DatasetReport:
 
 def check(path: Path) -> DatasetReport:
     """Check the file at ``path`` as every fine-tuning file must be. Without ``problems`` it is valid."""
-    return _check(path, lambda row: [])
+    return check_rows(path, lambda row: [])
 
 
 def check_for_reinforcement(path: Path, grader: Grader | None = None, give_up_at: float | None = None) -> DatasetReport:
@@ -97,7 +97,7 @@ def check_for_reinforcement(path: Path, grader: Grader | None = None, give_up_at
     templates = grader.templates() if grader else ()
     references = {each for text in templates for each in Template.parse(text).paths}
     needed = sorted((each for each in references if each.namespace == "item"), key=str)
-    return _check(
+    return check_rows(
         path, lambda row: [*_last_role_reasons(row, "user"), *_missing_field_reasons(row, needed)], give_up_at
     )
 
@@ -107,7 +107,7 @@ def check_for_supervised(path: Path, give_up_at: float | None = None) -> Dataset
 
     Raises ``TimeoutError`` at ``give_up_at``, a monotonic time.
     """
-    return _check(path, lambda row: [*_last_role_reasons(row, "assistant"), *_weight_reasons(row)], give_up_at)
+    return check_rows(path, lambda row: [*_last_role_reasons(row, "assistant"), *_weight_reasons(row)], give_up_at)
 
 
 def check_time(give_up_at: float | None) -> None:
@@ -116,15 +116,15 @@ def check_time(give_up_at: float | None) -> None:
         raise TimeoutError
 
 
-def ends_with_assistant(path: Path) -> bool:
-    """Whether the first row that can be read is one for supervised fine-tuning."""
+def first_row(path: Path) -> dict[str, Any] | None:
+    """The first row that can be read."""
     with path.open("rb") as file:
         for _, line in _lines(file):
             try:
-                return bool(_last_role(_parse(line)) == "assistant")
+                return _parse(line)
             except _BadLineError:
                 continue
-    return False
+    return None
 
 
 def rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -171,7 +171,7 @@ class _BadLineError(ValueError):
     """A line that is no JSON object, and why."""
 
 
-def _check(
+def check_rows(
     path: Path, further: Callable[[dict[str, Any]], Iterable[str]], give_up_at: float | None = None
 ) -> DatasetReport:
     report = DatasetReport()
@@ -335,14 +335,14 @@ def _function_reasons(value: Any, where: str) -> Iterator[str]:
         yield f'{where} must look like {{"type": "function", "function": {{"name": …}}}}'
 
 
-def _last_role(row: dict[str, Any]) -> Any:
+def last_role(row: dict[str, Any]) -> Any:
     messages = row.get("messages")
     last = messages[-1] if isinstance(messages, list) and messages else None
     return last.get("role") if isinstance(last, dict) else None
 
 
 def _last_role_reasons(row: dict[str, Any], needed: str) -> Iterator[str]:
-    role = _last_role(row)
+    role = last_role(row)
     if role in ROLES and role != needed:
         yield f"the last message has the role {role} and must have the role {needed}{_WHY_LAST[needed]}"
 
@@ -359,7 +359,7 @@ def _weight_reasons(row: dict[str, Any]) -> Iterator[str]:
             yield f"messages[{index}].weight is for the role assistant only"
         elif isinstance(weight, bool) or weight not in (None, 0, 1):
             yield f"messages[{index}].weight must be 0 or 1"
-    if idle and _last_role(row) == "assistant":
+    if idle and last_role(row) == "assistant":
         yield "every assistant message has weight 0, so that there is nothing to learn"
 
 

@@ -8,7 +8,7 @@ only tell that there is one.
 import json
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import anyio
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -16,13 +16,13 @@ from redis.exceptions import RedisError
 
 from service.core import live
 from service.core.errors import DomainError, invalid
-from service.files import check, dataset
+from service.files import dataset
 from service.graders.schemas import Grader
+from service.jobs import check
+from service.jobs.methods.registry import MethodName
 
-GRADER = "method.reinforcement.grader"
-RESPONSE_FORMAT = "method.reinforcement.response_format"
-CODES = {RESPONSE_FORMAT: "invalid_json_schema"}
-"""Where the code of a refusal is not named after the field."""
+CODES = {"response_format": "invalid_json_schema"}
+"""By the field's last name, where the code of a refusal is not made of that."""
 ANSWER_TTL_SECONDS = 60
 
 
@@ -31,7 +31,7 @@ class Question(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    method: Literal["supervised", "reinforcement"] = "reinforcement"
+    method: MethodName = "reinforcement"
 
     model: Path | None
     files: dict[str, Path]
@@ -47,6 +47,10 @@ class Question(BaseModel):
     """What it found otherwise."""
     counts: str = ""
     """How many rows the files have, in words, for the job's events."""
+
+    def at(self, part: str) -> str:
+        """The field of the request that holds ``part`` of the method."""
+        return f"method.{self.method}.{part}"
 
 
 class Findings(BaseModel):
@@ -88,7 +92,8 @@ def read_answer(raw: Any) -> Findings:
 def refusal(answer: Findings) -> DomainError | None:
     """The 400 that a request gets whose job cannot be taken, naming the first field."""
     for param, message in answer.problems.items():
-        return invalid(message, param, CODES.get(param) or f"invalid_{param.rpartition('.')[2]}")
+        name = param.rpartition(".")[2]
+        return invalid(message, param, CODES.get(name, f"invalid_{name}"))
     return None
 
 

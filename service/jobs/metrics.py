@@ -112,7 +112,3 @@ class SupervisedMetrics(_Told):
     train_tokens: Count
     timing: SupervisedTiming
     troll: dict[str, float]
-
-
-EventData = ReinforcementMetrics | SupervisedMetrics | dict[str, Any] | None
-"""What an event has besides its message; of one of the type ``metrics``, the numbers of a step."""

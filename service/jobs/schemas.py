@@ -8,8 +8,8 @@ from service.contracts.spelling import Spelled
 from service.core.openapi import ShownAs
 from service.core.pagination import Listed
 from service.jobs.integrations import MAX_INTEGRATIONS, Integration, IntegrationObject
-from service.jobs.methods import Method, RequestedMethod, method_object
-from service.jobs.metrics import EventData
+from service.jobs.methods.registry import EventData
+from service.jobs.methods.wire import Method, RequestedMethod, method_object
 from service.jobs.models import Checkpoint, Event, Job
 from service.jobs.states import TERMINAL, Desired, Status
 from service.jobs.stored import UnreadableError, with_current_code

@@ -14,7 +14,6 @@ from service.jobs.examination import Findings, refusal
 from service.jobs.models import Event, Job
 from service.jobs.repository import EventDraft
 from service.jobs.schemas import EventObject
-from service.jobs.spec import Supervised
 from service.jobs.states import TERMINAL, Desired, Status, move
 from service.usage import service as usage
 from service.webhooks import service as webhooks
@@ -125,12 +124,11 @@ def validated(session: Session, job: Job, counts: str, found: Findings) -> None:
 
 def _shorten_answers(job: Job, most: int | None) -> list[str]:
     """Take note of the longest answer that there can be; what changes by that, if anything."""
-    asked = job.as_spec().method
-    if most is None or isinstance(asked, Supervised) or asked.hyperparameters.max_completion_tokens <= most:
+    asked = job.as_spec().method.longest_answer
+    if most is None or asked is None or asked <= most:
         return []
     job.longest_answer = most
-    told = f"max_completion_tokens is {most} and not {asked.hyperparameters.max_completion_tokens}"
-    return [f"{told}: the model's context leaves no more beside the prompt"]
+    return [f"max_completion_tokens is {most} and not {asked}: the model's context leaves no more beside the prompt"]
 
 
 def end(session: Session, job: Job, status: Status) -> None:

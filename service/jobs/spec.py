@@ -7,52 +7,15 @@ the training child ever sees.
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
-from pydantic import AwareDatetime, Field, ValidationError, field_validator
+from pydantic import AwareDatetime, Field
 
 from service.contracts.engines import MEMORY_SHARE
-from service.contracts.response_format import ResponseFormat
-from service.graders.schemas import Grader
 from service.graders.settings import GraderSettings
 from service.jobs.hyperparameters.option import Frozen
-from service.jobs.hyperparameters.reinforcement import ResolvedHyperparameters
-from service.jobs.hyperparameters.supervised import ResolvedSupervisedHyperparameters
 from service.jobs.integrations import Integration
-
-
-class Reinforcement(Frozen):
-    """Answers are sampled and graded, and the better ones become more likely."""
-
-    type: Literal["reinforcement"] = "reinforcement"
-    grader: Grader
-    hyperparameters: ResolvedHyperparameters
-    response_format: dict[str, Any] | None = None
-    """As it was sent."""
-
-    @field_validator("response_format")
-    @classmethod
-    def _is_known(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
-        try:
-            ResponseFormat.model_validate(value or {"type": "text"})
-        except ValidationError as error:
-            raise ValueError("this is not a response format that is known here") from error
-        return value
-
-    @property
-    def json_schema(self) -> dict[str, Any] | None:
-        """What answers are held to."""
-        return None if self.response_format is None else ResponseFormat.model_validate(self.response_format).schema_
-
-
-class Supervised(Frozen):
-    """The assistant's messages of the rows become more likely."""
-
-    type: Literal["supervised"] = "supervised"
-    hyperparameters: ResolvedSupervisedHyperparameters
-
-
-Method = Annotated[Reinforcement | Supervised, Field(discriminator="type")]
+from service.jobs.methods.registry import Method
 
 
 class JobSpec(Frozen):
@@ -61,18 +24,14 @@ class JobSpec(Frozen):
     model: str
     training_file: str
     validation_file: str | None
-    method: Method
+    method: Annotated[Method, Field(discriminator="type")]
     seed: int = Field(ge=0, le=2**31 - 1)
     suffix: str | None = None
     integrations: list[Integration] = Field(default_factory=list)
 
     def with_answers_of(self, most: int) -> "JobSpec":
         """The same with answers of ``most`` tokens at most, where longer ones were asked for."""
-        method = self.method
-        if isinstance(method, Supervised) or method.hyperparameters.max_completion_tokens <= most:
-            return self
-        shorter = method.hyperparameters.model_copy(update={"max_completion_tokens": most})
-        return self.model_copy(update={"method": method.model_copy(update={"hyperparameters": shorter})})
+        return self.model_copy(update={"method": self.method.with_answers_of(most)})
 
 
 class RunSpec(Frozen):

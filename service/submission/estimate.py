@@ -41,14 +41,8 @@ def _costs(done: Sequence[Job], spec: JobSpec) -> Sequence[float]:
 
 def samples(spec: JobSpec) -> int:
     hyperparameters = spec.method.hyperparameters
-    each = spec.method.hyperparameters.group_size if spec.method.type == "reinforcement" else 1
-    return hyperparameters.n_steps * hyperparameters.batch_size * each
+    return hyperparameters.n_steps * hyperparameters.batch_size * spec.method.samples_per_row
 
 
 def _kind(spec: JobSpec) -> tuple[object, ...]:
-    """What makes a sample of one job as dear as another's."""
-    adapters = bool(spec.method.hyperparameters.lora_rank)
-    if spec.method.type != "reinforcement":
-        return spec.method.type, adapters
-    hyperparameters = spec.method.hyperparameters
-    return spec.method.type, adapters, hyperparameters.rollout_engine, hyperparameters.max_completion_tokens
+    return spec.method.type, *spec.method.cost_factors

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -15,77 +15,71 @@ from service.core.http import describe
 from service.graders.schemas import MAX_FAULTS, Grader
 from service.inference import bounds
 from service.jobs.examination import Question
-from service.jobs.hyperparameters.reinforcement import Hyperparameters
-from service.jobs.hyperparameters.supervised import SupervisedHyperparameters
+from service.jobs.hyperparameters.option import Asked
 from service.jobs.integrations import Integration
-
-SERVED = ("supervised", "reinforcement")
-FIELDS = {"supervised": {"hyperparameters"}, "reinforcement": {"grader", "hyperparameters", "response_format"}}
-
-Asked = TypeVar("Asked", Hyperparameters, SupervisedHyperparameters)
+from service.jobs.methods.registry import METHODS, Method, type_of
+from service.jobs.methods.supervised import Supervised
 
 
 @dataclass(frozen=True)
-class AskedReinforcement:
-    grader: Grader
-    hyperparameters: Hyperparameters
+class AskedMethod:
+    """A method as it is asked for: what its ``kind`` has no field for is None."""
+
+    kind: type[Method]
+    hyperparameters: Asked[Any]
+    grader: Grader | None = None
     response_format: dict[str, Any] | None = None
     """As it was sent."""
 
-
-@dataclass(frozen=True)
-class AskedSupervised:
-    hyperparameters: SupervisedHyperparameters
+    @property
+    def type(self) -> str:
+        return type_of(self.kind)
 
 
 def parse_method(
     method: dict[str, Any] | None,
     legacy_hyperparameters: dict[str, Any] | None,
     read_grader: Callable[[Any, str], Grader],
-) -> AskedReinforcement | AskedSupervised:
+) -> AskedMethod:
     """What a create request asks for; supervised fine-tuning where it has no ``method``.
 
     ``legacy_hyperparameters`` are OpenAI's older place for them; those of the method win. What ``method`` holds for
     other types than its own is ignored. ``read_grader`` is given the grader and its path. Raises a 400 whose
     ``param`` is the offending field, and what ``read_grader`` raises.
     """
-    method = {"type": "supervised"} if method is None else method
-    kind = method.get("type")
-    if kind not in SERVED:
-        asked = "It is missing" if kind is None else f"'{kind}' is not served"
-        raise invalid(f"{asked}; method.type is {' or '.join(map(repr, SERVED))}.", "method.type")
-    where = f"method.{kind}"
-    body = method.get(kind)
-    if body is None and kind == "supervised":
+    method = {"type": type_of(Supervised)} if method is None else method
+    name = method.get("type")
+    if not isinstance(name, str) or name not in METHODS:
+        asked = "It is missing" if name is None else f"'{name}' is not served"
+        raise invalid(f"{asked}; method.type is {' or '.join(map(repr, METHODS))}.", "method.type")
+    kind, where = METHODS[name], f"method.{name}"
+    body = method.get(name)
+    if body is None and not kind.needed():
         body = {}
     if not isinstance(body, dict):
         raise invalid(f"Missing required parameter: '{where}'.", where)
-    unknown = sorted(body.keys() - FIELDS[kind])
+    unknown = sorted(body.keys() - set(kind.parts()))
     if unknown:
         raise invalid(f"Unknown parameter: '{where}.{unknown[0]}'.", f"{where}.{unknown[0]}", "unknown_parameter")
     given, prefix = (body.get("hyperparameters"), legacy_hyperparameters), f"{where}.hyperparameters"
-    if kind == "supervised":
-        return AskedSupervised(_hyperparameters(SupervisedHyperparameters, *given, prefix))
-    if body.get("grader") is None:
-        raise invalid(f"Missing required parameter: '{where}.grader'.", f"{where}.grader")
-    grader = read_grader(body["grader"], f"{where}.grader")
+    for part in kind.needed():
+        if body.get(part) is None:
+            raise invalid(f"Missing required parameter: '{where}.{part}'.", f"{where}.{part}")
+    grader = None if body.get("grader") is None else read_grader(body["grader"], f"{where}.grader")
     wanted = body.get("response_format")
     if wanted is not None:
         _check_response_format(wanted, f"{where}.response_format")
-    return AskedReinforcement(grader, _hyperparameters(Hyperparameters, *given, prefix), wanted)
+    return AskedMethod(kind, _hyperparameters(kind.asked, *given, prefix), grader, wanted)
 
 
-def question_of(
-    asked: AskedReinforcement | AskedSupervised, model: Path | None, files: Mapping[str, Path], *, files_checked: bool
-) -> Question:
+def question_of(asked: AskedMethod, model: Path | None, files: Mapping[str, Path], *, files_checked: bool) -> Question:
     """What to find out of a job before it is queued. ``asked`` is what ``inheriting`` made of it."""
-    reinforcement = asked if isinstance(asked, AskedReinforcement) else None
-    wanted = None if reinforcement is None else reinforcement.response_format
+    wanted = asked.response_format
     return Question(
-        method="supervised" if reinforcement is None else "reinforcement",
+        method=asked.type,
         model=model,
         files=dict(files),
-        grader=None if reinforcement is None else reinforcement.grader,
+        grader=asked.grader,
         chat_template_kwargs=asked.hyperparameters.chat_template_kwargs,
         reasoning_effort=asked.hyperparameters.effort,
         json_schema=None if wanted is None else ResponseFormat.model_validate(wanted).schema_,
@@ -93,7 +87,7 @@ def question_of(
     )
 
 
-def inheriting(asked: AskedReinforcement | AskedSupervised, base: Path) -> AskedReinforcement | AskedSupervised:
+def inheriting(asked: AskedMethod, base: Path) -> AskedMethod:
     """What is asked for, and what the base model's template is told besides. Raises a 400."""
     try:
         known = chat_template.remembered(base)
@@ -102,8 +96,6 @@ def inheriting(asked: AskedReinforcement | AskedSupervised, base: Path) -> Asked
     if asked.hyperparameters.effort is not None:
         known.pop("reasoning_effort", None)
     told = {"chat_template_kwargs": known | asked.hyperparameters.chat_template_kwargs}
-    if isinstance(asked, AskedSupervised):
-        return replace(asked, hyperparameters=asked.hyperparameters.model_copy(update=told))
     return replace(asked, hyperparameters=asked.hyperparameters.model_copy(update=told))
 
 
@@ -128,7 +120,7 @@ def check_integrations(integrations: list[Integration], wandb_mode: str) -> None
         )
 
 
-def _hyperparameters(kind: type[Asked], raw: Any, legacy: dict[str, Any] | None, prefix: str) -> Asked:
+def _hyperparameters(kind: type[Asked[Any]], raw: Any, legacy: dict[str, Any] | None, prefix: str) -> Asked[Any]:
     if raw is not None and not isinstance(raw, dict):
         raise invalid(f"Invalid value for '{prefix}': it must be an object.", prefix)
     given = {name: value for name, value in (raw or {}).items() if value is not None}
@@ -143,7 +135,7 @@ def _hyperparameters(kind: type[Asked], raw: Any, legacy: dict[str, Any] | None,
     return asked
 
 
-def _check_template_values(asked: Hyperparameters | SupervisedHyperparameters, prefix: str) -> None:
+def _check_template_values(asked: Asked[Any], prefix: str) -> None:
     where, values = f"{prefix}.chat_template_kwargs", asked.chat_template_kwargs
     wrong = chat_template.fault(values)
     if wrong is not None:

@@ -26,26 +26,25 @@ from service.core.db import after_commit
 from service.core.errors import DomainError, invalid
 from service.core.ids import new_id
 from service.core.threads import OverloadedError, TookTooLongError, bulk_threads, parsing_threads
-from service.files import check
 from service.files import repository as files
 from service.files.models import File
 from service.files.service import FINE_TUNE
 from service.graders.configured import admit
-from service.jobs import examination, repository, service, stored
+from service.jobs import check, examination, repository, service, stored
 from service.jobs.examination import Findings, Question
 from service.jobs.hyperparameters.option import Installation, conflicts, overruled, resolve
+from service.jobs.methods.registry import Method
 from service.jobs.models import Examination, Job
 from service.jobs.repository import EventDraft
 from service.jobs.schemas import CreateJob
-from service.jobs.spec import JobSpec, Reinforcement, Supervised
+from service.jobs.spec import JobSpec
 from service.jobs.states import Desired, Status
 from service.models import service as models
 from service.models import size
 from service.settings import settings
 from service.submission import estimate, needs
 from service.submission.request import (
-    AskedReinforcement,
-    AskedSupervised,
+    AskedMethod,
     check_integrations,
     inheriting,
     parse_method,
@@ -64,7 +63,7 @@ class Draft:
 
     id: str
     request: CreateJob
-    asked: AskedReinforcement | AskedSupervised
+    asked: AskedMethod
     training: File
     validation: File | None
     question: Question
@@ -202,9 +201,7 @@ def _raise_refusal(found: Findings) -> None:
         raise refused
 
 
-def _draft(
-    session: Session, known: Principal, request: CreateJob, asked: AskedReinforcement | AskedSupervised
-) -> Draft:
+def _draft(session: Session, known: Principal, request: CreateJob, asked: AskedMethod) -> Draft:
     """Read a request against the database, and make the job's folder with its files."""
     check_integrations(request.integrations or [], settings().wandb_mode)
     model = models.find(session, request.model, param="model", status=400)
@@ -212,8 +209,9 @@ def _draft(
     validation = None
     if request.validation_file is not None:
         validation = _file(session, request.validation_file, "validation_file", settings().max_validation_rows)
-    elif isinstance(asked, AskedReinforcement):
-        raise invalid("Reinforcement fine-tuning needs a validation file.", "validation_file", "missing_parameter")
+    elif asked.kind.needs_validation_file:
+        why = f"{asked.type.capitalize()} fine-tuning needs a validation file."
+        raise invalid(why, "validation_file", "missing_parameter")
     asked = inheriting(asked, model.path)
     _resolve(asked, training.rows or 0)
     service.check_quota(session, known.organization_id)
@@ -258,15 +256,14 @@ def _row(draft: Draft) -> Job:
     )
 
 
-def _resolve(asked: AskedReinforcement | AskedSupervised, training_rows: int) -> Reinforcement | Supervised:
-    if isinstance(asked, AskedSupervised):
-        return Supervised(hyperparameters=resolve(asked.hyperparameters, training_rows=training_rows))
+def _resolve(asked: AskedMethod, training_rows: int) -> Method:
     ours = settings()
     here = Installation(ours.rollout_engine, ours.processes_per_job, ours.rollout_tensor_parallel)
     resolved = resolve(asked.hyperparameters, training_rows=training_rows, installation=here)
     for name, why in conflicts(resolved, here):
-        raise invalid(why, f"method.reinforcement.hyperparameters.{name}")
-    return Reinforcement(grader=asked.grader, hyperparameters=resolved, response_format=asked.response_format)
+        raise invalid(why, f"method.{asked.type}.hyperparameters.{name}")
+    given = {"hyperparameters": resolved, "grader": asked.grader, "response_format": asked.response_format}
+    return asked.kind.model_validate({part: given[part] for part in asked.kind.parts()})
 
 
 def _file(session: Session, id: str, param: str, max_rows: int) -> File:

@@ -13,7 +13,7 @@ import pytest
 from service.core import ask
 from service.core.db import transaction
 from service.jobs import repository
-from service.jobs.examination import GRADER, Findings, Question
+from service.jobs.examination import Findings, Question
 from service.jobs.models import Examination
 from service.settings import settings
 from service.submission import service as submission
@@ -22,6 +22,7 @@ from tests.contract.test_graders import control_worker
 from workers.control import examiner
 from workers.control.sweep import sweep
 
+GRADER = "method.reinforcement.grader"
 __all__ = ["control_worker"]
 
 PATIENCE = 30.0

@@ -22,7 +22,7 @@ from service.files import dataset
 from service.graders import schemas
 from service.graders.configured import grader_settings
 from service.graders.schemas import GraderError
-from service.jobs.examination import GRADER, RESPONSE_FORMAT, Findings, Question, check_files
+from service.jobs.examination import Findings, Question, check_files
 from workers.bounded import client
 from workers.bounded.tasks import Compile
 from workers.graders import Grade, Grader, GraderSample, JailError, build, faults
@@ -50,26 +50,24 @@ def examine(question: Question, seconds: float = math.inf) -> Findings:
     give_up_at = time.monotonic() + seconds
     answer = Findings(warnings=question.warnings) if question.files_checked else check_files(question)
     if question.json_schema is not None and not answer.problems:
-        _try_schema(question.json_schema, answer)
+        _try_schema(question, answer)
     if question.model is not None and not answer.problems:
         _count_tokens(question, question.model, answer, give_up_at - (GRADER_SECONDS if question.grader else 0.0))
     if question.grader is not None and not answer.problems:
-        _try_grader(question.grader, question.files["training_file"], answer, give_up_at)
+        _try_grader(question, question.grader, answer, give_up_at)
     return answer
 
 
-def _try_schema(schema: dict[str, Any], answer: Findings) -> None:
-    (tried,) = client.run([Compile(kind="compile", schema=schema)])
+def _try_schema(question: Question, answer: Findings) -> None:
+    (tried,) = client.run([Compile(kind="compile", schema=question.json_schema or {})])
     if "refused" in tried:
-        answer.problems[RESPONSE_FORMAT] = f"This JSON schema is not supported: {tried['refused']}."
+        answer.problems[question.at("response_format")] = f"This JSON schema is not supported: {tried['refused']}."
 
 
 def load_libraries() -> None:
     """Import what counting tokens needs, if it is installed here."""
     try:
-        import workers.data.conversations
-        import workers.data.prompts
-        import workers.modeling.policy  # noqa: F401
+        import workers.training.registry  # noqa: F401
     except ImportError as error:
         log.warning("rows are not counted in tokens: %s", error)
 
@@ -79,11 +77,12 @@ def _count_tokens(question: Question, model: Path, answer: Findings, give_up_at:
         from transformers import AutoConfig
 
         from workers.bounded.grammars import UnsupportedSchemaError
-        from workers.data import conversations, jsonl, templating
-        from workers.data.prompts import read_prompts
+        from workers.data import jsonl, templating
         from workers.errors import RunError
         from workers.modeling import model_folder
         from workers.rollouts.grammar import Grammars, UnconstrainableError
+        from workers.training.method import Reading
+        from workers.training.registry import METHODS
     except ImportError as error:
         log.warning("rows are not counted in tokens: %s", error)
         answer.notes.append("Rows were not counted in tokens: the control worker lacks the extra 'worker'")
@@ -97,17 +96,19 @@ def _count_tokens(question: Question, model: Path, answer: Findings, give_up_at:
         if question.json_schema is not None:
             Grammars(tokenizer, config.get_text_config().vocab_size, ends).of(question.json_schema)
     except UnconstrainableError as error:
-        answer.problems[RESPONSE_FORMAT] = str(error)
+        answer.problems[question.at("response_format")] = str(error)
         return
     except UnsupportedSchemaError as error:
-        answer.problems[RESPONSE_FORMAT] = f"This JSON schema is not supported: {error}."
+        answer.problems[question.at("response_format")] = f"This JSON schema is not supported: {error}."
         return
     except (RunError, OSError, ValueError, KeyError, ImportError) as error:
         answer.problems["model"] = f"The model cannot be trained: {error}"
         return
     if answer.problems:
         return
-    shortest, all_counted = length, True
+    method, reading = METHODS[question.method], Reading(tokenizer, ends, length, rendering)
+    shortest: list[int] = []
+    all_counted = True
     for param, path in question.files.items():
         problems, usable, highest = jsonl.Problems(), 0, 0
         for part in jsonl.batches(path):
@@ -121,29 +122,21 @@ def _count_tokens(question: Question, model: Path, answer: Findings, give_up_at:
                 break
             # Prompts and examples are forgotten at once: the tokens of a whole file take many times its size.
             try:
-                if question.method == "supervised":
-                    rows = conversations.read(part, tokenizer, ends, length, problems, rendering)
-                    tokens = [max(example.token_ids) for examples in rows for example in examples]
-                    usable += len(rows)
-                    del rows
-                else:
-                    prompts = read_prompts(part, tokenizer, length, problems, rendering)
-                    tokens = [max(prompt.token_ids) for prompt in prompts]
-                    shortest = min([shortest, *(len(prompt.token_ids) for prompt in prompts)])
-                    usable += len(prompts)
-                    del prompts
+                counted = method.count(part, reading, problems)
             except RunError as error:
                 answer.problems[error.param or param] = error.message
                 return
-            highest = max(highest, *tokens, 0)
+            usable += counted.rows
+            highest = max(highest, counted.highest)
+            shortest += [] if counted.shortest_prompt is None else [counted.shortest_prompt]
         if highest >= config.get_text_config().vocab_size:
             wrong = model_folder.without_embedding(tokenizer, highest, config.get_text_config().vocab_size, param)
             answer.problems["model"] = f"The model cannot be trained: its folder {wrong}."
         if problems.count or not usable:
             answer.problems[param] = str(problems.refusal(param))
-    if question.method == "reinforcement":
+    if method.samples:
         # A row that was not counted may have a prompt of a single token.
-        answer.longest_answer = length - (shortest if all_counted else 1)
+        answer.longest_answer = length - (min(shortest, default=length) if all_counted else 1)
 
 
 def told_to_templates(question: Question, tokenizer: Any, answer: Findings) -> dict[str, Any]:
@@ -156,7 +149,7 @@ def told_to_templates(question: Question, tokenizer: Any, answer: Findings) -> d
     names = template_names(tokenizer)
     wrong = chat_template.unread(values, names)
     if wrong is not None:
-        param = f"method.{question.method}.hyperparameters.chat_template_kwargs"
+        param = question.at("hyperparameters.chat_template_kwargs")
         answer.problems[param] = f"{wrong[0].upper()}{wrong[1:]}."
     if effort is None:
         return values
@@ -165,14 +158,14 @@ def told_to_templates(question: Question, tokenizer: Any, answer: Findings) -> d
     return {"reasoning_effort": effort} | values
 
 
-def _try_grader(definition: schemas.Grader, training: Path, answer: Findings, give_up_at: float) -> None:
-    rows = list(islice(dataset.rows(training), ROWS))
+def _try_grader(question: Question, definition: schemas.Grader, answer: Findings, give_up_at: float) -> None:
+    rows, where = list(islice(dataset.rows(question.files["training_file"]), ROWS)), question.at("grader")
     batch_seconds = min(BATCH_SECONDS, max(give_up_at - time.monotonic(), 1.0))
     settings = replace(grader_settings(), batch_seconds=batch_seconds)
     try:
         grader = build(definition, settings)
-        for field, fault in faults(definition, settings, GRADER).items():
-            answer.problems[GRADER] = f"The grader cannot be loaded ({field}):\n{fault}"
+        for field, fault in faults(definition, settings, where).items():
+            answer.problems[where] = f"The grader cannot be loaded ({field}):\n{fault}"
             return
     except (JailError, GraderError, OSError) as error:
         log.warning("a grader cannot be tried here: %s", error)
@@ -185,7 +178,7 @@ def _try_grader(definition: schemas.Grader, training: Path, answer: Findings, gi
         answer.notes.append("The grader is slow: it was not tried with all stand-ins for answers")
     by_line = {rows[index][0]: grade for index, grade in failed.items()}
     if len(failed) == len(rows) and all(grade.error in OWN for grade in failed.values()):
-        answer.problems[GRADER] = _refusal(by_line)
+        answer.problems[where] = _refusal(by_line)
     elif failed:
         answer.notes.append(f"The grader failed on some of the first rows: {_told(by_line)}")
 

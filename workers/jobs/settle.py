@@ -27,15 +27,6 @@ from workers.jobs.outcome import Action, Outcome
 
 MESSAGE_LENGTH = 2000
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 30.0, 900.0
-SUPERVISED_COLUMNS = {
-    "step": "step",
-    "train_loss": "train_loss",
-    "train_accuracy": "train_mean_token_accuracy",
-    "valid_loss": "valid_loss",
-    "valid_mean_token_accuracy": "valid_mean_token_accuracy",
-}
-"""Columns of a supervised job's result file, as OpenAI names them, and the metrics in them."""
-
 log = logging.getLogger(__name__)
 
 
@@ -127,11 +118,10 @@ def _queue_again(session: Session, job: Job, outcome: Outcome) -> None:
 def _result_file(session: Session, job: Job) -> File:
     """The job's metrics as a CSV, one row for each step, as OpenAI's result files are."""
     rows = [row for event in repository.metric_events(session, job.id) if (row := flatten(event.data or {}))]
-    if job.as_spec().method.type == "supervised":
-        columns = list(SUPERVISED_COLUMNS)
-        rows = [{ours: row[theirs] for ours, theirs in SUPERVISED_COLUMNS.items() if theirs in row} for row in rows]
-    else:
-        columns = list(dict.fromkeys(column for row in rows for column in row))
+    named = job.as_spec().method.result_columns
+    if named is not None:
+        rows = [{ours: row[theirs] for ours, theirs in named.items() if theirs in row} for row in rows]
+    columns = list(named or dict.fromkeys(column for row in rows for column in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
     writer.writeheader()

@@ -61,11 +61,11 @@ def run_one_job(channel: Channel, followers: Followers | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from pydantic import ValidationError
 
-    from service.jobs.spec import RunSpec, Supervised
+    from service.jobs.spec import RunSpec
     from workers.bounded import client
     from workers.errors import RunError
-    from workers.training import loop, supervised
     from workers.training.errors import explain
+    from workers.training.registry import METHODS
     from workers.training.reporting.clock import Clock
 
     client.start()
@@ -74,7 +74,7 @@ def run_one_job(channel: Channel, followers: Followers | None = None) -> int:
         return ExitCode.STOPPED
     if followers:
         followers.start(path)
-    clock, kind = Clock(), "reinforcement"
+    clock, name = Clock(), None
     try:
         try:
             spec = RunSpec.model_validate_json(path.read_bytes())
@@ -84,13 +84,10 @@ def run_one_job(channel: Channel, followers: Followers | None = None) -> int:
             message = "The training process is of another version than its worker, which has to be started anew"
             channel.send(Failure(code="worker_unavailable", message=message))
             return ExitCode.UNAVAILABLE
-        method = spec.job.method
-        kind = method.type
-        if isinstance(method, Supervised):
-            return supervised.run(spec, method, channel, clock)
-        return loop.run(spec, method, channel, clock)
+        name = spec.job.method.type
+        return METHODS[name].run(spec, spec.job.method, channel, clock)
     except Exception as error:
-        known = explain(error, clock.phase, kind)
+        known = explain(error, clock.phase, name, METHODS[name].out_of_memory if name else {})
         if not isinstance(error, RunError):
             # The log may lie on the very disk that is full.
             with contextlib.suppress(OSError):

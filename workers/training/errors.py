@@ -1,7 +1,7 @@
 """Why a run ends when its user, or whoever runs the machine, can do something about it."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from service.contracts import disk
 from service.graders.schemas import GraderError
@@ -11,6 +11,8 @@ from workers.rollouts.engine import NonFiniteLogitsError
 from workers.rollouts.errors import EngineUnavailableError, PromptsTooLongError, StaleWeightsError
 from workers.wire import ExitCode
 
+PARTS = ("grader", "hyperparameters", "response_format")
+"""Of a method: a param that begins with one is within ``method.TYPE`` of the request."""
 _IN_TRAINING = (
     "Out of memory while training. Lower max_completion_tokens, set gradient_checkpointing to always, set a lora_rank, "
     "or choose a smaller model."
@@ -27,36 +29,28 @@ OUT_OF_MEMORY = {
     "training": _IN_TRAINING,
     "eval": _IN_EVALUATION,
 }
-_OF_CONVERSATIONS = (
-    "Out of memory while training. Shorten the longest conversations, set gradient_checkpointing to always, set a "
-    "lora_rank, or choose a smaller model."
-)
-OUT_OF_MEMORY_SUPERVISED = {
-    "preflight": _OF_CONVERSATIONS,
-    "training": _OF_CONVERSATIONS,
-    "eval": "Out of memory while evaluating. Shorten the longest conversations of the validation file.",
-}
 
 
 def grader_failed(samples: int, reasons: Sequence[str]) -> RunError:
     """The grader failed on too many of ``samples``, with these ``reasons``."""
     most = Counter(reasons).most_common(1)[0][0]
     message = f"The grader failed on {len(reasons)} of {samples} samples, most often with {most}"
-    return RunError("grader_failed", message, param="method.reinforcement.grader", exit_code=ExitCode.GRADER_ERROR)
+    return RunError("grader_failed", message, param="grader", exit_code=ExitCode.GRADER_ERROR)
 
 
-def explain(error: BaseException, phase: str, method: str = "reinforcement") -> RunError | None:
+def explain(error: BaseException, phase: str, method: str | None, out_of_memory: Mapping[str, str]) -> RunError | None:
     """The ``RunError`` that ``error`` amounts to, or None when it is a bug.
 
-    ``phase`` is what the run, of a job of ``method``, was at.
+    ``phase`` is what the run, of a job of ``method``, was at; ``out_of_memory`` is what the method says of some phases.
+    Without a method nothing is known of the job yet.
     """
-    known = _explain(error, phase, method)
-    if known is not None and known.param is not None and known.param.startswith("hyperparameters."):
+    known = _explain(error, phase, out_of_memory)
+    if method is not None and known is not None and known.param is not None and known.param.partition(".")[0] in PARTS:
         known.param = f"method.{method}.{known.param}"
     return known
 
 
-def _explain(error: BaseException, phase: str, method: str) -> RunError | None:
+def _explain(error: BaseException, phase: str, out_of_memory: Mapping[str, str]) -> RunError | None:
     if isinstance(error, RunError):
         return error
     if isinstance(error, NonFiniteLogitsError):
@@ -66,7 +60,7 @@ def _explain(error: BaseException, phase: str, method: str) -> RunError | None:
     from workers.rollouts.probe import WeightsOutOfSyncError
 
     if isinstance(error, GrammarFailedError):
-        return RunError("invalid_json_schema", str(error), param="method.reinforcement.response_format")
+        return RunError("invalid_json_schema", str(error), param="response_format")
     if isinstance(error, EngineUnavailableError):
         return RunError("engine_unavailable", str(error), exit_code=ExitCode.UNAVAILABLE)
     if isinstance(error, WeightsOutOfSyncError | StaleWeightsError):
@@ -74,12 +68,11 @@ def _explain(error: BaseException, phase: str, method: str) -> RunError | None:
     if isinstance(error, PromptsTooLongError):
         return RunError("prompts_too_long", str(error), param="training_file")
     if isinstance(error, GraderError):
-        return RunError("invalid_grader", error.message, param="method.reinforcement.grader")
+        return RunError("invalid_grader", error.message, param="grader")
     if isinstance(error, JailError):
         return RunError("jail_unavailable", str(error), exit_code=ExitCode.UNAVAILABLE)
     if is_out_of_memory(error):
-        messages = OUT_OF_MEMORY | (OUT_OF_MEMORY_SUPERVISED if method == "supervised" else {})
-        message = messages.get(phase, f"Out of memory while {phase}. Choose a smaller model.")
+        message = {**OUT_OF_MEMORY, **out_of_memory}.get(phase, f"Out of memory while {phase}. Choose a smaller model.")
         return RunError("out_of_memory", message)
     if disk.is_full(error):
         return RunError("disk_full", "The disk is full.", exit_code=ExitCode.NO_ROOM)

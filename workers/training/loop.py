@@ -5,15 +5,17 @@ interrupted. Samples that a jail, judge or service left without a reward are no 
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from service.jobs.hyperparameters.reinforcement import ResolvedHyperparameters
-from service.jobs.spec import Reinforcement, RunSpec
+from service.jobs.methods.reinforcement import Reinforcement
+from service.jobs.spec import RunSpec
 from workers import graders, wire
 from workers.answers import AnswerReader
-from workers.data.prompts import Prompt, load_prompts
+from workers.data.jsonl import Problems
+from workers.data.prompts import Prompt, load_prompts, read_prompts
 from workers.errors import RunError
 from workers.modeling import distributed
 from workers.rollouts.grammar import Grammar
@@ -21,6 +23,7 @@ from workers.training import checkpoint, preflight
 from workers.training.attempt import Attempt, begin, finish, save, save_where_it_stopped, tell_progress, tell_start
 from workers.training.data import batch
 from workers.training.data.batch import Sample
+from workers.training.method import Counted, Reading, TrainingMethod
 from workers.training.optim import update
 from workers.training.processes.channel import Channel
 from workers.training.reporting import metrics
@@ -263,3 +266,15 @@ def report(
     job.channel.send(
         metrics.event(step, total, job.method.grader, train=train, valid=valid, numbers=numbers, seconds=seconds)
     )
+
+
+def count(part: Sequence[tuple[int, bytes]], reading: Reading, problems: Problems) -> Counted:
+    prompts = read_prompts(part, reading.tokenizer, reading.context_length, problems, reading.rendering)
+    return Counted(
+        rows=len(prompts),
+        highest=max((max(prompt.token_ids) for prompt in prompts), default=0),
+        shortest_prompt=min((len(prompt.token_ids) for prompt in prompts), default=None),
+    )
+
+
+METHOD = TrainingMethod(run, count, samples=True)

@@ -12,20 +12,28 @@ from typing import Any
 import torch
 
 from service.jobs.hyperparameters.supervised import ResolvedSupervisedHyperparameters
+from service.jobs.methods.supervised import Supervised
 from service.jobs.metrics import SupervisedMetrics, SupervisedTiming
-from service.jobs.spec import RunSpec, Supervised
+from service.jobs.spec import RunSpec
 from workers import wire
 from workers.data import conversations
 from workers.data.conversations import Example
+from workers.data.jsonl import Problems
 from workers.data.templating import PLAIN, Rendering
 from workers.modeling import distributed, rows
 from workers.modeling.policy import Policy
 from workers.training import preflight
 from workers.training.attempt import Attempt, begin, finish, save, save_where_it_stopped, tell_progress, tell_start
 from workers.training.data import order, packing
+from workers.training.method import Counted, Reading, TrainingMethod
 from workers.training.optim import objective, update
 from workers.training.processes.channel import Channel
 from workers.training.reporting.clock import Clock
+
+OUT_OF_MEMORY = (
+    "Out of memory while training. Shorten the longest conversations, set gradient_checkpointing to always, set a "
+    "lora_rank, or choose a smaller model."
+)
 
 
 @dataclass(kw_only=True)
@@ -236,3 +244,22 @@ def message(values: dict[str, Any]) -> str:
     names = {"training loss": "train_loss", "full validation loss": "full_valid_loss"}
     known = [f"{text}={values[name]:.4f}" for text, name in names.items() if values[name] is not None]
     return f"Step {values['step']}/{values['total_steps']}: " + ", ".join(known)
+
+
+def count(part: Sequence[tuple[int, bytes]], reading: Reading, problems: Problems) -> Counted:
+    read = conversations.read(
+        part, reading.tokenizer, reading.ends, reading.context_length, problems, reading.rendering
+    )
+    highest = max((max(example.token_ids) for examples in read for example in examples), default=0)
+    return Counted(rows=len(read), highest=highest)
+
+
+METHOD = TrainingMethod(
+    run,
+    count,
+    out_of_memory={
+        "preflight": OUT_OF_MEMORY,
+        "training": OUT_OF_MEMORY,
+        "eval": "Out of memory while evaluating. Shorten the longest conversations of the validation file.",
+    },
+)

@@ -10,17 +10,25 @@ from typing import Any, get_args
 from service.jobs.hyperparameters.option import Option, options
 from service.jobs.hyperparameters.reinforcement import ResolvedHyperparameters
 from service.jobs.hyperparameters.shared import SharedHyperparameters
-from service.jobs.hyperparameters.supervised import ResolvedSupervisedHyperparameters
+from service.jobs.methods.registry import METHODS
+from service.jobs.methods.reinforcement import Reinforcement
 
 
 def rewritten(text: str) -> str:
-    """``text`` with the tables between its markers as they are now. Raises ``ValueError`` where a marker is missing."""
-    theirs, ours = options(ResolvedHyperparameters), options(ResolvedSupervisedHyperparameters)
-    same = {name for name in ours if theirs.get(name) == ours[name]}
-    own = {name: option for name, option in ours.items() if name not in same}
-    text = _between(text, "shared", ", ".join(f"`{name}`" for name in ours if name in same) + ".")
-    text = _between(text, "supervised", _table("supervised hyperparameter", ResolvedSupervisedHyperparameters, own))
-    return _between(text, "reinforcement", _table("hyperparameter", ResolvedHyperparameters, theirs))
+    """``text`` with the tables between its markers as they are now: all of reinforcement's, and how others differ.
+
+    Raises ``ValueError`` where a marker is missing.
+    """
+    whole = options(ResolvedHyperparameters)
+    text = _between(text, "reinforcement", _table("hyperparameter", ResolvedHyperparameters, whole))
+    for name, kind in METHODS.items():
+        if kind is not Reinforcement:
+            declared = options(kind.asked.resolved)
+            shared = [each for each, option in declared.items() if whole.get(each) == option]
+            own = {each: option for each, option in declared.items() if each not in shared}
+            text = _between(text, f"{name}, shared", ", ".join(f"`{each}`" for each in shared) + ".")
+            text = _between(text, name, _table(f"{name} hyperparameter", kind.asked.resolved, own))
+    return text
 
 
 def _between(text: str, name: str, content: str) -> str:

@@ -45,6 +45,11 @@ def test_the_method_is_what_the_first_row_looks_like_unless_it_is_given(training
     assert (result.exit_code, "must have the role user" in result.output) == (1, True), result.output
 
 
+def test_a_method_that_is_not_served_is_refused(training: Path) -> None:
+    result = CliRunner().invoke(app, ["check", str(training), "--method", "dpo"], env={"COLUMNS": "200"})
+    assert (result.exit_code, "'dpo' is not one of 'supervised', 'reinforcement'" in result.output) == (2, True)
+
+
 def test_a_grader_is_not_for_supervised_jobs(training: Path, tmp_path: Path) -> None:
     given = ["--grader", str(grader(tmp_path, "{{item.answer}}")), "--method", "supervised"]
     result = CliRunner().invoke(app, ["check", str(training), *given])

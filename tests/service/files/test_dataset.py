@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from service.files import dataset
 from service.files.dataset import DatasetReport, Problem
 from service.graders.schemas import Grader, parse_grader
+from service.jobs.methods.supervised import Supervised
 
 USER = {"role": "user", "content": "12+34="}
 ROW = {"messages": [USER], "answer": "46"}
@@ -289,8 +290,12 @@ def test_rows_that_teach_nothing_or_have_bad_weights(tmp_path: Path, row: dict[s
 
 
 def test_what_the_rows_are_for_is_seen_at_the_first_that_can_be_read(tmp_path: Path) -> None:
-    assert dataset.ends_with_assistant(write(tmp_path, b"{", conversation(USER, ANSWER), ROW))
-    assert not dataset.ends_with_assistant(write(tmp_path, ROW, conversation(USER, ANSWER)))
+    first = dataset.first_row(write(tmp_path, b"{", conversation(USER, ANSWER), ROW))
+    assert first is not None
+    assert Supervised.fits(first)
+    first = dataset.first_row(write(tmp_path, ROW, conversation(USER, ANSWER)))
+    assert first is not None
+    assert not Supervised.fits(first)
 
 
 def test_reinforcement_wants_the_user_to_speak_last(tmp_path: Path) -> None:

@@ -12,10 +12,10 @@ from fastapi.testclient import TestClient
 from service.core.db import transaction
 from service.embedded.servers import Servers
 from service.jobs import repository, stored
+from service.jobs.methods.reinforcement import Reinforcement
 from service.jobs.models import Checkpoint, Job
 from service.jobs.repository import EventDraft
 from service.jobs.service import tell
-from service.jobs.spec import Reinforcement
 from service.jobs.stored import UnreadableError, read_question, read_specification, write
 from tests import factories
 from tests.factories import UNREADABLE

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 
 from service.graders.configured import grader_settings
 from service.graders.schemas import Grader
-from service.jobs.examination import GRADER, Findings, Question
+from service.jobs.examination import Findings, Question
 from tests.factories import GRADER as EXACT
 from tests.workers.graders.jails import first_tier
 from tests.workers.training import tiny
@@ -24,6 +24,7 @@ from workers.data.prompts import Prompt, load_prompts
 from workers.demo import make_tokenizer
 from workers.errors import RunError
 
+GRADER = "method.reinforcement.grader"
 PYTHON = {"type": "python", "name": "p"}
 
 

@@ -22,7 +22,8 @@ from torch import Tensor
 from service.graders.settings import GraderSettings, ScoringService
 from service.jobs.hyperparameters.option import resolve
 from service.jobs.hyperparameters.reinforcement import Hyperparameters
-from service.jobs.spec import Reinforcement, RunSpec
+from service.jobs.methods.reinforcement import Reinforcement
+from service.jobs.spec import RunSpec
 from service.settings import Settings
 from tests import factories
 from tests.workers.conftest import events, row
@@ -367,7 +368,7 @@ def test_who_cannot_sample_ahead_is_told_before_a_model_is_loaded(
     with pytest.raises(RunError if refused else Loads) as stopped:
         loop.prepare(spec, spec.job.method, Channel(lambda line: None), Clock())
     if isinstance(stopped.value, RunError):
-        assert stopped.value.param == "method.reinforcement.hyperparameters.max_staleness"
+        assert stopped.value.param == "hyperparameters.max_staleness"
 
 
 def test_a_job_whose_rank_was_killed_goes_on_from_its_checkpoint(

@@ -12,7 +12,8 @@ from service.cli import demo as client
 from service.graders.schemas import parse_grader
 from service.jobs.hyperparameters.option import resolve
 from service.jobs.hyperparameters.reinforcement import Hyperparameters
-from service.jobs.spec import JobSpec, Reinforcement, RunSpec
+from service.jobs.methods.reinforcement import Reinforcement
+from service.jobs.spec import JobSpec, RunSpec
 from workers import wire
 from workers.wire import ExitCode
 

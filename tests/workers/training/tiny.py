@@ -13,7 +13,9 @@ from transformers import PreTrainedModel
 from service.jobs.hyperparameters.option import resolve
 from service.jobs.hyperparameters.reinforcement import Hyperparameters
 from service.jobs.hyperparameters.supervised import SupervisedHyperparameters
-from service.jobs.spec import JobSpec, Reinforcement, RunSpec, Supervised
+from service.jobs.methods.reinforcement import Reinforcement
+from service.jobs.methods.supervised import Supervised
+from service.jobs.spec import JobSpec, RunSpec
 from workers import wire
 from workers.demo import CHARACTERS, make_tokenizer
 from workers.training.processes.channel import Channel

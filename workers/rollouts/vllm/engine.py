@@ -374,7 +374,7 @@ def _check_grammar(grammar: Grammar | None, prompts: Sequence[Prompt]) -> None:
             "vLLM cannot hold a model that reasons first to a response_format here. Set rollout_engine to "
             '"transformers", leave response_format out, or have the chat template begin without reasoning '
             "(chat_template_kwargs).",
-            param="method.reinforcement.hyperparameters.rollout_engine",
+            param="hyperparameters.rollout_engine",
         )
 
 

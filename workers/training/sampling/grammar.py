@@ -13,7 +13,7 @@ from workers.modeling.policy import Policy
 from workers.rollouts.grammar import Grammar, Grammars, UnconstrainableError, everything
 from workers.training.data.batch import Allowed, TrainingSample
 
-PARAM = "method.reinforcement.response_format"
+PARAM = "response_format"
 
 
 def load_grammar(schema: dict[str, Any] | None, policy: Policy) -> Grammar | None:

@@ -82,4 +82,4 @@ def check_sampler(hyperparameters: ResolvedHyperparameters, tensor_parallel: int
     """
     here = Installation(processes=ranks.number(), tensor_parallel=tensor_parallel)
     for name, why in conflicts(hyperparameters, here):
-        raise RunError("invalid_hyperparameters", why, param=f"method.reinforcement.hyperparameters.{name}")
+        raise RunError("invalid_hyperparameters", why, param=f"hyperparameters.{name}")

@@ -189,7 +189,7 @@ def test_micro_batches_are_small_enough_for_whole_logits(loaded: Policy, monkeyp
 def test_a_schema_that_cannot_be_held_to_is_refused(loaded: Policy, schema: dict[str, Any], code: str) -> None:
     with pytest.raises(RunError, match="This JSON schema is not supported") as refusal:
         load_grammar(schema, loaded)
-    assert (refusal.value.code, refusal.value.param) == (code, "method.reinforcement.response_format")
+    assert (refusal.value.code, refusal.value.param) == (code, "response_format")
 
 
 def make(make_spec: Callable[..., RunSpec], folder: Path, name: str = "run", **asked: Any) -> RunSpec:

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from service.files.check import check
 from service.graders.schemas import parse_grader
+from service.jobs.check import check
 from service.settings import settings
 from tests import factories
 

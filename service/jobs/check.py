@@ -7,17 +7,17 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from service.files import dataset
 from service.files.dataset import DatasetReport
 from service.graders.schemas import Grader
+from service.jobs.methods.registry import METHODS, type_of
+from service.jobs.methods.reinforcement import Reinforcement
 
 MAX_TRAINING_ROWS = 50_000
 MAX_VALIDATION_ROWS = 1_000
 LINES_SHOWN = 5
-
-Method = Literal["supervised", "reinforcement"]
 
 
 @dataclass
@@ -37,7 +37,7 @@ def check(
     validation: Path | None = None,
     grader: Grader | None = None,
     *,
-    method: Method | None = None,
+    method: str | None = None,
     max_training_rows: int = MAX_TRAINING_ROWS,
     max_validation_rows: int = MAX_VALIDATION_ROWS,
 ) -> Findings:
@@ -45,7 +45,7 @@ def check(
 
     With ``grader`` the method is reinforcement, and each row must have every field it reads.
     """
-    method = method or ("reinforcement" if grader else method_of(training))
+    method = method or (type_of(Reinforcement) if grader else method_of(training))
     findings = Findings()
     for path, limit in ((training, max_training_rows), (validation, max_validation_rows)):
         if path is None:
@@ -60,16 +60,15 @@ def check(
     return findings
 
 
-def method_of(training: Path) -> Method:
+def method_of(training: Path) -> str:
     """The method that the first row of a file is for."""
-    return "supervised" if dataset.ends_with_assistant(training) else "reinforcement"
+    row = dataset.first_row(training) or {}
+    return next((name for name, kind in METHODS.items() if kind.fits(row)), type_of(Reinforcement))
 
 
-def report_on(path: Path, method: Method, grader: Grader | None, give_up_at: float | None = None) -> DatasetReport:
+def report_on(path: Path, method: str, grader: Grader | None, give_up_at: float | None = None) -> DatasetReport:
     """What is wrong with a file of a job of ``method``. Raises ``TimeoutError`` at ``give_up_at``."""
-    if method == "supervised":
-        return dataset.check_for_supervised(path, give_up_at)
-    return dataset.check_for_reinforcement(path, grader, give_up_at)
+    return METHODS[method].check_file(path, grader, give_up_at)
 
 
 def too_many_rows(rows: int, limit: int) -> str:

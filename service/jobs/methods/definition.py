@@ -1,0 +1,68 @@
+"""What every method says of itself: the base of the classes that ``service.jobs.methods.registry`` lists.
+
+A method is what is stored of it in a job's specification. Its fields are those of a request too, where
+``hyperparameters`` are ``asked``; ``type`` is a field of every method, which declares it itself.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from pydantic import BaseModel
+
+from service.files.dataset import DatasetReport
+from service.graders.schemas import Grader
+from service.jobs.hyperparameters.option import Asked, Frozen
+from service.jobs.hyperparameters.shared import SharedHyperparameters
+
+
+class Definition(Frozen, ABC):
+    asked: ClassVar[type[Asked[Any]]]
+    """The hyperparameters that may be asked for; its ``resolved`` are the class of ``hyperparameters``."""
+    metrics: ClassVar[type[BaseModel]]
+    """What a step's event tells."""
+    needs_validation_file: ClassVar[bool] = False
+    result_columns: ClassVar[Mapping[str, str] | None] = None
+    """Columns of the result file, and the metrics in them; None is all metrics under their own names."""
+
+    hyperparameters: SharedHyperparameters
+
+    @classmethod
+    def parts(cls) -> list[str]:
+        """What ``method.TYPE`` of a request may hold."""
+        return [name for name in cls.model_fields if name != "type"]
+
+    @classmethod
+    def needed(cls) -> list[str]:
+        """Those that it must hold."""
+        return [name for name in cls.parts() if name != "hyperparameters" and cls.model_fields[name].is_required()]
+
+    @classmethod
+    @abstractmethod
+    def fits(cls, row: dict[str, Any]) -> bool:
+        """Whether a row looks like one for this method."""
+
+    @classmethod
+    @abstractmethod
+    def check_file(cls, path: Path, grader: Grader | None, give_up_at: float | None = None) -> DatasetReport:
+        """What is wrong with a file of such a job. Raises ``TimeoutError`` at ``give_up_at``, a monotonic time."""
+
+    @property
+    def longest_answer(self) -> int | None:
+        """How many tokens the answers have at most that are sampled; None where none are."""
+        return None
+
+    @property
+    def samples_per_row(self) -> int:
+        """How many samples a step takes of each row."""
+        return 1
+
+    @property
+    def cost_factors(self) -> tuple[object, ...]:
+        """What makes a sample of one job as dear as another's."""
+        return (bool(self.hyperparameters.lora_rank),)
+
+    def with_answers_of(self, most: int) -> Self:
+        """The same with answers of ``most`` tokens at most, where longer ones were asked for."""
+        return self
