@@ -18,6 +18,7 @@ import torch
 from peft import LoraConfig
 from safetensors import safe_open
 from torch import Tensor, nn
+from torch.nn.functional import embedding
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -157,5 +158,7 @@ def _check_stored(folder: Path, names: Mapping[str, str]) -> None:
 
 
 def _at(states: Tensor, positions: Tensor) -> Tensor:
-    """Rows ``[N, ...]`` of ``[R, W, ...]`` at flat ``positions``; unlike indexing it adds up gradients in order."""
-    return states.flatten(0, 1).index_select(0, positions)
+    """Rows ``[N, ...]`` of ``[R, W, ...]`` at flat ``positions``."""
+    # Answers share their prompt's last position. On a GPU the gradients of indexing and of index_select meet there in
+    # no particular order; those of an embedding are added up in order.
+    return embedding(positions, states.flatten(0, 1))
