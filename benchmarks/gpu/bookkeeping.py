@@ -9,7 +9,8 @@ phrases, and names and numbers that are copied from the problem. Some choose bet
 few decide: the digits of every new balance.
 
 The corpus is that of a careless bookkeeper: every balance is right with probability ``right``, and a wrong one is
-carried on. A model that has learned it answers a problem of three events rightly about ``right ** 3`` of the time.
+carried on. A model that has learned it answers a problem of three events rightly about ``right ** 3`` of the time
+when sampled, and nearly always when greedy: what it finds most likely is right, and training has to make it surer.
 Nothing is downloaded. FOLDER becomes a Hugging Face model folder.
 """
 
@@ -49,7 +50,7 @@ SIZES: dict[str, dict[str, int]] = {
     "small": {"hidden_size": 768, "intermediate_size": 2304, "num_hidden_layers": 6, "num_attention_heads": 12},
     "large": {"hidden_size": 896, "intermediate_size": 2688, "num_hidden_layers": 8, "num_attention_heads": 14},
 }
-"""About 1, 54 and 100 million parameters with 8,200 words."""
+"""About 1.5, 49 and 84 million parameters with 8,250 words."""
 RATES = {"tiny": 3e-3, "small": 8e-4, "large": 6e-4}
 BATCHES = {"tiny": 32, "small": 256, "large": 256}
 

@@ -1,18 +1,19 @@
 """The loss layer on a GPU, forward and backward: seconds and memory of every method, against one matrix product.
 
-    python -m benchmarks.gpu.loss > loss.json
+    python -m benchmarks.gpu.loss > loss.jsonl
 
 N tokens, H hidden size, V vocabulary, in bfloat16. For each shape: seconds (best of ``--rounds``), times the dense
 clipping loss, times one product of hidden states and output matrix without gradients, and megabytes at the peak beyond
 the matrix's gradient. ``kernels`` says how far the compiled kernels' loss and gradients are from the plain version's in
-float32, relative to their norm. A method that fails shows why in place of its numbers.
+float32, relative to their norm. A method that fails shows why in place of its numbers. Every finding is a line of JSON,
+printed as soon as it is known.
 """
 
 import argparse
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -43,44 +44,46 @@ METHODS: dict[str, Callable[[Layer], Tensor]] = {
 }
 
 
-def measure(shape: tuple[int, int, int], rounds: int) -> dict[str, Any]:
+def measure(shape: tuple[int, int, int], rounds: int, methods: Sequence[str]) -> None:
+    """Tell everything about one shape."""
     layer = loss_layer.make_layer(*shape, flat=False)
-    rows: dict[str, dict[str, Any]] = {}
-    for name, method in METHODS.items():
-        started = time.perf_counter()
-        try:
-            loss_layer.step(method, layer)
-            report.synchronize()
-        except Exception as error:
-            rows[name] = {"failed": repr(error)[:300]}
-            _forget()
-        else:
-            rows[name] = {"first_seconds": round(time.perf_counter() - started, 3)}
-    works = [name for name, row in rows.items() if "failed" not in row]
+    tell(shape=dict(zip(("N", "H", "V"), shape, strict=True)))
 
     def product() -> None:
         with torch.no_grad():
             _ = layer.hidden @ layer.weight.T
 
-    runs: dict[str, Callable[[], object]] = {name: lambda m=METHODS[name]: loss_layer.step(m, layer) for name in works}
-    times = report.best_times({"product": product, **runs}, rounds)
-    for name in works:
-        rows[name] |= {
+    fastest = report.best_times({"product": product}, rounds)["product"]
+    tell(product_milliseconds=round(fastest * 1e3, 3))
+    times: dict[str, float] = {}
+    for name in methods:
+        started = time.perf_counter()
+        try:
+            loss_layer.step(METHODS[name], layer)
+            report.synchronize()
+        except Exception as error:
+            tell(method=name, failed=repr(error)[:300])
+            _forget()
+            continue
+        row: dict[str, Any] = {"method": name, "first_seconds": round(time.perf_counter() - started, 3)}
+        times |= report.best_times({name: lambda m=METHODS[name]: loss_layer.step(m, layer)}, rounds)
+        row |= {
             "milliseconds": round(times[name] * 1e3, 3),
-            "times_dense_clip": round(times[name] / times[loss_layer.BASE], 3),
-            "times_product": round(times[name] / times["product"], 3),
+            "times_product": round(times[name] / fastest, 3),
         }
+        if loss_layer.BASE in times:
+            row["times_dense_clip"] = round(times[name] / times[loss_layer.BASE], 3)
         if torch.cuda.is_available():
-            peak = report.peak_bytes(runs[name]) - layer.gradient_bytes
-            rows[name]["megabytes_beyond_gradient"] = round(peak / 1e6, 1)
+            peak = report.peak_bytes(lambda m=METHODS[name]: loss_layer.step(m, layer)) - layer.gradient_bytes
+            row["megabytes_beyond_gradient"] = round(peak / 1e6, 1)
+        tell(**row)
     numbers = troll.Troll().fused_loss(layer.hidden, layer.weight, layer.old, layer.tokens, layer.advantages).metrics
-    return {
-        "shape": dict(zip(("N", "H", "V"), shape, strict=True)),
-        "product_milliseconds": round(times["product"] * 1e3, 3),
-        "methods": rows,
-        "rows": {name: float(f"{float(value):.4g}") for name, value in numbers.items()},
-        "kernels": kernels_apart(layer),
-    }
+    tell(rows={name: float(f"{float(value):.4g}") for name, value in numbers.items()})
+    tell(kernels=kernels_apart(layer))
+
+
+def tell(**found: Any) -> None:
+    print(json.dumps(found), flush=True)
 
 
 def kernels_apart(layer: Layer) -> dict[str, float]:
@@ -120,13 +123,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", nargs=3, type=int, action="append", metavar=("N", "H", "V"))
     parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     given = parser.parse_args()
-    shapes = [tuple(shape) for shape in given.shape or SHAPES]
-    measured = []
-    for shape in shapes:
-        measured.append(measure(shape, given.rounds))
+    tell(machine=report.machine(("torch", "triton")))
+    for shape in given.shape or SHAPES:
+        measure(tuple(shape), given.rounds, given.methods)
         _forget()
-    print(json.dumps({"machine": report.machine(("torch", "triton")), "shapes": measured}, indent=1))
 
 
 if __name__ == "__main__":

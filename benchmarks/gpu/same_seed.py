@@ -1,11 +1,11 @@
 """Whether two runs of one job and seed are the same on this machine: full weights and LoRA.
 
-    python -m benchmarks.gpu.same_seed > same-seed.json
+    python -m benchmarks.gpu.same_seed > same-seed.jsonl
 
 Each job is run three times by ``python -m workers.training``: twice as it is, and once where torch chooses
 deterministic algorithms and warns where there is none. ``equal`` compares the numbers of every step of the first two,
 to the last bit; ``first_difference`` is the step at which they part. ``warnings`` are what torch said in the third.
-The model has random weights and the tests' tokenizer, so that making it takes no time.
+The model has random weights and the tests' tokenizer, so that making it takes no time. Each job is a line of JSON.
 """
 
 import argparse
@@ -30,6 +30,8 @@ JOBS: dict[str, dict[str, Any]] = {
     "lora": {"lora_rank": 8},
     "lora, nothing computed again": {"lora_rank": 8, "gradient_checkpointing": "never"},
 }
+HOW = ("first", "second", "deterministic")
+Outcome = tuple[int, list[dict[str, Any]], list[str]]
 START = """
 import os, runpy, sys, warnings
 warnings.simplefilter("always")
@@ -81,7 +83,7 @@ def write_rows(path: Path) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def run(root: Path, name: str, asked: dict[str, Any], steps: int) -> tuple[int, list[dict[str, Any]], list[str]]:
+def run(root: Path, name: str, asked: dict[str, Any], steps: int) -> Outcome:
     """The exit code, the numbers of every step, and what torch said about determinism; or why it failed."""
     folder = root / name.replace(" ", "-").replace(",", "")
     folder.mkdir()
@@ -132,32 +134,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--processes", type=int, default=6, help="runs at a time")
+    parser.add_argument("--jobs", nargs="+", choices=JOBS, default=list(JOBS))
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="troll-seed-") as name, ThreadPoolExecutor(given.processes) as pool:
         root = Path(name)
         make_model(root / "base")
         write_rows(root / "rows.jsonl")
         begun = {
-            (job, how): pool.submit(run, root, f"{job} {how}", asked, given.steps)
-            for job, asked in JOBS.items()
-            for how in ("first", "second", "deterministic")
+            job: [pool.submit(run, root, f"{job} {how}", JOBS[job], given.steps) for how in HOW] for job in given.jobs
         }
-        found = {}
-        for job in JOBS:
-            (code, one, said), (_, other, _), (_, third, warned) = (
-                begun[job, how].result() for how in ("first", "second", "deterministic")
-            )
-            apart = len(one) != len(other) or not one
-            found[job] = {
-                "exit_code": code,
-                "equal": not apart and one == other,
-                "first_difference": None if apart else first_difference(one, other),
-                "steps": len(one),
-                "as_deterministic": len(one) == len(third) and one == third,
-                "warnings": warned,
-                "failure": said if code else [],
-            }
-    print(json.dumps(found, indent=1))
+        for job, runs in begun.items():
+            print(json.dumps({"job": job, **compare(*(each.result() for each in runs))}), flush=True)
+
+
+def compare(first: Outcome, second: Outcome, deterministic: Outcome) -> dict[str, Any]:
+    """What the three runs of a job have in common."""
+    failed = [outcome for outcome in (first, second, deterministic) if outcome[0]]
+    if failed:
+        return {"exit_codes": [outcome[0] for outcome in failed], "failures": [outcome[2] for outcome in failed]}
+    return {
+        "steps": len(first[1]),
+        "equal": first[1] == second[1],
+        "first_difference": first_difference(first[1], second[1]),
+        "as_deterministic": first[1] == deterministic[1],
+        "warnings": deterministic[2],
+    }
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 """One update of a model shaped like Qwen3-0.6B on a GPU: seconds, share of the matrix rate, and time by kernel.
 
-    python -m benchmarks.gpu.update_profile > update-profile.json
+    python -m benchmarks.gpu.update_profile > update-profile.jsonl
 
 The update is that of ``benchmarks.update_step``, with 32 answers of 384 tokens to 8 prompts of 128. ``seconds`` is the
 best of ``--rounds`` updates, and ``deterministic`` the same where torch chooses deterministic algorithms. The matrix
 rate is what the GPU does in a product of two 8192 x 8192 bfloat16 matrices; an update's share of it counts 6
-operations for each parameter and token, padding included. ``kernels`` are the longest of one update of TROLL.
+operations for each parameter and token, padding included. ``kernels`` are the longest of one update of TROLL. Every finding
+is a line of JSON, printed as soon as it is known.
 """
 
 import argparse
@@ -71,30 +72,35 @@ def kernels(step: Step) -> dict[str, Any]:
     }
 
 
-def measure(layers: int, rounds: int, matrix: int, lora: bool) -> dict[str, Any]:
+def measure(layers: int, rounds: int, matrix: int, lora: bool) -> None:
+    """Tell everything, what matters most first."""
+    tell(machine=report.machine(("torch", "transformers", "triton")))
     with tempfile.TemporaryDirectory(prefix="troll-bench-") as name:
         folder = Path(name) / "model"
         update_step.save_model(folder, layers)
         update_step.write_samples(folder)
         step = Step(folder, lora)
     parts = [part for batch in step.batches for part in batch.parts]
-    times = _times(step, rounds)
-    rate = matrix_rate(matrix)
     parameters = sum(parameter.numel() for parameter in step.policy.model.parameters())
     tokens = sum(part.input_ids.numel() for part in parts)
+    tell(
+        attention=step.policy.model.config._attn_implementation,
+        micro_batches=[[*part.input_ids.shape, part.layout is not None] for part in parts],
+        parameters=parameters,
+        tokens=tokens,
+    )
+    rate = matrix_rate(matrix)
+    tell(matrix_teraflops=round(rate / 1e12, 1))
+    times = _times(step, rounds)
     operations = 6 * parameters * tokens
-    return {
-        "machine": report.machine(("torch", "transformers", "triton")),
-        "attention": step.policy.model.config._attn_implementation,
-        "micro_batches": [[*part.input_ids.shape, part.layout is not None] for part in parts],
-        "parameters": parameters,
-        "tokens": tokens,
-        "matrix_teraflops": round(rate / 1e12, 1),
-        "seconds": times,
-        "share_of_matrix_rate": {name: round(operations / spent / rate, 4) for name, spent in times.items()},
-        "deterministic": deterministic_seconds(step, rounds),
-        "kernels": kernels(step),
-    }
+    shares = {name: round(operations / spent / rate, 4) for name, spent in times.items()}
+    tell(seconds=times, share_of_matrix_rate=shares)
+    tell(deterministic=deterministic_seconds(step, rounds))
+    tell(kernels=kernels(step))
+
+
+def tell(**found: Any) -> None:
+    print(json.dumps(found), flush=True)
 
 
 def main() -> None:
@@ -108,7 +114,7 @@ def main() -> None:
     given = parser.parse_args()
     update_step.PROMPTS, update_step.GROUP, update_step.PEAKEDNESS = given.prompts, 4, 10.0
     update_step.PROMPT_TOKENS, update_step.ANSWER_TOKENS = 128, given.answer_tokens
-    print(json.dumps(measure(given.layers, given.rounds, given.matrix, given.lora), indent=1))
+    measure(given.layers, given.rounds, given.matrix, given.lora)
 
 
 if __name__ == "__main__":
