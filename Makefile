@@ -58,9 +58,6 @@ bench: .venv/.ready-bench ## Run the benchmarks
 	@touch $@
 
 # Liger's requirements are loose ones on torch and triton, which are there by then.
-.venv/.ready-tables: .venv/.ready ## Write the README's tables of hyperparameters from their declarations
-	@$(BIN)/python -m service.jobs.hyperparameters.table
-
-bench: .venv/.ready-dev
+.venv/.ready-bench: .venv/.ready-dev
 	$(INSTALL) -e '.[bench]'
 	@touch $@

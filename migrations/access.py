@@ -7,7 +7,16 @@ of it: what it may no longer do is taken away.
 from alembic import op
 
 OWN = "organization_id = current_setting('app.organization_id', true)"
-"""Rows of the organisation on whose behalf a transaction of the API acts."""
+"""Rows of the organisation on whose behalf a transaction of the API acts: for what is counted for all of it."""
+
+SETTING = "coalesce(current_setting('app.project_id', true), '')"
+EVERY = f"{OWN} AND {SETTING} = '*'"
+"""Rows of an organisation for a transaction that acts for all of it, as administrators' do."""
+PROJECT = (
+    f"{OWN} AND ({SETTING} = '*' OR project_id = CASE {SETTING} WHEN '' THEN "
+    f"default_project(current_setting('app.organization_id', true)) ELSE {SETTING} END)"
+)
+"""Rows of the project on whose behalf a transaction acts: the default one for a release that knows of none."""
 
 
 def allow(table: str, *, own: str = OWN, **privileges: str) -> None:

@@ -129,6 +129,11 @@ def test_operations_lists_every_setting_with_its_default() -> None:
             assert (default, list(info.default)) == ("none", []), name
 
 
+def test_no_target_is_defined_twice() -> None:
+    defined = re.findall(r"^([\w./-]+):(?!=)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert len(defined) == len(set(defined))
+
+
 def test_the_api_lists_every_operation_and_no_other() -> None:
     listed = [name for row in rows_of(API, "Client") for name in names(row[1])]
     served = [

@@ -10,19 +10,10 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects.postgresql import JSONB
 
-from migrations.access import allow
+from migrations.access import EVERY, OWN, PROJECT, SETTING, allow
 
 revision = "0011"
 down_revision = "0010"
-
-ORGANIZATION = "organization_id = current_setting('app.organization_id', true)"
-SETTING = "coalesce(current_setting('app.project_id', true), '')"
-EVERY = f"{ORGANIZATION} AND {SETTING} = '*'"
-"""A transaction that acts for all of an organisation, as administrators' do."""
-PROJECT = (
-    f"{ORGANIZATION} AND ({SETTING} = '*' OR project_id = CASE {SETTING} WHEN '' THEN "
-    f"default_project(current_setting('app.organization_id', true)) ELSE {SETTING} END)"
-)
 
 OF_PROJECT = (
     "files",
@@ -97,7 +88,7 @@ def create_projects() -> None:
         SELECT default_project(id), id, 'Default project', created_at FROM organizations ORDER BY created_at, id
     """)
     op.execute("ALTER TABLE organizations FORCE ROW LEVEL SECURITY")
-    own = f"{ORGANIZATION} AND ({SETTING} = '*' OR id = {SETTING})"
+    own = f"{OWN} AND ({SETTING} = '*' OR id = {SETTING})"
     allow(
         "projects",
         own=own,
@@ -199,7 +190,7 @@ def extend_keys() -> None:
         WHEN (NEW.project_id IS NULL AND NEW.kind = 'project') EXECUTE FUNCTION key_of_default_project()
     """)
     # A key sees itself; administrators, and the release before, see all of their organisation.
-    own = f"hash = current_setting('app.key_hash', true) OR ({ORGANIZATION} AND {SETTING} IN ('*', ''))"
+    own = f"hash = current_setting('app.key_hash', true) OR ({OWN} AND {SETTING} IN ('*', ''))"
     allow(
         "api_keys",
         own=own,
@@ -257,7 +248,7 @@ def wall_projects() -> None:
         wall(table, PROJECT)
     for table, (column, parent) in PARENTS.items():
         # The parent's own policy holds within.
-        wall(table, f"{ORGANIZATION} AND EXISTS (SELECT 1 FROM {parent} parent WHERE parent.id = {table}.{column})")
+        wall(table, f"{OWN} AND EXISTS (SELECT 1 FROM {parent} parent WHERE parent.id = {table}.{column})")
 
 
 def share_models() -> None:
@@ -269,11 +260,11 @@ def share_models() -> None:
     )
     op.create_index("checkpoint_permissions_once", "checkpoint_permissions", ["checkpoint", "project_id"], unique=True)
     op.create_index("checkpoint_permissions_of_project", "checkpoint_permissions", ["project_id"])
-    source = f"{ORGANIZATION} AND {SETTING} IN ('*', source_project_id)"
+    source = f"{OWN} AND {SETTING} IN ('*', source_project_id)"
     allow("checkpoint_permissions", own=source, troll_api="SELECT, INSERT, DELETE")
     # A worker keeps checkpoints that are shared; the control worker forgets who might use what is gone.
     allow("checkpoint_permissions", troll_worker="SELECT (id, checkpoint)", troll_control="SELECT, DELETE")
-    mine = f"{ORGANIZATION} AND project_id = {SETTING}"
+    mine = f"{OWN} AND project_id = {SETTING}"
     op.execute(
         f"CREATE POLICY checkpoint_permissions_given ON checkpoint_permissions FOR SELECT TO troll_api USING ({mine})"
     )
@@ -282,9 +273,7 @@ def share_models() -> None:
             "EXISTS (SELECT 1 FROM checkpoint_permissions given "
             f"WHERE given.checkpoint = {table}.{name} AND given.project_id = {SETTING})"
         )
-        op.execute(
-            f"CREATE POLICY {table}_shared ON {table} FOR SELECT TO troll_api USING ({ORGANIZATION} AND {shared})"
-        )
+        op.execute(f"CREATE POLICY {table}_shared ON {table} FOR SELECT TO troll_api USING ({OWN} AND {shared})")
 
 
 def create_audit_log() -> None:
@@ -303,7 +292,7 @@ def create_audit_log() -> None:
     op.create_index("audit_logs_of_organization", "audit_logs", ["organization_id", "sequence"])
     # Nobody changes or removes what is written there.
     allow("audit_logs", own=EVERY, troll_api="SELECT, INSERT", troll_operator="SELECT, INSERT")
-    op.execute(f"CREATE POLICY audit_logs_write ON audit_logs FOR INSERT TO troll_api WITH CHECK ({ORGANIZATION})")
+    op.execute(f"CREATE POLICY audit_logs_write ON audit_logs FOR INSERT TO troll_api WITH CHECK ({OWN})")
 
 
 IDENTIFY = "identify_key(presented_hash text, touch_every interval)"

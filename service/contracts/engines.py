@@ -21,6 +21,10 @@ class Engine:
     """Whether it can sample while several processes train the model: each has weights of its own to sample from."""
     is_split: bool
     """Whether its weights are split over processes that share it, where the operator says so; they sample together."""
+    module: str
+    """The package that has to be installed for it."""
+    own_weights: bool
+    """Whether it samples from a copy of the weights, beside those that are trained."""
     lowest_temperature: float = 0.0
     """What it samples at, without a word, when asked for a lower temperature that is not 0."""
 
@@ -31,12 +35,16 @@ ENGINES: dict[EngineName, Engine] = {
         gives_distributions=False,
         samples_ahead_in_processes=False,
         is_split=False,
+        module="transformers",
+        own_weights=False,
     ),
     "vllm": Engine(
         "vLLM",
         gives_distributions=True,
         samples_ahead_in_processes=True,
         is_split=True,
+        module="vllm",
+        own_weights=True,
         lowest_temperature=0.01,
     ),
 }

@@ -23,11 +23,11 @@ def gpu_bytes(
     """
     if parameters is None:
         return 0
-    hyperparameters = spec.method.hyperparameters
+    hyperparameters, engine = spec.method.hyperparameters, spec.method.engine
     trained = parameters * (FROZEN_BYTES if hyperparameters.lora_rank else TRAINED_BYTES)
-    if spec.method.type != "reinforcement" or spec.method.hyperparameters.rollout_engine != "vllm":
+    if engine is None or not engine.own_weights:
         return trained
     samplers = max(1, processes // tensor_parallel)
     sampling = round(parameters * FROZEN_BYTES * samplers / memory_share)
-    training = round(trained / (1 - memory_share)) if spec.method.hyperparameters.max_staleness else trained
+    training = round(trained / (1 - memory_share)) if getattr(hyperparameters, "max_staleness", 0) else trained
     return max(training, sampling)

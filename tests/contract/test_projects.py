@@ -89,7 +89,7 @@ def test_jobs_of_all_projects_count_for_the_organisations_quota(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     settings = Settings().model_copy(update={"max_queued_jobs": 1})
-    monkeypatch.setattr("service.jobs.service.settings", lambda: settings)
+    monkeypatch.setattr("service.usage.service.settings", lambda: settings)
     acme.fine_tuning.jobs.create(**body)
     with pytest.raises(openai.RateLimitError) as refusal:
         neighbour.fine_tuning.jobs.create(model=model, **files_of(neighbour))

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from kombu.exceptions import OperationalError as BrokerError
 from sqlalchemy.exc import InterfaceError, OperationalError
 
+from service.contracts.engines import ENGINES
 from service.core.db import transaction
 from service.jobs.turns import Capacity
 from service.scheduling import repository as scheduling
@@ -22,7 +23,7 @@ log = logging.getLogger(__name__)
 
 def engines() -> list[str]:
     """The rollout engines that are installed here."""
-    return ["transformers"] + (["vllm"] if importlib.util.find_spec("vllm") else [])
+    return [name for name, engine in ENGINES.items() if importlib.util.find_spec(engine.module)]
 
 
 def capacity() -> Capacity:

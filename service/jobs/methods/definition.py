@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel
 
+from service.contracts.engines import Engine
 from service.files.dataset import DatasetReport
 from service.graders.schemas import Grader
 from service.jobs.hyperparameters.option import Asked, Frozen
@@ -51,6 +52,11 @@ class Definition(Frozen, ABC):
     @property
     def longest_answer(self) -> int | None:
         """How many tokens the answers have at most that are sampled; None where none are."""
+        return None
+
+    @property
+    def engine(self) -> Engine | None:
+        """What samples answers; None where none are."""
         return None
 
     @property

@@ -5,6 +5,7 @@ from typing import Any, Literal, Self
 
 from pydantic import ValidationError, field_validator
 
+from service.contracts.engines import ENGINES, Engine
 from service.contracts.response_format import ResponseFormat
 from service.files import dataset
 from service.graders.schemas import Grader
@@ -51,6 +52,10 @@ class Reinforcement(Definition):
     @property
     def longest_answer(self) -> int:
         return self.hyperparameters.max_completion_tokens
+
+    @property
+    def engine(self) -> Engine:
+        return ENGINES[self.hyperparameters.rollout_engine]
 
     @property
     def samples_per_row(self) -> int:
