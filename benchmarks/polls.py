@@ -45,7 +45,8 @@ class Connection:
     writer: asyncio.StreamWriter | None = field(init=False, default=None)
 
     async def get(self, path: str, **headers: str) -> tuple[int, dict[str, str], bytes]:
-        if self.writer is None:
+        # The server closes what rested for some seconds.
+        if self.writer is None or self.reader.at_eof():
             self.reader, self.writer = await asyncio.open_connection(self.tenant.host, self.tenant.port)
         more = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items())
         self.writer.write(
@@ -67,6 +68,7 @@ def fill(owner_url: str, jobs: int, events_each: int) -> None:
     with psycopg.connect(owner_url, autocommit=True) as connection:
         columns = connection.execute(
             "SELECT column_name FROM information_schema.columns WHERE table_name = 'fine_tuning_jobs' AND is_identity = 'NO'"
+            " AND is_generated = 'NEVER'"
             " AND column_name NOT IN ('id', 'status', 'event_count', 'finished_at')"
         ).fetchall()
         same = ", ".join(f'"{name}"' for (name,) in columns)
@@ -219,6 +221,7 @@ async def measured(tenant: Tenant, owner_url: str, given: argparse.Namespace) ->
         "the same with `If-None-Match`": await saturated(conditional, tenant),
         "lists of 20 jobs": await saturated(list_jobs, tenant),
     }
+    print(rates, flush=True)
     took, failed = await at_a_rate(tenant, path, given.rate, given.seconds)
     delays = await streamed(tenant, job, given.streams)
     p50 = {each: statistics.median(many[each]) / statistics.median(few[each]) for each in many}
