@@ -142,17 +142,19 @@ async def at_a_rate(tenant: Tenant, path: str, rate: int, seconds: float) -> tup
 async def streamed(tenant: Tenant, job: str, streams: int) -> list[float]:
     """Seconds from when an event was there to when each of many streams has it: of the last of them, for each event."""
     seen: dict[int, list[float]] = {}
-    open_ones = 0
+    open_ones, opening = 0, asyncio.Semaphore(CONNECTIONS)
 
     async def follow() -> None:
         nonlocal open_ones
         connection = Connection(tenant)
-        connection.reader, connection.writer = await asyncio.open_connection(tenant.host, tenant.port)
-        connection.writer.write(
-            f"GET /v1/fine_tuning/jobs/{job}/events?stream=true HTTP/1.1\r\nHost: x\r\n"
-            f"Authorization: Bearer {tenant.key}\r\n\r\n".encode()
-        )
-        assert b" 200 " in (await connection.reader.readuntil(b"\r\n\r\n")).splitlines()[0]
+        # More at once than may wait for a thread would be refused, and asked to come back.
+        async with opening:
+            connection.reader, connection.writer = await asyncio.open_connection(tenant.host, tenant.port)
+            connection.writer.write(
+                f"GET /v1/fine_tuning/jobs/{job}/events?stream=true HTTP/1.1\r\nHost: x\r\n"
+                f"Authorization: Bearer {tenant.key}\r\n\r\n".encode()
+            )
+            assert b" 200 " in (await connection.reader.readuntil(b"\r\n\r\n")).splitlines()[0]
         open_ones += 1
         while line := await connection.reader.readline():
             if line.startswith(b"data: {"):
