@@ -66,11 +66,12 @@ class Turns:
 
     def __init__(self) -> None:
         # The tenant whose turn is next first.
-        self._queues: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
+        self._queues: OrderedDict[Tenant, deque[asyncio.Future[None]]] = OrderedDict()
         self._waiting = 0
         # How many of those come from each address, of callers that are not known.
         self._strangers: Counter[str] = Counter()
-        # When a request of each tenant began last; latest last.
+        # When a request of each tenant that is known began last; latest last. A key that was not known a moment ago is
+        # no other tenant than the one whose it turned out to be.
         self._began: OrderedDict[str, float] = OrderedDict()
         # Seconds of a processor that this process uses for each request that begins, and what it had used at the last.
         self._cost, self._used = 0.0, time.process_time()
@@ -78,14 +79,14 @@ class Turns:
 
     def is_full(self, tenant: Tenant) -> bool:
         """Whether as many wait here as may wait for a thread."""
-        each, own = request_threads.waiting_each, len(self._queues.get(tenant.name, ()))
+        each, own = request_threads.waiting_each, len(self._queues.get(tenant, ()))
         beside = self._strangers[tenant.address] if tenant.address else 0
         return own >= each or beside >= STRANGERS_WAITING * each or self._waiting >= request_threads.waiting
 
     async def wait(self, tenant: Tenant) -> None:
         """Return when it is this request's turn."""
         turn = asyncio.get_running_loop().create_future()
-        self._queues.setdefault(tenant.name, deque()).append(turn)
+        self._queues.setdefault(tenant, deque()).append(turn)
         self._waiting += 1
         if self._letting_in is None:
             self._letting_in = asyncio.create_task(self._let_in())
@@ -102,7 +103,7 @@ class Turns:
 
     async def _let_in(self) -> None:
         while self._queues:
-            tenant = next(filter(self._may_begin, self._queues), None)
+            tenant = next((each for each in self._queues if self._may_begin(each.name)), None)
             if tenant is None:
                 await asyncio.sleep(LOOK_SECONDS)
                 continue
@@ -114,7 +115,7 @@ class Turns:
             else:
                 del self._queues[tenant]
             if not turn.cancelled():
-                self._note(tenant)
+                self._note(tenant.name, known=tenant.address is None)
                 turn.set_result(None)
             # What the loop has to do otherwise is done before the next one begins.
             await asyncio.sleep(0)
@@ -128,16 +129,18 @@ class Turns:
         return now - self._began[tenant] >= min(PAUSE * self._cost, LONGEST_PAUSE)
 
     def _is_alone(self, tenant: str, now: float) -> bool:
-        if any(other != tenant for other in islice(self._queues, 2)):
+        if any(other.name != tenant for other in islice(self._queues, 2)):
             return False
         other = next((each for each in islice(reversed(self._began), 2) if each != tenant), None)
         return other is None or now - self._began[other] > SHARED_SECONDS
 
-    def _note(self, tenant: str) -> None:
+    def _note(self, tenant: str, *, known: bool = True) -> None:
         now, used = time.monotonic(), time.process_time()
         # What was used while nothing began, by streams for instance, is no more than a request's either.
         self._cost += WEIGHT_OF_NEWEST * (min(used - self._used, LONGEST_PAUSE) - self._cost)
         self._used = used
+        if not known:
+            return
         self._began[tenant] = now
         self._began.move_to_end(tenant)
         oldest = next(iter(self._began))

@@ -23,11 +23,11 @@ def gpu_bytes(
     """
     if parameters is None:
         return 0
-    hyperparameters, engine = spec.method.hyperparameters, spec.method.engine
-    trained = parameters * (FROZEN_BYTES if hyperparameters.lora_rank else TRAINED_BYTES)
+    method, engine = spec.method, spec.method.engine
+    trained = parameters * (FROZEN_BYTES if method.hyperparameters.lora_rank else TRAINED_BYTES)
     if engine is None or not engine.own_weights:
         return trained
     samplers = max(1, processes // tensor_parallel)
     sampling = round(parameters * FROZEN_BYTES * samplers / memory_share)
-    training = round(trained / (1 - memory_share)) if getattr(hyperparameters, "max_staleness", 0) else trained
+    training = round(trained / (1 - memory_share)) if method.samples_ahead else trained
     return max(training, sampling)

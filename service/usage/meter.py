@@ -84,4 +84,9 @@ def _keep_writing() -> None:
         _wanted.wait()
         time.sleep(WRITE_SECONDS)
         _wanted.clear()
-        write()
+        try:
+            write()
+        except Exception:
+            # Whatever it is, the tokens are kept, and this thread is the only one that writes them.
+            log.exception("tokens are not written yet, and kept")
+            _wanted.set()

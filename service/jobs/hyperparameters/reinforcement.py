@@ -4,13 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from service.contracts.engines import ENGINES, EngineName, engines_that
 from service.jobs.hyperparameters.option import AUTO, Asked, Auto, Installation, Option, Overrule, asked_of
-from service.jobs.hyperparameters.shared import (
-    EPOCHS,
-    NO_MORE_ROWS,
-    STEPS_DECIDE,
-    SharedHyperparameters,
-    rate_of_multiplier,
-)
+from service.jobs.hyperparameters.shared import SharedHyperparameters, passes, rate, rows_per_step
 
 DEFAULT_GROUP_SIZE = 8
 DPPO_THRESHOLDS = {"tv": 0.2, "kl": 0.05}
@@ -63,26 +57,9 @@ class ResolvedHyperparameters(SharedHyperparameters):
 
     default_learning_rate: ClassVar[float] = 1e-6
 
-    batch_size: Annotated[
-        int,
-        Option(
-            doc="prompts per step",
-            auto=Auto(32, "32, or all rows if fewer"),
-            overrule=NO_MORE_ROWS,
-            ge=1,
-            le=1024,
-        ),
-    ]
-    n_epochs: Annotated[int, Option(doc=EPOCHS, auto=Auto(1), overrule=STEPS_DECIDE, ge=1, le=50)]
-    learning_rate: Annotated[
-        float,
-        Option(
-            doc="AdamW's learning rate",
-            auto=Auto(rate_of_multiplier, "1e-6 × `learning_rate_multiplier`, or 1e-5 × it with LoRA"),
-            gt=0,
-            le=1,
-        ),
-    ]
+    batch_size: Annotated[int, rows_per_step("prompts per step", 32)]
+    n_epochs: Annotated[int, passes(1)]
+    learning_rate: Annotated[float, rate("AdamW's learning rate", default_learning_rate)]
     compute_multiplier: Annotated[
         float,
         Option(

@@ -38,7 +38,26 @@ def _passes_begun(epochs: int, known: Any) -> int:
 
 NO_MORE_ROWS = Overrule(lambda size, known: min(size, known.training_rows), "the training file has no more rows")
 STEPS_DECIDE = Overrule(_passes_begun, "n_steps decides")
-EPOCHS = "passes over the training file, unless `n_steps` is given; the last step takes what is left"
+
+
+# What every method declares for itself, with its own default.
+
+
+def rows_per_step(doc: str, default: int) -> Option:
+    said = f"{default}, or all rows if fewer"
+    return Option(doc=doc, auto=Auto(default, said), overrule=NO_MORE_ROWS, ge=1, le=1024)
+
+
+def passes(default: int) -> Option:
+    doc = "passes over the training file, unless `n_steps` is given; the last step takes what is left"
+    return Option(doc=doc, auto=Auto(default), overrule=STEPS_DECIDE, ge=1, le=50)
+
+
+def rate(doc: str, default: float) -> Option:
+    of_adapters = f"{default * LORA_LEARNING_RATE_FACTOR:.0e}".replace("e-0", "e-")
+    of_all = f"{default:.0e}".replace("e-0", "e-")
+    said = f"{of_all} × `learning_rate_multiplier`, or {of_adapters} × it with LoRA"
+    return Option(doc=doc, auto=Auto(rate_of_multiplier, said), gt=0, le=1)
 
 
 class SharedHyperparameters(ToldToTemplates):

@@ -4,13 +4,7 @@ import math
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from service.jobs.hyperparameters.option import Asked, Auto, Option, asked_of
-from service.jobs.hyperparameters.shared import (
-    EPOCHS,
-    NO_MORE_ROWS,
-    STEPS_DECIDE,
-    SharedHyperparameters,
-    rate_of_multiplier,
-)
+from service.jobs.hyperparameters.shared import SharedHyperparameters, passes, rate, rows_per_step
 
 
 class ResolvedSupervisedHyperparameters(SharedHyperparameters):
@@ -18,26 +12,9 @@ class ResolvedSupervisedHyperparameters(SharedHyperparameters):
 
     default_learning_rate: ClassVar[float] = 1e-5
 
-    batch_size: Annotated[
-        int,
-        Option(
-            doc="conversations per step, which is one optimizer update",
-            auto=Auto(16, "16, or all rows if fewer"),
-            overrule=NO_MORE_ROWS,
-            ge=1,
-            le=1024,
-        ),
-    ]
-    n_epochs: Annotated[int, Option(doc=EPOCHS, auto=Auto(3), overrule=STEPS_DECIDE, ge=1, le=50)]
-    learning_rate: Annotated[
-        float,
-        Option(
-            doc="AdamW's learning rate at its highest",
-            auto=Auto(rate_of_multiplier, "1e-5 × `learning_rate_multiplier`, or 1e-4 × it with LoRA"),
-            gt=0,
-            le=1,
-        ),
-    ]
+    batch_size: Annotated[int, rows_per_step("conversations per step, which is one optimizer update", 16)]
+    n_epochs: Annotated[int, passes(3)]
+    learning_rate: Annotated[float, rate("AdamW's learning rate at its highest", default_learning_rate)]
     warmup_steps: Annotated[
         int,
         Option(

@@ -60,6 +60,11 @@ class Definition(Frozen, ABC):
         return None
 
     @property
+    def samples_ahead(self) -> bool:
+        """Whether answers are sampled while the model is trained."""
+        return False
+
+    @property
     def samples_per_row(self) -> int:
         """How many samples a step takes of each row."""
         return 1

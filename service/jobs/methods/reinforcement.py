@@ -58,6 +58,10 @@ class Reinforcement(Definition):
         return ENGINES[self.hyperparameters.rollout_engine]
 
     @property
+    def samples_ahead(self) -> bool:
+        return self.hyperparameters.max_staleness > 0
+
+    @property
     def samples_per_row(self) -> int:
         return self.hyperparameters.group_size
 

@@ -152,6 +152,13 @@ def test_a_tenant_that_is_alone_waits_for_nothing(clock: Clock) -> None:
     assert seen(clock, "loud")._may_begin("loud")
 
 
+def test_a_key_that_was_not_known_yet_is_no_other_tenant(clock: Clock) -> None:
+    turns = seen(clock)
+    turns._note("key of loud", known=False)
+    turns._note("loud")
+    assert turns._may_begin("loud")
+
+
 def test_who_was_there_long_ago_is_not_there(clock: Clock) -> None:
     turns = seen(clock, "quiet")
     clock.now += SHARED_SECONDS + 1
