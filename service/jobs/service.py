@@ -58,6 +58,7 @@ def pause(session: Session, id: str) -> Job:
         return job
     if job.status not in (Status.VALIDATING, Status.QUEUED, Status.RUNNING) or job.desired == Desired.CANCEL:
         raise _wrong_state(job, "paused")
+    audit.record(session, "fine_tuning.job.paused", job.id)
     if job.status != Status.QUEUED and not _is_lost(session, job):
         return _want(session, job, Desired.PAUSE, "Pause requested")
     move(job, Status.PAUSED)
@@ -74,10 +75,12 @@ def resume(session: Session, id: str) -> Job:
     repository.lock_quota(session, job.organization_id)
     job = _locked(session, id)
     if job.status in (Status.VALIDATING, Status.RUNNING) and job.desired == Desired.PAUSE:
+        audit.record(session, "fine_tuning.job.resumed", job.id)
         return _want(session, job, Desired.RUN, "Pause withdrawn")
     if job.status != Status.PAUSED:
         raise _wrong_state(job, "resumed")
     check_quota(session, job.organization_id)
+    audit.record(session, "fine_tuning.job.resumed", job.id)
     move(job, Status.QUEUED)
     job.desired, job.eligible_at = Desired.RUN, clock.now(session)
     tell(session, job, [EventDraft("Job resumed; waiting for a worker")])

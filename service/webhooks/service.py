@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 from sqlalchemy.orm import Session
 
 from service.accounts.known import Principal
+from service.audit import repository as audit
 from service.core import ask, broker
 from service.core.db import Owner, across_projects, after_commit
 from service.core.errors import invalid, not_found
@@ -39,6 +40,8 @@ def create(session: Session, principal: Principal, request: CreateEndpoint) -> W
         salt=random_text(32),
     )
     repository.add(session, endpoint)
+    data = {"name": endpoint.name, "url": endpoint.url, "event_types": endpoint.event_types}
+    audit.record(session, "webhook_endpoint.created", endpoint.id, data=data)
     return endpoint
 
 
@@ -56,6 +59,7 @@ def update(session: Session, id: str, request: UpdateEndpoint) -> WebhookEndpoin
         setattr(endpoint, name, value)
     if changed:
         endpoint.updated_at = now(session)
+        audit.record(session, "webhook_endpoint.updated", id, changes_requested=changed)
     return endpoint
 
 
@@ -66,12 +70,14 @@ def rotate_secret(session: Session, id: str, *, keep_old: bool) -> WebhookEndpoi
     endpoint.old_salt = endpoint.salt if keep_old else None
     endpoint.old_salt_until = moment + OLD_SECRET_LIFE if keep_old else None
     endpoint.salt, endpoint.updated_at = random_text(32), moment
+    audit.record(session, "webhook_endpoint.secret_rotated", id, data={"keep_old": keep_old})
     return endpoint
 
 
 def delete(session: Session, id: str) -> None:
     if not repository.remove(session, id):
         raise not_found("webhook endpoint", id, "webhook_endpoint_id")
+    audit.record(session, "webhook_endpoint.deleted", id)
 
 
 async def test(organization_id: str, endpoint_id: str, event_type: str) -> TestResult:

@@ -405,12 +405,17 @@ def test_what_users_do_with_jobs_and_files_is_written_down_with_who_it_was(
     made = post(admin, f"/projects/{project}/api_keys", user_id=ada)
     client = connect(Key(made["value"], made["id"], "", project))
     job = job_in(client, model)
+    client.fine_tuning.jobs.pause(job)
+    client.fine_tuning.jobs.pause(job)
+    client.fine_tuning.jobs.resume(job)
     client.fine_tuning.jobs.cancel(job)
     client.files.delete(client.files.list().data[0].id)
     told = entries(admin, actor_emails=["ada@example.com"])
     assert [each.type for each in told] == [
         "file.deleted",
         "fine_tuning.job.cancelled",
+        "fine_tuning.job.resumed",
+        "fine_tuning.job.paused",
         "fine_tuning.job.created",
         "file.created",
         "file.created",
@@ -424,3 +429,32 @@ def test_what_is_refused_is_not_written_down(admin: Any, project: str) -> None:
     with pytest.raises(openai.NotFoundError):
         admin.projects.users.create(project, user_id="user-none", role="member")
     assert [each.id for each in entries(admin)] == before
+
+
+def test_what_is_done_with_webhook_endpoints_is_written_down_without_their_secrets(
+    admin: Any, connect: Callable[..., openai.OpenAI], new_key: Callable[..., Key]
+) -> None:
+    client = connect(new_key())
+
+    def call(path: str, **body: Any) -> Any:
+        return client.post(f"/webhook_endpoints{path}", body=body, cast_to=object)
+
+    made = call("", name="mine", url="https://example.com/", event_types=["fine_tuning.job.failed"])
+    call(f"/{made['id']}", name="ours")
+    call(f"/{made['id']}", name="ours")
+    secret = call(f"/{made['id']}/rotate_secret")
+    client.delete(f"/webhook_endpoints/{made['id']}", cast_to=object)
+    told = entries(admin, resource_ids=[made["id"]])
+    assert [each.type.removeprefix("webhook_endpoint.") for each in told] == [
+        "deleted",
+        "secret_rotated",
+        "updated",
+        "created",
+    ]
+    written = "".join(each.model_dump_json() for each in told)
+    assert not [
+        value
+        for shown in (made, secret)
+        for value in shown.values()
+        if str(value).startswith("whsec_") and value in written
+    ]

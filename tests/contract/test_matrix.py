@@ -166,6 +166,26 @@ def test_every_route_says_which_scope_it_needs() -> None:
     assert all(NEEDS.values())
 
 
+BY_METHOD: dict[str, set[str]] = {"GET": {"read"}, "POST": {"submit"}, "DELETE": {"manage"}}
+"""What a key needs to look, to make and steer, and to take away."""
+EXCEPTIONS: dict[str, set[str]] = {
+    SHARES: {"manage", "admin"},
+    f"POST {HOOKS}": {"manage"},
+    f"{ORGANIZATION}/usage": {"admin", "read"},
+    f"{ORGANIZATION}/limits": {"admin", "read"},
+    f"{ORGANIZATION}/": {"admin"},
+}
+"""By how a route begins, with its method or without; the first that fits counts."""
+
+
+@pytest.mark.parametrize("route", sorted(CALLS))
+def test_a_route_needs_the_scope_of_what_it_does(route: str) -> None:
+    method, path = route.split(" ")
+    beginnings = (known for known in EXCEPTIONS if route.startswith(known) or path.startswith(known))
+    exception = next(beginnings, None)
+    assert NEEDS[route] == (BY_METHOD[method] if exception is None else EXCEPTIONS[exception])
+
+
 @dataclass
 class World:
     """The victim's ids, and the keys of everybody, by what they are."""
