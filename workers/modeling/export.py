@@ -25,9 +25,10 @@ from transformers.utils import logging
 
 from service.contracts import chat_template
 from workers.errors import RunError
-from workers.modeling import distributed, lora, sharding
+from workers.modeling import distributed, lora, rounding, sharding
 from workers.modeling.model_folder import WEIGHTS_INDEX, weight_files
 from workers.modeling.policy import Policy
+from workers.modeling.precision import dtype_on
 
 ADAPTER = "adapter"
 GENERATION_CONFIG = "generation_config.json"
@@ -70,20 +71,27 @@ def _write_trained(policy: Policy, folder: Path) -> None:
         if distributed.rank() == 0 and name not in model.all_tied_weights_keys:
             # In the computer's memory: beside the model a GPU may have no room for it once more. Where all have one
             # dtype they need not wait for the names that the files have for them.
-            early = tensor.is_floating_point() and not policy.stored_dtypes
+            early = tensor.is_floating_point() and not policy.stored_dtypes and _computed_in(policy) == usual
             weights[name] = tensor.to("cpu", usual if early else tensor.dtype)
     if distributed.rank() > 0:
         return
     stored = dict(revert_weight_conversion(model, weights))
     for name, tensor in stored.items():
         if tensor.is_floating_point():
-            stored[name] = tensor.to(policy.stored_dtypes.get(name, usual))
+            dtype = policy.stored_dtypes.get(name, usual)
+            # What was computed with rounded weights, in training and in sampling, is the model of the nearest ones.
+            exact = _computed_in(policy) != dtype
+            stored[name] = rounding.stochastically(tensor, dtype, name) if exact else tensor.to(dtype)
     stored |= _left_out(policy)
     model.generation_config = GenerationConfig.from_model_config(model.config)
     model.save_pretrained(folder, state_dict=dict(stored), save_original_format=False)
     _set_dtype(folder / "config.json", usual)
     for file in weight_files(folder):
         _compare(folder / file, stored)
+
+
+def _computed_in(policy: Policy) -> torch.dtype:
+    return getattr(torch, dtype_on(policy.device))  # type: ignore[no-any-return]
 
 
 def _left_out(policy: Policy) -> dict[str, Tensor]:
@@ -118,13 +126,34 @@ def _write_merged(policy: Policy, config: LoraConfig, adapter: dict[str, Tensor]
             added = lora.difference(adapter, layers.pop(name), config)
             if added.any():
                 weight = tensors[name]
-                tensors[name] = (weight.to(torch.promote_types(weight.dtype, torch.float32)) + added).to(weight.dtype)
+                exact = weight.to(torch.promote_types(weight.dtype, torch.float32)) + added
+                tensors[name] = rounding.stochastically(exact, weight.dtype, name)
         save_file(tensors, folder / file, metadata)
         _compare(folder / file, tensors)
     assert not layers, f"no file of {policy.folder} has {sorted(layers)[:5]}"
     for name in ("config.json", WEIGHTS_INDEX):
         if (policy.folder / name).is_file():
             shutil.copyfile(policy.folder / name, folder / name)
+
+
+def share_unchanged(folder: Path, base: Path) -> float:
+    """The share of the numbers in a model's files that are those of the ``base`` model's."""
+    same = count = 0
+    where = {name: file for file in weight_files(base) for name in _names(base / file)}
+    for file in weight_files(folder):
+        with safe_open(folder / file, framework="pt") as opened:
+            for name in opened.keys():  # noqa: SIM118 (it is no mapping)
+                tensor = opened.get_tensor(name)
+                count += tensor.numel()
+                if name in where:
+                    with safe_open(base / where[name], framework="pt") as theirs:
+                        same += int((tensor == theirs.get_tensor(name)).sum())
+    return same / count
+
+
+def _names(path: Path) -> list[str]:
+    with safe_open(path, framework="pt") as opened:
+        return list(opened.keys())
 
 
 def _compare(path: Path, expected: Mapping[str, Tensor]) -> None:

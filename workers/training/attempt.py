@@ -11,13 +11,16 @@ from service.jobs.spec import RunSpec
 from workers import wire
 from workers.data.templating import Rendering, rendering_of
 from workers.modeling import distributed, policy, sharding
-from workers.modeling.export import export
+from workers.modeling.export import export, share_unchanged
 from workers.modeling.lora import Lora
 from workers.training import checkpoint, preflight
 from workers.training.checkpoint import TrainerState
 from workers.training.optim import update
 from workers.training.processes.channel import Channel
 from workers.training.reporting.clock import Clock
+
+MOSTLY_UNCHANGED = 0.95
+"""Share of a result's weights from which on a job is told that they are the base model's."""
 
 
 @dataclass(kw_only=True)
@@ -140,9 +143,26 @@ def finish(attempt: Attempt) -> None:
     folder = attempt.spec.output_dir / "model"
     with attempt.clock("saving"):
         export(attempt.policy, folder)
+        warn_if_little_moved(attempt, folder)
     trainer = attempt.trainer
     attempt.channel.send(
         wire.Result(
             model_path=folder, step=trainer.step, trained_tokens=trainer.trained_tokens, metrics=trainer.metrics
         )
     )
+
+
+def warn_if_little_moved(attempt: Attempt, folder: Path) -> None:
+    """Say where most weights of the model in ``folder`` are the base model's: steps too small for how it is stored."""
+    if distributed.rank() > 0 or not attempt.policy.rounded:
+        return
+    share = share_unchanged(folder, attempt.spec.model_path)
+    if share > MOSTLY_UNCHANGED:
+        stored = str(attempt.policy.saved_dtype).removeprefix("torch.")
+        attempt.channel.say(
+            f"{share:.1%} of the result's weights are those of the base model: in {stored}, which it is stored in, the "
+            "others' changes are too small to show. Where more was to be learned, raise learning_rate or n_steps.",
+            level="warn",
+            data={"weights_unchanged": share},
+            key="weights-unchanged",
+        )

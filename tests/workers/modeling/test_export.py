@@ -19,7 +19,7 @@ from tests.workers.training.test_loop import result_of
 from tests.workers.training.tiny import Recorder
 from workers.demo import make_tokenizer
 from workers.errors import RunError
-from workers.modeling import export, lora, model_folder, policy
+from workers.modeling import export, lora, model_folder, policy, rounding
 from workers.modeling.lora import Lora
 from workers.modeling.policy import Policy
 from workers.wire import ExitCode
@@ -122,7 +122,7 @@ def test_adapters_are_added_to_the_stored_weights_and_rounded_once(tmp_path: Pat
     for name, weight in theirs.items():
         layer = layers.get(name.removesuffix(".weight"))
         added = layer.get_delta_weight(lora.NAME).detach() if layer else None
-        expected = weight if added is None else (weight.float() + added).to(dtype)
+        expected = weight if added is None else rounding.stochastically(weight.float() + added, dtype, name)
         if added is None:
             assert are_the_same(ours[name], expected), name
         else:
@@ -191,7 +191,8 @@ def test_all_weights_of_a_base_in_several_files_are_trained_and_stored_in_its_dt
     export.export(loaded, tmp_path / "out")
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto")
     for name, parameter in loaded.model.named_parameters():
-        assert are_the_same(again.get_parameter(name).detach(), parameter.detach().to(dtype)), name
+        expected = rounding.stochastically(parameter.detach(), dtype, name)
+        assert are_the_same(again.get_parameter(name).detach(), expected), name
 
 
 @pytest.mark.parametrize("usual", [torch.bfloat16, torch.float32], ids=str)
@@ -209,7 +210,24 @@ def test_each_weight_is_stored_in_the_dtype_its_base_has_it_in(tmp_path: Path, u
     train(loaded)
     export.export(loaded, tmp_path / "out")
     for name, weight in weights_of(tmp_path / "out").items():
-        assert are_the_same(weight, loaded.model.get_parameter(name).detach().to(mixed[name].dtype)), name
+        expected = rounding.stochastically(loaded.model.get_parameter(name).detach(), mixed[name].dtype, name)
+        assert are_the_same(weight, expected), name
+
+
+@pytest.mark.parametrize("adapters", [None, ADAPTERS], ids=["full", "lora"])
+def test_a_result_in_16_bits_keeps_what_small_steps_taught(tmp_path: Path, adapters: Lora | None) -> None:
+    base = tiny.save(tmp_path / "model", "qwen3", dtype=torch.bfloat16)
+    loaded = policy.load(base, CPU, adapters)
+    before = log_probs(loaded.model)
+    optimizer = torch.optim.AdamW([p for p in loaded.model.parameters() if p.requires_grad], lr=3e-5)
+    for _ in range(10):
+        loaded.model(torch.arange(8).unsqueeze(0)).logits.log_softmax(-1)[..., 3].mean().neg().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    taught = log_probs(loaded.model)
+    export.export(loaded, tmp_path / "out")
+    kept = log_probs(model_folder.read(tmp_path / "out", torch.float32)[0])
+    assert float((kept - taught).norm()) < 0.3 * float((taught - before).norm())
 
 
 def without_a_weight(tensors: dict[str, Any]) -> None:

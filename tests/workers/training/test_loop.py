@@ -74,6 +74,18 @@ def test_training_changes_the_weights(make_spec: MakeSpec, execute: Execute, bas
     assert any(not torch.equal(after[name], before[name]) for name in before)
 
 
+@pytest.mark.parametrize(("learning_rate", "lora_rank", "told"), [(1e-8, 0, True), (1e-8, 4, True), (0.01, 0, False)])
+def test_a_result_whose_weights_hardly_moved_is_told_of(
+    make_spec: MakeSpec, execute: Execute, tmp_path: Path, learning_rate: float, lora_rank: int, told: bool
+) -> None:
+    folder = tiny.save(tmp_path / "model", "qwen3", dtype=torch.bfloat16)
+    spec = make_spec(model_path=folder, n_steps=1, learning_rate=learning_rate, lora_rank=lora_rank)
+    _, recorder = execute(spec)
+    events = [line for line in recorder.lines if isinstance(line, wire.Event) and line.key == "weights-unchanged"]
+    shares = [event.data["weights_unchanged"] for event in events if event.data]
+    assert [0.95 < share <= 1 for share in shares] == ([True] if told else [])
+
+
 @pytest.mark.parametrize("family", list(tiny.CONFIGS))
 @pytest.mark.parametrize("objective", ["troll", "clip", "dppo"])
 def test_every_family_trains(
