@@ -15,7 +15,11 @@ def new_id(prefix: str, length: int = LENGTH) -> str:
 
 
 def random_text(length: int) -> str:
-    return "".join(secrets.choice(ALPHABET) for _ in range(length))
+    number, digits = secrets.randbelow(len(ALPHABET) ** length), ""
+    for _ in range(length):
+        number, rest = divmod(number, len(ALPHABET))
+        digits += ALPHABET[rest]
+    return digits
 
 
 def is_id(text: str, prefix: str) -> bool:
