@@ -99,6 +99,8 @@ class Settings(BaseSettings):
     takes. Its job goes on later from the checkpoint that it saves."""
     max_strikes: int = 3
     """Attempts without a new checkpoint after which a job fails instead of being tried again."""
+    events_kept_days: int = Field(0, ge=0, le=36_500)
+    """Days after a job's end for which its events are kept; 0 keeps them for good."""
     checkpoints_kept: int = 3
     """Best checkpoints kept of each job, beside the newest two."""
 

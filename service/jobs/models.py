@@ -37,6 +37,11 @@ class Job(Owned, Sequenced, Base):
         Index("jobs_succeeded", "organization_id", "model", "sequence", postgresql_where=text("status = 'succeeded'")),
         Index("jobs_of_organization", "organization_id", "sequence"),
         Index("jobs_of_project", "project_id", "sequence"),
+        Index(
+            "jobs_with_events",
+            "finished_at",
+            postgresql_where=text("finished_at IS NOT NULL AND events_removed_at IS NULL"),
+        ),
         Index("jobs_unfinished", "project_id", postgresql_where=text("finished_at IS NULL")),
         Index("jobs_claimed", "organization_id", "claimed_at", postgresql_where=text("claimed_at IS NOT NULL")),
     )
@@ -86,6 +91,8 @@ class Job(Owned, Sequenced, Base):
     """What has to be there before a worker can take it."""
 
     event_count: Mapped[int] = mapped_column(server_default="0")
+    events_removed_at: Mapped[datetime | None]
+    """When the events of a job that ended long ago were removed."""
     step: Mapped[int] = mapped_column(server_default="0")
     total_steps: Mapped[int]
     trained_tokens: Mapped[int | None]

@@ -191,6 +191,21 @@ def metric_events(session: Session, job_id: str) -> Sequence[Event]:
     return session.scalars(query.order_by(Event.seq)).all()
 
 
+def remove_old_events(session: Session, ended_for: timedelta, limit: int) -> int:
+    """Remove the events of up to ``limit`` jobs that ended so long ago. Returns of how many."""
+    old = (
+        select(Job.id)
+        .where(Job.finished_at <= func.now() - ended_for, Job.events_removed_at.is_(None))
+        .order_by(Job.finished_at)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    ids = session.scalars(old).all()
+    session.execute(delete(Event).where(Event.job_id.in_(ids)))
+    session.execute(update(Job).where(Job.id.in_(ids)).values(events_removed_at=func.now()))
+    return len(ids)
+
+
 # Leases
 
 

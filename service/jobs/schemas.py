@@ -91,6 +91,7 @@ class Progress(BaseModel):
     queue_position: int | None = Field(description="1 is taken next. Of a queued job, as of some seconds ago.")
     estimated_start: int | None = Field(description="When a queued job may start, by what jobs usually take.")
     waits_for: str | None = Field(description="What has to be there before a worker can take a queued job.")
+    events_removed_at: int | None = Field(description="When its events were removed, long after its end.")
 
     @classmethod
     def of(cls, row: Job) -> "Progress":
@@ -107,6 +108,7 @@ class Progress(BaseModel):
             queue_position=row.queue_position if queued else None,
             estimated_start=int(start.timestamp()) if start else None,
             waits_for=row.waits_for if queued else None,
+            events_removed_at=int(row.events_removed_at.timestamp()) if row.events_removed_at else None,
         )
 
 

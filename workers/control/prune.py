@@ -1,4 +1,4 @@
-"""Removes what is known to be dead: expired files, and bytes of ours that no row speaks of.
+"""Removes what is known to be dead: expired files and events, and bytes of ours that no row speaks of.
 
 A name that the service does not give is a stranger's and is never touched, nor is a link. While the database may have
 been set back to an earlier time (``installation.is_careful``), what it does not name is left where it is.
@@ -28,6 +28,7 @@ from service.webhooks import repository as webhooks
 from workers.jobs import leftovers
 
 BATCH = 1000
+JOBS_AT_ONCE = 10
 ORPHANED_FOR = timedelta(hours=24)
 """Bytes younger than this may belong to a transaction that is still open, however far apart two clocks are."""
 ENDED_FOR = timedelta(hours=1)
@@ -47,6 +48,7 @@ def prune() -> None:
     with transaction("troll_control") as session:
         careful, now = installation.is_careful(session), clock.now(session)
     _prune_rows()
+    _prune_events()
     expired = _prune_expired()
     orphans = [
         *_orphans("files", files.existing, now),
@@ -69,6 +71,18 @@ def _prune_rows() -> None:
         jobs.remove_old_examinations(session, EXAMINATIONS_KEPT, BATCH)
         webhooks.remove_old(session, DELIVERIES_KEPT, BATCH)
         sharing.remove_orphans(session)
+
+
+def _prune_events() -> None:
+    """A few jobs at a time: each may have a hundred thousand events, and a transaction has 30 seconds."""
+    ended_for = timedelta(days=settings().events_kept_days)
+    removed, more = 0, bool(ended_for)
+    while more:
+        with transaction("troll_control") as session:
+            number = jobs.remove_old_events(session, ended_for, JOBS_AT_ONCE)
+        removed, more = removed + number, number == JOBS_AT_ONCE
+    if removed:
+        log.info("removed the events of %d jobs that ended %d days ago", removed, ended_for.days)
 
 
 def _prune_expired() -> int:

@@ -108,7 +108,6 @@ FORBIDDEN = [
     "UPDATE api_keys SET hash = ''",
     "DELETE FROM api_keys",
     "UPDATE fine_tuning_events SET message = ''",
-    "DELETE FROM fine_tuning_events",
     "DELETE FROM fine_tuning_jobs",
     "UPDATE api_keys SET project_id = NULL",
     "UPDATE api_keys SET scopes = NULL",
@@ -196,6 +195,7 @@ WRITES = {
             "examinations",
             "workers",
             "checkpoint_permissions",
+            "fine_tuning_events",
         },
     },
     "troll_operator": {
@@ -210,6 +210,11 @@ WRITES = {
 @pytest.mark.parametrize("privilege", ["INSERT", "UPDATE", "DELETE"])
 def test_what_each_login_may_write(connection: psycopg.Connection, role: db.Role, privilege: str) -> None:
     assert tables(connection, privilege) == WRITES[role][privilege]
+
+
+@pytest.mark.parametrize("role", ["troll_api", "troll_worker", "troll_operator"], indirect=True)
+def test_events_are_not_for_others_to_remove(connection: psycopg.Connection) -> None:
+    assert refused(connection, "DELETE FROM fine_tuning_events")
 
 
 @pytest.mark.parametrize("role", ["troll_worker", "troll_control"], indirect=True)

@@ -215,3 +215,59 @@ def test_more_names_than_a_query_takes_at_once(folder: Path, monkeypatch: pytest
     orphans = [old_file(folder, new_id("files/file-")) for _ in range(7)]
     prune()
     assert [path for path in orphans if path.exists()] == []
+
+
+def ended_job(client: TestClient, submit: Callable[..., str], days: float) -> str:
+    id = submit()
+    client.post(f"/v1/fine_tuning/jobs/{id}/cancel")
+    with transaction("troll_control") as session:
+        session.execute(
+            text("UPDATE fine_tuning_jobs SET finished_at = now() - make_interval(secs => :age) WHERE id = :id"),
+            {"age": days * DAY, "id": id},
+        )
+    return id
+
+
+def told(client: TestClient, id: str) -> int:
+    return len(client.get(f"/v1/fine_tuning/jobs/{id}/events").json()["data"])
+
+
+def test_events_of_jobs_that_ended_long_ago_are_removed_where_the_operator_says_so(
+    folder: Path, client: TestClient, submit: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pruning, "JOBS_AT_ONCE", 2)
+    old, new = [ended_job(client, submit, 31) for _ in range(5)], ended_job(client, submit, 29)
+    running = submit()
+    prune()
+    assert all(told(client, id) for id in old)
+    monkeypatch.setenv("TROLL_EVENTS_KEPT_DAYS", "30")
+    settings.cache_clear()
+    prune()
+    assert [told(client, id) for id in old] == [0] * 5
+    assert told(client, new)
+    assert told(client, running)
+    shown = [client.get(f"/v1/fine_tuning/jobs/{id}").json()["progress"]["events_removed_at"] for id in (old[0], new)]
+    assert shown[0] is not None
+    assert shown[1] is None
+
+
+def test_who_follows_a_job_without_its_events_is_told_that_it_has_ended(
+    folder: Path, client: TestClient, submit: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    id = ended_job(client, submit, 2)
+    monkeypatch.setenv("TROLL_EVENTS_KEPT_DAYS", "1")
+    settings.cache_clear()
+    prune()
+    for after in ("0", "1"):
+        frames = client.get(f"/v1/fine_tuning/jobs/{id}/events?stream=true&after={after}").text
+        assert frames == "data: [DONE]\n\n"
+
+
+def test_nobody_can_remove_the_events_of_a_job_that_has_not_ended_long_ago(
+    client: TestClient, submit: Callable[..., str]
+) -> None:
+    ids = [submit(), ended_job(client, submit, 0.5), ended_job(client, submit, 1)]
+    with transaction("troll_control") as session:
+        removed = session.execute(text("DELETE FROM fine_tuning_events RETURNING job_id")).scalars().all()
+    assert set(removed) == {ids[2]}
+    assert [bool(told(client, id)) for id in ids] == [True, True, False]
