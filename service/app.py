@@ -27,6 +27,8 @@ from service.core.db import engine, transaction, warn_if_unbounded
 from service.core.errors import DomainError
 from service.core.gate import Gate
 from service.core.rate_limit import RateLimit
+from service.dashboard import endpoints as dashboard
+from service.dashboard.session import CookieKey
 from service.files import endpoints as files
 from service.graders import endpoints as graders
 from service.inference import endpoints as inference
@@ -106,6 +108,7 @@ def create_app() -> FastAPI:
     app.add_middleware(Bodies, upload_limit=upload_limit, caller=caller_of)
     app.add_middleware(RateLimit, presented=keys.presented, known=known.is_known, per_minute=requests_a_minute)
     app.add_middleware(Gate, tenant=tenant_of)
+    app.add_middleware(CookieKey)
     app.add_middleware(http.RequestId)
     for room in (
         files,
@@ -123,6 +126,8 @@ def create_app() -> FastAPI:
         app.include_router(room.router)
     app.add_api_route("/healthz", healthz, methods=["GET"], tags=["health"])
     app.add_api_route("/readyz", readyz, methods=["GET"], tags=["health"])
+    app.include_router(dashboard.router)
+    app.mount("/dashboard", dashboard.static)
     openapi.install(app)
     reference.install(app)
     return app

@@ -4,6 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response, StreamingResponse
+from pydantic import StringConstraints
 from sqlalchemy.orm import Session
 
 from service.accounts.caller import Caller, Recognized, Route, identified
@@ -12,8 +13,8 @@ from service.accounts.scopes import needs
 from service.core import conditional, sse, stream_slots
 from service.core.errors import invalid
 from service.core.pagination import Page, page
-from service.jobs import repository, service, stream, waiting
-from service.jobs.schemas import CheckpointObject, EventObject, JobObject, event_seq
+from service.jobs import curves, repository, service, stream, waiting
+from service.jobs.schemas import CheckpointObject, CurvesObject, EventObject, JobObject, event_seq
 from service.jobs.states import TERMINAL
 from service.usage import service as usage
 
@@ -27,6 +28,7 @@ FRAME = {
 }
 
 Limit = Annotated[int, Query(ge=1, le=1000)]
+Name = Annotated[str, StringConstraints(pattern=r"^\w+(\.\w+)*$", max_length=100)]
 Wait = Annotated[float, Query(ge=0, le=waiting.LONGEST_SECONDS, description="Seconds to wait for a change.")]
 
 
@@ -125,6 +127,19 @@ def events(
         return sse.response(stream.follow(principal, slot, job.id, seq or 0))
     rows, has_more = repository.events_before(caller.session, job.id, seq, limit)
     return page([EventObject.of(row) for row in rows], has_more=has_more)
+
+
+@router.get("/{fine_tuning_job_id}/metrics")
+@needs("read")
+def metrics(
+    caller: Caller,
+    fine_tuning_job_id: str,
+    names: Annotated[list[Name], Query(alias="names[]", min_length=1, max_length=64)],
+    points: Annotated[int, Query(ge=1, le=2000)] = 400,
+) -> CurvesObject:
+    """Metrics by step in at most so many points, each the mean of the steps that it stands for."""
+    job = service.retrieve(caller.session, fine_tuning_job_id)
+    return CurvesObject.of(curves.read(caller.session, job.id, names, points))
 
 
 @router.get("/{fine_tuning_job_id}/checkpoints")

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from service.contracts.spelling import Spelled
 from service.core.openapi import ShownAs
 from service.core.pagination import Listed
+from service.jobs.curves import Curves
 from service.jobs.integrations import MAX_INTEGRATIONS, Integration, IntegrationObject
 from service.jobs.methods.registry import EventData
 from service.jobs.methods.wire import Method, RequestedMethod, method_object
@@ -279,4 +280,21 @@ class CheckpointObject(Listed):
             fine_tuning_job_id=row.job_id,
             step_number=row.step,
             metrics=CheckpointMetrics.model_validate(metrics | {"step": row.step}),
+        )
+
+
+class CurvesObject(BaseModel):
+    """This service's own: a job's metrics as columns of equal length."""
+
+    object: Literal["fine_tuning.job.metrics"] = "fine_tuning.job.metrics"
+    step: list[float]
+    seconds: list[float] = Field(description="Since the job's first metrics.")
+    tokens: list[float] = Field(description="That were learned from, in all.")
+    values: dict[str, list[float | None]] = Field(description="By name; null where no step of a point has it.")
+    last_seq: int = Field(description="Of the newest event that counts: go on with the job's events after it.")
+
+    @classmethod
+    def of(cls, found: Curves) -> "CurvesObject":
+        return cls(
+            step=found.step, seconds=found.seconds, tokens=found.tokens, values=found.values, last_seq=found.last
         )

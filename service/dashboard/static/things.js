@@ -1,0 +1,98 @@
+// Files, models, and what was used.
+
+import { ask, bytes, get, h, number, table, time } from "./api.js";
+
+export async function files(main, _, signal) {
+  const place = h("div");
+  const told = h("p", { class: "error", role: "alert" });
+  const attempt = async (work) => {
+    told.textContent = "";
+    try {
+      await work();
+      await draw();
+    } catch (error) {
+      told.textContent = error.message;
+    }
+  };
+  const chosen = h("input", { type: "file", accept: ".jsonl", required: true });
+  const upload = (event) => {
+    event.preventDefault();
+    attempt(async () => {
+      const body = new FormData();
+      body.set("purpose", "fine-tune");
+      body.set("file", chosen.files[0]);
+      await ask("POST", "/v1/files", { body });
+      chosen.value = "";
+    });
+  };
+  const remove = (file) => () =>
+    confirm(`Delete ${file.filename}? Jobs that ended do not need it.`) && attempt(() => ask("DELETE", `/v1/files/${file.id}`));
+  const preview = (file) => async () => {
+    const answer = await fetch(`/v1/files/${file.id}/content`, { headers: { range: "bytes=0-4095" } });
+    const lines = (await answer.text()).split("\n").slice(0, 5);
+    shown.textContent = answer.ok ? lines.join("\n") : `The server answered ${answer.status}.`;
+    shown.hidden = false;
+    shown.focus();
+  };
+  const shown = h("pre", { hidden: true, tabIndex: 0, "aria-label": "First rows" });
+  const draw = async () => {
+    const page = await get("/v1/files?limit=1000", signal);
+    place.replaceChildren(
+      page.data.length
+        ? table("Files", [
+            { title: "Name", of: (file) => h("a", { href: `/v1/files/${file.id}/content`, download: file.filename }, file.filename) },
+            { title: "Id", of: (file) => h("code", {}, file.id) },
+            { title: "Purpose", of: (file) => file.purpose },
+            { title: "Size", number: true, of: (file) => bytes(file.bytes) },
+            { title: "Made", of: (file) => time(file.created_at) },
+            { title: "", of: (file) => h("button", { type: "button", onclick: preview(file), "aria-label": `First rows of ${file.filename}` }, "Look") },
+            { title: "", of: (file) => h("button", { type: "button", onclick: remove(file), "aria-label": `Delete ${file.filename}` }, "Delete") },
+          ], page.data)
+        : h("p", { class: "faint" }, "No files yet."),
+    );
+  };
+  main.append(
+    h("h1", {}, "Files"),
+    h("form", { onsubmit: upload, class: "row" }, h("label", {}, h("span", {}, "Rows for training or validation, as JSONL"), chosen), h("button", { class: "main" }, "Upload")),
+    told,
+    place,
+    shown,
+  );
+  await draw();
+}
+
+export async function models(main, _, signal) {
+  const page = await get("/v1/models", signal);
+  main.append(
+    h("h1", {}, "Models"),
+    table("Models", [
+      { title: "Model", of: (model) => model.id },
+      { title: "Owner", of: (model) => model.owned_by },
+      { title: "Made", of: (model) => time(model.created) },
+      { title: "", of: (model) => h("a", { href: `#/chat/${encodeURIComponent(model.id)}` }, "chat") },
+      { title: "", of: (model) => (model.id.startsWith("ft:") ? h("a", { href: `/v1/models/${model.id}/archive`, download: "" }, "download") : "") },
+    ], page.data),
+  );
+}
+
+export async function usage(main, _, signal) {
+  const limits = await get("/v1/organization/limits", signal);
+  const start = Math.floor(Date.now() / 1000) - 30 * 86400;
+  const used = await get(`/v1/organization/usage/completions?start_time=${start}&bucket_width=1d&limit=31`, signal);
+  const days = used.data.filter((day) => day.results.length);
+  const sum = (day, name) => day.results.reduce((total, each) => total + (each[name] ?? 0), 0).toLocaleString("en");
+  main.append(
+    h("h1", {}, "Usage"),
+    h("h2", {}, "Limits of your organization"),
+    h("pre", { tabIndex: 0 }, JSON.stringify(limits, null, 2)),
+    h("h2", {}, "Tokens of chats, by day"),
+    days.length
+      ? table("Tokens by day", [
+          { title: "Day", of: (day) => new Date(day.start_time * 1000).toISOString().slice(0, 10) },
+          { title: "Requests", number: true, of: (day) => sum(day, "num_model_requests") },
+          { title: "Input", number: true, of: (day) => sum(day, "input_tokens") },
+          { title: "Output", number: true, of: (day) => sum(day, "output_tokens") },
+        ], days)
+      : h("p", { class: "faint" }, "None in 30 days."),
+  );
+}
