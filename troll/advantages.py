@@ -5,7 +5,7 @@ their group, so that equal ones have an advantage of exactly 0 however large the
 """
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,6 +38,33 @@ def rloo(rewards: Tensor, group_ids: Tensor) -> Tensor:
     size = counts[groups]
     centred = _centred(rewards, groups, counts)
     return torch.where(size > 1, centred * size / (size - 1).clamp(min=1), 0.0)
+
+
+def maxrl(rewards: Tensor, group_ids: Tensor) -> Tensor:
+    """`(r - mean) / mean` within each group, `[B]` (maximum-likelihood RL, arXiv 2602.02710); 0 where the mean is 0.
+
+    For rewards from 0 on. A group with a smaller one is counted from its least.
+    """
+    groups, counts = _groups(rewards, group_ids)
+    above = rewards - _extremes(rewards, groups, counts, "amin").clamp(max=0)[groups]
+    largest = _extremes(above, groups, counts, "amax")
+    # In parts of the group's largest, whose sum neither overflows nor vanishes.
+    parts = torch.where(largest[groups] > 0, above / largest[groups], 0.0)
+    means = counts.new_zeros(len(counts)).index_add(0, groups, parts) / counts
+    return torch.where(means[groups] > 0, _centred(parts, groups, counts) / means[groups], 0.0)
+
+
+def reinforce_plus_plus_of_sequences(rewards: Tensor, lengths: Tensor) -> Tensor:
+    """`reinforce_plus_plus` where sequences of `lengths` `[B]` tokens earn a reward at the end, undiscounted: `[B]`.
+
+    All tokens of a sequence have the same advantage: its reward, whitened over the batch's tokens.
+    """
+    return _whitened(rewards, lengths)
+
+
+def reinforce_plus_plus_baseline_of_sequences(rewards: Tensor, group_ids: Tensor, lengths: Tensor) -> Tensor:
+    """`reinforce_plus_plus_baseline` for sequences of `lengths` `[B]` tokens, whose tokens all have the same: `[B]`."""
+    return _whitened(dr_grpo(rewards, group_ids), lengths)
 
 
 def reinforce_plus_plus(token_rewards: Tensor, mask: Tensor, gamma: float = 1.0) -> Tensor:
@@ -84,20 +111,46 @@ def gae(
 def whiten(values: Tensor, mask: Tensor) -> Tensor:
     """`[B, T]` values shifted and scaled to mean 0 and standard deviation 1 over the mask; zero outside it."""
     whitened, chosen = torch.zeros_like(values), values[mask != 0]
-    if not len(chosen):
-        return whitened
-    centred = chosen - chosen.min()
-    centred = centred - centred.mean()
-    largest = centred.abs().max()
-    if largest > 0:
-        parts = centred / largest
-        deviation = (parts.square().sum() / max(len(chosen) - 1, 1)).sqrt()
-        whitened[mask != 0] = parts / torch.hypot(deviation, _EPSILON / largest)
+    whitened[mask != 0] = _whitened(chosen, torch.ones_like(chosen))
     return whitened
 
 
-GROUP_ESTIMATORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"grpo": grpo, "dr_grpo": dr_grpo, "rloo": rloo}
-"""Those that make an advantage for each sequence, `[B]`, of rewards and `group_ids`, by name."""
+class Scored(NamedTuple):
+    """B sequences, all of one step."""
+
+    rewards: Tensor
+    """`[B]`"""
+    group_ids: Tensor
+    """`[B]` integer, which prompt a sequence answers."""
+    lengths: Tensor
+    """`[B]` how many tokens it has."""
+
+
+ESTIMATORS: dict[str, Callable[[Scored], Tensor]] = {
+    "grpo": lambda of: grpo(of.rewards, of.group_ids),
+    "dr_grpo": lambda of: dr_grpo(of.rewards, of.group_ids),
+    "rloo": lambda of: rloo(of.rewards, of.group_ids),
+    "reinforce_plus_plus": lambda of: reinforce_plus_plus_of_sequences(of.rewards, of.lengths),
+    "reinforce_plus_plus_baseline": lambda of: reinforce_plus_plus_baseline_of_sequences(*of),
+    "maxrl": lambda of: maxrl(of.rewards, of.group_ids),
+}
+"""Those that make an advantage for each sequence, `[B]`, by name."""
+
+
+def _whitened(values: Tensor, weights: Tensor) -> Tensor:
+    """`[N]` values shifted and scaled to mean 0 and standard deviation 1, each counted `weights` `[N]` times."""
+    if not len(values):
+        return values
+    weights = weights.to(values.dtype)
+    number = weights.sum()
+    centred = values - values.min()
+    centred = centred - (weights * centred).sum() / number
+    largest = centred.abs().max()
+    if largest == 0:
+        return torch.zeros_like(values)
+    parts = centred / largest
+    deviation = ((weights * parts.square()).sum() / (number - 1).clamp(min=1)).sqrt()
+    return parts / torch.hypot(deviation, _EPSILON / largest)
 
 
 def _groups(rewards: Tensor, group_ids: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,7 @@ from service.contracts.wording import reason_of
 from service.jobs.examination import Question
 from service.jobs.spec import JobSpec
 
-VERSION = 2
+VERSION = 3
 """Of what this version of the service writes, and the newest that it reads."""
 NUMBER = "version"
 
@@ -52,7 +52,33 @@ def _with_dppo(content: dict[str, Any]) -> dict[str, Any]:
     return content
 
 
-SPECIFICATIONS: dict[int, Upgrade] = {1: _with_dppo}
+METHODS: dict[str, Any] = {
+    "ratio": "token",
+    "support": "union",
+    "tail": "constant",
+    "dual_clip": 10.0,
+    "sapo_temperature_pos": 1.0,
+    "sapo_temperature_neg": 1.05,
+    "entropy_coefficient": 0.0,
+    "epochs": 1,
+    "schedule": "constant",
+    "mask_truncated": False,
+    "overlong_buffer": 0,
+    "overlong_penalty": 1.0,
+}
+"""What jobs of version 2 have been run with, whose objectives and schedules had no such hyperparameters."""
+
+
+def _with_methods(content: dict[str, Any]) -> dict[str, Any]:
+    """To version 3, in which reinforcement has the options of GSPO, CISPO and SAPO, and more of the others'."""
+    method = content.get("method")
+    hyperparameters = method.get("hyperparameters") if isinstance(method, dict) else None
+    if isinstance(method, dict) and isinstance(hyperparameters, dict) and method.get("type") == "reinforcement":
+        method["hyperparameters"] = {**hyperparameters, **METHODS}
+    return content
+
+
+SPECIFICATIONS: dict[int, Upgrade] = {1: _with_dppo, 2: _with_methods}
 """By the version that they start from; a version without one has the shape of the next."""
 QUESTIONS: dict[int, Upgrade] = {}
 

@@ -122,3 +122,48 @@ def test_errors_of_token_rewards() -> None:
         advantages.reinforce_plus_plus(torch.zeros(3), torch.ones(3))
     with pytest.raises(ValueError, match="values: shape"):
         advantages.gae(torch.zeros(2, 3), torch.zeros(2, 2), torch.ones(2, 3))
+
+
+def test_maxrl_is_the_centred_reward_in_units_of_the_mean() -> None:
+    rewards = torch.tensor([1.0, 0.0, 0.0, 1.0, 0.0, 0.0], dtype=torch.float64)
+    groups = torch.tensor([1, 1, 1, 1, 5, 5])
+    assert advantages.maxrl(rewards, groups).tolist() == [1.0, -1.0, -1.0, 1.0, 0.0, 0.0]
+    rare = torch.tensor([1.0] + [0.0] * 7, dtype=torch.float64)
+    assert advantages.maxrl(rare, torch.zeros(8, dtype=torch.long)).tolist() == pytest.approx([7.0] + [-1.0] * 7)
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1.0, 1e300])
+def test_maxrl_knows_no_unit(scale: float) -> None:
+    rewards = torch.tensor([1.0, 3.0], dtype=torch.float64) * scale
+    assert advantages.maxrl(rewards, torch.zeros(2, dtype=torch.long)).tolist() == pytest.approx([-0.5, 0.5])
+
+
+def test_maxrl_counts_negative_rewards_from_the_least() -> None:
+    rewards = torch.tensor([-1.0, 1.0, 3.0], dtype=torch.float64)
+    assert advantages.maxrl(rewards, torch.zeros(3, dtype=torch.long)).tolist() == [-1.0, 0.0, 1.0]
+
+
+@pytest.mark.parametrize("name", ["reinforce_plus_plus", "reinforce_plus_plus_baseline"])
+def test_what_sequences_get_is_what_their_tokens_get(name: str) -> None:
+    rewards = torch.tensor([1.0, 0.0, 3.0, 2.0, 5.0], dtype=torch.float64)
+    lengths = torch.tensor([3, 1, 4, 2, 3])
+    mask = (torch.arange(4) < lengths[:, None]).double()
+    if name == "reinforce_plus_plus":
+        at_the_end = torch.zeros(5, 4, dtype=torch.float64)
+        at_the_end[torch.arange(5), lengths - 1] = rewards
+        tokens = advantages.reinforce_plus_plus(at_the_end, mask)
+    else:
+        tokens = advantages.reinforce_plus_plus_baseline(rewards, GROUPS, mask)
+    scored = advantages.Scored(rewards, GROUPS, lengths)
+    expected = advantages.ESTIMATORS[name](scored)[:, None] * mask
+    assert torch.allclose(tokens, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", advantages.ESTIMATORS)
+def test_equal_rewards_of_a_step_have_no_advantage(name: str) -> None:
+    lengths = torch.tensor([1, 5, 2, 2])
+    for rewards in ([0.7] * 4, [0.0] * 4, [-3.0] * 4):
+        scored = advantages.Scored(torch.tensor(rewards, dtype=torch.float64), torch.tensor([0, 0, 1, 1]), lengths)
+        assert advantages.ESTIMATORS[name](scored).tolist() == [0.0] * 4
+    nobody = advantages.Scored(torch.zeros(0, dtype=torch.float64), lengths[:0], lengths[:0])
+    assert advantages.ESTIMATORS[name](nobody).tolist() == []

@@ -31,8 +31,8 @@ hidden, weight = torch.randn(4, 8, requires_grad=True), torch.randn(50, 8, requi
 for kind in troll.OBJECTIVES.values():
     objective = kind()
     old = troll.sparsify(logits + 0.5 * torch.randn(4, 50), tokens, **objective.sparsity)
-    objective.loss(logits, old, tokens, torch.ones(4)).loss.backward()
-    objective.fused_loss(hidden, weight, old, tokens, torch.ones(4)).loss.backward()
+    objective.loss(logits, old, tokens, torch.ones(4), sequence_ids=tokens).loss.backward()
+    objective.fused_loss(hidden, weight, old, tokens, torch.ones(4), sequence_ids=tokens).loss.backward()
 assert all(tensor.grad.norm() > 0 for tensor in (logits, hidden, weight))
 """
 

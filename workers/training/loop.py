@@ -202,7 +202,7 @@ def learn(job: Run, step: int, samples: list[list[Sample]]) -> update.Numbers:
     with job.clock("sync"):
         job.sampler.make_room()
     with job.clock("training"):
-        groups = batch.trainable(samples, h.advantage)
+        groups = batch.trainable(samples, h)
         batches = update.plan(groups, job.policy, h, allowed_by(job.grammar))
         with job.clock("old_log_probs"):
             old = update.read_old_policy(job.policy, batches, h)

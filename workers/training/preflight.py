@@ -142,7 +142,7 @@ def seconds_of_run(
     tokens = fmean(len(sample.prompt.token_ids) + len(sample.rollout.token_ids) for sample in samples)
     answers = h.batch_size * h.group_size
     sampling = evaluation_seconds / len(samples) * answers
-    training = worst.seconds / worst.tokens * tokens * answers
+    training = worst.seconds / worst.tokens * tokens * answers * h.epochs
     step = max(sampling, training) if h.max_staleness else sampling + training
     return h.n_steps * step + math.ceil(h.n_steps / h.eval_interval) * evaluation_seconds
 

@@ -8,6 +8,9 @@ from service.jobs.hyperparameters.shared import SharedHyperparameters, passes, r
 
 DEFAULT_GROUP_SIZE = 8
 DPPO_THRESHOLDS = {"tv": 0.2, "kl": 0.05}
+CLIP_LOW = {"gspo": 3e-4}
+CLIP_HIGH = {"gspo": 4e-4, "cispo": 4.0}
+CLIP = 0.2
 MISMATCH_CAPS = {"sequence-mask": 3.0, "token-truncate": 2.0, "none": 2.0}
 
 
@@ -20,6 +23,18 @@ def _holds_tokens_back(h: "ResolvedHyperparameters", at: Installation) -> str | 
         return None
     why = "No total variation exceeds 1, so that no token would be held back."
     return f"{why} Set dppo_threshold below 1, or dppo_divergence to 'kl'."
+
+
+def _is_gspos_ratio(h: "ResolvedHyperparameters", at: Installation) -> str | None:
+    if h.objective != "gspo" or h.ratio == "sequence":
+        return None
+    return "GSPO is the objective of the sequence's ratio. Leave ratio out, or set objective to 'clip'."
+
+
+def _is_a_part_of_the_answer(h: "ResolvedHyperparameters", at: Installation) -> str | None:
+    if h.overlong_buffer <= h.max_completion_tokens:
+        return None
+    return f"It is a part of the longest answer, which has {h.max_completion_tokens} tokens. Lower it."
 
 
 def _can_be_sampled_at(name: str, h: "ResolvedHyperparameters") -> str | None:
@@ -79,10 +94,24 @@ class ResolvedHyperparameters(SharedHyperparameters):
         ),
     ]
     objective: Annotated[
-        Literal["troll", "clip", "dppo"],
+        Literal["troll", "clip", "dppo", "gspo", "cispo", "sapo"],
         Option(
-            doc="TROLL's projection, PPO's clipping, or [DPPO](https://arxiv.org/abs/2602.04879)",
+            doc=(
+                "TROLL's projection, PPO's clipping, [DPPO](https://arxiv.org/abs/2602.04879), "
+                "[GSPO](https://arxiv.org/abs/2507.18071), [CISPO](https://arxiv.org/abs/2506.13585) or "
+                "[SAPO](https://arxiv.org/abs/2511.20347)"
+            ),
             default="troll",
+        ),
+    ]
+    ratio: Annotated[
+        Literal["token", "sequence"],
+        Option(
+            doc="whose probability ratio weighs a token's advantage: its own, or its answer's geometric mean",
+            auto=Auto(
+                lambda known: "sequence" if known.objective == "gspo" else "token", "`sequence` for GSPO, else `token`"
+            ),
+            conflicts=(_is_gspos_ratio,),
         ),
     ]
     kl_bound: Annotated[
@@ -113,11 +142,61 @@ class ResolvedHyperparameters(SharedHyperparameters):
             lt=0.5,
         ),
     ]
+    support: Annotated[
+        Literal["union", "old"],
+        Option(
+            doc="whose most likely tokens a distribution is kept at: both policies', or the old one's",
+            applies_to="TROLL",
+            default="union",
+        ),
+    ]
+    tail: Annotated[
+        Literal["constant", "mass"],
+        Option(
+            doc="what tokens that are not kept get: 1e-12 each, or what was left out, spread evenly",
+            applies_to="TROLL",
+            default="constant",
+        ),
+    ]
     clip_low: Annotated[
-        float, Option(doc="lower distance of the probability ratio", applies_to="clip", default=0.2, gt=0, lt=1)
+        float,
+        Option(
+            doc="lower distance of the probability ratio",
+            applies_to="clip, GSPO",
+            auto=Auto(lambda known: CLIP_LOW.get(known.objective, CLIP), "0.2, 3e-4 for GSPO"),
+            gt=0,
+            lt=1,
+        ),
     ]
     clip_high: Annotated[
-        float, Option(doc="upper distance of the probability ratio", applies_to="clip", default=0.2, gt=0, le=10)
+        float,
+        Option(
+            doc="upper distance of the probability ratio; with CISPO that of the weight",
+            applies_to="clip, GSPO, CISPO",
+            auto=Auto(lambda known: CLIP_HIGH.get(known.objective, CLIP), "0.2, 4e-4 for GSPO, 4 for CISPO"),
+            gt=0,
+            le=10,
+        ),
+    ]
+    dual_clip: Annotated[
+        float,
+        Option(
+            doc="the loss of a token with negative advantage is at most so many times that",
+            applies_to="clip",
+            default=10.0,
+            gt=1,
+            le=1e6,
+        ),
+    ]
+    sapo_temperature_pos: Annotated[
+        float,
+        Option(doc="sharpness of the gate where advantages are positive", applies_to="SAPO", default=1.0, gt=0, le=100),
+    ]
+    sapo_temperature_neg: Annotated[
+        float, Option(doc="and where they are not", applies_to="SAPO", default=1.05, gt=0, le=100)
+    ]
+    entropy_coefficient: Annotated[
+        float, Option(doc="weight of a bonus for the entropy of every token's distribution", default=0.0, ge=0, le=10)
     ]
     dppo_divergence: Annotated[
         Literal["tv", "kl"],
@@ -136,8 +215,8 @@ class ResolvedHyperparameters(SharedHyperparameters):
         ),
     ]
     advantage: Annotated[
-        Literal["grpo", "dr_grpo", "rloo"],
-        Option(doc="how the rewards of a group become advantages", default="grpo"),
+        Literal["grpo", "dr_grpo", "rloo", "reinforce_plus_plus", "reinforce_plus_plus_baseline", "maxrl"],
+        Option(doc="how rewards become [advantages](docs/objective.md#advantages)", default="grpo"),
     ]
     aggregation: Annotated[
         Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"],
@@ -164,7 +243,14 @@ class ResolvedHyperparameters(SharedHyperparameters):
             le=64,
         ),
     ]
+    epochs: Annotated[
+        int, Option(doc="times that each answer is learned from: `mini_batches` updates each", default=1, ge=1, le=16)
+    ]
     warmup_steps: Annotated[int, Option(doc="steps over which the learning rate rises", default=0, ge=0, le=10_000)]
+    schedule: Annotated[
+        Literal["constant", "linear", "cosine"],
+        Option(doc="after that it stays, or falls, almost to 0 at the last step", default="constant"),
+    ]
     temperature: Annotated[
         float,
         Option(
@@ -188,6 +274,26 @@ class ResolvedHyperparameters(SharedHyperparameters):
     max_completion_tokens: Annotated[
         int,
         Option(doc="longest answer, in tokens; lowered to what the context leaves", auto=Auto(1024), ge=1, le=131_072),
+    ]
+    mask_truncated: Annotated[
+        bool,
+        Option(
+            doc="nothing is learned from answers that were cut off, which still count in their group", default=False
+        ),
+    ]
+    overlong_buffer: Annotated[
+        int,
+        Option(
+            doc="over the last so many of `max_completion_tokens` the reward falls, by `overlong_penalty` at the end",
+            default=0,
+            ge=0,
+            le=131_072,
+            conflicts=(_is_a_part_of_the_answer,),
+        ),
+    ]
+    overlong_penalty: Annotated[
+        float,
+        Option(doc="what a longest answer loses, where there is an `overlong_buffer`", default=1.0, ge=0, le=1000),
     ]
     rollout_engine: Annotated[
         EngineName,

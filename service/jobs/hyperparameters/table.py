@@ -51,12 +51,16 @@ def _table(title: str, kind: type[SharedHyperparameters], declared: dict[str, Op
 def _default(option: Option) -> str:
     if option.auto is not None:
         return f"auto: {option.auto.says or option.auto.value}"
+    if isinstance(option.default, bool):
+        return f"`{str(option.default).lower()}`"
     return _number(option.default) if isinstance(option.default, int | float) else f"`{option.default}`"
 
 
 def _allowed(type_: Any, option: Option) -> str:
     if option.allowed:
         return option.allowed
+    if type_ is bool:
+        return "`true`, `false`"
     if words := get_args(type_):
         return ", ".join(f"`{word}`" for word in words)
     low = _number(option.ge) if option.ge is not None else f"above {_number(option.gt)},"

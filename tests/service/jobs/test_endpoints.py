@@ -123,7 +123,7 @@ def test_validation_file_is_needed(client: TestClient, body: dict[str, Any]) -> 
         ("group_size", 1, "'auto'"),
         ("mini_batches", 65, "less than or equal to 64"),
         ("temperature", 3, "less than or equal to 2"),
-        ("objective", "ppo", "'troll', 'clip' or 'dppo'"),
+        ("objective", "ppo", "'cispo' or 'sapo'"),
         ("learning_rat", 1e-4, "Known ones:"),
     ],
 )
@@ -346,6 +346,8 @@ def operated(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int, int], N
         ({"temperature": 0.001, "rollout_engine": "vllm"}, 1, 1, "temperature"),
         ({"eval_temperature": 0.009, "rollout_engine": "vllm"}, 1, 1, "eval_temperature"),
         ({"objective": "dppo", "dppo_threshold": 1}, 1, 1, "dppo_threshold"),
+        ({"objective": "gspo", "ratio": "token"}, 1, 1, "ratio"),
+        ({"max_completion_tokens": 10, "overlong_buffer": 11}, 1, 1, "overlong_buffer"),
     ],
 )
 def test_what_does_not_go_together_is_refused_when_the_job_is_created(
@@ -372,6 +374,9 @@ def test_what_does_not_go_together_is_refused_when_the_job_is_created(
         ({"old_policy": "sampler", "rollout_engine": "vllm"}, 1, 1),
         ({"temperature": 0.001}, 1, 1),
         ({"objective": "dppo", "dppo_threshold": 0.99}, 1, 1),
+        ({"objective": "gspo", "ratio": "sequence"}, 1, 1),
+        ({"objective": "troll", "ratio": "sequence"}, 1, 1),
+        ({"max_completion_tokens": 10, "overlong_buffer": 10}, 1, 1),
         ({"objective": "dppo", "dppo_divergence": "kl", "dppo_threshold": 1}, 1, 1),
         ({"objective": "troll", "dppo_threshold": 1}, 1, 1),
         ({"temperature": 0.01, "eval_temperature": 0, "rollout_engine": "vllm"}, 1, 1),

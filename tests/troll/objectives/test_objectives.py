@@ -39,7 +39,7 @@ def test_its_losses_add_up_to_the_loss(kind: type[Objective[Any]]) -> None:
 def test_gradients_point_somewhere(kind: type[Objective[Any]]) -> None:
     new, old_logits, tokens, advantages = make_case(12, 30, 2.0, 0.1).tensors()
     old = troll.sparsify(old_logits, tokens, **kind().sparsity)
-    kind().loss(new, old, tokens, advantages).loss.backward()
+    kind().loss(new, old, tokens, advantages, sequence_ids=torch.arange(12)).loss.backward()
     assert new.grad is not None
     assert 0 < float(new.grad.norm()) < float("inf")
 
@@ -86,7 +86,8 @@ def test_a_dense_gradient_is_never_given_as_a_sparse_tensor(kind: type[Objective
     old = troll.fused_sparsify(hidden + 0.1, weight, tokens, **kind().sparsity)
     objective = kind(backward="dense") if kind is troll.Troll else kind()
     for mask in (torch.ones(5), torch.zeros(5)):
-        out = objective.fused_loss(hidden, weight, old, tokens, torch.ones(5), mask, sparse_weight_grad=True)
+        options = {"sparse_weight_grad": True, "sequence_ids": tokens}
+        out = objective.fused_loss(hidden, weight, old, tokens, torch.ones(5), mask, **options)  # type: ignore[arg-type]
         (gradient,) = torch.autograd.grad(out.loss, weight)
         assert not gradient.is_sparse
 

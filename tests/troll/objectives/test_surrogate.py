@@ -9,7 +9,7 @@ from torch import Tensor
 
 import troll
 from tests.troll.cases import gradient_of, make_case
-from troll.objectives import Clip, Dppo, Objective
+from troll.objectives import Cispo, Clip, Dppo, Gspo, Objective, Sapo
 from troll.objectives.dppo import Divergence
 
 
@@ -104,10 +104,91 @@ def test_dppo_threshold_is_the_divergence_itself() -> None:
         assert run(Dppo(divergence="kl", threshold=threshold), 0.7, 0.5, 1.0)[2] == cut
 
 
+@pytest.mark.parametrize(
+    ("new", "advantage", "weight", "cut"),
+    [(0.55, 1.0, 1.1, False), (0.9, 1.0, 1.5, True), (0.9, -1.0, 1.5, True), (0.05, -2.0, 0.1, False)],
+)
+def test_cispo_bounds_the_weight_and_keeps_the_gradient(new: float, advantage: float, weight: float, cut: bool) -> None:
+    loss, gradient, fraction = run(Cispo(clip_high=0.5), new, 0.5, advantage)
+    assert loss == pytest.approx(-weight * advantage * math.log(new))
+    assert gradient == pytest.approx(-weight * advantage * (1 - new))
+    assert fraction == float(cut)
+
+
+@pytest.mark.parametrize("advantage", [1.0, -1.0, 0.0])
+@pytest.mark.parametrize("new", [0.5, 0.55, 0.9, 0.05])
+def test_sapo_gates_softly(new: float, advantage: float) -> None:
+    sharpness, ratio = (2.0 if advantage > 0 else 3.0), new / 0.5
+    share = 1 / (1 + math.exp(-sharpness * (ratio - 1)))
+    loss, gradient, _ = run(Sapo(temperature_pos=2.0, temperature_neg=3.0), new, 0.5, advantage)
+    assert loss == pytest.approx(-4 / sharpness * share * advantage)
+    assert gradient == pytest.approx(4 * share * (1 - share) * slope(ratio, new, advantage))
+
+
+def test_gspo_is_clipping_by_the_sequences_ratio_and_nothing_else() -> None:
+    case = make_case(20, 30, 1.0, 0.5)
+    new, old_logits, tokens, advantages = case.tensors()
+    old = old_logits.log_softmax(-1).gather(-1, tokens[:, None]).squeeze(-1)
+    sequences = torch.arange(20) // 5
+    losses = [
+        objective.loss(new, old, tokens, advantages, sequence_ids=sequences).loss
+        for objective in (Gspo(), Clip(ratio="sequence", clip_low=3e-4, clip_high=4e-4))
+    ]
+    assert torch.equal(*losses)
+    with pytest.raises(ValueError, match="ratio: GSPO is the objective of the sequence's ratio"):
+        Gspo(ratio="token")
+
+
+def by_loops(name: str, new: list[float], old: list[float], lengths: list[int], scores: list[float]) -> float:
+    """The papers' formulas in plain numbers: the mean over tokens of `[B]` sequences that follow one another."""
+    total, start = 0.0, 0
+    for length, advantage in zip(lengths, scores, strict=True):
+        ratios = [
+            math.exp(n - o) for n, o in zip(new[start : start + length], old[start : start + length], strict=True)
+        ]
+        of_sequence = math.prod(ratios) ** (1 / length)
+        for place, own in enumerate(ratios):
+            ratio = of_sequence if name == "gspo" else own
+            if name in ("clip", "gspo"):
+                low, high = (0.2, 0.2) if name == "clip" else (3e-4, 4e-4)
+                total -= min(ratio * advantage, min(max(ratio, 1 - low), 1 + high) * advantage)
+            elif name == "cispo":
+                total -= min(ratio, 5.0) * advantage * new[start + place]
+            elif name == "sapo":
+                t = 1.0 if advantage > 0 else 1.05
+                total -= 4 / t / (1 + math.exp(-t * (ratio - 1))) * advantage
+            else:
+                p, q = math.exp(old[start + place]), math.exp(new[start + place])
+                out = q > p if advantage > 0 else q < p
+                total -= 0.0 if out and abs(q - p) > 0.2 else ratio * advantage
+        start += length
+    return total / sum(lengths)
+
+
+@pytest.mark.parametrize("kind", [Clip, Gspo, Cispo, Sapo, Dppo])
+def test_an_objective_is_its_papers_formula(kind: type[Objective[Any]]) -> None:
+    generator = torch.Generator().manual_seed(3)
+    lengths = [4, 1, 6, 3]
+    new_logits = 2 * torch.randn(14, 9, generator=generator, dtype=torch.float64)
+    old_logits = new_logits + torch.randn(14, 9, generator=generator, dtype=torch.float64)
+    tokens = torch.randint(9, (14,), generator=generator)
+    scores = torch.randn(4, generator=generator, dtype=torch.float64)
+    new, old = (each.log_softmax(-1)[torch.arange(14), tokens] for each in (new_logits, old_logits))
+    sequences = torch.arange(4).repeat_interleave(torch.tensor(lengths))
+    out = kind().loss(new_logits.requires_grad_(), old, tokens, scores[sequences], sequence_ids=sequences)
+    told = by_loops(kind.__name__.lower(), new.tolist(), old.tolist(), lengths, scores.tolist())
+    assert out.loss.item() == pytest.approx(told, rel=1e-12)
+
+
 AROUND: dict[str, Any] = {"temperature": 0.8, "aggregation": "seq-mean-token-mean", "entropy_coefficient": 0.1}
 OBJECTIVES = {
     "clip": Clip(dual_clip=10.0, **AROUND),
-    "gspo": Clip(ratio="sequence", clip_low=0.01, clip_high=0.02, **AROUND),
+    "clip-sequence": Clip(ratio="sequence", clip_low=0.01, clip_high=0.02, **AROUND),
+    "gspo": Gspo(clip_low=0.01, clip_high=0.02, **AROUND),
+    "cispo": Cispo(clip_high=0.3, **AROUND),
+    "cispo-sequence": Cispo(clip_high=0.1, ratio="sequence", **AROUND),
+    "sapo": Sapo(**AROUND),
+    "sapo-sequence": Sapo(ratio="sequence", **AROUND),
     "dppo-tv": Dppo(**AROUND),
     "dppo-kl": Dppo(divergence="kl", threshold=0.05, **AROUND),
 }

@@ -86,6 +86,35 @@ def test_a_result_whose_weights_hardly_moved_is_told_of(
     assert [0.95 < share <= 1 for share in shares] == ([True] if told else [])
 
 
+METHODS: list[dict[str, Any]] = [
+    *({"objective": name} for name in ("gspo", "cispo", "sapo")),
+    *({"advantage": name} for name in ("reinforce_plus_plus", "reinforce_plus_plus_baseline", "maxrl")),
+    {"ratio": "sequence"},
+    {"entropy_coefficient": 0.01, "support": "old", "tail": "mass"},
+    {"epochs": 3, "schedule": "cosine", "warmup_steps": 1},
+    {"mask_truncated": True, "overlong_buffer": 2, "max_completion_tokens": 4},
+]
+
+
+@pytest.mark.parametrize("asked", METHODS, ids=lambda asked: ",".join(map(str, asked.values())))
+def test_every_method_trains_and_a_run_goes_on_as_if_it_had_not_stopped(
+    make_spec: MakeSpec, execute: Execute, asked: dict[str, Any]
+) -> None:
+    asked = {"learning_rate": 0.01, "eval_interval": 1, **asked}
+    code, whole = execute(make_spec(**asked))
+    assert code == ExitCode.DONE
+    cut = killed_at(2)
+    spec = make_spec(**asked)
+    with pytest.raises(Killed):
+        execute(spec, cut)
+    _, rest = execute(attempt(spec, 2, cut.checkpoints()))
+    told = tiny.without_times(whole.metrics())
+    assert tiny.without_times(rest.metrics()).items() <= told.items()
+    assert any(each["troll"].get("grad_norm", 0) > 0 for each in told.values())
+    left, right = (weights(result_of(each).model_path) for each in (whole, rest))
+    assert all(torch.equal(left[name], right[name]) for name in left)
+
+
 @pytest.mark.parametrize("family", list(tiny.CONFIGS))
 @pytest.mark.parametrize("objective", ["troll", "clip", "dppo"])
 def test_every_family_trains(

@@ -90,21 +90,35 @@ class MicroBatch(Rows):
     """What might have been said in the place of each response token, where answers are held to a grammar."""
 
 
-def trainable(groups: Sequence[Sequence[Sample]], name: str) -> list[list[TrainingSample]]:
+def trainable(
+    groups: Sequence[Sequence[Sample]], hyperparameters: ResolvedHyperparameters
+) -> list[list[TrainingSample]]:
     """Each group's samples with their advantages. Samples without a reward are no part of their group."""
+    h = hyperparameters
     graded = [
-        (number, sample, sample.reward)
+        (number, sample, sample.reward - overlong(len(sample.rollout.token_ids), h))
         for number, group in enumerate(groups)
         for sample in group
         if sample.reward is not None
     ]
     rewards = torch.tensor([reward for _, _, reward in graded], dtype=torch.float64)
     group_ids = torch.tensor([number for number, _, _ in graded], dtype=torch.long)
-    values = advantages.GROUP_ESTIMATORS[name](rewards, group_ids)
+    lengths = torch.tensor([len(sample.rollout.token_ids) for _, sample, _ in graded], dtype=torch.long)
+    values = advantages.ESTIMATORS[h.advantage](advantages.Scored(rewards, group_ids, lengths))
     trained: list[list[TrainingSample]] = [[] for _ in groups]
     for (number, sample, _), advantage in zip(graded, values.tolist(), strict=True):
-        trained[number].append(TrainingSample(sample.prompt.token_ids, sample.rollout, advantage))
+        if not (h.mask_truncated and sample.rollout.finish_reason == "length"):
+            trained[number].append(TrainingSample(sample.prompt.token_ids, sample.rollout, advantage))
     return trained
+
+
+def overlong(length: int, hyperparameters: ResolvedHyperparameters) -> float:
+    """What an answer of so many tokens loses of its reward for its length (DAPO, arXiv 2503.14476, eq. 13)."""
+    h = hyperparameters
+    if not h.overlong_buffer:
+        return 0.0
+    beyond = length - (h.max_completion_tokens - h.overlong_buffer)
+    return h.overlong_penalty * min(1.0, max(0.0, beyond / h.overlong_buffer))
 
 
 def mini_batches(groups: Sequence[Sequence[TrainingSample]], number: int) -> list[list[TrainingSample]]:

@@ -17,9 +17,13 @@ from workers.modeling.rows import Readable, Rows
 from workers.rollouts.top_log_probs import sparse_rows
 from workers.training.data.batch import MicroBatch
 
-FIXED = {"dual_clip": 10.0}
-"""Options that no hyperparameter sets. As in the paper's comparison of TROLL with clipping."""
-RENAMED = {"max_tokens": "max_tokens_kept", "divergence": "dppo_divergence", "threshold": "dppo_threshold"}
+RENAMED = {
+    "max_tokens": "max_tokens_kept",
+    "divergence": "dppo_divergence",
+    "threshold": "dppo_threshold",
+    "temperature_pos": "sapo_temperature_pos",
+    "temperature_neg": "sapo_temperature_neg",
+}
 """The hyperparameters that set an option of another name."""
 
 
@@ -27,11 +31,8 @@ def make(hyperparameters: ResolvedHyperparameters) -> Objective[Any]:
     """The job's objective; each of its options is the hyperparameter of that name, where there is one."""
     kind = OBJECTIVES[hyperparameters.objective]
     names = {field.name for field in fields(kind)}
-    options: dict[str, Any] = {name: value for name, value in FIXED.items() if name in names}
-    for name, asked in ((name, RENAMED.get(name, name)) for name in names):
-        if hasattr(hyperparameters, asked):
-            options[name] = getattr(hyperparameters, asked)
-    return kind(**options)
+    asked = {name: RENAMED.get(name, name) for name in names}
+    return kind(**{name: getattr(hyperparameters, own) for name, own in asked.items() if hasattr(hyperparameters, own)})
 
 
 @torch.no_grad()

@@ -5,8 +5,9 @@ of exactly 1 and a divergence of exactly 0.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from service.jobs.hyperparameters.shared import SharedHyperparameters
 from troll import SparseLogProbs
 from troll.metrics import Metric, combine
 from workers.errors import non_finite
-from workers.modeling import distributed
+from workers.modeling import distributed, seeds
 from workers.modeling.policy import Policy
 from workers.modeling.sharding import full
 from workers.training.data.batch import Allowed, MicroBatch, TrainingSample, mini_batches, normalizer
@@ -28,6 +29,7 @@ MICRO_BATCH_TOKENS = 8192
 MICRO_BATCH_LOGITS = 1 << 28
 
 Numbers = dict[str, float]
+Batched = TypeVar("Batched")
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,7 @@ def update_policy(
     rate = learning_rate(hyperparameters, step)
     reports: list[dict[str, Tensor]] = []
     norms: list[float] = []
-    for batch, rows in zip(batches, old, strict=True):
+    for batch, rows in in_epochs([*zip(batches, old, strict=True)], hyperparameters.epochs, step):
         optimizer.zero_grad(set_to_none=True)
         for part, part_rows in zip(batch.parts, rows, strict=True):
             output = objective.loss(policy, part, part_rows, hyperparameters, batch.normalizer)
@@ -142,7 +144,7 @@ def update_policy(
             output.loss.backward()
             reports.append(output.metrics)
         norms.append(apply_gradients(policy, optimizer, rate, hyperparameters.max_grad_norm))
-    numbers = combine_ranks(reports, objective.make(hyperparameters).metrics, updates=len(batches))
+    numbers = combine_ranks(reports, objective.make(hyperparameters).metrics, updates=len(norms))
     if norms:
         numbers |= {"grad_norm": sum(norms) / len(norms), "grad_norm_max": max(norms)}
     return numbers | {"lr": rate}
@@ -158,10 +160,25 @@ def apply_gradients(policy: Policy, optimizer: torch.optim.AdamW, rate: float, m
     return norm
 
 
+def in_epochs(batches: Sequence[Batched], epochs: int, step: int) -> Iterator[Batched]:
+    """The step's mini-batches as they are, and then in another order in each further epoch."""
+    yield from batches
+    for epoch in range(1, epochs):
+        generator = torch.Generator().manual_seed(seeds.derive(step, "epoch", epoch))
+        yield from (batches[number] for number in torch.randperm(len(batches), generator=generator).tolist())
+
+
 def learning_rate(hyperparameters: ResolvedHyperparameters, step: int) -> float:
-    """Linear warm-up over the first ``warmup_steps`` steps (from 1), then constant."""
-    warmup = hyperparameters.warmup_steps
-    return hyperparameters.learning_rate * (min(1.0, step / warmup) if warmup else 1.0)
+    """Linear warm-up over the first ``warmup_steps`` steps (from 1), then as ``schedule`` says.
+
+    A falling rate would reach 0 in the step after the last.
+    """
+    h = hyperparameters
+    if step <= h.warmup_steps:
+        return h.learning_rate * min(1.0, step / h.warmup_steps)
+    left = (h.n_steps + 1 - step) / (h.n_steps + 1 - h.warmup_steps)
+    shares = {"constant": 1.0, "linear": left, "cosine": (1 - math.cos(math.pi * left)) / 2}
+    return h.learning_rate * shares[h.schedule]
 
 
 def combine_ranks(reports: Sequence[dict[str, Tensor]], declared: Mapping[str, Metric], updates: int) -> Numbers:

@@ -5,6 +5,8 @@ from typing import Any
 import pytest
 
 from service.graders.schemas import parse_grader
+from service.jobs.hyperparameters.option import resolve
+from service.jobs.hyperparameters.reinforcement import Hyperparameters
 from tests.workers.training import tiny
 from tests.workers.training.tiny import Recorder
 from workers import graders
@@ -48,7 +50,7 @@ def graded(raw: dict[str, Any], *answers: str) -> list[Grade]:
 def test_an_answer_at_fault_earns_what_a_wrong_one_earns() -> None:
     settled = of(PLUS_MINUS).settle(samples(*graded(PLUS_MINUS, '{"x": 1}', '{"x": 2}', "no JSON", "{}")))
     assert rewards(settled) == [1.0, -1.0, -1.0, -1.0]
-    advantages = [each.advantage for each in batch.trainable(settled, "grpo")[0]]
+    advantages = [each.advantage for each in batch.trainable(settled, resolve(Hyperparameters(), training_rows=8))[0]]
     assert advantages[1] == advantages[2] == advantages[3] < 0
 
 
