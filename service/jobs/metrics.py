@@ -63,6 +63,20 @@ class Completions(_Told):
     clipped_ratio: Mean = Field(description="Share that reached `max_completion_tokens`.")
 
 
+class ValidationStatistics(_Told):
+    """Of an evaluation with k answers to each row; rows whose answers all lack a reward are left out."""
+
+    rows: int
+    answers_per_row: int = Field(description="k.")
+    reward_mean_low: float = Field(description="95 % interval of the mean reward, by a bootstrap over rows.")
+    reward_mean_high: float
+    best_at_k: float = Field(description="Mean over rows of the best answer's reward.")
+    majority_at_k: float = Field(description="Mean over rows of the reward of the answer that was given most often.")
+    pass_at_k: dict[str, Mean] = Field(
+        description="Share of rows that 1, 2, 4, … and k answers solve: one has the most that the grader gives."
+    )
+
+
 class ShownSample(_Told):
     prompt: str
     answer: str
@@ -92,6 +106,7 @@ class ReinforcementMetrics(_Told):
     completions: Completions
     troll: dict[str, float | None] = Field(description="What the objective and its updates measure.")
     samples: list[ShownSample] = Field(description="A few answers to validation rows.")
+    validation: ValidationStatistics | None = Field(description="How sure the mean is, and what k answers can do.")
 
 
 class SupervisedTiming(_Told):

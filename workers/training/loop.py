@@ -113,7 +113,7 @@ def conclude(job: Run) -> None:
     assert job.unreported is not None
     step, total, told = job.trainer.step, job.hyperparameters.n_steps, job.unreported
     due = step % job.hyperparameters.eval_interval == 0 or step == total
-    valid = evaluate(job, step) if due else None
+    valid = evaluate(job) if due else None
     report(job, step, told.samples, valid, told.numbers)
     job.unreported = None
     tell_progress(job, step, total)
@@ -216,9 +216,9 @@ def learn(job: Run, step: int, samples: list[list[Sample]]) -> update.Numbers:
     return numbers
 
 
-def evaluate(job: Run, step: int) -> list[list[Sample]]:
+def evaluate(job: Run) -> list[list[Sample]]:
     """Graded answers to every validation row."""
-    return settle(job, job.rollouts.evaluate(step, job.valid_prompts))
+    return settle(job, job.rollouts.evaluate(job.valid_prompts))
 
 
 def before_the_first_step(job: Run) -> None:
@@ -238,7 +238,7 @@ def before_the_first_step(job: Run) -> None:
 def evaluate_base(job: Run) -> tuple[list[list[Sample]], float]:
     """What the base model can do, as the metrics of step 0, and how many seconds it took to see."""
     job.clock.lap()
-    valid = evaluate(job, 0)
+    valid = evaluate(job)
     seconds = job.clock.seconds["eval"]
     report(job, 0, None, valid, {})
     job.trainer.metrics["valid_reward_mean_before"] = metrics.reward_mean(valid)

@@ -524,3 +524,12 @@ def test_learning_works(make_spec: MakeSpec, execute: Execute, max_staleness: in
     _, recorder = execute(spec)
     before, after = (recorder.metrics()[step]["full_valid_mean_reward"] for step in (0, 30))
     assert before < 0.5 < 0.9 < after
+
+
+def test_a_model_that_does_not_change_is_evaluated_the_same_each_time(make_spec: MakeSpec, execute: Execute) -> None:
+    _, recorder = execute(make_spec(learning_rate=1e-30, eval_interval=1, eval_samples=3, n_steps=2))
+    told = recorder.metrics()
+    first = (told[0]["full_valid_mean_reward"], told[0]["validation"], told[0]["samples"])
+    assert told[0]["validation"]["answers_per_row"] == 3
+    for step in (1, 2):
+        assert (told[step]["full_valid_mean_reward"], told[step]["validation"], told[step]["samples"]) == first

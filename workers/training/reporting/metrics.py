@@ -21,6 +21,7 @@ from service.jobs.metrics import (
 from workers import wire
 from workers.graders import TokenUsage
 from workers.training.data.batch import Sample
+from workers.training.reporting import evaluation
 
 Groups = Sequence[Sequence[Sample]]
 
@@ -54,6 +55,7 @@ def event(
         timing=_timing(grader, parts, seconds),
         completions=_completions(parts["train"]),
         troll={name: _finite(value) for name, value in numbers.items()},
+        validation=evaluation.statistics(grader, valid),
         samples=[_shown(group[0]) for group in (valid or [])[:SAMPLES_SHOWN]],
     ).model_dump()
     return wire.Event(type="metrics", message=_message(data, parts), data=data, key=f"step-{step}")

@@ -70,12 +70,15 @@ class Rollouts:
         self._clock.seconds["grading_hidden"] += collection.hidden("grading")
         return groups
 
-    def evaluate(self, step: int, prompts: Sequence[Prompt]) -> list[list[Sample]]:
-        """``eval_samples`` answers to each of ``prompts`` by the model as it is after ``step`` steps."""
+    def evaluate(self, prompts: Sequence[Prompt]) -> list[list[Sample]]:
+        """``eval_samples`` answers to each of ``prompts`` by the model as it is.
+
+        With the same random numbers every time, so that evaluations differ by what was learned and less by luck.
+        """
         h, clock = self._hyperparameters, self._clock
         with clock("eval"):
             collection = Collection(prompts, self.grading, self._engine.together)
-            collection.sample(self._engine, h.eval_samples, self._options("evaluation", step, h.eval_temperature))
+            collection.sample(self._engine, h.eval_samples, self._options("evaluation", 0, h.eval_temperature))
             with clock("eval_grading"):
                 groups = collection.result()
         clock.seconds["eval_grading_hidden"] += collection.hidden("grading")

@@ -194,9 +194,9 @@ def _begin_with_evaluation(monkeypatch: pytest.MonkeyPatch, outage: Outage, of_s
 
     evaluate = loop.evaluate
 
-    def then(job: Any, step: int) -> Any:
-        outage.now = step == of_step
-        return evaluate(job, step)
+    def then(job: Any) -> Any:
+        outage.now = job.trainer.step == of_step
+        return evaluate(job)
 
     monkeypatch.setattr(loop, "evaluate", then)
 
