@@ -39,6 +39,8 @@ class Plan:
 
 @dataclass(frozen=True)
 class Grid:
+    budget: str
+    """Its name: which part of the whole grid this is."""
     baseline: str
     rows: dict[str, int]
     hyperparameters: dict[str, Any]
@@ -56,7 +58,7 @@ class Grid:
         budgets = told.pop("budgets")
         if budget not in budgets:
             raise ValueError(f"{path} has no budget {budget!r}, only {', '.join(budgets)}.")
-        grid = cls(**told | budgets[budget])
+        grid = cls(budget, **told | budgets[budget])
         if unknown := grid.tasks.keys() - TASKS.keys():
             raise ValueError(f"{path} names tasks that do not exist: {', '.join(sorted(unknown))}.")
         if grid.baseline not in grid.objectives:

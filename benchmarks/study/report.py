@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -15,11 +16,12 @@ from examples.tasks.registry import TASKS
 
 FEW = 5
 """With fewer seeds an interval is far too narrow."""
+SAID = {"ahead": "ahead", "tie": "a tie", "behind": "behind", "one seed": "undecided"}
 
 
 def write(grid: Grid, results: Sequence[dict[str, Any]], bases: dict[str, Any], document: Path, figures: Path) -> None:
     """``document``, and one figure for each task and estimator in the folder ``figures``."""
-    parts = [_introduction(grid, results)]
+    parts = [_introduction(grid, results), _in_short(grid, results)]
     figures.mkdir(parents=True, exist_ok=True)
     for (task, estimator), objectives in cells(results).items():
         figure = figures / f"study-{task}-{estimator}.svg"
@@ -47,29 +49,57 @@ def write(grid: Grid, results: Sequence[dict[str, Any]], bases: dict[str, Any], 
 
 def _introduction(grid: Grid, results: Sequence[dict[str, Any]]) -> str:
     planned, seconds = len(list(grid.plans())), sum(run["seconds"]["job"] for run in results)
-    outside = sorted(run["seconds"]["job"] - run["seconds"]["steps"] for run in results)
-    cost = (
-        f" A job took {median(outside):.1f} s (median) beside its steps: the service, the model, the held-out answers."
-        if outside
-        else ""
-    )
+    beside = median(run["seconds"]["job"] - run["seconds"]["steps"] for run in results)
     h = grid.hyperparameters
+    choices = f"{_count(len(grid.learning_rates), 'learning rate')}"
+    if further := len(grid.objectives[grid.baseline]):
+        choices += f" × {_count(1 + further, 'setting')}"
     return f"""# Study
 
-Written by `make study` (`benchmarks/study/`, the grid is `benchmarks/study/grid.yaml`); run it to renew this page. Every run is a job of the
-service, created with the official client; {len(results)} of {planned} planned runs have ended, in {timedelta(seconds=round(seconds))} of
-computing on one core.{cost} Tasks and base models are those of `examples/tasks/`.
+Written by `make study BUDGET={grid.budget}` (`benchmarks/study/`; the grid is `benchmarks/study/grid.yaml`); run it to renew this page. Every
+run is a job of the service, created with the official client. {len(results)} of {planned} planned runs have ended, in
+{timedelta(seconds=round(seconds))} on CPUs, one core a run. A job took {beside:.0f} s (median) beside its steps: the service, a process that imports torch, the
+held-out answers. Tasks and base models are those of `examples/tasks/`.
 
-- A step is {h.get("batch_size", "`batch_size`")} prompts × {h.get("group_size", "`group_size`")} answers and {h.get("mini_batches", "`mini_batches`")} updates. A seed gives all objectives the same prompts in the same order.
-- **Success** is the share of {grid.rows["held-out"]} held-out rows that the final model answers rightly, sampled at temperature 1 with random numbers that are the
-  same for every run. Nothing is chosen by it: settings are chosen by the {grid.rows["valid"]} validation rows.
-- **Differences** are to `{grid.baseline}`, seed by seed, with the 95 % percentile interval of a bootstrap over seeds. With fewer than {FEW} seeds it is
-  much too narrow, for it cannot be wider than the seeds are apart; read it as a range, not as a test.
-- **Default against default** compares at each learning rate. **Best against best** takes for each objective the best of
-  {len(grid.learning_rates)} learning rates × {1 + len(grid.objectives[grid.baseline])} settings, as many for every objective.
+- A step is {h["batch_size"]} prompts × {h["group_size"]} answers and {h["mini_batches"]} updates. A seed gives all objectives the same prompts in the same order.
+- **Success** is the share of {grid.rows["held-out"]} held-out rows that the final model answers rightly, sampled at temperature 1 with random numbers
+  that are the same for every run. Nothing is chosen by it: settings are chosen by the {grid.rows["valid"]} validation rows.
+- **Differences** are to `{grid.baseline}`, seed by seed, with the 95 % percentile interval of a bootstrap over seeds. With fewer than
+  {FEW} seeds it is much too narrow, for it cannot be wider than the seeds are apart; read it as a range and not as a test.
+- **Default against default** compares objectives with their defaults at each learning rate. **Best against best** takes of each the best of
+  {choices}, as many for every objective.
 - **Steps to target**: the first step at which the mean training reward of three steps is at the target; "–" where it never was.
-- **KL** of an update step: for TROLL of the whole distribution before projection, for others estimated from the sampled tokens, so
-  compare it within an objective only. **Held back**: the share of tokens that TROLL projects, or whose gradient is cut."""
+- **KL** is the divergence of the policy to that before the step: for TROLL of whole distributions, before the projection; for the others
+  estimated from the sampled tokens. Compare it within an objective only. **Held back** is the share of tokens that TROLL projects, or
+  whose gradient is cut."""
+
+
+def _in_short(grid: Grid, results: Sequence[dict[str, Any]]) -> str:
+    """How often each objective is ahead, defaults against defaults."""
+    told = []
+    for name in grid.objectives:
+        found = [
+            difference
+            for objectives in cells(results).values()
+            for rate in grid.learning_rates
+            if name != grid.baseline and (difference := _default(grid, objectives, name, rate)) is not None
+        ]
+        if found:
+            counts = Counter(difference.verdict for difference in found)
+            words = ", ".join(f"{SAID[verdict]} in {counts[verdict]}" for verdict in SAID if counts[verdict])
+            told.append(f"- **{name}**: {words} of {_count(len(found), 'comparison')}.")
+    few = min(
+        (len(cell.ended) for by in cells(results).values() for o in by.values() for cell in o.values()), default=0
+    )
+    caution = f"\n\nThat is with as few as {_count(few, 'seed')}, so nothing of it is a claim." if few < FEW else ""
+    return (
+        f"## In short\n\nWith their defaults against `{grid.baseline}` with its own, over tasks, estimators and learning rates; "
+        f"ahead and behind mean that the interval leaves out zero.\n\n" + "\n".join(told) + caution
+    )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _base(task: str, bases: dict[str, Any]) -> str:
@@ -88,16 +118,11 @@ def _sentences(grid: Grid, objectives: dict[str, dict[Settings, Cell]]) -> list[
         ]
         if not found:
             continue
-        each = ", ".join(f"{_verdict(difference)} at {rate:g} ({_signed(difference)})" for rate, difference in found)
-        few = min(len(difference.pairs) for _, difference in found)
-        caution = f" {few} seed{'s' if few > 1 else ''}: no claim." if few < FEW else ""
-        told.append(f"- **{name}** with its defaults against {grid.baseline}: {each}.{caution}")
+        each = ", ".join(
+            f"{SAID[difference.verdict]} at {rate:g} ({_signed(difference)})" for rate, difference in found
+        )
+        told.append(f"- **{name}** with its defaults against {grid.baseline}: {each}.")
     return ["\n".join(told)] if told else []
-
-
-def _verdict(difference: Difference) -> str:
-    words = {"ahead": "ahead", "behind": "behind", "tie": "a tie", "one seed": "undecided"}
-    return words[difference.verdict]
 
 
 def _against(grid: Grid, objectives: dict[str, dict[Settings, Cell]]) -> str:

@@ -1,10 +1,10 @@
 """Tasks that need no download.
 
     python -m examples.tasks list
-    python -m examples.tasks make ledger FOLDER             # base model, rows, job.yaml; prints what the base can do
+    python -m examples.tasks build ledger FOLDER             # base model, rows, job.yaml; prints what the base can do
     python -m examples.tasks.procedural spell_backward FOLDER  # rows and job.yaml of a generator of reasoning-gym
 
-What ``make`` leaves is a job: put the folder of the base model into the service's models folder, then
+What ``build`` leaves is a job: put the folder of the base model into the service's models folder, then
 ``troll submit FOLDER/job.yaml --follow``.
 """
 
@@ -28,20 +28,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="names, and what they are")
-    maker = commands.add_parser("make", help="make base model, rows and job")
-    maker.add_argument("task", choices=TASKS)
-    maker.add_argument("folder", type=Path)
-    maker.add_argument("--seed", type=int, default=1, help="of the rows")
-    maker.add_argument("--cache", type=Path, default=CACHE, help="where base models are kept (%(default)s)")
+    builder = commands.add_parser("build", help="make base model, rows and job")
+    builder.add_argument("task", choices=TASKS)
+    builder.add_argument("folder", type=Path)
+    builder.add_argument("--seed", type=int, default=1, help="of the rows")
+    builder.add_argument("--cache", type=Path, default=CACHE, help="where base models are kept (%(default)s)")
     given = parser.parse_args()
     if given.command == "list":
         for task in TASKS.values():
             print(f"{task.name:10} {task.about}")
     else:
-        print(json.dumps(make(TASKS[given.task], given.folder, given.seed, given.cache)))
+        print(json.dumps(build(TASKS[given.task], given.folder, given.seed, given.cache)))
 
 
-def make(task: Task, folder: Path, seed: int, cache: Path) -> dict[str, Any]:
+def build(task: Task, folder: Path, seed: int, cache: Path) -> dict[str, Any]:
     """Everything of a job in ``folder``. Returns what the base model can do on held-out rows."""
     folder.mkdir(parents=True, exist_ok=True)
     for part in PARTS:

@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from transformers.utils import logging
+from typer.testing import CliRunner
 
 from examples.tasks import __main__ as command
 from examples.tasks.registry import TASKS
 from examples.tasks.task import PARTS, Part, Task
+from service.cli import app
 from service.graders.schemas import parse_grader
 from service.jobs.check import check
 from workers.graders import build
@@ -99,9 +101,11 @@ def test_another_recipe_is_another_folder_and_the_same_one_is_not_made_twice(tmp
     assert replace(task, recipe=replace(task.recipe, seed=2)).fingerprint != task.fingerprint
 
 
-def test_make_leaves_a_job_and_says_what_the_base_model_can_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_building_leaves_a_job_that_passes_and_says_what_the_base_model_can_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(command, "COUNTS", {"train": 8, "valid": 4, "held-out": 6})
-    told = command.make(quick(TASKS["additions"]), tmp_path / "job", 1, tmp_path / "cache")
+    told = command.build(quick(TASKS["additions"]), tmp_path / "job", 1, tmp_path / "cache")
     assert {path.name for path in (tmp_path / "job").iterdir()} == {
         "train.jsonl",
         "valid.jsonl",
@@ -110,3 +114,7 @@ def test_make_leaves_a_job_and_says_what_the_base_model_can_do(tmp_path: Path, m
     }
     assert (Path(told["model"]) / "config.json").exists()
     assert [len(told[how]["right"]) for how in ("greedy", "sampled")] == [6, 6]
+    files = [f"{tmp_path}/job/{name}" for name in ("train.jsonl", "valid.jsonl", "job.yaml")]
+    asked = ["check", files[0], "--validation", files[1], "--job", files[2], "--model", told["model"]]
+    done = CliRunner().invoke(app, asked)
+    assert (done.exit_code, done.stderr) == (0, "")
