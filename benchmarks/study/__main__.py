@@ -20,6 +20,7 @@ from pathlib import Path
 
 from benchmarks.study import report, runs
 from benchmarks.study.grid import GRID, Grid, Plan
+from service.embedded.processes import StartError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -42,7 +43,10 @@ def main() -> None:
         parser.error(str(error))
     until = time.time() + 60 * given.minutes
     if not given.report:
-        do(grid, given.out, given.services, until)
+        try:
+            do(grid, given.out, given.services, until)
+        except StartError as error:
+            parser.exit(1, f"{error}\n")
     tell(grid, given.out, given.results, given.document)
 
 

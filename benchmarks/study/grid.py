@@ -3,13 +3,13 @@
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
-import yaml
-
 from examples.tasks.registry import TASKS
+from service.cli.submission import Loader
+from service.jobs.hyperparameters.reinforcement import Hyperparameters
 
 GRID = Path(__file__).with_name("grid.yaml")
 
@@ -53,19 +53,36 @@ class Grid:
 
     @classmethod
     def read(cls, path: Path, budget: str) -> Self:
-        """The grid in a file, cut to a budget. Raises ``ValueError``."""
-        told = yaml.safe_load(path.read_text())
+        """The grid in a file, cut to a budget. Raises ``ValueError`` when the file asks for what there is not."""
+        # As in the files of jobs, 1e-4 is a number.
+        told = Loader(path.read_text()).get_single_data()
         budgets = told.pop("budgets")
         if budget not in budgets:
             raise ValueError(f"{path} has no budget {budget!r}, only {', '.join(budgets)}.")
-        grid = cls(budget, **told | budgets[budget])
-        if unknown := grid.tasks.keys() - TASKS.keys():
-            raise ValueError(f"{path} names tasks that do not exist: {', '.join(sorted(unknown))}.")
-        if grid.baseline not in grid.objectives:
-            raise ValueError(f"{path}: the objectives lack {grid.baseline!r}, with which the others are compared.")
-        if len({len(settings) for settings in grid.objectives.values() if settings}) > 1:
-            raise ValueError(f"{path}: objectives have different numbers of settings, so that some are tuned more.")
+        told |= budgets[budget]
+        names = {field.name for field in fields(cls)} - {"budget"}
+        if wrong := told.keys() ^ names:
+            raise ValueError(
+                f"{path} and its budget {budget!r} have to name {', '.join(sorted(names))}: see {sorted(wrong)}."
+            )
+        grid = cls(budget, **told)
+        grid._check(path)
         return grid
+
+    def _check(self, path: Path) -> None:
+        if unknown := self.tasks.keys() - TASKS.keys():
+            raise ValueError(f"{path} names tasks that do not exist: {', '.join(sorted(unknown))}.")
+        if without := [name for name, task in self.tasks.items() if "target" not in task or "n_steps" not in task]:
+            raise ValueError(f"{path}: give {', '.join(without)} both n_steps and a target.")
+        if self.baseline not in self.objectives:
+            raise ValueError(f"{path}: the objectives lack {self.baseline!r}, with which the others are compared.")
+        if len({len(settings) for settings in self.objectives.values() if settings}) > 1:
+            raise ValueError(f"{path}: objectives have different numbers of settings, so that some are tuned more.")
+        for plan in self.plans():
+            try:
+                Hyperparameters.model_validate(plan.hyperparameters)
+            except ValueError as error:
+                raise ValueError(f"{path} asks for what no job may have: {error}") from error
 
     @property
     def tuned(self) -> list[str]:

@@ -21,7 +21,7 @@ SAID = {"ahead": "ahead", "tie": "a tie", "behind": "behind", "one seed": "undec
 
 def write(grid: Grid, results: Sequence[dict[str, Any]], bases: dict[str, Any], document: Path, figures: Path) -> None:
     """``document``, and one figure for each task and estimator in the folder ``figures``."""
-    parts = [_introduction(grid, results), _in_short(grid, results)]
+    parts = [_introduction(grid, results), *_in_short(grid, results)]
     figures.mkdir(parents=True, exist_ok=True)
     for (task, estimator), objectives in cells(results).items():
         figure = figures / f"study-{task}-{estimator}.svg"
@@ -74,9 +74,9 @@ held-out answers. Tasks and base models are those of `examples/tasks/`.
   whose gradient is cut."""
 
 
-def _in_short(grid: Grid, results: Sequence[dict[str, Any]]) -> str:
+def _in_short(grid: Grid, results: Sequence[dict[str, Any]]) -> list[str]:
     """How often each objective is ahead, defaults against defaults."""
-    told = []
+    told, few = [], len(grid.seeds)
     for name in grid.objectives:
         found = [
             difference
@@ -88,13 +88,17 @@ def _in_short(grid: Grid, results: Sequence[dict[str, Any]]) -> str:
             counts = Counter(difference.verdict for difference in found)
             words = ", ".join(f"{SAID[verdict]} in {counts[verdict]}" for verdict in SAID if counts[verdict])
             told.append(f"- **{name}**: {words} of {_count(len(found), 'comparison')}.")
-    few = min(
-        (len(cell.ended) for by in cells(results).values() for o in by.values() for cell in o.values()), default=0
-    )
-    caution = f"\n\nThat is with as few as {_count(few, 'seed')}, so nothing of it is a claim." if few < FEW else ""
+            few = min(few, *(len(difference.pairs) for difference in found))
+    if not told:
+        return []
+    parts = [
+        "## In short",
+        f"With their defaults against `{grid.baseline}` with its own, over tasks, estimators and learning rates; ahead and behind mean that\n"
+        "the interval leaves out zero.",
+        "\n".join(told),
+    ]
     return (
-        f"## In short\n\nWith their defaults against `{grid.baseline}` with its own, over tasks, estimators and learning rates; "
-        f"ahead and behind mean that the interval leaves out zero.\n\n" + "\n".join(told) + caution
+        [*parts, f"That is with as few as {_count(few, 'seed')}, so nothing of it is a claim."] if few < FEW else parts
     )
 
 

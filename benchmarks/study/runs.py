@@ -139,7 +139,8 @@ def run(study: Study, client: OpenAI, plan: Plan, uploaded: dict[Path, str]) -> 
         "steps": _columns(steps),
     }
     if job.fine_tuned_model is None:
-        return result | {"error": job.error.message if job.error else None}
+        # A job that somebody cancelled has no error of its own.
+        return result | {"error": (job.error and job.error.message) or f"the job {job.status}"}
     weights = study.out / f"weights-{plan.key}"
     shutil.rmtree(weights, ignore_errors=True)
     download(client, job.fine_tuned_model, weights)

@@ -15,11 +15,10 @@ import yaml
 from transformers.utils import logging
 
 from benchmarks.study import __main__ as command
-from benchmarks.study import runs
+from benchmarks.study import report, runs
 from benchmarks.study.grid import GRID, Grid
 from benchmarks.study.summary import Cell, Difference, best, cells, reached
 from examples.tasks.registry import TASKS
-from service.jobs.hyperparameters.reinforcement import Hyperparameters
 
 SMALL: dict[str, Any] = {
     "baseline": "clip",
@@ -49,11 +48,35 @@ def ended(seed: int, success: float, valid: float = 0.0, **changed: Any) -> dict
 
 
 @pytest.mark.parametrize("budget", yaml.safe_load(GRID.read_text())["budgets"])
-def test_every_run_of_the_grid_may_be_asked_for(budget: str) -> None:
+def test_every_run_of_the_grid_is_another(budget: str) -> None:
     plans = list(Grid.read(GRID, budget).plans())
-    assert len({plan.key for plan in plans}) == len(plans)
-    for plan in plans:
-        Hyperparameters.model_validate(plan.hyperparameters)
+    assert len({plan.key for plan in plans}) == len(plans) > 0
+
+
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({"objectives": {"clip": [], "clop": []}}, "what no job may have"),
+        ({"objectives": {"clip": [{"clip_hihg": 0.3}]}}, "what no job may have"),
+        ({"objectives": {"troll": []}}, "the objectives lack 'clip'"),
+        ({"objectives": {"clip": [{"clip_high": 0.3}], "troll": [{}, {}]}}, "some are tuned more"),
+        ({"learning_rates": [0]}, "what no job may have"),
+        ({"tasks": {"subtractions": {"n_steps": 2, "target": 0.5}}}, "tasks that do not exist: subtractions"),
+        ({"tasks": {"additions": {"n_steps": 2}}}, "give additions both"),
+        ({"seed": [1]}, r"see \['seed'\]"),
+        ({"budgets": {"some": {}}}, "has no budget 'all', only some"),
+    ],
+)
+def test_a_grid_that_asks_for_what_there_is_not_is_refused(changed: dict[str, Any], why: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=why):
+        grid(tmp_path, **changed)
+
+
+def test_rates_may_be_written_as_people_do(tmp_path: Path) -> None:
+    path = tmp_path / "grid.yaml"
+    path.write_text(yaml.safe_dump(SMALL).replace("- 0.0001", "- 1e-4"))
+    assert "1e-4" in path.read_text()
+    assert Grid.read(path, "all").learning_rates == [1e-4]
 
 
 def test_defaults_come_first_and_seed_by_seed(tmp_path: Path) -> None:
@@ -77,11 +100,6 @@ def test_a_key_changes_with_what_is_asked_and_with_the_task(tmp_path: Path, monk
     monkeypatch.setitem(TASKS, "additions", replace(task, recipe=replace(task.recipe, seed=5)))
     keys.add(plan.key)
     assert len(keys) == 5
-
-
-def test_objectives_that_are_tuned_more_than_others_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="some are tuned more"):
-        grid(tmp_path, objectives={"clip": [{"clip_high": 0.3}], "troll": [{"kl_bound": 0.1}, {"kl_bound": 0.2}]})
 
 
 def test_an_objective_without_settings_is_not_compared_at_its_best(tmp_path: Path) -> None:
@@ -130,6 +148,27 @@ def test_the_best_settings_are_chosen_by_validation_and_not_by_what_is_held_out(
     found = best(cells(results)["additions", "grpo"]["clip"])
     assert found is not None
     assert found[0] == (1e-3, ())
+
+
+def test_a_page_tells_runs_that_failed_and_claims_nothing_of_few_seeds(tmp_path: Path) -> None:
+    steps = {name: [None, 0.1, 0.2] for name in ("train_reward", "entropy", "kl", "held_back", "grad_norm")}
+    rest = {"steps": {"step": [0, 1, 2], "valid_reward": [0.1, None, 0.2], **steps}, "seconds": {"job": 9, "steps": 4}}
+    broken = {"error": "it broke", "steps": {}, "objective": "troll", "seconds": rest["seconds"]}
+    results = [
+        *(ended(seed, 0.4, **rest) for seed in (1, 2)),
+        *(ended(seed, 0.5, objective="troll", **rest) for seed in (1, 2)),
+        ended(3, 0.0, **broken),
+    ]
+    small = grid(tmp_path, objectives={"clip": [], "troll": []}, seeds=[1, 2, 3])
+    page = tmp_path / "docs" / "study.md"
+    report.write(small, results, {"additions": ended(0, 0.3)["held_out"]}, page, tmp_path / "figures")
+    text = page.read_text()
+    assert "- additions, grpo, troll, defaults, 0.0001, seed 3: it broke" in text
+    assert "| 0.0001 | troll | 2 of 3 | 0.500 | 0.500 | +0.100 [+0.100, +0.100] |" in text
+    assert "**troll**: ahead in 1 of 1 comparison." in text
+    assert "as few as 2 seeds, so nothing of it is a claim" in text
+    assert "Best against best:" not in text
+    assert "](../figures/study-additions-grpo.svg)" in text
 
 
 @pytest.fixture
