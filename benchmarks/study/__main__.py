@@ -13,13 +13,12 @@ repeated only when its settings, its task or its base model change, or when its 
 import argparse
 import json
 import multiprocessing
-import signal
 import sys
 import time
 from pathlib import Path
 
 from benchmarks.study import report, runs
-from benchmarks.study.grid import GRID, Grid, Plan
+from benchmarks.study.grid import GRID, Grid
 from service.embedded.processes import StartError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,7 +35,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results" / "study.json")
     parser.add_argument("--report", action="store_true", help="begin no run")
     given = parser.parse_args()
-    _stop_in_order()
+    runs.stop_in_order()
     try:
         grid = Grid.read(given.grid, given.budget)
     except ValueError as error:
@@ -58,7 +57,7 @@ def do(grid: Grid, out: Path, services: int, until: float) -> None:
         runs.work(out, plans, 0, until)
         return
     context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=_work, args=(out, plans, number, until)) for number in range(services)]
+    workers = [context.Process(target=runs.work_beside, args=(out, plans, number, until)) for number in range(services)]
     for worker in workers:
         worker.start()
     try:
@@ -70,16 +69,6 @@ def do(grid: Grid, out: Path, services: int, until: float) -> None:
             worker.join()
     if any(worker.exitcode for worker in workers):
         sys.exit("A service broke; what it said is above. Start the study again to go on.")
-
-
-def _work(out: Path, plans: list[Plan], number: int, until: float) -> None:
-    _stop_in_order()
-    runs.work(out, plans, number, until)
-
-
-def _stop_in_order() -> None:
-    """A process that is told to end stops its service first."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
 
 def tell(grid: Grid, out: Path, results: Path, document: Path) -> None:

@@ -9,6 +9,8 @@ import fcntl
 import json
 import os
 import shutil
+import signal
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -116,6 +118,17 @@ def work(out: Path, plans: Sequence[Plan], number: int, until: float) -> None:
                     _say(plan, json.loads(study.result(plan).read_text()))
     finally:
         stop_stack(folder)
+
+
+def work_beside(out: Path, plans: Sequence[Plan], number: int, until: float) -> None:
+    """``work`` in a process of its own."""
+    stop_in_order()
+    work(out, plans, number, until)
+
+
+def stop_in_order() -> None:
+    """From now on a process that is told to end stops its service first."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
 
 def run(study: Study, client: OpenAI, plan: Plan, uploaded: dict[Path, str]) -> dict[str, Any]:

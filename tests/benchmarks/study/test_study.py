@@ -3,6 +3,8 @@
 import itertools
 import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,6 +22,7 @@ from benchmarks.study.grid import GRID, Grid
 from benchmarks.study.summary import Cell, Difference, best, cells, reached
 from examples.tasks.registry import TASKS
 
+ROOT = Path(__file__).parents[3]
 SMALL: dict[str, Any] = {
     "baseline": "clip",
     "rows": {"train": 8, "valid": 4, "held-out": 6, "seed": 1},
@@ -152,8 +155,11 @@ def test_the_best_settings_are_chosen_by_validation_and_not_by_what_is_held_out(
 
 def test_a_page_tells_runs_that_failed_and_claims_nothing_of_few_seeds(tmp_path: Path) -> None:
     steps = {name: [None, 0.1, 0.2] for name in ("train_reward", "entropy", "kl", "held_back", "grad_norm")}
-    rest = {"steps": {"step": [0, 1, 2], "valid_reward": [0.1, None, 0.2], **steps}, "seconds": {"job": 9, "steps": 4}}
-    broken = {"error": "it broke", "steps": {}, "objective": "troll", "seconds": rest["seconds"]}
+    rest: dict[str, Any] = {
+        "steps": {"step": [0, 1, 2], "valid_reward": [0.1, None, 0.2], **steps},
+        "seconds": {"job": 9, "steps": 4},
+    }
+    broken: dict[str, Any] = {"error": "it broke", "steps": {}, "objective": "troll", "seconds": rest["seconds"]}
     results = [
         *(ended(seed, 0.4, **rest) for seed in (1, 2)),
         *(ended(seed, 0.5, objective="troll", **rest) for seed in (1, 2)),
@@ -169,6 +175,34 @@ def test_a_page_tells_runs_that_failed_and_claims_nothing_of_few_seeds(tmp_path:
     assert "as few as 2 seeds, so nothing of it is a claim" in text
     assert "Best against best:" not in text
     assert "](../figures/study-additions-grpo.svg)" in text
+
+
+def test_several_services_begin_nothing_when_the_time_is_over(tmp_path: Path) -> None:
+    (plan,) = grid(tmp_path).plans()
+    study = runs.Study(tmp_path / "out")
+    # As if it had been made, which takes a minute.
+    base = study.models / f"additions-{TASKS['additions'].fingerprint}"
+    base.mkdir()
+    (base / "config.json").touch()
+    measured = {how: {"success": 0.4} for how in ("greedy", "sampled")}
+    runs.write(study.base(plan), measured)
+    options = [
+        "--grid",
+        tmp_path / "grid.yaml",
+        "--budget",
+        "all",
+        "--out",
+        study.out,
+        "--services",
+        "2",
+        "--minutes",
+        "0",
+    ]
+    command = [sys.executable, "-m", "benchmarks.study", *map(str, options)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stderr.strip() == "No run has ended yet: there is nothing to report."
+    assert done.stdout.strip() == "additions: base right 40.0% greedy, 40.0% sampled"
+    assert list(study.out.glob("service-*")) == []
 
 
 @pytest.fixture
