@@ -11,12 +11,8 @@ from typing import Any
 
 from benchmarks.study.curves import draw
 from benchmarks.study.grid import Grid
-from benchmarks.study.summary import LAST, Cell, Difference, Settings, best, cells
+from benchmarks.study.summary import FEW, LAST, VERDICTS, Cell, Difference, Settings, best, cells
 from examples.tasks.registry import TASKS
-
-FEW = 5
-"""With fewer seeds an interval is far too narrow."""
-SAID = {"ahead": "ahead", "tie": "a tie", "behind": "behind", "one seed": "undecided"}
 
 
 def write(grid: Grid, results: Sequence[dict[str, Any]], bases: dict[str, Any], document: Path, figures: Path) -> None:
@@ -63,7 +59,8 @@ held-out answers. Tasks and base models are those of `examples/tasks/`.
 
 - A step is {h["batch_size"]} prompts × {h["group_size"]} answers and {h["mini_batches"]} updates. A seed gives all objectives the same prompts in the same order.
 - **Success** is the share of {grid.rows["held-out"]} held-out rows that the final model answers rightly, sampled at temperature 1 with random numbers
-  that are the same for every run. Nothing is chosen by it: settings are chosen by the {grid.rows["valid"]} validation rows.
+  that are the same for every run; its standard error is at most {0.5 / grid.rows["held-out"] ** 0.5:.3f}. Nothing is chosen by it: settings are chosen
+  by the {grid.rows["valid"]} validation rows.
 - **Differences** are to `{grid.baseline}`, seed by seed, with the 95 % percentile interval of a bootstrap over seeds. With fewer than
   {FEW} seeds it is much too narrow, for it cannot be wider than the seeds are apart; read it as a range and not as a test.
 - **Default against default** compares objectives with their defaults at each learning rate. **Best against best** takes of each the best of
@@ -86,15 +83,15 @@ def _in_short(grid: Grid, results: Sequence[dict[str, Any]]) -> list[str]:
         ]
         if found:
             counts = Counter(difference.verdict for difference in found)
-            words = ", ".join(f"{SAID[verdict]} in {counts[verdict]}" for verdict in SAID if counts[verdict])
+            words = ", ".join(f"{verdict} in {counts[verdict]}" for verdict in VERDICTS if counts[verdict])
             told.append(f"- **{name}**: {words} of {_count(len(found), 'comparison')}.")
             few = min(few, *(len(difference.pairs) for difference in found))
     if not told:
         return []
     parts = [
         "## In short",
-        f"With their defaults against `{grid.baseline}` with its own, over tasks, estimators and learning rates; ahead and behind mean that\n"
-        "the interval leaves out zero.",
+        f"With their defaults against `{grid.baseline}` with its own, over tasks, estimators and learning rates. From {FEW} seeds on, ahead and\n"
+        "behind mean that the interval leaves out zero, which luck does in more than one of twenty; with fewer, that all seeds agree.",
         "\n".join(told),
     ]
     return (
@@ -122,9 +119,7 @@ def _sentences(grid: Grid, objectives: dict[str, dict[Settings, Cell]]) -> list[
         ]
         if not found:
             continue
-        each = ", ".join(
-            f"{SAID[difference.verdict]} at {rate:g} ({_signed(difference)})" for rate, difference in found
-        )
+        each = ", ".join(f"{difference.verdict} at {rate:g} ({_signed(difference)})" for rate, difference in found)
         told.append(f"- **{name}** with its defaults against {grid.baseline}: {each}.")
     return ["\n".join(told)] if told else []
 

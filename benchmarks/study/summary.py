@@ -12,6 +12,9 @@ from scipy.stats import bootstrap
 RESAMPLES = 10_000
 LAST = 5
 """Steps at the end of a run."""
+FEW = 5
+"""With fewer seeds an interval is far too narrow."""
+VERDICTS = ("ahead", "a tie", "behind", "ahead with every seed", "mixed", "behind with every seed")
 Settings = tuple[float, tuple[tuple[str, Any], ...]]
 """Learning rate, and options that are not the objective's defaults."""
 
@@ -40,10 +43,12 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        if self.interval is None:
-            return "one seed"
-        low, high = self.interval
-        return "ahead" if low > 0 else "behind" if high < 0 else "tie"
+        """One of ``VERDICTS``. Of few seeds only their signs are told: they agree by luck often enough."""
+        if len(self.pairs) < FEW:
+            every = all(each > 0 for each in self.pairs), all(each < 0 for each in self.pairs)
+            return "ahead with every seed" if every[0] else "behind with every seed" if every[1] else "mixed"
+        low, high = self.interval or (0.0, 0.0)
+        return "ahead" if low > 0 else "behind" if high < 0 else "a tie"
 
 
 @dataclass(frozen=True)

@@ -121,7 +121,16 @@ def test_intervals_are_those_of_every_resample_there_is(pairs: list[float]) -> N
 
 @pytest.mark.parametrize(
     ("pairs", "verdict"),
-    [([0.1, 0.2], "ahead"), ([-0.1, -0.2], "behind"), ([0.1, -0.1], "tie"), ([0.0, 0.0], "tie"), ([0.5], "one seed")],
+    [
+        ([0.1, 0.2], "ahead with every seed"),
+        ([-0.1], "behind with every seed"),
+        ([0.1, -0.1], "mixed"),
+        ([0.0, 0.0], "mixed"),
+        ([0.1, 0.2, 0.1, 0.3, 0.2], "ahead"),
+        ([-0.1, -0.2, -0.1, -0.3, -0.2], "behind"),
+        ([0.1, -0.2, 0.1, 0.3, -0.2], "a tie"),
+        ([0.0] * 5, "a tie"),
+    ],
 )
 def test_verdicts(pairs: list[float], verdict: str) -> None:
     assert Difference(pairs).verdict == verdict
@@ -171,7 +180,7 @@ def test_a_page_tells_runs_that_failed_and_claims_nothing_of_few_seeds(tmp_path:
     text = page.read_text()
     assert "- additions, grpo, troll, defaults, 0.0001, seed 3: it broke" in text
     assert "| 0.0001 | troll | 2 of 3 | 0.500 | 0.500 | +0.100 [+0.100, +0.100] |" in text
-    assert "**troll**: ahead in 1 of 1 comparison." in text
+    assert "**troll**: ahead with every seed in 1 of 1 comparison." in text
     assert "as few as 2 seeds, so nothing of it is a claim" in text
     assert "Best against best:" not in text
     assert "](../figures/study-additions-grpo.svg)" in text
