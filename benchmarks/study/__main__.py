@@ -1,7 +1,7 @@
 """Objectives compared on tasks that need no download, every run a job of the service.
 
     make study                                              # some minutes
-    make study BUDGET=hours                                 # some hours on 2 cores
+    make study BUDGET=hours SERVICES=2                      # some hours on 2 cores
     python -m benchmarks.study --budget hours --services 4 --minutes 300
     python -m benchmarks.study --budget hours --report      # only write the report of what has been done
 
