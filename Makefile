@@ -1,6 +1,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 BENCHMARKS = $(filter-out report __init__,$(notdir $(basename $(wildcard benchmarks/*.py))))
+BUDGET ?= minutes
+SERVICES ?= 1
 # Tests that import no torch and start no jails.
 FAST = tests/service --ignore tests/service/cli/test_check.py \
 	$(patsubst %,tests/workers/graders/test_%.py,graders notation programs text_similarity) \
@@ -10,7 +12,7 @@ PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-comp
 INSTALL = $(PYTHON) -m venv .venv && $(PIP) -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast fuzz lint tables bench
+.PHONY: help setup demo test test-fast fuzz lint tables bench study
 
 help: ## Say what each command does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-9s %s\n", $$1, $$2}'
@@ -45,6 +47,9 @@ tables: .venv/.ready ## Write the README's tables of hyperparameters from their 
 
 bench: .venv/.ready-bench ## Run the benchmarks
 	@set -e; for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python -m benchmarks.$$name; done
+
+study: .venv/.ready-dev ## Compare objectives on made tasks, and write docs/study.md (BUDGET=minutes, hour, hours or all)
+	@$(BIN)/python -m benchmarks.study --budget $(BUDGET) --services $(SERVICES)
 
 .venv/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 setup")'

@@ -55,7 +55,7 @@ GRADER = {
 def run(folder: Path, jail: Jail = Jail.AUTO) -> int:
     """Run the demo in ``folder``, which stays afterwards. Returns the exit code: 0 when the job succeeded."""
     began, console = time.monotonic(), Console()
-    _forget_other_services()
+    forget_other_services()
     _clear(folder)
     with console.status("Starting PostgreSQL, Redis, API and workers; pre-training a tiny base model"):
         stack = start_detached(Options(folder, port=0, demo_model=True, jail=jail))
@@ -167,7 +167,7 @@ def _clear(folder: Path) -> None:
     (folder / MARKER).touch()
 
 
-def _forget_other_services() -> None:
+def forget_other_services() -> None:
     """A demo never touches the servers and folders that the environment may name."""
     for name in list(os.environ):
         if name in ("DATABASE_URL", "DATABASE_OWNER_URL", "REDIS_URL") or name.startswith("TROLL_"):
