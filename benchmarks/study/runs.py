@@ -183,7 +183,8 @@ def _begin(study: Study, client: OpenAI, plan: Plan, uploaded: dict[Path, str]) 
     asked: Any = {"grader": task.grader, "hyperparameters": plan.hyperparameters}
     return client.fine_tuning.jobs.create(
         model=task.base(study.models).name,
-        **files,
+        training_file=files["training_file"],
+        validation_file=files["validation_file"],
         seed=plan.seed,
         metadata={"study": plan.key},
         method={"type": "reinforcement", "reinforcement": asked},

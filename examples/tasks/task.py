@@ -77,7 +77,8 @@ class Task:
 
     def rows(self, part: Part, count: int, seed: int) -> list[dict[str, Any]]:
         """``count`` different rows. Whatever the seeds, no question is in two parts. Raises ``ValueError``."""
-        dice, rows, tries = random.Random(f"{self.name} {part} {seed}"), {}, 0
+        dice, tries = random.Random(f"{self.name} {part} {seed}"), 0
+        rows: dict[str, Any] = {}
         while len(rows) < count:
             problem, tries = self.write(dice, 1.0), tries + 1
             if part_of(problem.question) == part and problem.question not in rows:
