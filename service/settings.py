@@ -50,7 +50,7 @@ class Settings(BaseSettings):
     chat_tokens_per_day: int = Field(0, ge=0)
     """Tokens of prompts and answers that an organisation may use in a day of UTC; 0 does not limit."""
     max_training_rows: int = Field(50_000, ge=1)
-    max_validation_rows: int = Field(1_000, ge=1)
+    max_validation_rows: int = Field(5_000, ge=1)
     max_queued_jobs: int = 100
     """Jobs an organisation may have queued at a time."""
     max_running_jobs: int = 8

@@ -120,6 +120,7 @@ def _announce(ready: "Ready") -> None:
     if ready.model:
         typer.echo(f"Demo model: {ready.model}")
     typer.secho(ready.jail_note, err=True)
+    typer.secho(f"In a browser: {ready.base_url.removesuffix('/v1')}/", err=True)
     typer.secho(f"Ready. Data and logs are in {ready.data_dir}. Ctrl-C stops everything.", err=True)
 
 

@@ -16,7 +16,7 @@ from service.jobs.methods.registry import METHODS, type_of
 from service.jobs.methods.reinforcement import Reinforcement
 
 MAX_TRAINING_ROWS = 50_000
-MAX_VALIDATION_ROWS = 1_000
+MAX_VALIDATION_ROWS = 5_000
 LINES_SHOWN = 5
 
 

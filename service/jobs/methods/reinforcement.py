@@ -72,5 +72,8 @@ class Reinforcement(Definition):
     def with_answers_of(self, most: int) -> Self:
         if self.longest_answer <= most:
             return self
-        shorter = self.hyperparameters.model_copy(update={"max_completion_tokens": most})
+        # The part of an answer over which its reward falls stays the same part.
+        buffer = self.hyperparameters.overlong_buffer * most // self.longest_answer
+        update = {"max_completion_tokens": most, "overlong_buffer": buffer}
+        shorter = self.hyperparameters.model_copy(update=update)
         return self.model_copy(update={"hyperparameters": shorter})
