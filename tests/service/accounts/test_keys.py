@@ -96,6 +96,8 @@ BODIES: dict[str, Any] = {
     "/v1/webhook_endpoints": {"name": "a", "url": "https://example.com", "event_types": ["fine_tuning.job.succeeded"]},
 }
 
+QUERIES = {"/v1/fine_tuning/jobs/{fine_tuning_job_id}/metrics": {"names[]": "step"}}
+
 
 def requests() -> list[tuple[str, str]]:
     served = create_app().openapi()["paths"]
@@ -110,7 +112,8 @@ def test_no_route_serves_a_key_that_was_good_a_moment_ago(
     with transaction("troll_operator") as session:
         revoke_key(session, api_key.id)
     where = re.sub(r"\{\w+\}", "some", path)
-    answer = client.request(method, where, json=BODIES.get(path, {}) if method == "POST" else None)
+    body = BODIES.get(path, {}) if method == "POST" else None
+    answer = client.request(method, where, json=body, params=QUERIES.get(path))
     assert answer.status_code == 401, answer.text
 
 
