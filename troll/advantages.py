@@ -139,10 +139,10 @@ ESTIMATORS: dict[str, Callable[[Scored], Tensor]] = {
 
 def _whitened(values: Tensor, weights: Tensor) -> Tensor:
     """`[N]` values shifted and scaled to mean 0 and standard deviation 1, each counted `weights` `[N]` times."""
-    if not len(values):
-        return values
     weights = weights.to(values.dtype)
     number = weights.sum()
+    if not number:
+        return torch.zeros_like(values)
     centred = values - values.min()
     centred = centred - (weights * centred).sum() / number
     largest = centred.abs().max()

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from torch import Generator, Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -83,19 +84,25 @@ def build(folder: Path) -> dict[str, Any]:
 def make_tokenizer() -> "PreTrainedTokenizerFast":
     """One token for each character."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
 
     vocabulary = {token: number for number, token in enumerate([*SPECIAL, *CHARACTERS])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<|unknown|>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
     tokenizer.decoder = decoders.Fuse()
+    return for_chats(tokenizer, CHAT_TEMPLATE)
+
+
+def for_chats(tokenizer: "Tokenizer", chat_template: str) -> "PreTrainedTokenizerFast":
+    """``tokenizer``, whose vocabulary has ``SPECIAL``, as transformers saves and loads it."""
+    from transformers import PreTrainedTokenizerFast
+
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<|pad|>",
         eos_token="<|eos|>",
         unk_token="<|unknown|>",
         additional_special_tokens=["<|user|>", "<|assistant|>"],
-        chat_template=CHAT_TEMPLATE,
+        chat_template=chat_template,
         clean_up_tokenization_spaces=False,
     )
 

@@ -10,7 +10,8 @@ from functools import cache
 from itertools import product
 from typing import TYPE_CHECKING
 
-from examples.tasks.task import SPECIAL, Problem, Recipe, Task, ends_with, for_chats
+from examples.tasks.task import CHAT_TEMPLATE, Problem, Recipe, Task, ends_with
+from workers.demo import SPECIAL, for_chats
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -57,7 +58,7 @@ def tokenizer() -> "PreTrainedTokenizerFast":
     dice = random.Random("tokenizer")
     texts = [write(dice, 0.5) for _ in range(3000)]
     made.train_from_iterator([text for each in texts for text in (each.question, each.answer)], trainer)
-    return for_chats(made)
+    return for_chats(made, CHAT_TEMPLATE)
 
 
 TASK = Task(

@@ -17,6 +17,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from workers.demo import SPECIAL, for_chats
+
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -25,7 +27,6 @@ Part = Literal["train", "valid", "held-out"]
 PARTS: tuple[Part, ...] = ("train", "valid", "held-out")
 SHARES = 10
 """A tenth of all questions is kept for validation, and a tenth is held out."""
-SPECIAL = ("<|pad|>", "<|eos|>", "<|user|>", "<|assistant|>", "<|unknown|>")
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{{ '<|' + message['role'] + '|>' + message['content'] }}"
@@ -145,21 +146,7 @@ def word_tokenizer(words: list[str]) -> "PreTrainedTokenizerFast":
     vocabulary = {word: number for number, word in enumerate(dict.fromkeys([*SPECIAL, *words]))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<|unknown|>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return for_chats(tokenizer)
-
-
-def for_chats(tokenizer: Any) -> "PreTrainedTokenizerFast":
-    from transformers import PreTrainedTokenizerFast
-
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<|pad|>",
-        eos_token="<|eos|>",
-        unk_token="<|unknown|>",
-        additional_special_tokens=["<|user|>", "<|assistant|>"],
-        chat_template=CHAT_TEMPLATE,
-        clean_up_tokenization_spaces=False,
-    )
+    return for_chats(tokenizer, CHAT_TEMPLATE)
 
 
 def pretrain(task: Task, tokenizer: "PreTrainedTokenizerFast") -> "PreTrainedModel":

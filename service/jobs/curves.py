@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import ColumnElement, Float, case, cast, extract, func, select
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 
 from service.jobs.models import Event
@@ -28,18 +29,25 @@ class Curves:
 
 def read(session: Session, job_id: str, names: list[str], points: int) -> Curves:
     """The metrics of these ``names`` (``troll.entropy``), in at most ``points`` points of as many steps each."""
-    metrics = Event.job_id == job_id, Event.type == "metrics"
-    step = _number(("step",))
+    # Put together anew, an event is unpacked once and not for each of its numbers.
+    unpacked = Event.data.op("||")(cast({}, JSONB)).label("data")
+    events = (
+        select(Event.seq, Event.created_at, unpacked)
+        .where(Event.job_id == job_id, Event.type == "metrics")
+        .offset(0)
+        .subquery()
+    )
+    step = _number(events.c.data, ("step",))
     rows = (
         select(
             step.label("step"),
-            Event.seq,
-            extract("epoch", Event.created_at - func.min(Event.created_at).over()).label("seconds"),
-            func.coalesce(_number(TOKENS), 0.0).label("tokens"),
-            func.ntile(points).over(order_by=Event.seq).label("point"),
-            *(_number(tuple(name.split("."))).label(f"v{n}") for n, name in enumerate(names)),
+            events.c.seq,
+            extract("epoch", events.c.created_at - func.min(events.c.created_at).over()).label("seconds"),
+            func.coalesce(_number(events.c.data, TOKENS), 0.0).label("tokens"),
+            func.ntile(points).over(order_by=events.c.seq).label("point"),
+            *(_number(events.c.data, tuple(name.split("."))).label(f"v{n}") for n, name in enumerate(names)),
         )
-        .where(*metrics, step.is_not(None))
+        .where(step.is_not(None))
         .subquery()
     )
     columns: list[ColumnElement[Any]] = [func.max(rows.c[name]) for name in ("step", "seq", "seconds")]
@@ -58,7 +66,7 @@ def read(session: Session, job_id: str, names: list[str], points: int) -> Curves
     )
 
 
-def _number(path: tuple[str, ...]) -> ColumnElement[Any]:
-    """What is stored under ``path``, where that is a number."""
-    value = Event.data[path]
+def _number(data: ColumnElement[Any], path: tuple[str, ...]) -> ColumnElement[Any]:
+    """What is stored in ``data`` under ``path``, where that is a number."""
+    value = data[path]
     return case((func.jsonb_typeof(value) == "number", cast(value.astext, Float)))

@@ -70,7 +70,7 @@ def test_what_another_version_told_is_left_out(client: openai.OpenAI, job: str) 
         {"step": 2, "loss": "two"},
         {"step": 3, "loss": {"a": 1}},
     ]
-    tell(job, *odd, {"step": 4, "troll": "x", "loss": 4})
+    tell(job, *odd, 5, "five", [{"step": 5}], None, {"step": 4, "troll": "x", "loss": 4})
     found = curves(client, job, "loss", "loss.a", "troll.entropy")
     assert found["step"] == [2, 3, 4]
     assert found["values"] == {"loss": [None, None, 4], "loss.a": [None, 1, None], "troll.entropy": [None] * 3}

@@ -167,3 +167,5 @@ def test_equal_rewards_of_a_step_have_no_advantage(name: str) -> None:
         assert advantages.ESTIMATORS[name](scored).tolist() == [0.0] * 4
     nobody = advantages.Scored(torch.zeros(0, dtype=torch.float64), lengths[:0], lengths[:0])
     assert advantages.ESTIMATORS[name](nobody).tolist() == []
+    silent = advantages.Scored(torch.tensor([1.0, 0.0]), torch.tensor([0, 0]), torch.tensor([0, 0]))
+    assert advantages.ESTIMATORS[name](silent).isfinite().all()

@@ -1,4 +1,4 @@
-"""PPO's clipping, and GSPO's with `ratio="sequence"` (whose authors clip at 3e-4 and 4e-4)."""
+"""PPO's clipping."""
 
 from dataclasses import dataclass
 
@@ -26,9 +26,14 @@ class Clip(Surrogate):
             raise ValueError(f"dual_clip: needs a number above 1, got {self.dual_clip}")
 
     def rule(self, ratio: Tensor, advantages: Tensor, new: Tensor, old: Tensor) -> tuple[Tensor, Tensor]:
-        free, clipped = -ratio * advantages, -ratio.clamp(1 - self.clip_low, 1 + self.clip_high) * advantages
-        loss, cut = torch.maximum(free, clipped), clipped > free
+        loss, cut = clipped(ratio, advantages, self.clip_low, self.clip_high)
         if self.dual_clip is not None:
             ceiling = torch.where(advantages < 0, -self.dual_clip * advantages, torch.inf)
             loss, cut = torch.minimum(loss, ceiling), cut | (loss > ceiling)
         return loss, cut
+
+
+def clipped(ratio: Tensor, advantages: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
+    """`-min(r A, clip(r, 1 - low, 1 + high) A)` `[M]`, and where clipping cut it."""
+    free, bounded = -ratio * advantages, -ratio.clamp(1 - low, 1 + high) * advantages
+    return torch.maximum(free, bounded), bounded > free

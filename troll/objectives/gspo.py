@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from troll import checks
 from troll.objectives.base import Ratio
+from troll.objectives.clip import clipped
 from troll.objectives.surrogate import Surrogate
 
 
@@ -26,5 +26,4 @@ class Gspo(Surrogate):
             raise ValueError("ratio: GSPO is the objective of the sequence's ratio; Clip is that of the token's")
 
     def rule(self, ratio: Tensor, advantages: Tensor, new: Tensor, old: Tensor) -> tuple[Tensor, Tensor]:
-        free, clipped = -ratio * advantages, -ratio.clamp(1 - self.clip_low, 1 + self.clip_high) * advantages
-        return torch.maximum(free, clipped), clipped > free
+        return clipped(ratio, advantages, self.clip_low, self.clip_high)

@@ -12,7 +12,7 @@ import zlib
 import torch
 from torch import Tensor
 
-_CHUNK = 1 << 22
+_CHUNK = 1 << 20
 _SIGN = torch.iinfo(torch.int16).min
 """The bit pattern of -0."""
 
@@ -26,13 +26,19 @@ def stochastically(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
         return tensor.to(dtype)
     rounded = torch.empty(tensor.shape, dtype=dtype)
     generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+    uniform = torch.empty(_CHUNK, dtype=torch.int32)
     flat = tensor.cpu().reshape(-1)
     for part, out in zip(flat.split(_CHUNK), rounded.view(-1).split(_CHUNK), strict=True):
-        out.copy_(_rounded(part.float(), dtype, torch.rand(part.shape, generator=generator)))
+        drawn = uniform[: len(part)].random_(0, 1 << 16, generator=generator)
+        out.copy_(_rounded(part.float(), dtype, drawn))
     return rounded
 
 
-def _rounded(exact: Tensor, dtype: torch.dtype, uniform: Tensor) -> Tensor:
+def _rounded(exact: Tensor, dtype: torch.dtype, drawn: Tensor) -> Tensor:
+    """``exact`` float32, ``drawn`` uniform below 2^16."""
+    if dtype == torch.bfloat16 and bool(exact.abs().max() <= torch.finfo(dtype).max):
+        # bfloat16 is the upper half of float32: what the lower half comes to goes up that often.
+        return ((exact.contiguous().view(torch.int32) + drawn) & -(1 << 16)).view(torch.float32)
     nearest = exact.to(dtype)
     error = exact - nearest.float()
     # One step in the bit pattern is the next number away from 0, or towards it; from 0 it is the error's own side.
@@ -41,4 +47,4 @@ def _rounded(exact: Tensor, dtype: torch.dtype, uniform: Tensor) -> Tensor:
     other = (bits + torch.where(outward, 1, -1).to(torch.int16)).view(dtype)
     # Beside the largest number stands infinity, which is infinitely far away.
     share = error.abs() / (other.float() - nearest.float()).abs()
-    return torch.where((error != 0) & (uniform < share), other, nearest)
+    return torch.where((error != 0) & (drawn < share * (1 << 16)), other, nearest)

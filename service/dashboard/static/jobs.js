@@ -7,6 +7,7 @@ const TERMINAL = ["succeeded", "failed", "cancelled"];
 const MOST_COMPARED = 8;
 const MOST_LIVE_POINTS = 2000;
 const LOG_ROWS = 300;
+const SPARK_POINTS = 60;
 
 const path = (id) => `/v1/fine_tuning/jobs/${encodeURIComponent(id)}`;
 const status = (job) => h("span", { class: `status ${job.status}` }, job.status.replaceAll("_", " "));
@@ -35,9 +36,12 @@ export async function list(main, _, signal) {
   };
   const reward = async (job) => {
     const known = curves.get(job.id);
-    if (!job.progress.step || (known && known.step === job.progress.step)) return;
+    // Drawn again when there is a point more to draw, and at the end.
+    const moved = job.progress.step - (known?.step ?? 0);
+    const due = TERMINAL.includes(job.status) ? moved > 0 : moved >= Math.max(1, job.progress.total_steps / SPARK_POINTS);
+    if (!due) return;
     const name = typeOf(job) === "supervised" ? "train_loss" : "train_mean_reward";
-    const found = await get(`${path(job.id)}/metrics?points=60&names[]=${name}`, signal);
+    const found = await get(`${path(job.id)}/metrics?points=${SPARK_POINTS}&names[]=${name}`, signal);
     curves.set(job.id, { step: job.progress.step, values: found.values[name] });
   };
   const draw = async () => {

@@ -25,10 +25,12 @@ def _holds_tokens_back(h: "ResolvedHyperparameters", at: Installation) -> str | 
     return f"{why} Set dppo_threshold below 1, or dppo_divergence to 'kl'."
 
 
-def _is_gspos_ratio(h: "ResolvedHyperparameters", at: Installation) -> str | None:
-    if h.objective != "gspo" or h.ratio == "sequence":
-        return None
-    return "GSPO is the objective of the sequence's ratio. Leave ratio out, or set objective to 'clip'."
+def _is_the_objectives_ratio(h: "ResolvedHyperparameters", at: Installation) -> str | None:
+    if h.objective == "gspo" and h.ratio == "token":
+        return "GSPO is the objective of the sequence's ratio. Leave ratio out, or set objective to 'clip'."
+    if h.objective == "dppo" and h.ratio == "sequence":
+        return "DPPO holds tokens back by how far each has moved itself. Leave ratio out, or set another objective."
+    return None
 
 
 def _is_a_part_of_the_answer(h: "ResolvedHyperparameters", at: Installation) -> str | None:
@@ -111,7 +113,7 @@ class ResolvedHyperparameters(SharedHyperparameters):
             auto=Auto(
                 lambda known: "sequence" if known.objective == "gspo" else "token", "`sequence` for GSPO, else `token`"
             ),
-            conflicts=(_is_gspos_ratio,),
+            conflicts=(_is_the_objectives_ratio,),
         ),
     ]
     kl_bound: Annotated[

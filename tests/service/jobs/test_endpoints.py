@@ -347,6 +347,7 @@ def operated(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int, int], N
         ({"eval_temperature": 0.009, "rollout_engine": "vllm"}, 1, 1, "eval_temperature"),
         ({"objective": "dppo", "dppo_threshold": 1}, 1, 1, "dppo_threshold"),
         ({"objective": "gspo", "ratio": "token"}, 1, 1, "ratio"),
+        ({"objective": "dppo", "ratio": "sequence"}, 1, 1, "ratio"),
         ({"max_completion_tokens": 10, "overlong_buffer": 11}, 1, 1, "overlong_buffer"),
     ],
 )
