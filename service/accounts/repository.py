@@ -35,7 +35,7 @@ class Found:
 
 
 def is_live_hash(session: Session, hash: str) -> bool:
-    """Whether a key with this hash is good. A session that acts for a project sees its own key alone."""
+    """Whether a key with this hash is good."""
     return session.scalar(select(APIKey.id).where(APIKey.hash == hash, *_LIVE)) is not None
 
 
@@ -90,7 +90,8 @@ def project(session: Session, id: str) -> Project | None:
 
 
 def project_locked(session: Session, id: str) -> Project | None:
-    return session.scalar(select(Project).where(Project.id == id).with_for_update())
+    # Who writes a row that names it need not wait, and is not waited for: its id does not change.
+    return session.scalar(select(Project).where(Project.id == id).with_for_update(key_share=True))
 
 
 def projects(session: Session, organization_id: str) -> Sequence[Project]:

@@ -13,7 +13,7 @@ from service.accounts.models import APIKey, Organization, Project, ServiceAccoun
 from service.accounts.scopes import ADMIN, PROJECT_SCOPES, Scope, granted
 from service.audit import repository as audit
 from service.core import clock
-from service.core.db import EVERY_PROJECT, Owner, bind, tenant
+from service.core.db import EVERY_PROJECT, Owner, bind, transaction
 from service.core.errors import DomainError, invalid, not_found
 from service.core.ids import new_id
 
@@ -64,9 +64,12 @@ def identify(session: Session, key_hash: str, asked: Asked = Asked()) -> Princip
 
 @contextmanager
 def acting(principal: Principal) -> Iterator[Session]:
-    """A transaction on behalf of somebody who was identified before."""
-    with tenant(principal, principal.key_hash) as session:
-        audit.act_as(session, principal.actor())
+    """A transaction on behalf of somebody who was identified before, if they may still do what they asked for then.
+
+    Raises as ``identify`` does: meanwhile the key may have ended, or its owner's role.
+    """
+    with transaction("troll_api") as session:
+        identify(session, principal.key_hash, principal.asked)
         yield session
 
 

@@ -193,9 +193,9 @@ def transaction(role: Role) -> Iterator[Session]:
         yield session
 
 
-def act_for(session: Session, owner: Owner, key_hash: str = "") -> None:
-    """Let the rest of this transaction see the owner's rows, and no others. ``key_hash`` is that of the owner's key."""
-    settings = {"organization_id": owner.organization_id, "project_id": owner.project_id, "key_hash": key_hash}
+def act_for(session: Session, owner: Owner) -> None:
+    """Let the rest of this transaction see the owner's rows, and no others."""
+    settings = {"organization_id": owner.organization_id, "project_id": owner.project_id}
     calls = ", ".join(f"set_config('app.{name}', :{name}, true)" for name in settings)
     session.execute(text(f"SELECT {calls}"), settings)
     bind(session, owner)
@@ -213,10 +213,10 @@ def owner_of(session: Session) -> Owner | None:
 
 
 @contextmanager
-def tenant(owner: Owner, key_hash: str = "") -> Iterator[Session]:
+def tenant(owner: Owner) -> Iterator[Session]:
     """A transaction of the API on behalf of one project, or of a whole organisation."""
     with transaction("troll_api") as session:
-        act_for(session, owner, key_hash)
+        act_for(session, owner)
         yield session
 
 

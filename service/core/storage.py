@@ -17,6 +17,8 @@ CHUNK = 1024 * 1024
 PARTIAL = ".partial"
 """The end of a file's name while it is written."""
 FOLDERS = ("files", "uploads", "jobs")
+ROWS = ".jsonl"
+"""The end of the names of a job's rows."""
 OTHERS = 0o077
 """The rights of everybody but the owner."""
 
@@ -81,6 +83,17 @@ def part_path(upload_id: str, part_id: str) -> Path:
 def job_dir(job_id: str) -> Path:
     """Everything that the attempts at a job write: checkpoints, logs, the final model."""
     return _under("jobs", job_id)
+
+
+def job_data(job_id: str, name: str) -> Path:
+    """The rows that a job has for its own, whatever becomes of the file that they came in: ``training``, say."""
+    return job_dir(job_id) / f"{name}{ROWS}"
+
+
+def forget_job_data(job_id: str) -> None:
+    """For jobs that have ended: nobody counts these bytes, and nothing reads them any more."""
+    for path in job_dir(job_id).glob(f"*{ROWS}"):
+        path.unlink(missing_ok=True)
 
 
 def bytes_in(paths: Iterable[Path]) -> int:

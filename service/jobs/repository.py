@@ -258,7 +258,9 @@ def count_time(session: Session, job: Job) -> None:
     job.counted_at = now
 
 
-def reason_to_stop(session: Session, job: Job, capacity: Capacity, preempt_after: timedelta) -> str | None:
+def reason_to_stop(
+    session: Session, job: Job, capacity: Capacity, preempt_after: timedelta, max_running: int
+) -> str | None:
     """Why a running job's worker should be free for others: it is told as an event, and the job queued again.
 
     After ``preempt_after`` a job makes room for an organisation that had less GPU time and whose job waits; 0 is never.
@@ -270,7 +272,8 @@ def reason_to_stop(session: Session, job: Job, capacity: Capacity, preempt_after
     had_its_turn = session.scalar(select(Job.claimed_at <= func.now() - preempt_after).where(Job.id == job.id))
     # Workers that are free would have taken what waits as long as that.
     aside = _JOBS.aside.ids
-    if had_its_turn and turns.another_waits(session, capacity, job, aside=aside, waited=PREEMPTS_AFTER):
+    asked: dict[str, Any] = {"aside": aside, "waited": PREEMPTS_AFTER, "max_running": max_running}
+    if had_its_turn and turns.another_waits(session, capacity, job, **asked):
         return "Another organization, which had less GPU time, waits for a worker"
     return None
 
@@ -506,15 +509,15 @@ def call_off_examination(session: Session, id: str, answer: dict[str, Any]) -> N
     session.execute(update(Examination).where(Examination.id == unlocked).values(answer=answer))
 
 
-def remove_old_examinations(session: Session, older_than: timedelta, limit: int) -> None:
-    """Forget up to ``limit`` examinations that are over, or whose job never came to be."""
+def remove_old_examinations(session: Session, older_than: timedelta, limit: int) -> int:
+    """Forget up to ``limit`` examinations that are over, or whose job never came to be. Returns how many."""
     no_job = ~select(Job.id).where(Job.id == Examination.id).exists()
     old = (
         select(Examination.id)
         .where(Examination.created_at <= func.now() - older_than, or_(Examination.answer.is_not(None), no_job))
         .limit(limit)
     )
-    session.execute(delete(Examination).where(Examination.id.in_(old)))
+    return len(session.scalars(delete(Examination).where(Examination.id.in_(old)).returning(Examination.id)).all())
 
 
 # Checkpoints

@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from service.audit import repository as audit
-from service.core import broker, clock, live
+from service.core import broker, clock, live, storage
 from service.core.db import across_projects, after_commit
 from service.core.errors import DomainError, invalid, not_found
 from service.jobs import repository
@@ -140,6 +140,8 @@ def end(session: Session, job: Job, status: Status) -> None:
     job.finished_at, job.estimated_finish = clock.now(session), None
     if status is Status.CANCELLED:
         job.desired = Desired.CANCEL
+    job_id = job.id
+    after_commit(session, lambda: storage.forget_job_data(job_id))
     webhooks.announce_job(session, job, job.id, status)
 
 

@@ -18,7 +18,6 @@ from redis.exceptions import RedisError
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as NoConnection
 
-from service.accounts import repository as accounts
 from service.accounts.known import Principal
 from service.accounts.service import acting
 from service.core import live, shutdown, sse, stream_slots
@@ -40,7 +39,9 @@ FAREWELL = sse.comment("the server is stopping; come back with ?after= the last 
 AWAY = sse.comment("the database does not answer; come back with ?after= the last seq")
 REVOKED = sse.data(
     envelope(
-        401, "invalid_api_key", "Your API key is no longer valid: it expired, or was revoked, or its project ended."
+        401,
+        "invalid_api_key",
+        "Your API key is no longer valid here: it expired, or was revoked, or its project ended, or its owner's role.",
     )
 )
 
@@ -103,13 +104,17 @@ async def follow(principal: Principal, slot: str, job_id: str, after: int) -> As
 
 
 def _stored(principal: Principal, job_id: str, after: int) -> tuple[list[dict[str, Any]], bool, bool]:
-    """Up to ``BATCH`` events after ``after``, whether the job had ended before they were read, and if the key lives."""
-    with acting(principal) as session:
-        job = repository.get(session, job_id)
-        ended = job is None or job.status in TERMINAL
-        rows = repository.events_after(session, job_id, after, BATCH)
-        events = [EventObject.of(row).model_dump(mode="json") for row in rows]
-        return events, ended, accounts.is_live_hash(session, principal.key_hash)
+    """Up to ``BATCH`` events after ``after``, whether the job had ended before, and if the key may still read them."""
+    try:
+        with acting(principal) as session:
+            job = repository.get(session, job_id)
+            ended = job is None or job.status in TERMINAL
+            rows = repository.events_after(session, job_id, after, BATCH)
+            return [EventObject.of(row).model_dump(mode="json") for row in rows], ended, True
+    except DomainError as error:
+        if error.status not in (401, 403):
+            raise
+        return [], False, False
 
 
 async def _live(client: redis.asyncio.Redis, name: str, position: str) -> AsyncIterator[tuple[str, dict[str, Any]]]:

@@ -123,10 +123,11 @@ def take(
 
 
 def another_waits(
-    session: Session, capacity: Capacity, than: Job, *, aside: Collection[str], waited: timedelta
+    session: Session, capacity: Capacity, than: Job, *, aside: Collection[str], waited: timedelta, max_running: int
 ) -> bool:
-    """Whether an organisation that had less GPU time than that of a job has one that fits, for so long."""
-    asked = {**_told(capacity, aside), "waited": waited, "whose": than.organization_id}
+    """Whether an organisation that had less GPU time than that of a job has one that fits and may run, for so long."""
+    told = _told(capacity, aside)
+    asked = {**told, "waited": waited, "whose": than.organization_id, "max_running": max_running}
     return session.scalar(_another_waits(), asked) is not None
 
 
@@ -216,7 +217,8 @@ def _another_waits() -> Select[Any]:
     job, other = _first_of(kinds).lateral(), kinds.c.organization_id
     less = used_per_weight(other) < used_per_weight(_ORGANIZATION)
     query = select(job.c.id).select_from(kinds).join(job, true()).where(_understood(kinds.c), _fits(kinds.c))
-    return query.where(other != _ORGANIZATION, within_budget(other), less).limit(_ONE)
+    may = and_(_is_below_limit(other), within_budget(other))
+    return query.where(other != _ORGANIZATION, may, less).limit(_ONE)
 
 
 @cache

@@ -278,10 +278,10 @@ def _file(session: Session, id: str, param: str, max_rows: int) -> File:
 
 
 def _keep_data(job_id: str, given: dict[str, File]) -> dict[str, Path]:
-    """Link files into the job's folder: they may be deleted or expire, and the job still has them."""
+    """Link files into the job's folder: they may be deleted or expire, and the job still has them until it ends."""
     folder = storage.job_dir(job_id)
     folder.mkdir(parents=True)
-    paths = {param: folder / param.replace("_file", ".jsonl") for param in given}
+    paths = {param: storage.job_data(job_id, param.removesuffix("_file")) for param in given}
     for param, file in given.items():
         try:
             _link(storage.file_path(file.id), paths[param])

@@ -40,15 +40,15 @@ def parts(session: Session, upload_id: str) -> dict[str, UploadPart]:
     return {part.id: part for part in rows}
 
 
-def remove_stale(session: Session, older_than: timedelta, limit: int) -> Sequence[str]:
-    """Forget up to ``limit`` uploads of any organisation, over since ``older_than``. Returns their ids."""
+def remove_stale(session: Session, older_than: timedelta, limit: int) -> int:
+    """Forget up to ``limit`` uploads of any organisation, over since ``older_than``. Returns how many."""
     stale = (
         select(Upload.id)
         .where(or_(Upload.status != "pending", Upload.expires_at <= func.now()))
         .where(Upload.expires_at <= func.now() - older_than)
         .limit(limit)
     )
-    return session.scalars(delete(Upload).where(Upload.id.in_(stale)).returning(Upload.id)).all()
+    return len(session.scalars(delete(Upload).where(Upload.id.in_(stale)).returning(Upload.id)).all())
 
 
 def known(session: Session, ids: Sequence[str]) -> set[str]:

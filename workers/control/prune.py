@@ -14,7 +14,7 @@ from pathlib import Path
 from sqlalchemy.orm import Session
 
 from service.core import clock, storage
-from service.core.db import transaction
+from service.core.db import after_commit, transaction
 from service.core.ids import is_id
 from service.files import repository as files
 from service.idempotency import repository as kept_answers
@@ -65,32 +65,42 @@ def prune() -> None:
 
 
 def _prune_rows() -> None:
+    _until_none_is_left(uploads.remove_stale, ENDED_UPLOADS_KEPT)
+    _until_none_is_left(kept_answers.remove_old, KEPT_FOR)
+    _until_none_is_left(jobs.remove_old_examinations, EXAMINATIONS_KEPT)
+    _until_none_is_left(webhooks.remove_old, DELIVERIES_KEPT)
     with transaction("troll_control") as session:
-        uploads.remove_stale(session, ENDED_UPLOADS_KEPT, BATCH)
-        kept_answers.remove_old(session, KEPT_FOR, BATCH)
-        jobs.remove_old_examinations(session, EXAMINATIONS_KEPT, BATCH)
-        webhooks.remove_old(session, DELIVERIES_KEPT, BATCH)
         sharing.remove_orphans(session)
 
 
 def _prune_events() -> None:
-    """A few jobs at a time: each may have a hundred thousand events, and a transaction has 30 seconds."""
-    ended_for = timedelta(days=settings().events_kept_days)
-    removed, more = 0, bool(ended_for)
-    while more:
-        with transaction("troll_control") as session:
-            number = jobs.remove_old_events(session, ended_for, JOBS_AT_ONCE)
-        removed, more = removed + number, number == JOBS_AT_ONCE
-    if removed:
-        log.info("removed the events of %d jobs that ended %d days ago", removed, ended_for.days)
+    if days := settings().events_kept_days:
+        # A few jobs at a time: each may have a hundred thousand events, and a transaction has 30 seconds.
+        removed = _until_none_is_left(jobs.remove_old_events, timedelta(days=days), limit=JOBS_AT_ONCE)
+        log.info("removed the events of %d jobs that ended %d days ago", removed, days)
 
 
 def _prune_expired() -> int:
-    with transaction("troll_control") as session:
-        expired = files.remove_expired(session, BATCH)
-    for id in expired:
-        storage.file_path(id).unlink(missing_ok=True)
-    return len(expired)
+    def remove(session: Session, limit: int) -> int:
+        expired = files.remove_expired(session, limit)
+        after_commit(session, lambda: _remove(map(storage.file_path, expired)))
+        return len(expired)
+
+    return _until_none_is_left(remove)
+
+
+def _until_none_is_left(remove: Callable[..., int], *given: object, limit: int = BATCH) -> int:
+    """How many ``remove(session, *given, limit)`` removes, in transactions of up to ``limit`` each.
+
+    However much one tenant makes in an hour, the others' is removed in that hour too.
+    """
+    total = 0
+    while True:
+        with transaction("troll_control") as session:
+            number = remove(session, *given, limit)
+        total += number
+        if number < limit:
+            return total
 
 
 def _orphans(name: str, existing: Callable[[Session, Sequence[str]], set[str]], now: datetime) -> list[Path]:
@@ -121,6 +131,7 @@ def _left_by_attempts() -> list[Path]:
     for paths in _batches(_ours("jobs")):
         with transaction("troll_control") as session:
             for job in jobs.ended(session, [path.name for path in paths], ENDED_FOR):
+                left += storage.job_dir(job.id).glob(f"*{storage.ROWS}")
                 if job.is_readable:
                     left += leftovers.of(session, job)
     return left

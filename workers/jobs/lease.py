@@ -47,7 +47,7 @@ class Lease:
         if job is None:
             return False
         preempt_after = timedelta(seconds=settings().preempt_after_seconds)
-        reason = repository.reason_to_stop(session, job, capacity(), preempt_after)
+        reason = repository.reason_to_stop(session, job, capacity(), preempt_after, settings().max_running_jobs)
         if reason is None:
             return False
         draft = EventDraft(f"{reason}; the job saves a checkpoint and is queued again", level="warn")

@@ -11,6 +11,7 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import func, select, update
 
+from service.accounts import repository as accounts
 from service.core.db import transaction
 from service.embedded.servers import Servers
 from service.jobs import repository
@@ -19,6 +20,7 @@ from service.jobs.states import Status, move
 from service.jobs.turns import Capacity
 from service.scheduling import repository as scheduling
 from service.scheduling.models import GPUUsage
+from service.usage import repository as usage
 from tests import factories
 from tests.conftest import Key
 
@@ -194,7 +196,8 @@ def stopped_for(job_id: str, preempt_after: float = 0) -> str | None:
     with transaction("troll_worker") as session:
         job = repository.get(session, job_id)
         assert job is not None
-        return repository.reason_to_stop(session, job, Capacity(["transformers"]), timedelta(seconds=preempt_after))
+        after = timedelta(seconds=preempt_after)
+        return repository.reason_to_stop(session, job, Capacity(["transformers"]), after, max_running=8)
 
 
 def test_a_running_job_stops_when_the_budget_is_used_up(submit: Submit, use: Use) -> None:
@@ -223,6 +226,27 @@ def test_a_job_makes_room_for_an_organisation_that_had_less(submit: Submit, use:
     waits_since(database, waiting, 60)
     assert "Another organization" in (stopped_for(running, preempt_after=600) or "")
     assert stopped_for(running) is None, "nobody asked for that"
+
+
+@pytest.mark.parametrize("most", [0, 1])
+def test_a_job_makes_no_room_for_an_organisation_that_may_not_run_more(
+    submit: Submit, use: Use, database: Servers, most: int
+) -> None:
+    running = submit("acme")
+    assert claim() == running
+    if most:
+        own = submit("globex")
+        assert claim() == own
+    waiting = submit("globex")
+    use("acme", 500)
+    waits_since(database, running, 700, "claimed_at")
+    waits_since(database, waiting, 60)
+    assert stopped_for(running, preempt_after=600) is not None
+    with transaction("troll_operator") as session:
+        globex = accounts.organization_named(session, "globex")
+        assert globex is not None
+        usage.set_limits(session, globex.id, {"running_jobs": most})
+    assert stopped_for(running, preempt_after=600) is None
 
 
 @pytest.mark.parametrize("other", ["had more", "needs another engine", "is the same organisation"])

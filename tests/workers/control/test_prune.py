@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 
+import psycopg
 import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import text
@@ -14,6 +15,7 @@ from sqlalchemy import text
 from service.core import clock, storage
 from service.core.db import transaction
 from service.core.ids import new_id
+from service.embedded.servers import Servers
 from service.installation import service as installation
 from service.installation.repository import get
 from service.settings import settings
@@ -271,3 +273,41 @@ def test_nobody_can_remove_the_events_of_a_job_that_has_not_ended_long_ago(
         removed = session.execute(text("DELETE FROM fine_tuning_events RETURNING job_id")).scalars().all()
     assert set(removed) == {ids[2]}
     assert [bool(told(client, id)) for id in ids] == [True, True, False]
+
+
+def test_more_than_one_batch_is_removed_at_a_time(
+    folder: Path, client: TestClient, servers: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pruning._until_none_is_left, "__kwdefaults__", {"limit": 2})
+    ids = [factories.upload(client, factories.jsonl(factories.rows(1, n))) for n in range(5)]
+    with psycopg.connect(servers.database_owner_url, autocommit=True) as owner:
+        owner.execute("UPDATE files SET expires_at = now() - interval '1 second'")
+    prune()
+    assert [id for id in ids if storage.file_path(id).exists()] == []
+    assert client.get("/v1/files").json()["data"] == []
+
+
+@pytest.mark.parametrize("end", ["cancelled", "succeeded", "failed"])
+def test_the_rows_of_a_job_go_with_its_end(
+    folder: Path, client: TestClient, submit: Callable[..., str], end: str
+) -> None:
+    id = submit("user-error" if end == "failed" else "succeed")
+    assert storage.job_data(id, "training").exists()
+    if end == "cancelled":
+        client.post(f"/v1/fine_tuning/jobs/{id}/cancel")
+    else:
+        supervisor.run("worker-1")
+    assert row(id).status == end
+    assert list(storage.job_dir(id).glob("*.jsonl")) == []
+
+
+def test_the_rows_of_a_job_that_ended_under_an_earlier_version_are_pruned(
+    folder: Path, client: TestClient, submit: Callable[..., str]
+) -> None:
+    id = ended_job(client, submit, 1)
+    left = storage.job_data(id, "training")
+    left.write_text("x")
+    running = submit()
+    prune()
+    assert not left.exists()
+    assert storage.job_data(running, "training").exists()
