@@ -35,7 +35,7 @@ class Found:
 
 
 def is_live_hash(session: Session, hash: str) -> bool:
-    """Whether a key with this hash is good."""
+    """Whether a key with this hash is good. A session that acts for a project sees its own key alone."""
     return session.scalar(select(APIKey.id).where(APIKey.hash == hash, *_LIVE)) is not None
 
 

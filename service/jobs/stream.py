@@ -18,6 +18,7 @@ from redis.exceptions import RedisError
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as NoConnection
 
+from service.accounts import repository as accounts
 from service.accounts.known import Principal
 from service.accounts.service import acting
 from service.core import live, shutdown, sse, stream_slots
@@ -110,7 +111,9 @@ def _stored(principal: Principal, job_id: str, after: int) -> tuple[list[dict[st
             job = repository.get(session, job_id)
             ended = job is None or job.status in TERMINAL
             rows = repository.events_after(session, job_id, after, BATCH)
-            return [EventObject.of(row).model_dump(mode="json") for row in rows], ended, True
+            events = [EventObject.of(row).model_dump(mode="json") for row in rows]
+            # Asked last: what ended the job may have ended the key, and then that is what is told.
+            return events, ended, accounts.is_live_hash(session, principal.key_hash)
     except DomainError as error:
         if error.status not in (401, 403):
             raise

@@ -89,3 +89,22 @@ def test_a_project_is_archived_while_its_jobs_are_being_changed(
     answer = admin.post(f"/v1/organization/projects/{key.project_id}/archive")
     other.join()
     assert (answer.status_code, faults) == (200, [])
+
+
+def test_whoever_follows_a_job_that_ends_with_its_project_is_told_of_the_key(
+    client_for: ClientFor, new_key: Callable[..., Key], models_dir: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, admin = new_key(project="second"), client_for(new_key(admin=True))
+    job = factories.create_job(client_for(key), factories.offer_model(models_dir))["id"]
+    with transaction("troll_api") as session:
+        principal = identify(session, keys.hashed(key.plain), Asked("GET events", frozenset({"read"})))
+    get = repository.get
+
+    def meanwhile(*given: Any) -> Any:
+        answer = admin.post(f"/v1/organization/projects/{key.project_id}/archive")
+        assert answer.status_code == 200, answer.text
+        return get(*given)
+
+    monkeypatch.setattr(repository, "get", meanwhile)
+    _, ended, welcome = stream._stored(principal, job, 0)
+    assert (ended, welcome) == (True, False)
