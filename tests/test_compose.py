@@ -13,7 +13,7 @@ import pytest
 import yaml
 from sqlalchemy import make_url
 
-from service.core.db import ROLES
+from service.core.db import LOGINS
 from service.embedded import postgres
 from service.embedded.servers import Servers
 from service.settings import Settings
@@ -91,7 +91,7 @@ SECRETS = {
     "serving-worker": {"REDIS_URL"},
     "operator": {"DATABASE_URL", "TROLL_KEY_PEPPER"},
 }
-LOGINS = {
+LOGIN_OF_SERVICE = {
     "api": "troll_api", "control-worker": "troll_control", "gpu-worker": "troll_worker", "operator": "troll_operator",
 }  # fmt: skip
 
@@ -102,17 +102,17 @@ def test_a_container_knows_no_secret_that_it_does_not_use(name: str) -> None:
     assert {each for each in given if re.search("(URL|PEPPER|KEY)$", each)} - PUBLIC == SECRETS[name]
 
 
-@pytest.mark.parametrize("name", LOGINS)
+@pytest.mark.parametrize("name", LOGIN_OF_SERVICE)
 def test_each_process_has_a_login_and_a_password_of_its_own(name: str) -> None:
     url = COMPOSE["services"][name]["environment"]["DATABASE_URL"]
-    password = f"{LOGINS[name].upper()}_PASSWORD"
-    assert re.fullmatch(rf"postgresql://{LOGINS[name]}:\$\{{{password}:\?[^}}]+\}}@postgres:5432/troll", url)
+    password = f"{LOGIN_OF_SERVICE[name].upper()}_PASSWORD"
+    assert re.fullmatch(rf"postgresql://{LOGIN_OF_SERVICE[name]}:\$\{{{password}:\?[^}}]+\}}@postgres:5432/troll", url)
     assert password in COMPOSE["services"]["postgres"]["environment"]
 
 
 def test_the_script_gives_each_login_its_password(servers: Servers) -> None:
     owner = make_url(servers.database_owner_url)
-    given = {role: f'it\'s {role} \\ "x"' for role in ROLES}
+    given = {role: f'it\'s {role} \\ "x"' for role in LOGINS}
     environment = {
         "PATH": f"{postgres._binaries()}:{os.environ['PATH']}",
         "POSTGRES_USER": str(owner.username),

@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 from service.app import create_app
 from service.cli import app
 from service.graders.multi import Multi
-from service.graders.registry import SINGLE
+from service.graders.registry import SINGLE_GRADERS
 from service.graders.settings import GraderSettings, JailLimits
 from service.graders.trial import RunErrors
 from service.inference.requests import ChatRequest, CompletionRequest
@@ -221,7 +221,7 @@ def test_what_may_be_asked_of_models_is_listed(column: str, requests: list[Any])
 
 def test_graders_lists_every_field_of_every_type() -> None:
     listed = {names(row[0])[0]: (names(row[1]), names(row[2])) for row in rows_of(GRADERS, "grader")}
-    types: dict[str, Any] = {**SINGLE, "multi": Multi}
+    types: dict[str, Any] = {**SINGLE_GRADERS, "multi": Multi}
     assert listed.keys() == types.keys() == table(GRADERS, "type").keys()
     for name, type_ in types.items():
         fields = {field: info.is_required() for field, info in type_.model_fields.items() if field != "type"}

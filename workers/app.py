@@ -8,7 +8,7 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 
 from service.core import ask, clock, storage
 from service.core.broker import CONTROL_QUEUE, DELIVER_WEBHOOKS, RUN_JOB, TRAINING_QUEUE, configure
-from service.core.db import Role, WrongLoginError, engine, transaction
+from service.core.db import Login, WrongLoginError, engine, transaction
 from service.installation import service as installation
 from service.settings import MissingSettingError, required, settings
 from workers.control import examiner
@@ -17,7 +17,7 @@ from workers.jobs.registration import Registration
 
 SWEEP = "workers.control.sweep"
 PRUNE = "workers.control.prune"
-LOGINS: dict[str, Role] = {TRAINING_QUEUE: "troll_worker", CONTROL_QUEUE: "troll_control"}
+LOGIN_OF_QUEUE: dict[str, Login] = {TRAINING_QUEUE: "troll_worker", CONTROL_QUEUE: "troll_control"}
 
 log = logging.getLogger(__name__)
 
@@ -45,21 +45,21 @@ def _prepare(**_: Any) -> None:
     storage.restrict_umask()
     try:
         for queue in app.amqp.queues.consume_from:
-            if queue in LOGINS:
-                engine(LOGINS[queue])
-                _belong(LOGINS[queue])
+            if queue in LOGIN_OF_QUEUE:
+                engine(LOGIN_OF_QUEUE[queue])
+                _belong(LOGIN_OF_QUEUE[queue])
         if CONTROL_QUEUE in app.amqp.queues.consume_from:
             required("webhook_key")
     except (MissingSettingError, WrongLoginError, installation.MismatchError) as error:
         raise SystemExit(str(error)) from error
 
 
-def _belong(role: Role) -> None:
+def _belong(login: Login) -> None:
     """Raises ``installation.MismatchError`` where the data folder is not the database's."""
     try:
-        with transaction(role) as session:
+        with transaction(login) as session:
             clock.warn_if_off(session)
-            if role == "troll_control":
+            if login == "troll_control":
                 installation.tie(session)
             else:
                 installation.verify(session)

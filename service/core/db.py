@@ -42,11 +42,11 @@ from service.settings import required, settings
 
 log = logging.getLogger(__name__)
 
-Role = Literal["troll_api", "troll_worker", "troll_control", "troll_operator"]
-ROLES: tuple[Role, ...] = get_args(Role)
+Login = Literal["troll_api", "troll_worker", "troll_control", "troll_operator"]
+LOGINS: tuple[Login, ...] = get_args(Login)
 
 CONNECTIONS = 16
-"""Connections of one process and role at most."""
+"""Connections of one process and login at most."""
 TRUSTED_SECONDS = 1.0
 """A connection that was used so lately is not asked whether it still works: that takes as long as a query."""
 
@@ -71,7 +71,7 @@ class Owner(Protocol):
 
 
 @dataclass(frozen=True)
-class Whole:
+class WholeOrganization:
     """All of an organisation."""
 
     organization_id: str
@@ -121,29 +121,29 @@ def driver_url(url: str) -> str:
 
 
 class WrongLoginError(Exception):
-    """A process was given another login than that of its role."""
+    """A process was given another login than its own."""
 
 
-def login_url(role: Role) -> str:
-    """The URL of PostgreSQL for ``role``.
+def login_url(login: Login) -> str:
+    """The URL of PostgreSQL for ``login``.
 
     Raises ``WrongLoginError`` or ``MissingSettingError`` where this process was not given it.
     """
     url = required("database_url")
-    login = make_url(url).username
-    if login != role:
+    given = make_url(url).username
+    if given != login:
         raise WrongLoginError(
-            f"DATABASE_URL is for the login '{login}', and this process works as '{role}', which it can only be by "
+            f"DATABASE_URL is for the login '{given}', and this process works as '{login}', which it can only be by "
             "logging in as it: see docs/operations.md, 'Databases'."
         )
     return url
 
 
 @cache
-def engine(role: Role) -> Engine:
-    """The engine of this process, which has to be ``role``. Raises as ``login_url`` does."""
+def engine(login: Login) -> Engine:
+    """The engine of this process, which has to be ``login``. Raises as ``login_url`` does."""
     made = create_engine(
-        driver_url(login_url(role)),
+        driver_url(login_url(login)),
         connect_args={"connect_timeout": 5, **_NOTICE_SILENCE, **_session_options()},
         # More than there are threads for requests, so that none of them waits for a connection.
         pool_size=CONNECTIONS,
@@ -187,9 +187,9 @@ def _check_unless_used_lately(dialect: Dialect, connection: Any, record: Connect
 
 
 @contextmanager
-def transaction(role: Role) -> Iterator[Session]:
+def transaction(login: Login) -> Iterator[Session]:
     """A session in one transaction that commits when the block ends and rolls back when it raises."""
-    with Session(engine(role), expire_on_commit=False) as session, session.begin():
+    with Session(engine(login), expire_on_commit=False) as session, session.begin():
         yield session
 
 
@@ -227,7 +227,7 @@ def across_projects(session: Session) -> Iterator[None]:
     if owner is None or owner.project_id == EVERY_PROJECT:
         yield
         return
-    _see(session, Whole(owner.organization_id))
+    _see(session, WholeOrganization(owner.organization_id))
     yield
     # Where the block raises, the transaction is over.
     _see(session, owner)

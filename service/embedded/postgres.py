@@ -21,7 +21,7 @@ from pathlib import Path
 import psycopg
 from psycopg import sql
 
-from service.core.db import ROLES
+from service.core.db import LOGINS
 from service.embedded.processes import Child, Children, Program, StartError, end_inside
 
 SYSTEM_USER = "troll-postgres"
@@ -37,7 +37,7 @@ START_SECONDS = 60.0
 STOP_SECONDS = 20.0
 WHO_MAY_CONNECT = f"""\
 local all {OWNER} scram-sha-256
-local {DATABASE} {",".join(ROLES)} scram-sha-256
+local {DATABASE} {",".join(LOGINS)} scram-sha-256
 """
 """All of pg_hba.conf. Whoever is not named is refused, such as the one login of earlier versions."""
 

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from migrations.upgrade import upgrade
 from service.accounts import keys, repository
 from service.accounts.service import create_key
-from service.core.db import ROLES, driver_url, transaction
+from service.core.db import LOGINS, driver_url, transaction
 from service.embedded.folder import Folder
 from service.embedded.servers import Servers
 from service.installation import service as installation
@@ -25,7 +25,7 @@ NAME = "first"
 
 def main(folder: Folder) -> None:
     upgrade()
-    servers = Servers(os.environ["DATABASE_OWNER_URL"], "", {role: folder.password(role) for role in ROLES})
+    servers = Servers(os.environ["DATABASE_OWNER_URL"], "", {login: folder.password(login) for login in LOGINS})
     servers.let_in()
     # Control's login sees the files and jobs of all; this process itself is the operator.
     control = create_engine(driver_url(servers.database_url("troll_control")))

@@ -8,7 +8,7 @@ import psycopg
 from psycopg import sql
 from sqlalchemy import make_url
 
-from service.core.db import ROLES, Role
+from service.core.db import LOGINS, Login
 from service.embedded import postgres, redis
 from service.embedded.folder import Folder
 from service.embedded.processes import Children
@@ -25,22 +25,22 @@ class Servers:
 
     database_owner_url: str = field(repr=False)
     redis_url: str = field(repr=False)
-    passwords: Mapping[Role, str] = field(repr=False)
+    passwords: Mapping[Login, str] = field(repr=False)
 
-    def database_url(self, role: Role) -> str:
-        """The URL under which ``role`` logs in, once it was let in."""
-        url = make_url(self.database_owner_url).set(username=role, password=self.passwords[role])
+    def database_url(self, login: Login) -> str:
+        """The URL under which ``login`` logs in, once it was let in."""
+        url = make_url(self.database_owner_url).set(username=login, password=self.passwords[login])
         return url.render_as_string(hide_password=False)
 
     def let_in(self) -> None:
         """Give the logins, which the migrations make, their passwords. Raises ``psycopg.Error``."""
         url = make_url(self.database_owner_url).set(drivername="postgresql").render_as_string(hide_password=False)
         with psycopg.connect(url) as connection:
-            for role, password in self.passwords.items():
+            for login, password in self.passwords.items():
                 # The server is sent a hash, so the password is in none of its logs.
-                hashed = connection.pgconn.encrypt_password(password.encode(), role.encode(), b"scram-sha-256").decode()
+                hashed = connection.pgconn.encrypt_password(password.encode(), login.encode(), b"scram-sha-256")
                 statement = sql.SQL("ALTER ROLE {} LOGIN PASSWORD {}")
-                connection.execute(statement.format(sql.Identifier(role), sql.Literal(hashed)))
+                connection.execute(statement.format(sql.Identifier(login), sql.Literal(hashed.decode())))
 
 
 def start(folder: Folder, children: Children, durable: bool = True) -> Servers:
@@ -58,7 +58,7 @@ def start(folder: Folder, children: Children, durable: bool = True) -> Servers:
         password = folder.password(postgres.OWNER)
         postgres.start(folder.cluster, sockets / "postgres", password, children, inherited(), durable)
         owner_url = postgres.owner_url(sockets / "postgres", password)
-    return Servers(owner_url, redis_url, {role: folder.password(role) for role in ROLES})
+    return Servers(owner_url, redis_url, {login: folder.password(login) for login in LOGINS})
 
 
 def named_database() -> str | None:

@@ -20,7 +20,7 @@ from celery.app.control import Control
 import service
 from service.core import storage
 from service.core.broker import CONTROL_QUEUE, KEY_PREFIX, TRAINING_QUEUE, broker_url
-from service.core.db import Role
+from service.core.db import Login
 from service.embedded import jail, servers
 from service.embedded.folder import Folder
 from service.embedded.jail import Jail
@@ -164,7 +164,7 @@ class Stack:
         signing = {"TROLL_WEBHOOK_KEY": os.environ.get("TROLL_WEBHOOK_KEY") or secret.key_of(pepper)}
         tracking = {name: key for name in ("TROLL_WANDB_API_KEY",) if (key := os.environ.get(name))}
 
-        def login(role: Role) -> dict[str, str]:
+        def login(role: Login) -> dict[str, str]:
             return {"DATABASE_URL": running.database_url(role)}
 
         return {

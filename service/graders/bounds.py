@@ -1,4 +1,4 @@
-"""Between which rewards a grader stays, as far as its definition tells (``Definition.bounds``).
+"""Between which rewards a grader stays, as far as its definition tells (``GraderDefinition.bounds``).
 
 An answer that cannot be graded through its own fault earns the least. A formula's bounds are found by interval
 arithmetic: an operation on intervals gives one that holds every value the operation can take. Scores that

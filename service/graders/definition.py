@@ -42,7 +42,7 @@ class Frozen(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class Definition(Frozen, ABC):
+class GraderDefinition(Frozen, ABC):
     """A grader as it travels on the wire and stands in a stored specification."""
 
     aliases: ClassVar[tuple[str, ...]] = ()

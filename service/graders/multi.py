@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from service.graders.bounds import Interval, formula_bounds
-from service.graders.definition import MAX_REWARD, Definition, GraderName
+from service.graders.definition import MAX_REWARD, GraderDefinition, GraderName
 from service.graders.formula import Formula, is_variable_name
 from service.graders.registry import Single
 
@@ -27,7 +27,7 @@ GraderKey = Annotated[GraderName, AfterValidator(_check_variable_name)]
 SingleGrader = Annotated[Single, Field(discriminator="type")]
 
 
-class Multi(Definition):
+class Multi(GraderDefinition):
     """A formula over the scores of named graders, for example ``0.8 * exact + 0.2 * close``."""
 
     type: Literal["multi"]

@@ -2,7 +2,7 @@
 
 from typing import get_args
 
-from service.graders.definition import Definition
+from service.graders.definition import GraderDefinition
 from service.graders.kinds.code_tests import CodeTests
 from service.graders.kinds.http import Http
 from service.graders.kinds.label_model import LabelModel
@@ -27,12 +27,12 @@ Single = (
 )  # fmt: skip
 
 
-def type_of(kind: type[Definition]) -> str:
+def type_of(kind: type[GraderDefinition]) -> str:
     """The ``type`` on the wire of a kind of grader."""
     (name,) = get_args(kind.model_fields["type"].annotation)
     return str(name)
 
 
-SINGLE: dict[str, type[Single]] = {type_of(kind): kind for kind in get_args(Single)}
+SINGLE_GRADERS: dict[str, type[Single]] = {type_of(kind): kind for kind in get_args(Single)}
 """By ``type``: all but ``multi``, which is made of them."""
-ALIASES = {alias: name for name, kind in SINGLE.items() for alias in kind.aliases}
+ALIASES = {alias: name for name, kind in SINGLE_GRADERS.items() for alias in kind.aliases}

@@ -14,7 +14,7 @@ from service.contracts.strict_json import kind
 from service.contracts.wording import reason_of
 from service.graders.formula import is_variable_name
 from service.graders.multi import MAX_GRADERS, Grader, Multi
-from service.graders.registry import ALIASES, SINGLE, Single, type_of
+from service.graders.registry import ALIASES, SINGLE_GRADERS, Single, type_of
 from service.graders.template import Template
 
 __all__ = ["MAX_FAULTS", "MAX_REFERENCES", "SUPPORTED", "Grader", "GraderError", "parse_grader"]
@@ -46,7 +46,7 @@ class GraderError(Exception):
         return cls(message, faults[0].param, faults)
 
 
-SUPPORTED = (*SINGLE, type_of(Multi))
+SUPPORTED = (*SINGLE_GRADERS, type_of(Multi))
 
 
 def parse_grader(raw: Any, path: str) -> Grader:
@@ -84,7 +84,7 @@ def _fields_and_type(raw: Any, path: str) -> tuple[dict[str, Any], str]:
 
 
 def _parse_single(fields: dict[str, Any], type_: str, path: str) -> Single:
-    kind_of_grader = SINGLE[type_]
+    kind_of_grader = SINGLE_GRADERS[type_]
     unsupported = kind_of_grader.unsupported(fields)
     if unsupported is not None:
         raise GraderError(unsupported.message, f"{path}.{unsupported.field}")

@@ -15,7 +15,7 @@ from pathlib import Path
 from sqlalchemy.orm import Session
 
 from service.core import clock, storage
-from service.core.db import Role, transaction
+from service.core.db import Login, transaction
 from service.core.ids import is_id, random_text
 from service.files import repository as files
 from service.installation import repository
@@ -85,17 +85,17 @@ def is_careful(session: Session) -> bool:
     return row.careful_until is not None and row.careful_until > clock.now(session)
 
 
-def beat(role: Role) -> None:
+def beat(login: Login) -> None:
     """Write a new text to both sides, the database first. Raises ``MismatchError`` and ``OSError``."""
     new = random_text(16)
-    with transaction(role) as session:
+    with transaction(login) as session:
         row = repository.locked(session)
         marker = _read()
         if marker is None or marker.id != row.id:
             raise _mismatch(row, marker, "")
         _compare(session, row, marker)
         row.beats = [*([marker.beat] if marker.beat else []), new]
-    with transaction(role) as session:
+    with transaction(login) as session:
         row = repository.locked(session)
         # Another worker may have gone on from here since.
         if row.beats[-1] == new:

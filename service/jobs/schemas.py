@@ -10,7 +10,7 @@ from service.core.pagination import Listed
 from service.jobs.curves import Curves
 from service.jobs.integrations import MAX_INTEGRATIONS, Integration, IntegrationObject
 from service.jobs.methods.registry import EventData
-from service.jobs.methods.wire import Method, RequestedMethod, method_object
+from service.jobs.methods.schemas import Method, RequestedMethod, method_object
 from service.jobs.models import Checkpoint, Event, Job
 from service.jobs.states import TERMINAL, Desired, Status
 from service.jobs.stored import UnreadableError, with_current_code

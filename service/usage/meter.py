@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
-from service.core.db import Whole, tenant
+from service.core.db import WholeOrganization, tenant
 from service.usage import repository
 from service.usage.repository import Tokens
 
@@ -53,7 +53,7 @@ def write() -> None:
             counted = {id: {model: replace(each) for model, each in mine.items()} for id, mine in _counted.items()}
         for organization_id, mine in counted.items():
             try:
-                with tenant(Whole(organization_id)) as session:
+                with tenant(WholeOrganization(organization_id)) as session:
                     # Whoever locks several does it in one order.
                     for model, tokens in sorted(mine.items()):
                         repository.add_tokens(session, organization_id, model, tokens)

@@ -10,7 +10,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from service.core import clock
-from service.core.db import Whole, across_projects, tenant
+from service.core.db import WholeOrganization, across_projects, tenant
 from service.core.errors import DomainError
 from service.settings import settings
 from service.usage import meter, repository
@@ -131,7 +131,7 @@ def remembered(organization_id: str) -> Limits:
     if known is not None and time.monotonic() - known[1] < REMEMBERED_SECONDS:
         return known[0]
     try:
-        with tenant(Whole(organization_id)) as session:
+        with tenant(WholeOrganization(organization_id)) as session:
             found = limits(session, organization_id)
     except SQLAlchemyError as error:
         log.warning("limits are not known, and those known before hold: %s", error)

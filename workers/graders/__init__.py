@@ -31,12 +31,14 @@ def faults(definition: schemas.Grader, settings: GraderSettings, path: str = "gr
     found: dict[str, str] = {}
     for key, part in definition.parts.items():
         found |= faults(part, settings, f"{path}.graders.{key}")
-    if definition.loads_code and (fault := registry.SINGLE[definition.type].fault(definition, settings)) is not None:
-        found[f"{path}.{fault.field}"] = fault.message
+    if definition.loads_code:
+        fault = registry.SINGLE_GRADERS[definition.type].fault(definition, settings)
+        if fault is not None:
+            found[f"{path}.{fault.field}"] = fault.message
     return found
 
 
 def batch_size(definition: schemas.Grader) -> int:
     """How many samples a batch should have, if they can be had, for what a batch costs by itself to be small."""
     singles = definition.parts.values() or [definition]
-    return max(registry.SINGLE[each.type].batch_size for each in singles)
+    return max(registry.SINGLE_GRADERS[each.type].batch_size for each in singles)

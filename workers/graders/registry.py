@@ -15,7 +15,7 @@ from workers.graders.score_model import ScoreModelGrader
 from workers.graders.string_check import StringCheckGrader
 from workers.graders.text_similarity import TextSimilarityGrader
 
-SINGLE: dict[str, type[SingleGrader]] = {
+SINGLE_GRADERS: dict[str, type[SingleGrader]] = {
     "string_check": StringCheckGrader,
     "text_similarity": TextSimilarityGrader,
     "python": PythonGrader,
@@ -32,4 +32,4 @@ def make(definition: schemas.Grader, settings: GraderSettings) -> Grader:
     """The grader that ``definition`` defines. Raises as its kind does."""
     if isinstance(definition, Multi):
         return MultiGrader(definition, {key: make(part, settings) for key, part in definition.graders.items()})
-    return SINGLE[definition.type](definition, settings)
+    return SINGLE_GRADERS[definition.type](definition, settings)

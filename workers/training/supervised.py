@@ -200,7 +200,7 @@ def report(job: Run, step: int, train: Score | None, valid: Score | None, number
     total, trainer = job.hyperparameters.n_steps, job.trainer
     seconds = job.clock.lap()
     trainer.seconds += seconds["full_iteration"] if step else 0.0
-    trainer.metrics |= lasting(trainer.metrics, step, train, valid, numbers)
+    trainer.metrics |= checkpoint_metrics(trainer.metrics, step, train, valid, numbers)
     values = SupervisedMetrics(
         step=step,
         total_steps=total,
@@ -229,7 +229,7 @@ def scores(train: Score | None, valid: Score | None) -> dict[str, Any]:
     }
 
 
-def lasting(
+def checkpoint_metrics(
     known: dict[str, float | None], step: int, train: Score | None, valid: Score | None, numbers: dict[str, float]
 ) -> dict[str, float | None]:
     """The numbers that go with a checkpoint and the result, brought up to date with a step's."""

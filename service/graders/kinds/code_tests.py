@@ -5,10 +5,10 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from service.graders.bounds import EITHER, FRACTION, Interval
-from service.graders.definition import OUTPUT_TEXT, Definition, GraderName, TemplateText
+from service.graders.definition import OUTPUT_TEXT, GraderDefinition, GraderName, TemplateText
 
 
-class CodeTests(Definition):
+class CodeTests(GraderDefinition):
     """1.0 when the program in ``input`` passes all ``tests``, else 0.0; with ``partial`` the fraction that it passes.
 
     The program is the last fenced block of Python in ``input``, or all of it. ``tests`` is a template that gives a JSON

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from service.graders.bounds import ANY, Interval
-from service.graders.definition import Definition, Fault, GraderName
+from service.graders.definition import Fault, GraderDefinition, GraderName
 from service.graders.settings import GraderSettings, origin_of
 
 
@@ -19,7 +19,7 @@ def _check_url(url: str) -> str:
     return url
 
 
-class Http(Definition):
+class Http(GraderDefinition):
     """The rewards that the scoring service at ``url`` answers with, a batch of samples at a time.
 
     ``endpoint`` is Azure's name for it.

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 
 from service.contracts.strict_json import kind
-from service.graders.definition import Definition, Fault, Frozen, GraderName
+from service.graders.definition import Fault, Frozen, GraderDefinition, GraderName
 from service.graders.settings import GraderSettings
 from service.graders.template import Template
 
@@ -51,7 +51,7 @@ class SamplingParams(Frozen):
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
 
 
-class Judge(Definition):
+class Judge(GraderDefinition):
     asks_others = True
 
     name: GraderName

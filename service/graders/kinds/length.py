@@ -5,11 +5,11 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from service.graders.bounds import FRACTION, Interval
-from service.graders.definition import OUTPUT_TEXT, Definition, GraderName, TemplateText
+from service.graders.definition import OUTPUT_TEXT, GraderDefinition, GraderName, TemplateText
 from service.graders.template import MAX_FILLED
 
 
-class Length(Definition):
+class Length(GraderDefinition):
     """1.0 for an ``input`` of up to ``target`` words or characters, from there falling evenly to 0.0 at ``limit``."""
 
     type: Literal["length"]

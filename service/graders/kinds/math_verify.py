@@ -3,10 +3,10 @@
 from typing import Literal
 
 from service.graders.bounds import EITHER, Interval
-from service.graders.definition import OUTPUT_TEXT, Definition, GraderName, TemplateText
+from service.graders.definition import OUTPUT_TEXT, GraderDefinition, GraderName, TemplateText
 
 
-class MathVerify(Definition):
+class MathVerify(GraderDefinition):
     """1.0 when the last mathematical expression of ``input`` equals ``reference``, else 0.0."""
 
     type: Literal["math_verify"]

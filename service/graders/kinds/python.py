@@ -6,7 +6,7 @@ from pydantic import AfterValidator, Field
 
 from service.graders import source
 from service.graders.bounds import ANY, Interval
-from service.graders.definition import Definition, Fault, GraderName
+from service.graders.definition import Fault, GraderDefinition, GraderName
 
 MAX_SOURCE_BYTES = 256 * 1000
 
@@ -18,7 +18,7 @@ def _check_source(source: str) -> str:
     return source
 
 
-class Python(Definition):
+class Python(GraderDefinition):
     """What the function ``grade(sample, item)`` of ``source`` returns, a finite number. It runs in a jail.
 
     ``image_tag`` chose among images of the hosted API; there is one environment here, and the tag is only kept.

@@ -5,10 +5,10 @@ from typing import Any, Literal
 from pydantic import field_validator
 
 from service.graders.bounds import EITHER, Interval
-from service.graders.definition import Definition, GraderName, TemplateText
+from service.graders.definition import GraderDefinition, GraderName, TemplateText
 
 
-class StringCheck(Definition):
+class StringCheck(GraderDefinition):
     """1.0 when ``input operation reference`` holds, else 0.0.
 
     ``eq`` and ``ne`` compare exactly, ``like`` and ``ilike`` ask whether ``input`` contains ``reference``; ``ilike``

@@ -3,14 +3,14 @@
 from typing import Any, Literal
 
 from service.graders.bounds import FRACTION, Interval
-from service.graders.definition import Definition, Fault, GraderName, TemplateText
+from service.graders.definition import Fault, GraderDefinition, GraderName, TemplateText
 
 Metric = Literal[
     "fuzzy_match", "bleu", "gleu", "meteor", "rouge_1", "rouge_2", "rouge_3", "rouge_4", "rouge_5", "rouge_l"
 ]
 
 
-class TextSimilarity(Definition):
+class TextSimilarity(GraderDefinition):
     """Similarity of ``input`` and ``reference`` in [0, 1].
 
     The score is the reward; ``pass_threshold`` belongs to evaluations and does not change it.

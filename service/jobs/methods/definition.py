@@ -18,7 +18,7 @@ from service.jobs.hyperparameters.option import Asked, Frozen
 from service.jobs.hyperparameters.shared import SharedHyperparameters
 
 
-class Definition(Frozen, ABC):
+class MethodDefinition(Frozen, ABC):
     asked: ClassVar[type[Asked[Any]]]
     """The hyperparameters that may be asked for; its ``resolved`` are the class of ``hyperparameters``."""
     metrics: ClassVar[type[BaseModel]]

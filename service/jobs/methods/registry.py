@@ -6,7 +6,7 @@ from typing import Annotated, Any, get_args
 
 from pydantic import AfterValidator
 
-from service.jobs.methods.definition import Definition
+from service.jobs.methods.definition import MethodDefinition
 from service.jobs.methods.reinforcement import Reinforcement
 from service.jobs.methods.supervised import Supervised
 
@@ -17,7 +17,7 @@ Method = (
 )  # fmt: skip
 
 
-def type_of(kind: type[Definition]) -> str:
+def type_of(kind: type[MethodDefinition]) -> str:
     """The ``type`` on the wire of a method."""
     (name,) = get_args(kind.model_fields["type"].annotation)
     return str(name)

@@ -10,11 +10,11 @@ from service.contracts.response_format import ResponseFormat
 from service.files import dataset
 from service.graders.schemas import Grader
 from service.jobs.hyperparameters.reinforcement import Hyperparameters, ResolvedHyperparameters
-from service.jobs.methods.definition import Definition
+from service.jobs.methods.definition import MethodDefinition
 from service.jobs.metrics import ReinforcementMetrics
 
 
-class Reinforcement(Definition):
+class Reinforcement(MethodDefinition):
     """Answers are sampled and graded, and the better ones become more likely."""
 
     asked = Hyperparameters

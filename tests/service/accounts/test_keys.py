@@ -13,7 +13,7 @@ from service.accounts import keys
 from service.accounts.models import APIKey
 from service.accounts.service import revoke_key
 from service.app import create_app
-from service.core.db import Whole, engine, tenant, transaction
+from service.core.db import WholeOrganization, engine, tenant, transaction
 from service.usage import service as usage
 from tests.conftest import Key
 
@@ -143,7 +143,7 @@ def test_the_last_use_of_a_key_is_written_down_once_a_minute(client: TestClient,
     first = last_used()
     client.get("/v1/models")
     assert last_used() == first
-    with tenant(Whole(api_key.organization_id)) as session:
+    with tenant(WholeOrganization(api_key.organization_id)) as session:
         session.execute(update(APIKey).where(APIKey.id == api_key.id).values(last_used_at=first - timedelta(minutes=2)))
     client.get("/v1/models")
     assert last_used() > first

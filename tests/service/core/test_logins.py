@@ -13,13 +13,13 @@ from service.settings import MissingSettingError, settings
 OWNER = "postgres"
 
 
-@pytest.fixture(params=db.ROLES)
-def role(request: pytest.FixtureRequest) -> db.Role:
+@pytest.fixture(params=db.LOGINS)
+def role(request: pytest.FixtureRequest) -> db.Login:
     return request.param
 
 
 @pytest.fixture
-def connection(servers: Servers, role: db.Role) -> Iterator[psycopg.Connection]:
+def connection(servers: Servers, role: db.Login) -> Iterator[psycopg.Connection]:
     """A connection as a thief of this login's password would have it."""
     with psycopg.connect(servers.database_url(role), autocommit=True) as connection:
         yield connection
@@ -34,26 +34,26 @@ def who(connection: psycopg.Connection) -> tuple[str, str]:
 @pytest.mark.parametrize(
     "way", ["SET ROLE {}", "SET SESSION ROLE {}", "SET LOCAL ROLE {}", "SET SESSION AUTHORIZATION {}"]
 )
-def test_a_login_becomes_no_other(connection: psycopg.Connection, role: db.Role, way: str) -> None:
-    for other in {*db.ROLES, OWNER} - {role}:
+def test_a_login_becomes_no_other(connection: psycopg.Connection, role: db.Login, way: str) -> None:
+    for other in {*db.LOGINS, OWNER} - {role}:
         with pytest.raises(errors.InsufficientPrivilege):
             connection.execute(sql.SQL(way).format(sql.Identifier(other)))
         assert who(connection) == (role, role)
 
 
-def test_there_is_nothing_to_go_back_to(connection: psycopg.Connection, role: db.Role) -> None:
+def test_there_is_nothing_to_go_back_to(connection: psycopg.Connection, role: db.Login) -> None:
     for way in ("SET ROLE NONE", "RESET ROLE", "RESET SESSION AUTHORIZATION", "RESET ALL", "DISCARD ALL"):
         connection.execute(way)
         assert who(connection) == (role, role)
 
 
-def test_no_start_up_packet_makes_it_another(servers: Servers, role: db.Role) -> None:
-    for other in {*db.ROLES, OWNER} - {role}:
+def test_no_start_up_packet_makes_it_another(servers: Servers, role: db.Login) -> None:
+    for other in {*db.LOGINS, OWNER} - {role}:
         with pytest.raises(psycopg.OperationalError, match="permission denied to set role"):
             psycopg.connect(servers.database_url(role), options=f"-c role={other}")
 
 
-def test_a_login_is_a_member_of_nothing_and_has_no_members_but_the_owner(servers: Servers, role: db.Role) -> None:
+def test_a_login_is_a_member_of_nothing_and_has_no_members_but_the_owner(servers: Servers, role: db.Login) -> None:
     query = """
         SELECT given.rolname, member.rolname FROM pg_auth_members
         JOIN pg_roles given ON given.oid = roleid JOIN pg_roles member ON member.oid = pg_auth_members.member
@@ -140,7 +140,7 @@ def test_no_login_passes_on_what_it_may_do(connection: psycopg.Connection) -> No
     assert connection.execute(query).fetchone() == (0,)
 
 
-def test_row_security_cannot_be_put_off(connection: psycopg.Connection, role: db.Role) -> None:
+def test_row_security_cannot_be_put_off(connection: psycopg.Connection, role: db.Login) -> None:
     connection.execute("SET row_security = off")
     with pytest.raises(errors.InsufficientPrivilege, match="row-level security"):
         connection.execute("SELECT id FROM api_keys" if role == "troll_operator" else "SELECT id FROM fine_tuning_jobs")
@@ -155,7 +155,7 @@ MAY_READ = {
 }
 
 
-def test_secrets_are_for_those_who_use_them(connection: psycopg.Connection, role: db.Role) -> None:
+def test_secrets_are_for_those_who_use_them(connection: psycopg.Connection, role: db.Login) -> None:
     assert {query for query in SECRETS if not refused(connection, query)} == MAY_READ[role]
 
 
@@ -208,7 +208,7 @@ WRITES = {
 
 @pytest.mark.parametrize("role", ["troll_worker", "troll_control", "troll_operator"], indirect=True)
 @pytest.mark.parametrize("privilege", ["INSERT", "UPDATE", "DELETE"])
-def test_what_each_login_may_write(connection: psycopg.Connection, role: db.Role, privilege: str) -> None:
+def test_what_each_login_may_write(connection: psycopg.Connection, role: db.Login, privilege: str) -> None:
     assert tables(connection, privilege) == WRITES[role][privilege]
 
 

@@ -14,7 +14,7 @@ from sqlalchemy.exc import IntegrityError, ProgrammingError
 from sqlalchemy.orm import Session
 
 from migrations.tables import Base, Checkpoint, TunedModel
-from service.core.db import ROLES, Owner, Whole, bind, driver_url, tenant, transaction
+from service.core.db import LOGINS, Owner, WholeOrganization, bind, driver_url, tenant, transaction
 from service.embedded.servers import Servers
 from tests import factories, tenants
 from tests.conftest import Key
@@ -53,7 +53,7 @@ def test_nobody_in_particular_sees_nothing(job: dict[str, Any]) -> None:
 
 
 def test_a_tenant_sees_its_own_rows(job: dict[str, Any]) -> None:
-    with tenant(Whole(job["organization_id"])) as session:
+    with tenant(WholeOrganization(job["organization_id"])) as session:
         assert counts(session)["fine_tuning_jobs"] == 1
 
 
@@ -73,14 +73,14 @@ def test_a_tenant_cannot_write_for_another(job: dict[str, Any], new_key: Callabl
 
 
 def test_the_name_of_the_organisation_does_not_outlive_its_transaction(job: dict[str, Any]) -> None:
-    with tenant(Whole(job["organization_id"])):
+    with tenant(WholeOrganization(job["organization_id"])):
         pass
     for _ in range(3):
         with transaction("troll_api") as session:
             assert counts(session)["fine_tuning_jobs"] == 0
 
 
-@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("role", LOGINS)
 def test_roles_own_nothing_and_bypass_nothing(database: object, role: str) -> None:
     query = text(
         "SELECT rolsuper OR rolbypassrls OR EXISTS (SELECT 1 FROM pg_tables WHERE tableowner = rolname) "

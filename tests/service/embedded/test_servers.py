@@ -19,7 +19,7 @@ from celery import Celery
 from sqlalchemy import create_engine, text
 
 from service.core.broker import broker_url
-from service.core.db import ROLES, driver_url
+from service.core.db import LOGINS, driver_url
 from service.embedded import postgres, servers
 from service.embedded import redis as embedded_redis
 from service.embedded.folder import Folder
@@ -262,7 +262,7 @@ def test_a_user_without_a_name_is_told_so(folder: Folder, children: Children, mo
         servers.start(folder, children)
 
 
-LOGINS = ["postgres", "troll", *ROLES]
+EVERY_LOGIN = ["postgres", "troll", *LOGINS]
 
 
 def connects(folder: Folder, login: str, password: str | None = None) -> bool:
@@ -300,19 +300,19 @@ def test_they_start_below_a_folder_of_any_name(tmp_path: Path, monkeypatch: pyte
 def test_nobody_is_taken_at_their_word(folder: Folder, children: Children) -> None:
     running = servers.start(folder, children)
     with psycopg.connect(running.database_owner_url) as connection:
-        for login in LOGINS[1:]:
+        for login in EVERY_LOGIN[1:]:
             connection.execute(f"CREATE ROLE {login} LOGIN SUPERUSER")
-    assert [login for login in LOGINS if connects(folder, login)] == []
+    assert [login for login in EVERY_LOGIN if connects(folder, login)] == []
     assert connects(folder, "postgres", folder.password("postgres"))
 
 
 def test_logins_reach_one_database_with_their_own_password(folder: Folder, children: Children) -> None:
     running = servers.start(folder, children)
     with psycopg.connect(running.database_owner_url) as connection:
-        for role in ROLES:
+        for role in LOGINS:
             connection.execute(f"CREATE ROLE {role}")
     running.let_in()
-    for role in ROLES:
+    for role in LOGINS:
         with psycopg.connect(running.database_url(role)) as connection:
             query = "SELECT current_user::text, rolsuper OR rolbypassrls FROM pg_roles WHERE rolname = current_user"
             assert connection.execute(query).fetchone() == (role, False)
@@ -334,7 +334,7 @@ def test_a_cluster_without_passwords_gets_them(
     (folder.cluster / "pg_hba.conf").write_text("local all all trust\n")
     write_json(folder.root / "secrets.json", {"key_pepper": "p" * 40})
     assert remembered(servers.start(folder, children)) == "kept"
-    assert [login for login in LOGINS if connects(folder, login)] == []
+    assert [login for login in EVERY_LOGIN if connects(folder, login)] == []
     assert folder.pepper() == "p" * 40
 
 
@@ -351,7 +351,7 @@ def test_passwords_are_in_no_log(folder: Folder, children: Children) -> None:
         running.let_in()  # The roles are missing, so the statement is logged as one that failed.
     written = (folder.logs / "postgres.log").read_text()
     assert "ALTER ROLE" in written
-    assert [login for login in ("postgres", *ROLES) if folder.password(login) in written] == []
+    assert [login for login in ("postgres", *LOGINS) if folder.password(login) in written] == []
 
 
 def test_servers_named_by_the_environment_are_used_instead(

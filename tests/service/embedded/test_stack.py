@@ -19,7 +19,7 @@ import psutil
 import pytest
 from openai import BadRequestError, InternalServerError, OpenAI
 
-from service.core.db import ROLES
+from service.core.db import LOGINS
 from service.embedded.detached import stop_stack
 from service.embedded.folder import Folder
 from service.embedded.processes import find, leftovers
@@ -133,7 +133,7 @@ SECRETS = {
     "serving-worker": {"REDIS_URL"},
     "beat": {"REDIS_URL"},
 }
-LOGINS = {
+LOGIN_OF_SERVICE = {
     "prepare": "troll_operator", "api": "troll_api", "control-worker": "troll_control",
     "training-worker": "troll_worker",
 }  # fmt: skip
@@ -143,14 +143,14 @@ def test_each_process_is_given_only_the_secrets_that_it_uses(tmp_path: Path, mon
     monkeypatch.setenv("TROLL_WANDB_API_KEY", "w" * 40)
     monkeypatch.setenv("TROLL_KEY_PEPPER", "p" * 40)
     stack = Stack(Options(tmp_path))
-    passwords = {role: stack.folder.password(role) for role in ROLES}
+    passwords = {role: stack.folder.password(role) for role in LOGINS}
     running = Servers("postgresql://postgres:of-the-owner@/troll?host=/run", "unix:///redis.sock", passwords)
     given = {name: stack._environment() | own for name, own in stack._secrets(running).items()}
     secret = re.compile("(DATABASE.*_URL|REDIS_URL|_PEPPER|_KEY)$")
     assert {name: {each for each in given[name] if secret.search(each)} for name in given} == SECRETS
     for name, variables in given.items():
         known = [role for role, password in passwords.items() if password in "\n".join(variables.values())]
-        assert known == ([LOGINS[name]] if name in LOGINS else [])
+        assert known == ([LOGIN_OF_SERVICE[name]] if name in LOGIN_OF_SERVICE else [])
         assert ("of-the-owner" in "\n".join(variables.values())) == (name == "prepare")
 
 

@@ -14,7 +14,7 @@ from sqlalchemy import update
 from sqlalchemy.exc import OperationalError
 
 from service.core import stream_slots
-from service.core.db import Whole, tenant, transaction
+from service.core.db import WholeOrganization, tenant, transaction
 from service.core.errors import DomainError
 from service.jobs import repository as jobs
 from service.jobs.models import Job
@@ -109,7 +109,7 @@ def test_an_upload_that_was_announced_can_be_completed(client: TestClient, limit
     part = client.post(f"/v1/uploads/{upload['id']}/parts", files={"data": ("part", ROWS)}).json()
     done = client.post(f"/v1/uploads/{upload['id']}/complete", json={"part_ids": [part["id"]]})
     assert done.json()["status"] == "completed"
-    with tenant(Whole(api_key.organization_id)) as session:
+    with tenant(WholeOrganization(api_key.organization_id)) as session:
         assert repository.stored_bytes(session, api_key.organization_id) == len(ROWS)
 
 

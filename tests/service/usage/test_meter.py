@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from service.core.db import Whole, tenant
+from service.core.db import WholeOrganization, tenant
 from service.usage import meter, repository
 from tests.conftest import Key
 
@@ -21,7 +21,7 @@ def often(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def written(organization_id: str) -> int:
-    with tenant(Whole(organization_id)) as session:
+    with tenant(WholeOrganization(organization_id)) as session:
         return repository.tokens_since(session, organization_id, datetime.min.replace(tzinfo=UTC))
 
 

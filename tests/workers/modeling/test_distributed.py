@@ -37,7 +37,7 @@ from workers.errors import RunError
 from workers.jobs import supervisor
 from workers.jobs.child import Child
 from workers.modeling import distributed, policy
-from workers.training import checkpoint, loop
+from workers.training import checkpoint, reinforcement
 from workers.training.processes.channel import Channel
 from workers.training.reporting.clock import Clock
 from workers.training.sampling.sampler import make_sampler
@@ -361,12 +361,12 @@ def test_who_cannot_sample_ahead_is_told_before_a_model_is_loaded(
         raise Loads
 
     monkeypatch.setenv("WORLD_SIZE", str(processes))
-    monkeypatch.setattr(loop, "begin", begin)
+    monkeypatch.setattr(reinforcement, "begin", begin)
     spec = make_spec(max_staleness=1, rollout_engine=engine)
     spec = spec.model_copy(update={"rollout_tensor_parallel": tensor_parallel})
     assert isinstance(spec.job.method, Reinforcement)
     with pytest.raises(RunError if refused else Loads) as stopped:
-        loop.prepare(spec, spec.job.method, Channel(lambda line: None), Clock())
+        reinforcement.prepare(spec, spec.job.method, Channel(lambda line: None), Clock())
     if isinstance(stopped.value, RunError):
         assert stopped.value.param == "hyperparameters.max_staleness"
 

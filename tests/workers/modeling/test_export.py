@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from service.contracts import chat_template
 from service.jobs.spec import RunSpec
 from tests.workers.training import tiny
-from tests.workers.training.test_loop import result_of
+from tests.workers.training.test_reinforcement import result_of
 from tests.workers.training.tiny import Recorder
 from workers.demo import make_tokenizer
 from workers.errors import RunError

@@ -17,7 +17,7 @@ from service.jobs.hyperparameters.supervised import SupervisedHyperparameters
 from service.jobs.spec import RunSpec
 from tests.workers.training import tiny
 from tests.workers.training.optim.test_update import hyperparameters, sampled, train
-from tests.workers.training.test_loop import Killed, attempt, killed_at, result_of
+from tests.workers.training.test_reinforcement import Killed, attempt, killed_at, result_of
 from tests.workers.training.tiny import Recorder
 from workers.modeling import export, policy
 from workers.modeling.lora import Lora, attach

@@ -17,7 +17,7 @@ from workers.modeling.rows import Readable, Rows
 from workers.rollouts.top_log_probs import sparse_rows
 from workers.training.data.batch import MicroBatch
 
-RENAMED = {
+HYPERPARAMETER_OF_OPTION = {
     "max_tokens": "max_tokens_kept",
     "divergence": "dppo_divergence",
     "threshold": "dppo_threshold",
@@ -31,7 +31,7 @@ def make(hyperparameters: ResolvedHyperparameters) -> Objective[Any]:
     """The job's objective; each of its options is the hyperparameter of that name, where there is one."""
     kind = OBJECTIVES[hyperparameters.objective]
     names = {field.name for field in fields(kind)}
-    asked = {name: RENAMED.get(name, name) for name in names}
+    asked = {name: HYPERPARAMETER_OF_OPTION.get(name, name) for name in names}
     return kind(**{name: getattr(hyperparameters, own) for name, own in asked.items() if hasattr(hyperparameters, own)})
 
 

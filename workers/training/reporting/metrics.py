@@ -26,7 +26,7 @@ from workers.training.reporting import evaluation
 Groups = Sequence[Sequence[Sample]]
 
 TOKENS = ("prompt_tokens", "completion_tokens", "cached_tokens")
-LASTING = ("kl_before", "kl_after", "fraction_projected", "entropy", "grad_norm")
+CHECKPOINT_METRICS = ("kl_before", "kl_after", "fraction_projected", "entropy", "grad_norm")
 SAMPLES_SHOWN = 3
 MAX_PROMPT, MAX_ANSWER = 200, 500
 
@@ -66,7 +66,7 @@ def reward_mean(groups: Groups | None) -> float | None:
     return _mean([reward for group in groups or [] for reward in _rewards(group)])
 
 
-def lasting(
+def checkpoint_metrics(
     known: dict[str, float | None], step: int, train: Groups | None, valid: Groups | None, numbers: dict[str, float]
 ) -> dict[str, float | None]:
     """The numbers that go with a checkpoint and the result, brought up to date with a step's."""
@@ -78,7 +78,7 @@ def lasting(
         new["valid_reward_mean"] = mean
         if mean is not None and (best is None or mean > best):
             new |= {"best_valid_reward_mean": mean, "best_valid_step": float(step)}
-    return new | {name: _finite(numbers[name]) for name in LASTING if name in numbers}
+    return new | {name: _finite(numbers[name]) for name in CHECKPOINT_METRICS if name in numbers}
 
 
 def _message(data: dict[str, Any], parts: dict[str, list[Sample]]) -> str:

@@ -13,7 +13,7 @@ from service.jobs.hyperparameters.option import resolve
 from service.jobs.hyperparameters.reinforcement import Hyperparameters, ResolvedHyperparameters
 from service.jobs.spec import RunSpec
 from tests.workers.serving import tiny
-from tests.workers.training.test_loop import Killed, attempt, killed_at, result_of
+from tests.workers.training.test_reinforcement import Killed, attempt, killed_at, result_of
 from tests.workers.training.tiny import Recorder, without_times
 from workers.data.prompts import Prompt
 from workers.errors import RunError

@@ -190,15 +190,15 @@ def test_an_outage_in_an_evaluation_costs_no_step_and_the_evaluation_is_made_up_
 
 
 def _begin_with_evaluation(monkeypatch: pytest.MonkeyPatch, outage: Outage, of_step: int) -> None:
-    from workers.training import loop
+    from workers.training import reinforcement
 
-    evaluate = loop.evaluate
+    evaluate = reinforcement.evaluate
 
     def then(job: Any) -> Any:
         outage.now = job.trainer.step == of_step
         return evaluate(job)
 
-    monkeypatch.setattr(loop, "evaluate", then)
+    monkeypatch.setattr(reinforcement, "evaluate", then)
 
 
 def test_an_outage_before_the_first_step_is_no_failure(make_spec: MakeSpec, execute: Execute, outage: Outage) -> None:

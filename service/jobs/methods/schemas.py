@@ -12,12 +12,12 @@ from pydantic import BaseModel, Field, create_model
 
 from service.contracts.response_format import ResponseFormat
 from service.core.openapi import ShownAs
-from service.jobs.methods.definition import Definition
+from service.jobs.methods.definition import MethodDefinition
 from service.jobs.methods.registry import METHODS
 from service.jobs.methods.registry import Method as Stored
 
 
-def _requested(name: str, kind: type[Definition]) -> type[BaseModel]:
+def _requested(name: str, kind: type[MethodDefinition]) -> type[BaseModel]:
     fields: dict[str, Any] = {}
     for part, info in kind.model_fields.items():
         if part == "hyperparameters":
@@ -32,7 +32,7 @@ def _requested(name: str, kind: type[Definition]) -> type[BaseModel]:
     return create_model(f"Requested{kind.__name__}", __module__=__name__, **named)
 
 
-def _shown(name: str, kind: type[Definition]) -> type[BaseModel]:
+def _shown(name: str, kind: type[MethodDefinition]) -> type[BaseModel]:
     fields: dict[str, Any] = {
         part: (kind.model_fields[part].annotation, kind.model_fields[part]) for part in kind.parts()
     }

@@ -16,6 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from service.jobs.spec import RunSpec
 from tests.workers.training import tiny
 from tests.workers.training.tiny import Recorder
+from troll.advantages import ESTIMATORS
+from troll.objectives import OBJECTIVES
 from workers import wire
 from workers.rollouts.engine import NonFiniteLogitsError
 from workers.rollouts.errors import EngineDiedError
@@ -86,9 +88,9 @@ def test_a_result_whose_weights_hardly_moved_is_told_of(
     assert [0.95 < share <= 1 for share in shares] == ([True] if told else [])
 
 
-METHODS: list[dict[str, Any]] = [
-    *({"objective": name} for name in ("gspo", "cispo", "sapo")),
-    *({"advantage": name} for name in ("reinforce_plus_plus", "reinforce_plus_plus_baseline", "maxrl")),
+SETTINGS: list[dict[str, Any]] = [
+    *({"objective": name} for name in OBJECTIVES),
+    *({"advantage": name} for name in ESTIMATORS),
     {"ratio": "sequence"},
     {"entropy_coefficient": 0.01, "support": "old", "tail": "mass"},
     {"epochs": 3, "schedule": "cosine", "warmup_steps": 1},
@@ -96,8 +98,8 @@ METHODS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("asked", METHODS, ids=lambda asked: ",".join(map(str, asked.values())))
-def test_every_method_trains_and_a_run_goes_on_as_if_it_had_not_stopped(
+@pytest.mark.parametrize("asked", SETTINGS, ids=lambda asked: ",".join(map(str, asked.values())))
+def test_every_setting_trains_and_a_run_goes_on_as_if_it_had_not_stopped(
     make_spec: MakeSpec, execute: Execute, asked: dict[str, Any]
 ) -> None:
     asked = {"learning_rate": 0.01, "eval_interval": 1, **asked}

@@ -262,7 +262,7 @@ def report(
     total, trainer = job.hyperparameters.n_steps, job.trainer
     seconds = job.clock.lap()
     trainer.seconds += seconds["full_iteration"] if step else 0.0
-    trainer.metrics |= metrics.lasting(trainer.metrics, step, train, valid, numbers)
+    trainer.metrics |= metrics.checkpoint_metrics(trainer.metrics, step, train, valid, numbers)
     job.channel.send(
         metrics.event(step, total, job.method.grader, train=train, valid=valid, numbers=numbers, seconds=seconds)
     )
