@@ -12,7 +12,7 @@ PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-comp
 INSTALL = $(PYTHON) -m venv .venv && $(PIP) -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast fuzz lint tables bench study
+.PHONY: help setup demo test test-fast fuzz lint tables docs bench study
 
 help: ## Say what each command does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-9s %s\n", $$1, $$2}'
@@ -44,6 +44,9 @@ lint: .venv/.ready-dev ## Check style, types and import rules
 
 tables: .venv/.ready ## Write the README's tables of hyperparameters from their declarations
 	@$(BIN)/python -m service.jobs.hyperparameters.table
+
+docs: .venv/.ready-dev ## Build the documentation as a site, in build/docs
+	@$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -b html docs build/docs
 
 bench: .venv/.ready-bench ## Run the benchmarks
 	@set -e; for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python -m benchmarks.$$name; done
