@@ -28,6 +28,7 @@ from service.core.errors import DomainError
 from service.core.gate import Gate
 from service.core.rate_limit import RateLimit
 from service.dashboard import endpoints as dashboard
+from service.dashboard import oidc
 from service.dashboard.session import CookieKey
 from service.files import endpoints as files
 from service.graders import endpoints as graders
@@ -79,6 +80,7 @@ def check_settings() -> None:
     engine("troll_api")
     for name in needed:
         required(name)
+    oidc.check_settings()
 
 
 def _belong() -> None:

@@ -4,11 +4,20 @@ import re
 from functools import cache
 from pathlib import Path
 from typing import Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.contracts.engines import MEMORY_SHARE, EngineName
+
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+def is_safe_address(url: str) -> bool:
+    """Whether nobody on the way can read or change what is sent there."""
+    parts = urlsplit(url)
+    return bool(parts.hostname) and (parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in LOOPBACK))
 
 
 class Settings(BaseSettings):
@@ -59,6 +68,31 @@ class Settings(BaseSettings):
     trusted_hosts: frozenset[str] = frozenset()
     """Host names (as JSON) that webhooks may reach over plain http and at addresses that are not public."""
 
+    public_url: str | None = None
+    """Where browsers find this service, such as ``https://troll.example.com``; an OIDC provider leads back there."""
+    oidc_issuer: str | None = None
+    """The OIDC provider with which people may sign in; its discovery document lies beneath."""
+    oidc_client_id: str | None = None
+    oidc_client_secret: SecretStr | None = None
+    oidc_client_secret_file: Path | None = None
+    """A file that holds the client's secret, in place of the variable."""
+    oidc_scopes: str = "openid email profile"
+    """What the provider is asked for, parted by spaces."""
+    oidc_verified_claim: str = "email_verified"
+    """The claim that says whether the provider has made sure of the e-mail."""
+    oidc_allowed_domains: frozenset[str] = frozenset()
+    """Domains (as JSON) of e-mails that may sign in; empty allows all."""
+    oidc_organization: str | None = None
+    """Name of the organisation that people sign in to, unless a claim names it."""
+    oidc_organization_claim: str | None = None
+    """The claim that names the organisation, as a text or a list."""
+    oidc_role_claim: str | None = None
+    """The claim that holds ``owner``, ``member`` or ``reader``; who has none of them does not get in."""
+    oidc_provision: Literal["off", "reader", "member"] = "off"
+    """What people become in the default project whom nobody invited; off lets in invited people only."""
+    session_hours: float = Field(12.0, gt=0, le=720)
+    """How long somebody who signed in with the provider stays signed in."""
+
     rollout_engine: EngineName = "transformers"
     """What samples the answers of jobs that leave it to the operator; vLLM must be installed where the workers run."""
 
@@ -103,6 +137,13 @@ class Settings(BaseSettings):
     """Days after a job's end for which its events are kept; 0 keeps them for good."""
     checkpoints_kept: int = 3
     """Best checkpoints kept of each job, beside the newest two."""
+
+    @field_validator("public_url", "oidc_issuer")
+    @classmethod
+    def _safe_address(cls, value: str | None) -> str | None:
+        if value is not None and not is_safe_address(value):
+            raise ValueError("must begin with https://, or with http:// and be this machine's own, as localhost is")
+        return value
 
     @field_validator("webhook_key")
     @classmethod

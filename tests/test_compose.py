@@ -81,10 +81,10 @@ def test_what_graders_and_integrations_may_do_is_passed_on_where_it_is_given(nam
     assert ("TROLL_WANDB_API_KEY" in given) == (name == "gpu-worker")
 
 
-PUBLIC = {"TROLL_WANDB_BASE_URL", "TROLL_MAX_STREAMS_PER_KEY"}
+PUBLIC = {"TROLL_WANDB_BASE_URL", "TROLL_MAX_STREAMS_PER_KEY", "TROLL_PUBLIC_URL"}
 SECRETS = {
     "migrate": {"DATABASE_OWNER_URL"},
-    "api": {"DATABASE_URL", "REDIS_URL", "TROLL_KEY_PEPPER", "TROLL_WEBHOOK_KEY"},
+    "api": {"DATABASE_URL", "REDIS_URL", "TROLL_KEY_PEPPER", "TROLL_WEBHOOK_KEY", "TROLL_OIDC_CLIENT_SECRET"},
     "beat": {"REDIS_URL"},
     "control-worker": {"DATABASE_URL", "REDIS_URL", "TROLL_WEBHOOK_KEY"},
     "gpu-worker": {"DATABASE_URL", "REDIS_URL", "TROLL_WANDB_API_KEY"},
@@ -99,7 +99,7 @@ LOGIN_OF_SERVICE = {
 @pytest.mark.parametrize("name", OURS)
 def test_a_container_knows_no_secret_that_it_does_not_use(name: str) -> None:
     given = COMPOSE["services"][name]["environment"]
-    assert {each for each in given if re.search("(URL|PEPPER|KEY)$", each)} - PUBLIC == SECRETS[name]
+    assert {each for each in given if re.search("(URL|PEPPER|KEY|SECRET)$", each)} - PUBLIC == SECRETS[name]
 
 
 @pytest.mark.parametrize("name", LOGIN_OF_SERVICE)

@@ -62,8 +62,12 @@ def _address(scope: Scope) -> str:
 
 async def caller_of(scope: Scope) -> str:
     """The organisation whose request it is. Raises a 401 where nobody's; who asks much is looked up once."""
-    key = presented_key(Headers(scope=scope).get("authorization"))
-    return (known.principal(key) or await _look_up(scope, key)).organization_id
+    return (await recognized_by(scope, presented_key(Headers(scope=scope).get("authorization")))).organization_id
+
+
+async def recognized_by(scope: Scope, key: str) -> Principal:
+    """Whose key it is, or was a moment ago. Raises a 401."""
+    return known.principal(key) or await _look_up(scope, key)
 
 
 async def _look_up(scope: Scope, key: str, asked: Asked = Asked()) -> Principal:

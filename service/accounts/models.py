@@ -60,10 +60,19 @@ class User(OfOrganization, Base):
             unique=True,
             postgresql_where=text("deleted_at IS NULL"),
         ),
+        Index(
+            "users_of_provider",
+            "organization_id",
+            "identity",
+            unique=True,
+            postgresql_where=text("deleted_at IS NULL"),
+        ),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)
     email: Mapped[str]
+    identity: Mapped[str | None]
+    """The OIDC provider's issuer and its name for the person, once they have signed in there."""
     name: Mapped[str]
     role: Mapped[str]
     deleted_at: Mapped[datetime | None]
@@ -105,6 +114,8 @@ class APIKey(OfOrganization, Base):
     user_id: Mapped[str | None] = mapped_column(ForeignKey("users.id"))
     service_account_id: Mapped[str | None] = mapped_column(ForeignKey("service_accounts.id"))
     scopes: Mapped[list[str] | None]
+    is_session: Mapped[bool] = mapped_column(server_default="false")
+    """Whether it is the session of a browser in which its owner signed in, and is shown among no keys."""
     name: Mapped[str]
     hint: Mapped[str]
     """First and last characters, enough to recognise a key in a list."""

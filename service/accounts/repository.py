@@ -16,6 +16,7 @@ from service.core import pagination
 from service.core.db import Base
 from service.core.errors import invalid
 
+_KEYS = (APIKey.revoked_at.is_(None), APIKey.is_session.is_(False))
 _LIVE = (APIKey.revoked_at.is_(None), or_(APIKey.expires_at.is_(None), APIKey.expires_at > func.now()))
 
 
@@ -117,6 +118,30 @@ def user_with(session: Session, organization_id: str, email: str) -> User | None
     return session.scalar(query.where(func.lower(User.email) == func.lower(email)))
 
 
+def user_identified(session: Session, organization_id: str, identity: str) -> User | None:
+    query = select(User).where(User.organization_id == organization_id, User.deleted_at.is_(None))
+    return session.scalar(query.where(User.identity == identity))
+
+
+def was_removed(session: Session, organization_id: str, identity: str, email: str) -> bool:
+    """Whether there was a user of this identity or e-mail."""
+    query = select(User.id).where(User.organization_id == organization_id, User.deleted_at.is_not(None))
+    query = query.where(or_(User.identity == identity, func.lower(User.email) == func.lower(email)))
+    return session.scalar(query.limit(1)) is not None
+
+
+def projects_of(session: Session, user: User) -> Sequence[tuple[Project, str]]:
+    """Projects in which a user has a role, and that role, the oldest project first."""
+    query = select(Project, ProjectUser.role).outerjoin(
+        ProjectUser, (ProjectUser.project_id == Project.id) & (ProjectUser.user_id == user.id)
+    )
+    query = query.where(Project.organization_id == user.organization_id, Project.archived_at.is_(None))
+    if user.role != "owner":
+        query = query.where(ProjectUser.role.is_not(None))
+    rows = session.execute(query.order_by(Project.sequence))
+    return [(project, "owner" if user.role == "owner" else role) for project, role in rows]
+
+
 def users(session: Session, organization_id: str) -> Sequence[User]:
     query = select(User).where(User.organization_id == organization_id, User.deleted_at.is_(None))
     return session.scalars(query.order_by(User.sequence)).all()
@@ -180,12 +205,23 @@ def roles_in(session: Session, members: Collection[tuple[str | None, str | None]
 
 
 def key(session: Session, id: str) -> APIKey | None:
-    """A key that is not revoked."""
-    return session.scalar(select(APIKey).where(APIKey.id == id, APIKey.revoked_at.is_(None)))
+    """A key that is not revoked, and no browser's session."""
+    return session.scalar(select(APIKey).where(APIKey.id == id, *_KEYS))
 
 
 def key_locked(session: Session, id: str) -> APIKey | None:
-    return session.scalar(select(APIKey).where(APIKey.id == id, APIKey.revoked_at.is_(None)).with_for_update())
+    return session.scalar(select(APIKey).where(APIKey.id == id, *_KEYS).with_for_update())
+
+
+def session_key(session: Session, hash: str) -> APIKey | None:
+    """The good key of a browser's session."""
+    return session.scalar(select(APIKey).where(APIKey.hash == hash, APIKey.is_session, *_LIVE))
+
+
+def live_keys_of(session: Session, user_id: str, project_id: str) -> Sequence[APIKey]:
+    """A user's good keys in a project, newest first."""
+    query = select(APIKey).where(APIKey.user_id == user_id, APIKey.project_id == project_id, *_KEYS, *_LIVE)
+    return session.scalars(query.order_by(APIKey.sequence.desc())).all()
 
 
 def keys(session: Session) -> Sequence[tuple[APIKey, Organization, Project | None]]:
@@ -193,6 +229,7 @@ def keys(session: Session) -> Sequence[tuple[APIKey, Organization, Project | Non
         select(APIKey, Organization, Project)
         .join(Organization, Organization.id == APIKey.organization_id)
         .outerjoin(Project, Project.id == APIKey.project_id)
+        .where(APIKey.is_session.is_(False))
     )
     return [
         (key, organization, project) for key, organization, project in session.execute(query.order_by(APIKey.sequence))
@@ -203,7 +240,7 @@ def key_page(
     session: Session, project_id: str | None, *, after: str | None, limit: int, ascending: bool = False
 ) -> tuple[Sequence[APIKey], bool]:
     """Keys of a project, or without one those that administer, which are not revoked."""
-    query = select(APIKey).where(APIKey.revoked_at.is_(None))
+    query = select(APIKey).where(*_KEYS)
     query = query.where(APIKey.project_id.is_(None) if project_id is None else APIKey.project_id == project_id)
     return pagination.fetch(session, query, APIKey, after=after, limit=limit, ascending=ascending)
 
@@ -246,6 +283,12 @@ def revoke_all(
 def _revoke(session: Session, *which: ColumnElement[bool]) -> Sequence[APIKey]:
     query = update(APIKey).where(*which, APIKey.revoked_at.is_(None)).values(revoked_at=func.now())
     return session.scalars(query.returning(APIKey), execution_options={"populate_existing": True}).all()
+
+
+def end_sessions(session: Session, user_id: str, project_id: str | None = None) -> None:
+    """Sign a user out of all browsers, or of a project in all of them."""
+    where = [] if project_id is None else [APIKey.project_id == project_id]
+    _revoke(session, APIKey.user_id == user_id, APIKey.is_session.is_(True), *where)
 
 
 def end_memberships(session: Session, user_id: str, project_id: str | None = None) -> bool:

@@ -225,7 +225,36 @@ def revoke_key(session: Session, id: str) -> datetime:
 def revoke_keys(session: Session, **whose: str) -> None:
     """Revoke the keys of an organisation, a project, a user or a service account, at once."""
     for row in repository.revoke_all(session, **whose):
-        _record(session, "api_key.deleted", row)
+        if not row.is_session:
+            _record(session, "api_key.deleted", row)
+
+
+def start_session(session: Session, user: User, project_id: str, lifetime: timedelta) -> str:
+    """A key of a user in a project for the browser in which they signed in."""
+    plain = keys.generate()
+    row = APIKey(
+        id=new_id("key_"),
+        organization_id=user.organization_id,
+        project_id=project_id,
+        user_id=user.id,
+        is_session=True,
+        name="browser session",
+        hint=keys.hint(plain),
+        hash=keys.hashed(plain),
+        expires_at=clock.now(session) + lifetime,
+    )
+    repository.add(session, row)
+    return plain
+
+
+def end_session(session: Session, key_hash: str) -> None:
+    """Sign out the browser that has this key. A key that is no session stays as it is."""
+    row = repository.session_key(session, key_hash)
+    if row is not None:
+        row.revoked_at = clock.now(session)
+        session.flush()
+        _record(session, "logout.succeeded", row)
+        known.forget(key_hash)
 
 
 def _record(session: Session, type: str, key: APIKey, **details: object) -> None:

@@ -117,6 +117,7 @@ def change_user(session: Session, id: str, role: str) -> User:
     found = user(session, id)
     found.role = role
     session.flush()
+    repository.end_sessions(session, id)
     audit.record(session, "user.updated", id, organization_id=found.organization_id, changes_requested={"role": role})
     return found
 
@@ -162,6 +163,7 @@ def change_member(session: Session, project_id: str, user_id: str, role: str) ->
     row, who = member(session, project_id, user_id)
     row.role = role
     session.flush()
+    repository.end_sessions(session, user_id, project_id)
     _record(session, "user.updated", where, user_id, changes_requested={"role": role})
     return row, who
 

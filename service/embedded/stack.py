@@ -162,7 +162,10 @@ class Stack:
         pepper = self.folder.pepper()
         redis, hashing = {"REDIS_URL": running.redis_url}, {"TROLL_KEY_PEPPER": pepper}
         signing = {"TROLL_WEBHOOK_KEY": os.environ.get("TROLL_WEBHOOK_KEY") or secret.key_of(pepper)}
-        tracking = {name: key for name in ("TROLL_WANDB_API_KEY",) if (key := os.environ.get(name))}
+        tracking, signing_in = (
+            {name: key for name in (name,) if (key := os.environ.get(name))}
+            for name in ("TROLL_WANDB_API_KEY", "TROLL_OIDC_CLIENT_SECRET")
+        )
 
         def login(role: Login) -> dict[str, str]:
             return {"DATABASE_URL": running.database_url(role)}
@@ -170,7 +173,14 @@ class Stack:
         return {
             "prepare": {"DATABASE_OWNER_URL": running.database_owner_url, **login("troll_operator"), **hashing},
             # Uploads are kept in the data folder while they arrive: where /tmp is memory, there is little of it.
-            "api": {**login("troll_api"), **redis, **hashing, **signing, "TMPDIR": str(self.folder.root)},
+            "api": {
+                **login("troll_api"),
+                **redis,
+                **hashing,
+                **signing,
+                **signing_in,
+                "TMPDIR": str(self.folder.root),
+            },
             "control-worker": {**login("troll_control"), **redis, **signing},
             "training-worker": {**login("troll_worker"), **redis, **tracking},
             "serving-worker": redis,
