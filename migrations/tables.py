@@ -10,7 +10,7 @@ from service.jobs.models import Checkpoint, CheckpointPermission, Event, Examina
 from service.models.models import TunedModel
 from service.scheduling.models import GPUUsage, Worker
 from service.uploads.models import Upload, UploadPart
-from service.usage.models import OrganizationLimits, TokenUsage
+from service.usage.models import OrganizationLimits, ProjectTokenUsage, TokenUsage
 from service.webhooks.models import WebhookDelivery, WebhookEndpoint
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "Organization",
     "OrganizationLimits",
     "Project",
+    "ProjectTokenUsage",
     "ProjectUser",
     "ServiceAccount",
     "TokenUsage",

@@ -57,6 +57,8 @@ _ROWS = {
     "VALUES ('audit-{tag}', '{org}', '{project}', 't', '{{}}', '{{}}')",
     "gpu_usage": "(organization_id, hour, gpu_seconds) VALUES ('{org}', now(), 1) ON CONFLICT DO NOTHING",
     "organization_limits": "(organization_id) VALUES ('{org}') ON CONFLICT DO NOTHING",
+    "project_token_usage": "(organization_id, project_id, minute, model, requests, input_tokens, output_tokens) "
+    "VALUES ('{org}', '{project}', now(), 'm-{tag}', 1, 1, 1)",
     "token_usage": "(organization_id, minute, model, requests, input_tokens, output_tokens) "
     "VALUES ('{org}', now(), 'm', 1, 1, 1) ON CONFLICT DO NOTHING",
 }

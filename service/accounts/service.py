@@ -1,9 +1,10 @@
 """Who is asking, and the keys they ask with."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
 from sqlalchemy.orm import Session
 
@@ -212,6 +213,20 @@ def rotate_key(session: Session, id: str, overlap: timedelta = OVERLAP) -> tuple
         rotated_to=new.id,
     )
     return plain, new, old
+
+
+def change_key(session: Session, id: str, changed: Mapping[str, Any]) -> APIKey:
+    """Give a key of a project another name, or other scopes, from its next request on."""
+    row = repository.key_locked(session, id)
+    if row is None or row.project_id is None:
+        raise not_found("api key", id)
+    for name, value in changed.items():
+        is_list = name == "scopes" and value is not None
+        setattr(row, name, [scope for scope in PROJECT_SCOPES if scope in value] if is_list else value)
+    session.flush()
+    if changed:
+        _record(session, "api_key.updated", row, changes_requested=dict(changed))
+    return row
 
 
 def revoke_key(session: Session, id: str) -> datetime:

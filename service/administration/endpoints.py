@@ -22,6 +22,7 @@ from service.administration.schemas import (
     AdminKeyWithValue,
     AuditLogObject,
     ChangeAccount,
+    ChangeKey,
     ChangeMember,
     ChangeUser,
     Deleted,
@@ -233,6 +234,16 @@ def list_keys(caller: Caller, project_id: str, after: str | None = None, limit: 
 @needs("admin")
 def retrieve_key(caller: Caller, project_id: str, api_key_id: str) -> KeyObject:
     row = service.key(caller.session, project_id, api_key_id)
+    return KeyObject.of(row, *service.owners(caller.session, [row])[0])
+
+
+@router.post(KEY)
+@needs("admin")
+def change_key(caller: Caller, project_id: str, api_key_id: str, body: ChangeKey) -> KeyObject:
+    """Another name, or other scopes, which hold from the key's next request on."""
+    service.active_project(caller.session, project_id)
+    service.key(caller.session, project_id, api_key_id)
+    row = key_service.change_key(caller.session, api_key_id, body.model_dump(exclude_unset=True))
     return KeyObject.of(row, *service.owners(caller.session, [row])[0])
 
 

@@ -15,6 +15,7 @@ Name = Annotated[str, Field(min_length=1, max_length=255)]
 Id = Annotated[str, Field(max_length=255)]
 Email = Annotated[str, Field(min_length=3, max_length=320, pattern=r"^[^@\s]+@[^@\s]+$")]
 Seconds = Annotated[int, Field(ge=60, le=10 * YEAR)]
+ProjectScope = Literal["read", "submit", "manage"]
 ProjectRole = Literal["owner", "member", "reader"]
 OrganizationRole = Literal["owner", "reader"]
 AccountRole = Literal["owner", "member"]
@@ -176,6 +177,13 @@ class MakeAccountsKey(Asked):
         if scopes is not None and "admin" in scopes:
             raise ValueError("keys of projects have the scopes 'read', 'submit' and 'manage'")
         return scopes
+
+
+class ChangeKey(Asked):
+    """What is left out stays; ``scopes`` of null is everything."""
+
+    name: Name = "unnamed"
+    scopes: list[ProjectScope] | None = None
 
 
 class MakeKey(MakeAccountsKey):

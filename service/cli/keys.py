@@ -70,6 +70,21 @@ def rotate(
     show_secret(f"Key {key.id}; {old.id} is good until {old.expires_at:%Y-%m-%d %H:%M:%S %Z}", plain, made, as_json)
 
 
+@commands.command("scopes")
+def scopes(
+    key_id: str,
+    scope: Annotated[
+        list[str] | None, typer.Option(help="What it may do: read, submit, manage. Repeat it. Default: all of them.")
+    ] = None,
+    data_dir: OperatorFolder = None,
+) -> None:
+    """Change what a key may do, from its next request on."""
+    use_database(data_dir)
+    with transaction("troll_operator") as session:
+        row = accounts.change_key(session, key_id, {"scopes": _scopes(scope)})
+    typer.echo(f"{key_id} may {', '.join(row.scopes or PROJECT_SCOPES)}.")
+
+
 @commands.command("list")
 def list_keys(data_dir: OperatorFolder = None, as_json: AsJSON = False) -> None:
     """Show all keys, without their secrets."""

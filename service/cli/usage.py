@@ -36,7 +36,7 @@ def usage(
     data_dir: StackFolder = None,
     as_json: AsJSON = False,
 ) -> None:
-    """Show the tokens that your organisation used, by day of UTC and model, and where it stands with its limits."""
+    """Show the tokens that your project used, by day of UTC and model, and where your organisation stands."""
     today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     query = {
         "start_time": int(today.timestamp()) - 86_400 * (days - 1),

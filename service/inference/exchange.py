@@ -19,6 +19,7 @@ from redis.exceptions import RedisError
 from redis.retry import Retry
 from starlette.concurrency import run_in_threadpool
 
+from service.accounts.service import default_project
 from service.core import live, shutdown, stream_slots
 from service.core.errors import DomainError
 from service.inference import queue, wire
@@ -116,7 +117,8 @@ async def ask(
     finally:
         # A client that hangs up cancels this generator, and a cancelled task may not wait for anything unshielded.
         if tally.input:
-            meter.count(question.organization, question.model, input=tally.input, output=tally.output)
+            project_id = question.project or default_project(question.organization)
+            meter.count(question.organization, project_id, question.model, input=tally.input, output=tally.output)
         with anyio.move_on_after(LEAVE_SECONDS, shield=True):
             await asked.close()
             if slot is not None:

@@ -12,6 +12,7 @@ from service.core import clock
 from service.core.db import across_projects
 from service.core.errors import invalid
 from service.usage import repository, service
+from service.usage.repository import Group
 from service.usage.schemas import (
     Bucket,
     CompletionsResult,
@@ -30,9 +31,8 @@ WIDTHS: dict[str, tuple[Literal["minute", "hour", "day"], int, int, int]] = {
 }
 """Of each width: its name for PostgreSQL, its seconds, and how many buckets a page has, usually and at most."""
 PAGE = re.compile(r"page_(\d{1,10})")
-NOT_COUNTED = ("project_ids", "user_ids", "api_key_ids", "batch")
+NOT_COUNTED = ("user_ids", "api_key_ids", "batch")
 """What upstream chooses by and is not known here."""
-Group = Literal["model", "project_id"]
 Time = Annotated[int, Query(ge=0, lt=2**33, description="Unix time in seconds.")]
 
 
@@ -48,11 +48,16 @@ def completions(
     group_by_: Annotated[list[Group] | None, Query(alias="group_by[]", include_in_schema=False)] = None,
     models: Annotated[list[str] | None, Query(max_length=100)] = None,
     models_: Annotated[list[str] | None, Query(alias="models[]", include_in_schema=False, max_length=100)] = None,
+    project_ids: Annotated[list[str] | None, Query(max_length=100)] = None,
+    project_ids_: Annotated[
+        list[str] | None, Query(alias="project_ids[]", include_in_schema=False, max_length=100)
+    ] = None,
     limit: Annotated[int | None, Query(ge=1)] = None,
     page: str | None = None,
 ) -> UsagePage:
     """Tokens of chats, completions and responses, oldest first. Buckets begin at whole minutes, hours or days of UTC.
 
+    An admin key sees those of all projects, another key those of its own.
     Answers that ended within the last seconds may be missing. Lists may be sent as ``models=a&models=b`` or, as the
     official client does, as ``models[]=a``.
     """
@@ -74,15 +79,15 @@ def completions(
     if starts:
         rows = repository.tokens_in_buckets(
             caller.session,
-            caller.principal.organization_id,
             width=width,
             begin=_time(max(starts[0], start_time)),
             end=_time(min(starts[-1] + seconds, end)),
             models=[*(models or []), *(models_ or [])],
-            by_model="model" in [*(group_by or []), *(group_by_ or [])],
+            project_ids=[*(project_ids or []), *(project_ids_ or [])],
+            by=list(dict.fromkeys([*(group_by or []), *(group_by_ or [])])),
         )
-        for bucket, model, tokens in rows:
-            found.setdefault(int(bucket.timestamp()), []).append(CompletionsResult.of(model, tokens))
+        for bucket, group, tokens in rows:
+            found.setdefault(int(bucket.timestamp()), []).append(CompletionsResult.of(group, tokens))
     following = starts[-1] + seconds if starts else end
     return UsagePage(
         data=[Bucket(start_time=at, end_time=min(at + seconds, end), results=found.get(at, [])) for at in starts],

@@ -18,19 +18,19 @@ WRITE_SECONDS = 1.0
 
 log = logging.getLogger(__name__)
 
-_counted: dict[str, dict[str, Tokens]] = {}
-"""By organisation and model."""
+_counted: dict[str, dict[tuple[str, str], Tokens]] = {}
+"""By organisation, and by project and model."""
 _lock = threading.Lock()
 _writing = threading.Lock()
 _wanted = threading.Event()
 _thread: threading.Thread | None = None
 
 
-def count(organization_id: str, model: str, *, input: int, output: int) -> None:
+def count(organization_id: str, project_id: str, model: str, *, input: int, output: int) -> None:
     """Count one request and its tokens."""
     global _thread
     with _lock:
-        tokens = _counted.setdefault(organization_id, {}).setdefault(model, Tokens())
+        tokens = _counted.setdefault(organization_id, {}).setdefault((project_id, model), Tokens())
         tokens.requests += 1
         tokens.input += input
         tokens.output += output
@@ -50,13 +50,13 @@ def write() -> None:
     """Write down what was counted, under the minute at hand. What cannot be written is kept for the next time."""
     with _writing:
         with _lock:
-            counted = {id: {model: replace(each) for model, each in mine.items()} for id, mine in _counted.items()}
+            counted = {id: {key: replace(each) for key, each in mine.items()} for id, mine in _counted.items()}
         for organization_id, mine in counted.items():
             try:
                 with tenant(WholeOrganization(organization_id)) as session:
                     # Whoever locks several does it in one order.
-                    for model, tokens in sorted(mine.items()):
-                        repository.add_tokens(session, organization_id, model, tokens)
+                    for (project_id, model), tokens in sorted(mine.items(), key=lambda each: each[0][::-1]):
+                        repository.add_tokens(session, organization_id, project_id, model, tokens)
             except IntegrityError:
                 log.warning("%s is gone, and the tokens it used last with it", organization_id)
             except SQLAlchemyError as error:
@@ -66,15 +66,15 @@ def write() -> None:
             _subtract(organization_id, mine)
 
 
-def _subtract(organization_id: str, written: dict[str, Tokens]) -> None:
+def _subtract(organization_id: str, written: dict[tuple[str, str], Tokens]) -> None:
     with _lock:
         left = _counted[organization_id]
-        for model, tokens in written.items():
-            left[model].requests -= tokens.requests
-            left[model].input -= tokens.input
-            left[model].output -= tokens.output
-            if not left[model].requests:
-                del left[model]
+        for key, tokens in written.items():
+            left[key].requests -= tokens.requests
+            left[key].input -= tokens.input
+            left[key].output -= tokens.output
+            if not left[key].requests:
+                del left[key]
         if not left:
             del _counted[organization_id]
 

@@ -5,7 +5,7 @@ from datetime import datetime
 from sqlalchemy import ForeignKey
 from sqlalchemy.orm import Mapped, mapped_column
 
-from service.core.db import Base
+from service.core.db import Base, Owned
 
 
 class OrganizationLimits(Base):
@@ -29,6 +29,20 @@ class TokenUsage(Base):
     __tablename__ = "token_usage"
 
     organization_id: Mapped[str] = mapped_column(ForeignKey("organizations.id"), primary_key=True)
+    minute: Mapped[datetime] = mapped_column(primary_key=True)
+    model: Mapped[str] = mapped_column(primary_key=True)
+    requests: Mapped[int]
+    input_tokens: Mapped[int]
+    output_tokens: Mapped[int]
+
+
+class ProjectTokenUsage(Owned, Base):
+    """The same of one project. Those of all projects together may lack what an older release has counted."""
+
+    __tablename__ = "project_token_usage"
+
+    organization_id: Mapped[str] = mapped_column(ForeignKey("organizations.id"), primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"), primary_key=True)
     minute: Mapped[datetime] = mapped_column(primary_key=True)
     model: Mapped[str] = mapped_column(primary_key=True)
     requests: Mapped[int]

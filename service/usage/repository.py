@@ -12,7 +12,9 @@ from sqlalchemy.orm import Session
 from service.accounts.models import Organization
 from service.scheduling.models import GPUUsage
 from service.scheduling.repository import accounts
-from service.usage.models import OrganizationLimits, TokenUsage
+from service.usage.models import OrganizationLimits, ProjectTokenUsage, TokenUsage
+
+Group = Literal["model", "project_id"]
 
 # The rooms of files, uploads and jobs are above this one: their tables are named, not imported.
 _STORAGE = """
@@ -96,21 +98,27 @@ class Tokens:
     output: int = 0
 
 
-def add_tokens(session: Session, organization_id: str, model: str, tokens: Tokens) -> None:
-    """Count ``tokens`` in the minute at hand."""
-    statement = insert(TokenUsage).values(
-        organization_id=organization_id,
+def add_tokens(session: Session, organization_id: str, project_id: str, model: str, tokens: Tokens) -> None:
+    """Count ``tokens`` in the minute at hand, of the organisation and of its project."""
+    _add_tokens(session, TokenUsage, tokens, organization_id=organization_id, model=model)
+    _add_tokens(session, ProjectTokenUsage, tokens, organization_id=organization_id, project_id=project_id, model=model)
+
+
+def _add_tokens(
+    session: Session, table: type[TokenUsage] | type[ProjectTokenUsage], tokens: Tokens, **whose: str
+) -> None:
+    statement = insert(table).values(
+        **whose,
         minute=func.date_trunc("minute", func.now()),
-        model=model,
         requests=tokens.requests,
         input_tokens=tokens.input,
         output_tokens=tokens.output,
     )
     total = {
-        name: getattr(TokenUsage, name) + getattr(statement.excluded, name)
+        name: getattr(table, name) + getattr(statement.excluded, name)
         for name in ("requests", "input_tokens", "output_tokens")
     }
-    key = [TokenUsage.organization_id, TokenUsage.minute, TokenUsage.model]
+    key = [getattr(table, name) for name in (*whose, "minute")]
     session.execute(statement.on_conflict_do_update(index_elements=key, set_=total))
 
 
@@ -122,25 +130,29 @@ def tokens_since(session: Session, organization_id: str, since: datetime) -> int
 
 def tokens_in_buckets(
     session: Session,
-    organization_id: str,
     *,
     width: Literal["minute", "hour", "day"],
     begin: datetime,
     end: datetime,
     models: Sequence[str],
-    by_model: bool,
-) -> list[tuple[datetime, str | None, Tokens]]:
-    """Sums of minutes from ``begin`` to before ``end``, by the time in UTC at which their bucket begins."""
-    bucket = func.date_trunc(width, TokenUsage.minute, "UTC").label("bucket")
-    model: list[Any] = [TokenUsage.model] if by_model else []
-    sums = [func.sum(each) for each in (TokenUsage.requests, TokenUsage.input_tokens, TokenUsage.output_tokens)]
-    query = select(bucket, *model, *sums).where(
-        TokenUsage.organization_id == organization_id, TokenUsage.minute >= begin, TokenUsage.minute < end
-    )
+    project_ids: Sequence[str],
+    by: Sequence[Group],
+) -> list[tuple[datetime, dict[Group, str], Tokens]]:
+    """Sums of minutes from ``begin`` to before ``end``, by the time in UTC at which their bucket begins, and by ``by``.
+
+    A project's session finds what that project used, and an administrator's what the organisation did.
+    """
+    used = ProjectTokenUsage
+    bucket = func.date_trunc(width, used.minute, "UTC").label("bucket")
+    groups: list[Any] = [getattr(used, name) for name in by]
+    sums = [func.sum(each) for each in (used.requests, used.input_tokens, used.output_tokens)]
+    query = select(bucket, *groups, *sums).where(used.minute >= begin, used.minute < end)
     if models:
-        query = query.where(TokenUsage.model.in_(models))
-    rows = session.execute(query.group_by(bucket, *model).order_by(bucket, *model))
-    return [(row[0], row[1] if by_model else None, Tokens(*map(int, row[-3:]))) for row in rows]
+        query = query.where(used.model.in_(models))
+    if project_ids:
+        query = query.where(used.project_id.in_(project_ids))
+    rows = session.execute(query.group_by(bucket, *groups).order_by(bucket, *groups))
+    return [(row[0], dict(zip(by, row[1:], strict=False)), Tokens(*map(int, row[-3:]))) for row in rows]
 
 
 # Everything, for operators

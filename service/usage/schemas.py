@@ -4,11 +4,11 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from service.usage.repository import Tokens
+from service.usage.repository import Group, Tokens
 
 
 class CompletionsResult(BaseModel):
-    """Tokens and requests of a bucket, of one model where they are grouped by it."""
+    """Tokens and requests of a bucket, of one model or project where they are grouped by them."""
 
     object: Literal["organization.usage.completions.result"] = "organization.usage.completions.result"
     input_tokens: int
@@ -24,10 +24,8 @@ class CompletionsResult(BaseModel):
     batch: bool | None = None
 
     @classmethod
-    def of(cls, model: str | None, tokens: Tokens) -> "CompletionsResult":
-        return cls(
-            input_tokens=tokens.input, output_tokens=tokens.output, num_model_requests=tokens.requests, model=model
-        )
+    def of(cls, group: dict[Group, str], tokens: Tokens) -> "CompletionsResult":
+        return cls(input_tokens=tokens.input, output_tokens=tokens.output, num_model_requests=tokens.requests, **group)
 
 
 class Bucket(BaseModel):

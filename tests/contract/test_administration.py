@@ -199,6 +199,30 @@ def post(admin: Any, path: str, **body: Any) -> Any:
     return admin._client.post(f"/organization{path}", cast_to=object, body=body, options=AS_ADMIN)
 
 
+def test_what_a_key_may_do_changes_from_its_next_request_on(
+    admin: Any, project: str, connect: Callable[..., openai.OpenAI]
+) -> None:
+    made = post(admin, f"/projects/{project}/api_keys", name="laptop", scopes=["read"])
+    client, path = connect(Key(made["value"], made["id"], "", project)), f"/projects/{project}/api_keys/{made['id']}"
+    upload: Any = {"file": factories.jsonl(factories.rows(1)), "purpose": "fine-tune"}
+    with pytest.raises(openai.PermissionDeniedError):
+        client.files.create(**upload)
+    assert post(admin, path, scopes=["submit", "read"])["scopes"] == ["read", "submit"]
+    file = client.files.create(**upload).id
+    assert post(admin, path, name="desk")["scopes"] == ["read", "submit"]
+    post(admin, path, scopes=[])
+    with pytest.raises(openai.PermissionDeniedError):
+        client.files.retrieve(file)
+    assert post(admin, path, scopes=None)["scopes"] is None
+    client.files.delete(file)
+    with pytest.raises(openai.BadRequestError):
+        post(admin, path, scopes=["admin"])
+    told = [
+        getattr(each, "api_key.updated")["changes_requested"] for each in entries(admin, resource_ids=[made["id"]])[:4]
+    ]
+    assert told == [{"scopes": None}, {"scopes": []}, {"name": "desk"}, {"scopes": ["submit", "read"]}]
+
+
 def test_a_users_key_says_whose_it_is_and_what_they_may(admin: Any, project: str) -> None:
     ada = add(admin, "ada")["id"]
     made = post(admin, f"/projects/{project}/api_keys", name="laptop", user_id=ada, scopes=["submit", "read"])

@@ -128,6 +128,7 @@ CALLS: dict[str, Call] = {
     f"POST {PROJECT}/api_keys": Call(body=lambda ids: {"name": "mine", "user_id": ids["user_id"]}),
     f"GET {PROJECT}/api_keys": Call(),
     f"GET {PROJECT}/api_keys/{{api_key_id}}": Call(),
+    f"POST {PROJECT}/api_keys/{{api_key_id}}": Call(body=lambda ids: {"scopes": ["read"]}),
     f"POST {PROJECT}/api_keys/{{api_key_id}}/rotate": Call(),
     f"DELETE {PROJECT}/api_keys/{{api_key_id}}": Call(),
     f"POST {ORGANIZATION}/users": NOBODYS,

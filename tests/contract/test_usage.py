@@ -18,7 +18,7 @@ def test_tokens_by_model_page_by_page(
     key = new_key()
     client: Any = connect(key, strict=strict, admin_api_key=key.plain)
     for model in ("a", "b", "c"):
-        meter.count(key.organization_id, model, input=3, output=4)
+        meter.count(key.organization_id, key.project_id, model, input=3, output=4)
     meter.write()
     asked: dict[str, Any] = {"start_time": int(time.time()) - 7200, "bucket_width": "1h", "limit": 1}
     asked |= {"group_by": ["model"], "models": ["a", "c"]}

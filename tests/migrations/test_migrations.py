@@ -141,3 +141,21 @@ def test_an_owner_that_is_no_superuser_brings_projects_along(servers: Servers, o
         older.execute("REASSIGN OWNED BY landlord TO postgres")
         older.execute("DROP OWNED BY landlord")
         older.execute("DROP ROLE landlord")
+
+
+def test_tokens_that_were_used_before_are_the_projects_that_made_the_model(older: psycopg.Connection) -> None:
+    upgrade("0013")
+    for statement in (
+        "INSERT INTO organizations (id, name) VALUES ('org-1', 'acme')",
+        "INSERT INTO projects (id, organization_id, name) VALUES ('proj_2', 'org-1', 'second')",
+        "INSERT INTO fine_tuning_jobs "
+        "(id, organization_id, project_id, status, spec, model, training_file, total_steps) "
+        "VALUES ('j', 'org-1', 'proj_2', 'succeeded', '{}', 'm', 'f', 1)",
+        "INSERT INTO tuned_models (id, organization_id, project_id, job_id, base_model, path) "
+        "VALUES ('ft:m', 'org-1', 'proj_2', 'j', 'm', 'p')",
+        "INSERT INTO token_usage VALUES ('org-1', now(), 'ft:m', 1, 2, 3), ('org-1', now(), 'm', 4, 5, 6)",
+    ):
+        older.execute(statement)
+    upgrade("0015")
+    found = older.execute("SELECT project_id, model, requests, output_tokens FROM project_token_usage ORDER BY model")
+    assert found.fetchall() == [("proj_2", "ft:m", 1, 3), ("proj_1", "m", 4, 6)]

@@ -78,6 +78,19 @@ def test_a_rotated_key_works_beside_the_new_one_for_a_while(troll: Any, base_url
     assert rows[new["id"]]["expires_at"] is None
 
 
+def test_what_a_key_may_do_is_changed(troll: Any, base_url: str, new_key: Callable[..., Key]) -> None:
+    key = made(troll)
+    client = openai.OpenAI(base_url=base_url, api_key=key["key"])
+    assert troll("keys", "scopes", key["id"], "--scope", "read").stdout == f"{key['id']} may read.\n"
+    client.files.list()
+    with pytest.raises(openai.PermissionDeniedError):
+        client.files.delete("file-x")
+    assert troll("keys", "scopes", key["id"]).stdout == f"{key['id']} may read, submit, manage.\n"
+    with pytest.raises(openai.NotFoundError):
+        client.files.delete("file-x")
+    assert troll("keys", "scopes", new_key(admin=True).id, "--scope", "read").exit_code == 1
+
+
 def test_without_an_overlap_the_old_key_ends_at_once(troll: Any, base_url: str) -> None:
     old = made(troll)
     new = json.loads(troll("keys", "rotate", old["id"], "--overlap-hours", "0", "--json").stdout)

@@ -57,7 +57,7 @@ def test_sizes_are_shown() -> None:
 
 
 def test_what_was_used_is_shown_of_all(troll: Any, api_key: Key) -> None:
-    meter.count(api_key.organization_id, "m", input=3, output=4)
+    meter.count(api_key.organization_id, api_key.project_id, "m", input=3, output=4)
     meter.write()
     [row] = json.loads(troll("admin", "usage", "--json").stdout)
     assert (row["name"], row["requests"], row["input_tokens"], row["output_tokens"]) == ("acme", 1, 3, 4)
@@ -69,8 +69,9 @@ def test_what_was_used_is_shown_of_all(troll: Any, api_key: Key) -> None:
 
 
 def test_an_organisation_sees_its_own(troll: Any, api_key: Key, new_key: Any) -> None:
-    meter.count(api_key.organization_id, "mine", input=30, output=12)
-    meter.count(new_key(organization="globex").organization_id, "theirs", input=5, output=5)
+    meter.count(api_key.organization_id, api_key.project_id, "mine", input=30, output=12)
+    globex = new_key(organization="globex")
+    meter.count(globex.organization_id, globex.project_id, "theirs", input=5, output=5)
     meter.write()
     troll("admin", "limits", "acme", "--chat-tokens-a-day", "1000", "--storage", "2GB")
     shown = troll("usage").stdout

@@ -110,7 +110,6 @@ FORBIDDEN = [
     "UPDATE fine_tuning_events SET message = ''",
     "DELETE FROM fine_tuning_jobs",
     "UPDATE api_keys SET project_id = NULL",
-    "UPDATE api_keys SET scopes = NULL",
     "UPDATE projects SET organization_id = ''",
     "UPDATE audit_logs SET actor = '{}'",
     "DELETE FROM audit_logs",
@@ -221,6 +220,11 @@ def test_events_are_not_for_others_to_remove(connection: psycopg.Connection) -> 
 def test_what_was_asked_for_is_not_for_workers_to_change(connection: psycopg.Connection) -> None:
     for column in ("organization_id", "spec", "model", "training_file", "metadata", "id", "created_at"):
         assert refused(connection, f"UPDATE fine_tuning_jobs SET {column} = {column}"), column
+
+
+@pytest.mark.parametrize("role", ["troll_worker", "troll_control"], indirect=True)
+def test_what_a_key_may_do_is_not_for_workers_to_change(connection: psycopg.Connection) -> None:
+    assert refused(connection, "UPDATE api_keys SET scopes = NULL")
 
 
 @pytest.fixture

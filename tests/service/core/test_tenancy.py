@@ -110,6 +110,7 @@ OF_A_PROJECT = {
     "uploads",
     "upload_parts",
     "kept_answers",
+    "project_token_usage",
     "fine_tuning_jobs",
     "fine_tuning_events",
     "fine_tuning_checkpoints",

@@ -22,13 +22,18 @@ Used = Callable[..., None]
 
 @pytest.fixture
 def used(database: Servers, api_key: Key) -> Used:
-    """``used(at, model, 1, 10, 20)``: requests, input and output tokens of ``acme``."""
+    """``used(at, model, 1, 10, 20)``: requests, input and output tokens of ``acme``, of a project by ``of=key``."""
 
-    def add(at: int, model: str, requests: int, input: int, output: int) -> None:
+    def add(at: int, model: str, requests: int, input: int, output: int, of: Key = api_key) -> None:
+        minute, numbers = "date_trunc('minute', to_timestamp(%s))", [requests, input, output]
         with psycopg.connect(database.database_owner_url, autocommit=True) as owner:
             owner.execute(
-                "INSERT INTO token_usage VALUES (%s, date_trunc('minute', to_timestamp(%s)), %s, %s, %s, %s)",
-                [api_key.organization_id, at, model, requests, input, output],
+                f"INSERT INTO token_usage VALUES (%s, {minute}, %s, %s, %s, %s) ON CONFLICT DO NOTHING",
+                [of.organization_id, at, model, *numbers],
+            )
+            owner.execute(
+                f"INSERT INTO project_token_usage VALUES (%s, %s, {minute}, %s, %s, %s, %s)",
+                [of.organization_id, of.project_id, at, model, *numbers],
             )
 
     return add
@@ -96,6 +101,28 @@ def test_until_now_unless_it_is_said(client: TestClient, used: Used) -> None:
     assert len(page["data"]) == 31
 
 
+def test_a_project_sees_its_own_and_administrators_tell_projects_apart(
+    used: Used, api_key: Key, client_for: Callable[[Key | None], TestClient], new_key: Callable[..., Key]
+) -> None:
+    other = new_key(project="other")
+    used(DAY, "base", 1, 10, 0)
+    used(DAY, "base", 2, 20, 0, of=other)
+    used(DAY, "ft:base:acme:secret", 4, 40, 0, of=other)
+    asked: dict[str, Any] = {"start_time": DAY, "end_time": DAY + 60}
+    mine, root = client_for(api_key), client_for(new_key(admin=True))
+    assert sums(usage(mine, **asked, group_by="model")) == [[("base", 1, 10, 0)]]
+    assert sums(usage(mine, **asked, project_ids=[other.project_id])) == [[]]
+    assert sums(usage(root, **asked)) == [[(None, 7, 70, 0)]]
+    by_project = usage(root, **asked, group_by="project_id")["data"][0]["results"]
+    found = {each["project_id"]: each["num_model_requests"] for each in by_project}
+    assert found == {api_key.project_id: 1, other.project_id: 6}
+    both = usage(root, **asked, **{"group_by[]": ["project_id", "model"], "project_ids[]": other.project_id})
+    assert [(each["project_id"], each["model"]) for each in both["data"][0]["results"]] == [
+        (other.project_id, "base"),
+        (other.project_id, "ft:base:acme:secret"),
+    ]
+
+
 def test_nobody_sees_anothers(
     used: Used, client_for: Callable[[Key | None], TestClient], new_key: Callable[..., Key]
 ) -> None:
@@ -118,7 +145,7 @@ def test_nobody_sees_anothers(
         ({"start_time": DAY, "group_by": "colour"}, "group_by.0"),
         ({"start_time": DAY, "page": "page_1"}, "page"),
         ({"start_time": DAY, "page": "2"}, "page"),
-        ({"start_time": DAY, "project_ids[]": "proj_1"}, "project_ids"),
+        ({"start_time": DAY, "user_ids[]": "user-1"}, "user_ids"),
         ({"start_time": DAY, "batch": "true"}, "batch"),
     ],
 )

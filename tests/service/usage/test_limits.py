@@ -209,7 +209,7 @@ def test_tokens_of_the_day_run_out(
 ) -> None:
     model = factories.offer_model(models_dir)
     limit(chat_tokens_a_day=100)
-    meter.count(api_key.organization_id, model, input=60, output=40)
+    meter.count(api_key.organization_id, api_key.project_id, model, input=60, output=40)
     if written:
         meter.write()
     refused = ask(client, model)
@@ -229,7 +229,7 @@ def test_what_cannot_be_written_is_kept(api_key: Key, monkeypatch: pytest.Monkey
             raise OperationalError("", {}, Exception("away"))
 
         patch.setattr(repository, "add_tokens", away)
-        meter.count(api_key.organization_id, "m", input=3, output=4)
+        meter.count(api_key.organization_id, api_key.project_id, "m", input=3, output=4)
         meter.write()
         assert meter.pending(api_key.organization_id) == 7
     meter.write()
@@ -239,7 +239,7 @@ def test_what_cannot_be_written_is_kept(api_key: Key, monkeypatch: pytest.Monkey
 def test_many_threads_count_each_token_once(api_key: Key) -> None:
     def work() -> None:
         for _ in range(50):
-            meter.count(api_key.organization_id, "m", input=1, output=2)
+            meter.count(api_key.organization_id, api_key.project_id, "m", input=1, output=2)
             meter.write()
 
     threads = [threading.Thread(target=work) for _ in range(3)]

@@ -38,7 +38,7 @@ def test_what_could_not_be_written_is_kept_and_written_later(
         add(*arguments)
 
     monkeypatch.setattr(repository, "add_tokens", failing)
-    meter.count(api_key.organization_id, "m", input=3, output=4)
+    meter.count(api_key.organization_id, api_key.project_id, "m", input=3, output=4)
     deadline = time.monotonic() + 60
     while meter.pending(api_key.organization_id) and time.monotonic() < deadline:
         time.sleep(0.05)
