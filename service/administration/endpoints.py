@@ -39,7 +39,13 @@ from service.administration.schemas import (
     UserObject,
 )
 from service.audit import repository as audit
+from service.core.db import within_project
 from service.core.pagination import Page, page
+from service.files import repository as files
+from service.files import service as file_service
+from service.files.schemas import DeletedFile, FileObject
+from service.models import service as model_service
+from service.models.schemas import DeletedModel, ModelList
 
 router = APIRouter(prefix="/v1/organization", tags=["administration"], route_class=Route)
 
@@ -95,6 +101,46 @@ def rename_project(caller: Caller, project_id: str, body: NameProject) -> Projec
 def archive_project(caller: Caller, project_id: str) -> ProjectObject:
     """Its keys end at once, and its jobs are cancelled. It cannot be undone."""
     return ProjectObject.of(service.archive_project(caller.session, project_id))
+
+
+# What archived projects store, which none of their own keys could delete any more
+
+
+@router.get(PROJECT + "/files")
+@needs("admin")
+def list_files(caller: Caller, project_id: str, after: str | None = None, limit: Limit = 100) -> Page[FileObject]:
+    """Files of an archived project, newest first."""
+    service.archived_project(caller.session, project_id)
+    with within_project(caller.session, project_id):
+        rows, more = files.page(caller.session, purpose=None, after=after, limit=limit, ascending=False)
+    return page([FileObject.of(row) for row in rows], has_more=more)
+
+
+@router.delete(PROJECT + "/files/{file_id}")
+@needs("admin")
+def delete_file(caller: Caller, project_id: str, file_id: str) -> DeletedFile:
+    """Delete a file of an archived project."""
+    service.archived_project(caller.session, project_id)
+    with within_project(caller.session, project_id):
+        file_service.delete(caller.session, file_id)
+    return DeletedFile(id=file_id)
+
+
+@router.get(PROJECT + "/models")
+@needs("admin")
+def list_models(caller: Caller, project_id: str) -> ModelList:
+    """Tuned models and checkpoints of an archived project, newest first."""
+    return ModelList(data=service.models_of(caller.session, project_id))
+
+
+@router.delete(PROJECT + "/models/{model:path}")
+@needs("admin")
+def delete_model(caller: Caller, project_id: str, model: str) -> DeletedModel:
+    """Delete a tuned model or a checkpoint of an archived project, also for those that it is shared with."""
+    service.archived_project(caller.session, project_id)
+    with within_project(caller.session, project_id):
+        model_service.delete(caller.session, model)
+    return DeletedModel(id=model)
 
 
 # Members of projects

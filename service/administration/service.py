@@ -16,11 +16,14 @@ from service.accounts.scopes import Scope
 from service.accounts.service import KeyOwner, default_project
 from service.audit import repository as audit
 from service.core import clock
+from service.core.db import within_project
 from service.core.errors import DomainError, invalid, not_found
 from service.core.ids import new_id
 from service.jobs import repository as jobs
 from service.jobs import service as job_service
 from service.jobs.states import TERMINAL
+from service.models import repository as models
+from service.models.schemas import ModelObject
 
 T = TypeVar("T")
 
@@ -54,6 +57,29 @@ def archive_project(session: Session, id: str) -> Project:
     for job_id in jobs.unfinished_of(session, id):
         _call_off(session, job_id)
     return found
+
+
+def archived_project(session: Session, id: str) -> Project:
+    """Raises a 400 for one that is not archived: there its own keys do what there is to do."""
+    found = project(session, id)
+    if found.archived_at is None:
+        raise invalid(f"Project {id} is not archived. Use a key of its own.", None, "invalid_project_state")
+    return found
+
+
+def models_of(session: Session, project_id: str) -> list[ModelObject]:
+    """Tuned models and checkpoints that an archived project made."""
+    archived_project(session, project_id)
+    with within_project(session, project_id):
+        made = [
+            *((row.id, row) for row in models.all_tuned(session)),
+            *((row.model, row) for row in jobs.all_checkpoints(session)),
+        ]
+    return [
+        ModelObject(id=name, created=int(row.created_at.timestamp()), owned_by=row.organization_id)
+        for name, row in made
+        if row.project_id == project_id
+    ]
 
 
 def archivable_project(session: Session, id: str) -> Project:

@@ -233,6 +233,18 @@ def across_projects(session: Session) -> Iterator[None]:
     _see(session, owner)
 
 
+@contextmanager
+def within_project(session: Session, project_id: str) -> Iterator[None]:
+    """Within the block a session of an organisation sees one of its projects, as that one's own would."""
+    owner = owner_of(session)
+    assert owner is not None
+    assert owner.project_id == EVERY_PROJECT, "a project's session stays where it is"
+    _see(session, WholeOrganization(owner.organization_id, project_id))
+    yield
+    # Where the block raises, the transaction is over.
+    _see(session, owner)
+
+
 def _see(session: Session, owner: Owner) -> None:
     session.flush()
     session.execute(text("SELECT set_config('app.project_id', :project_id, true)"), {"project_id": owner.project_id})

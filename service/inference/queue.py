@@ -23,7 +23,9 @@ BELL = "serving:bell"
 QUEUE_SECONDS = 60.0
 """How long a question waits for a worker to have room."""
 ORGANIZATIONS = 4
-"""So many times what one organisation may have waiting is the most of all together."""
+"""So many times what one organisation may have waiting is the most of all together. Beyond that each may have one
+question waiting, and as many as its part of what one may have, so that those that were there first keep nobody out.
+"""
 
 _TURNS, _WAITING, _QUESTION = "serving:turns", "serving:waiting:", "serving:question:"
 
@@ -50,7 +52,9 @@ if mine + choices > most and mine > 0 then return 'yours' end
 for _, each in ipairs(redis.call('LRANGE', turns, 0, -1)) do
   if each ~= organization then all = all + count(each) end
 end
-if all + mine + choices > most_of_all and all > 0 then return 'all' end
+local organizations = redis.call('LLEN', turns) + (mine > 0 and 0 or 1)
+local share = math.floor(most / organizations)
+if all + mine + choices > most_of_all and all > 0 and mine > 0 and mine + choices > share then return 'all' end
 redis.call('SET', question .. id, payload, 'PX', milliseconds)
 redis.call('RPUSH', waiting .. organization, id .. ' ' .. choices)
 if not redis.call('LPOS', turns, organization) then redis.call('RPUSH', turns, organization) end

@@ -2,15 +2,19 @@
 
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
+from fastapi.testclient import TestClient
 
 from service.accounts import repository as accounts
+from service.core import storage
 from service.core.db import transaction
 from service.jobs import repository as jobs
 from service.settings import Settings
+from service.usage import repository as usage
 from tests import factories
 from tests.conftest import Key
 from tests.contract.conftest import Official
@@ -335,3 +339,32 @@ def test_a_chat_whose_key_ends_is_told_so(
     with pytest.raises(openai.APIError) as refusal:
         list(acme.chat.completions.create(model=model, messages=said, stream=stream))
     assert refusal.value.code == "invalid_api_key"
+
+
+def test_what_an_archived_project_stores_is_deleted_by_administrators(
+    new_key: Callable[..., Key], client_for: Callable[[Key | None], TestClient], models_dir: Path, stub: Any
+) -> None:
+    key, root = new_key(project="over"), client_for(new_key(admin=True))
+    client, path = client_for(key), f"/v1/organization/projects/{key.project_id}"
+    factories.create_job(client, factories.offer_model(models_dir))
+    supervisor.run("worker-1")
+    file = client.get("/v1/files").json()["data"][0]["id"]
+    assert root.delete(f"{path}/files/{file}").json()["error"]["code"] == "invalid_project_state"
+    assert root.post(f"{path}/archive").status_code == 200
+    other = new_key(project="other")
+    theirs = factories.upload(client_for(other), factories.jsonl(factories.rows(1)))
+    assert root.delete(f"{path}/files/{theirs}").status_code == 404
+    stored = sum(each["bytes"] for each in root.get(f"{path}/files").json()["data"])
+    with transaction("troll_operator") as session:
+        before = usage.stored_bytes(session, key.organization_id)
+    for kind in ("files", "models"):
+        listed = [each["id"] for each in root.get(f"{path}/{kind}").json()["data"]]
+        assert listed
+        for id in listed:
+            assert root.delete(f"{path}/{kind}/{id}").status_code == 200, id
+        assert root.get(f"{path}/{kind}").json()["data"] == []
+    assert not storage.file_path(file).exists()
+    with transaction("troll_operator") as session:
+        assert usage.stored_bytes(session, key.organization_id) <= before - stored
+    events = root.get("/v1/organization/audit_logs?event_types[]=file.deleted").json()["data"]
+    assert {each["project"]["id"] for each in events} == {key.project_id}

@@ -198,10 +198,29 @@ def test_what_may_wait_is_bounded_for_each_and_for_all(
         await waiting.put("b", 3)
         await waiting.put("c", 3)
         await waiting.put("d", 3)
+        # However many are there, a newcomer's first question is taken.
+        await waiting.put("e")
+        await waiting.put("f", 2)
         with pytest.raises(DomainError) as all:
             await waiting.put("e")
         assert (all.value.status, all.value.code) == (503, "overloaded")
         assert all.value.headers == {"Retry-After": "5"}
+
+    run(case)
+
+
+def test_where_all_queues_are_full_newcomers_share_one(
+    run: Callable[[Case], None], allow: Callable[[int], None]
+) -> None:
+    async def case(waiting: Waiting) -> None:
+        allow(12)
+        for each in "abcd":
+            await waiting.put(each, 12)
+        for each, most in (("e", 2), ("f", 2), ("g", 1)):
+            for _ in range(most):
+                await waiting.put(each)
+            with pytest.raises(DomainError):
+                await waiting.put(each)
 
     run(case)
 
