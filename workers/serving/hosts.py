@@ -32,6 +32,8 @@ class Hosts:
         self._refused: dict[Identity, tuple[ModelUnavailableError, float]] = {}
         """Why, and until when."""
         self._one_at_a_time = asyncio.Lock()
+        self._leaving: dict[Host, asyncio.Task[None]] = {}
+        """Those that make room, and still are at work."""
         self._closing: set[asyncio.Task[None]] = set()
         self._running: set[Host] = set()
         """All that have a model loaded, those that nobody gets any more too."""
@@ -86,9 +88,11 @@ class Hosts:
         return host
 
     async def close(self) -> None:
-        for task in self._loading.values():
+        leaving = list(self._leaving.values())
+        for task in (*self._loading.values(), *leaving):
             task.cancel()
         await asyncio.gather(*(host.close() for host in self._hosts.values()))
+        await asyncio.gather(*leaving, return_exceptions=True)
 
     def _close_later(self, host: Host) -> None:
         task = asyncio.create_task(host.close())
@@ -97,12 +101,9 @@ class Hosts:
 
     async def _load(self, host: Host) -> None:
         try:
-            async with self._one_at_a_time:
-                await self._make_room(host)
-                began = time.monotonic()
-                log.info("loading %s", host.identity.model_path)
-                await host.start()
-                log.info("loaded %s in %.1f s", host.identity.model_path, time.monotonic() - began)
+            while not await self._start_if_it_fits(host):
+                # Another that fits may be loaded meanwhile.
+                await asyncio.wait(self._leaving.values(), return_when=asyncio.FIRST_COMPLETED)
         except BaseException as error:
             await self.remove(host).close()
             if isinstance(error, ModelUnavailableError):
@@ -123,20 +124,39 @@ class Hosts:
         finally:
             self._running.discard(host)
 
-    async def _make_room(self, host: Host) -> None:
-        """Unload others until ``host`` fits. One at work is waited for, and takes no more meanwhile."""
-        while not self._fits(host):
-            loaded = [other for other in self._hosts.values() if other is not host and other.ready is not None]
-            victim = min(loaded, key=lambda other: (bool(other.users), other.used_at))
-            log.info("unloading %s to make room for %s", victim.identity.model_path, host.identity.model_path)
-            self.remove(victim)
-            while victim.users:
+    async def _start_if_it_fits(self, host: Host) -> bool:
+        """Load ``host``, or have another begin to make room for it and return False."""
+        async with self._one_at_a_time:
+            if not self._fits(host):
+                if not self._leaving:
+                    self._unload_one_for(host)
+                return False
+            began = time.monotonic()
+            log.info("loading %s", host.identity.model_path)
+            await host.start()
+            log.info("loaded %s in %.1f s", host.identity.model_path, time.monotonic() - began)
+            return True
+
+    def _unload_one_for(self, host: Host) -> None:
+        """The one used longest ago, of those that are not at work if there is any."""
+        loaded = [other for other in self._hosts.values() if other is not host and other.ready is not None]
+        victim = min(loaded, key=lambda other: (bool(other.users), other.used_at))
+        log.info("unloading %s to make room for %s", victim.identity.model_path, host.identity.model_path)
+        self._leaving[self.remove(victim)] = asyncio.create_task(self._let_go(victim))
+
+    async def _let_go(self, host: Host) -> None:
+        """Unload a host that takes no more, once it has answered all that it is at work on."""
+        try:
+            while host.users:
                 await asyncio.sleep(POLL_SECONDS)
-            await victim.close()
+        finally:
+            await host.close()
+            del self._leaving[host]
 
     def _fits(self, host: Host) -> bool:
         """Whether it may be loaded beside what is; the first always may."""
-        ready = [other.ready for other in self._hosts.values() if other.ready is not None]
+        there = [*self._hosts.values(), *self._leaving]
+        ready = [other.ready for other in there if other.ready is not None]
         if not ready:
             return True
         needed = memory.weights(Path(host.identity.model_path)) + sum(each.used_bytes for each in ready)

@@ -89,6 +89,39 @@ def test_a_model_at_work_is_waited_for(loaded: Loaded) -> None:
     asyncio.run(main())
 
 
+def test_while_one_waits_for_room_another_that_fits_is_loaded(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "weights", lambda folder: 10 if folder.name == "small" else 60)
+
+    async def main() -> None:
+        hosts = Hosts(0.9, 60, follow)
+        busy = await get(hosts, "busy", "u1")
+        large = asyncio.create_task(get(hosts, "large", "u2"))
+        await asyncio.sleep(0.05)
+        async with asyncio.timeout(5):
+            small = await get(hosts, "small", "u3")
+        assert loaded.now == {"busy", "small"}
+        hosts.leave(busy, "u1")
+        hosts.leave(small, "u3")
+        await large
+        assert loaded.now == {"large"}
+
+    asyncio.run(main())
+
+
+def test_what_waits_to_be_unloaded_ends_with_the_worker(loaded: Loaded) -> None:
+    async def main() -> None:
+        hosts = Hosts(0.5, 60, follow)
+        await get(hosts, "a", "u1")
+        waiting = asyncio.create_task(get(hosts, "b", "u2"))
+        await asyncio.sleep(0.05)
+        await hosts.close()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert loaded.now == set()
+
+    asyncio.run(main())
+
+
 def test_a_model_larger_than_its_share_is_loaded_alone(loaded: Loaded) -> None:
     async def main() -> None:
         await get(Hosts(0.1, 60, follow), "a", "u")
