@@ -71,14 +71,12 @@ def models_of(session: Session, project_id: str) -> list[ModelObject]:
     """Tuned models and checkpoints that an archived project made."""
     archived_project(session, project_id)
     with within_project(session, project_id):
-        made = [
-            *((row.id, row) for row in models.all_tuned(session)),
-            *((row.model, row) for row in jobs.all_checkpoints(session)),
-        ]
+        tuned = [(row.id, row.created_at) for row in models.all_tuned(session) if row.project_id == project_id]
+        saved = [(row.model, row.created_at) for row in jobs.all_checkpoints(session) if row.project_id == project_id]
+        owner = project(session, project_id).organization_id
     return [
-        ModelObject(id=name, created=int(row.created_at.timestamp()), owned_by=row.organization_id)
-        for name, row in made
-        if row.project_id == project_id
+        ModelObject(id=name, created=int(created_at.timestamp()), owned_by=owner)
+        for name, created_at in [*tuned, *saved]
     ]
 
 

@@ -274,6 +274,11 @@ def _named_in(statement: Any) -> set[type[Base]]:
     return {entity.mapper.class_ for entity in entities if entity is not None}
 
 
+def lock(session: Session, name: str) -> None:
+    """Let nobody else go on who asks for the same name, until the transaction ends."""
+    session.execute(text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))"), {"name": name})
+
+
 def after_commit(session: Session, action: Callable[[], object]) -> None:
     """Run ``action`` once this transaction has committed; a rollback forgets it. It must not use ``session``."""
     event.listen(session, "after_commit", lambda _: action(), once=True)

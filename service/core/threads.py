@@ -50,10 +50,14 @@ class TookTooLongError(DomainError):
 
 
 class FairThreads:
-    """``threads`` threads, of which one tenant has at most ``each``, and a queue of ``waiting`` (``waiting_each``)."""
+    """``threads`` threads, of which one tenant has at most ``each``, and a queue of ``waiting`` (``waiting_each``).
 
-    def __init__(self, name: str, *, threads: int, each: int, waiting: int, waiting_each: int) -> None:
+    The last ``kept`` of them are for tenants that have none: where work takes long, few tenants would have all.
+    """
+
+    def __init__(self, name: str, *, threads: int, each: int, waiting: int, waiting_each: int, kept: int = 0) -> None:
         self.threads, self.each, self.waiting, self.waiting_each = threads, each, waiting, waiting_each
+        self.kept = kept
         self._executor = ThreadPoolExecutor(threads, name)
         self._lock = threading.Lock()
         # Tenants that wait, the one whose turn is next first.
@@ -108,7 +112,7 @@ class FairThreads:
     def _start_next(self) -> None:
         """Give free threads to those whose turn it is. The lock is held."""
         while self._running.total() < self.threads:
-            tenant = next((each for each in self._queues if self._running[each] < self.each), None)
+            tenant = next((each for each in self._queues if self._may_have_another(each)), None)
             if tenant is None:
                 return
             work = self._queues[tenant].popleft()
@@ -120,6 +124,10 @@ class FairThreads:
             if work.future.set_running_or_notify_cancel():
                 self._running[tenant] += 1
                 self._executor.submit(self._work, tenant, work)
+
+    def _may_have_another(self, tenant: str) -> bool:
+        mine, free = self._running[tenant], self.threads - self._running.total()
+        return mine == 0 or (mine < self.each and free > self.kept)
 
     def _work(self, tenant: str, work: _Work) -> None:
         try:
@@ -166,7 +174,7 @@ def _too_slow(*, begun: bool) -> DomainError:
 # What every request of the API runs on, each with one connection to the database.
 request_threads = FairThreads("request", threads=4, each=3, waiting=1000, waiting_each=200)
 # What reads or writes whole files, without a connection.
-bulk_threads = FairThreads("bulk", threads=4, each=2, waiting=200, waiting_each=50)
+bulk_threads = FairThreads("bulk", threads=8, each=2, waiting=200, waiting_each=50, kept=4)
 # What makes sense of large bodies and of graders' sources, which takes nothing but a processor.
 parsing_threads = FairThreads("parsing", threads=4, each=1, waiting=200, waiting_each=50)
 # What reads whole models, which takes minutes once for each.

@@ -7,9 +7,10 @@ from fastapi.responses import FileResponse
 from sqlalchemy.orm import Session
 from starlette.datastructures import FormData, UploadFile
 
-from service.accounts.caller import Caller, Known, Route
+from service.accounts.caller import Caller, Known, Route, in_transaction
 from service.accounts.scopes import needs
 from service.core import forms, storage
+from service.core.bodies import MULTIPART_ALLOWANCE
 from service.core.errors import invalid
 from service.core.pagination import Page, page
 from service.core.threads import bulk_threads
@@ -47,7 +48,14 @@ UPLOAD_BODY = {
 
 
 async def _form(request: Request, known: Known) -> FormData:
-    """The upload, read only after the caller is known: a stranger cannot make the server store anything."""
+    """The upload, read only after the caller is known: a stranger cannot make the server store anything.
+
+    Nor can one whose organisation has no room, unless a repetition asks for what was stored before.
+    """
+    if "idempotency-key" not in request.headers:
+        announced = request.headers.get("content-length", "")
+        size = int(announced) - MULTIPART_ALLOWANCE if announced.isdecimal() else 0
+        await in_transaction(known, usage.check_storage, known.organization_id, max(0, size))
     return await forms.read(request, max_fields=10)
 
 

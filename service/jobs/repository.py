@@ -78,9 +78,11 @@ def lock_quota(session: Session, organization_id: str) -> None:
     session.execute(query, {"name": f"fine_tuning_jobs.quota/{organization_id}"})
 
 
-def count_waiting(session: Session, organization_id: str) -> int:
-    query = select(func.count()).where(Job.organization_id == organization_id, Job.status.in_(WAITING))
-    return session.scalar(query) or 0
+def count_waiting(session: Session, organization_id: str, *, set_aside: bool) -> int:
+    """How many jobs of an organisation wait, with those that were paused before they began if ``set_aside``."""
+    unbegun = and_(Job.status == Status.PAUSED, Job.attempt == 0)
+    waiting = or_(Job.status.in_(WAITING), unbegun) if set_aside else Job.status.in_(WAITING)
+    return session.scalar(select(func.count()).where(Job.organization_id == organization_id, waiting)) or 0
 
 
 def forget_bytes(session: Session, id: str, removed: int) -> None:

@@ -79,7 +79,7 @@ def resume(session: Session, id: str) -> Job:
         return _want(session, job, Desired.RUN, "Pause withdrawn")
     if job.status != Status.PAUSED:
         raise _wrong_state(job, "resumed")
-    check_quota(session, job.organization_id)
+    check_quota(session, job.organization_id, is_new=False)
     audit.record(session, "fine_tuning.job.resumed", job.id)
     move(job, Status.QUEUED)
     job.desired, job.eligible_at = Desired.RUN, clock.now(session)
@@ -88,17 +88,21 @@ def resume(session: Session, id: str) -> Job:
     return job
 
 
-def check_quota(session: Session, organization_id: str) -> None:
+def check_quota(session: Session, organization_id: str, *, is_new: bool = True) -> None:
     """Raise a 429 when an organisation has as many jobs waiting as it may, or no room for what they write.
 
-    It stays so only under ``lock_quota``.
+    For a new job those count too that were paused before they began, or creating and pausing in turn would go on for
+    ever. It stays so only under ``lock_quota``.
     """
     usage.check_storage(session, organization_id, 0)
     limit = usage.limits(session, organization_id).queued_jobs
     with across_projects(session):
-        waiting = repository.count_waiting(session, organization_id)
+        waiting = repository.count_waiting(session, organization_id, set_aside=is_new)
     if waiting >= limit:
-        message = f"Your organization already has {limit} jobs queued. Cancel some or wait for them to start."
+        message = (
+            f"Your organization already has {limit} jobs queued, or paused before they began. Cancel some or wait for "
+            "them to start."
+        )
         raise DomainError(429, "job_quota_exceeded", message, headers={"x-should-retry": "false"})
 
 

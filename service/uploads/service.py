@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from service.accounts.known import Principal
 from service.core import storage
-from service.core.db import across_projects, after_commit
+from service.core.db import across_projects, after_commit, lock
 from service.core.errors import DomainError, invalid, not_found
 from service.core.ids import new_id
 from service.files import repository as files
@@ -39,6 +39,8 @@ def create(session: Session, principal: Principal, request: CreateUpload) -> Upl
         raise invalid(f"An upload may have at most {limit} bytes.", "bytes", "file_too_large")
     # What is announced counts from now on, so that it can be completed.
     usage.check_storage(session, principal.organization_id, request.bytes)
+    # Two that are begun at once would each find room for one.
+    lock(session, f"uploads/{organization_id}")
     with across_projects(session):
         pending = repository.pending(session, principal.organization_id)
     if pending >= MAX_PENDING:

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 from service.accounts.known import Principal
 from service.audit import repository as audit
 from service.core import ask, broker
-from service.core.db import Owner, across_projects, after_commit
+from service.core.db import Owner, across_projects, after_commit, lock
 from service.core.errors import invalid, not_found
 from service.core.ids import new_id, random_text
 from service.files.repository import now
@@ -26,6 +26,8 @@ TEST_SECONDS = 30.0
 
 def create(session: Session, principal: Principal, request: CreateEndpoint) -> WebhookEndpoint:
     check_url(request.url)
+    # Two that are made at once would each find room for one.
+    lock(session, f"webhook endpoints/{principal.organization_id}")
     with across_projects(session):
         number = repository.count(session, principal.organization_id)
     if number >= MAX_ENDPOINTS:

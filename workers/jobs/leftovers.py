@@ -44,8 +44,12 @@ def of(session: Session, job: Job) -> list[Path]:
 
 
 def written_bytes(job: Job) -> int:
-    """What attempts at a job have written and nobody has removed."""
-    return storage.bytes_in(storage.job_dir(job.id).glob("attempt-*"))
+    """Checkpoints and models that attempts at a job have written and nobody has removed.
+
+    Their logs count for nobody: they are the operator's, and no key could delete them.
+    """
+    folder = storage.job_dir(job.id)
+    return storage.bytes_in([*folder.glob("attempt-*/checkpoints"), *folder.glob("attempt-*/*model*")])
 
 
 def remove(paths: Iterable[Path]) -> None:

@@ -101,6 +101,16 @@ def test_what_belongs_to_a_request_that_was_begun_is_not_refused() -> None:
     assert last.result(PATIENCE) == "a2"
 
 
+def test_the_last_threads_are_for_those_who_have_none() -> None:
+    threads, gate = shared(threads=4, each=2, kept=2), Gate()
+    for tenant in "abcd":
+        for number in range(3):
+            threads.submit(tenant, gate.work, f"{tenant}{number}")
+    assert sorted(gate.wait_for(4)) == ["a0", "a1", "b0", "c0"]
+    gate.let_through(12)
+    assert len(gate.wait_for(12)) == 12
+
+
 def test_what_was_not_begun_in_time_never_is() -> None:
     threads, gate = shared(), Gate()
     threads.submit("a", gate.work, "a0")

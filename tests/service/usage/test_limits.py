@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,18 @@ from fastapi.testclient import TestClient
 from sqlalchemy import update
 from sqlalchemy.exc import OperationalError
 
-from service.core import stream_slots
+from service.core import forms, stream_slots
+from service.core.bodies import MULTIPART_ALLOWANCE
 from service.core.db import WholeOrganization, tenant, transaction
 from service.core.errors import DomainError
 from service.jobs import repository as jobs
 from service.jobs.models import Job
 from service.settings import settings
+from service.uploads import service as uploads
+from service.uploads.schemas import CreateUpload
 from service.usage import meter, repository, service
+from service.webhooks import service as webhooks
+from service.webhooks.schemas import CreateEndpoint
 from tests import factories
 from tests.conftest import Key
 
@@ -143,6 +148,53 @@ def test_so_many_jobs_may_wait(client: TestClient, other: TestClient, limit: Lim
     factories.create_job(other, model)
     limit(queued_jobs=None)
     factories.create_job(client, model)
+
+
+def test_jobs_that_are_paused_before_they_begin_make_no_room(
+    client: TestClient, limit: Limit, models_dir: Path
+) -> None:
+    model = factories.offer_model(models_dir)
+    limit(queued_jobs=1)
+    path = f"/v1/fine_tuning/jobs/{factories.create_job(client, model)['id']}"
+    assert client.post(f"{path}/pause").json()["status"] == "paused"
+    refused = client.post("/v1/fine_tuning/jobs", json=factories.job_body(client, model))
+    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "job_quota_exceeded")
+    assert client.post(f"{path}/resume").json()["status"] == "queued"
+
+
+@pytest.mark.parametrize("what", ["uploads", "webhook endpoints"])
+def test_two_at_once_are_no_more_than_one_may_have(api_key: Key, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    monkeypatch.setattr(uploads, "MAX_PENDING", 1)
+    monkeypatch.setattr(webhooks, "MAX_ENDPOINTS", 1)
+    upload = CreateUpload(bytes=1, filename="a", mime_type="text/plain", purpose="fine-tune")
+    endpoint = CreateEndpoint(name="a", url="https://example.com/", event_types=["fine_tuning.job.failed"])
+    make: Any = uploads.create if what == "uploads" else webhooks.create
+    asked = upload if what == "uploads" else endpoint
+
+    def second() -> None:
+        with tenant(api_key) as session:
+            make(session, api_key, asked)
+
+    with ThreadPoolExecutor() as threads:
+        with tenant(api_key) as session:
+            make(session, api_key, asked)
+            late = threads.submit(second)
+            wait([late], timeout=0.5)
+        with pytest.raises(DomainError):
+            late.result(30)
+
+
+def test_a_file_for_which_there_is_no_room_is_refused_before_it_is_read(
+    client: TestClient, limit: Limit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit(storage_bytes=1000)
+
+    async def read(*_: Any, **__: Any) -> None:
+        raise AssertionError("it was read")
+
+    monkeypatch.setattr(forms, "read", read)
+    large = {"file": ("a.jsonl", ROWS + b" " * 2 * MULTIPART_ALLOWANCE)}
+    assert told(client.post("/v1/files", data={"purpose": "fine-tune"}, files=large)) == EXHAUSTED
 
 
 def test_so_many_jobs_may_run(client: TestClient, other: TestClient, limit: Limit, models_dir: Path) -> None:

@@ -87,6 +87,14 @@ def test_a_deleted_model_counts_no_longer(job: str, checkpoint: Checkpoint, clie
     assert stored(job) == on_disk(job) == 1400
 
 
+def test_logs_that_nobody_can_delete_do_not_count(job: str, checkpoint: Checkpoint) -> None:
+    log = storage.job_dir(job) / "attempt-1" / "logs" / "train.log"
+    log.parent.mkdir(parents=True)
+    log.write_bytes(b"\0" * 5000)
+    checkpoint(1, 700)
+    assert stored(job) == on_disk(job) - 5000 == 1400
+
+
 def test_links_and_what_is_gone_are_no_bytes(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"12345")
     (tmp_path / "link").symlink_to(tmp_path / "a")
