@@ -3,6 +3,7 @@
 from service.accounts.models import APIKey, Organization, Project, ProjectUser, ServiceAccount, User
 from service.audit.models import AuditLog
 from service.core.db import Base
+from service.exports.models import Export
 from service.files.models import File
 from service.idempotency.models import KeptAnswer
 from service.installation.models import Installation
@@ -21,6 +22,7 @@ __all__ = [
     "CheckpointPermission",
     "Event",
     "Examination",
+    "Export",
     "File",
     "GPUUsage",
     "Installation",

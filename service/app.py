@@ -30,6 +30,7 @@ from service.core.rate_limit import RateLimit
 from service.dashboard import endpoints as dashboard
 from service.dashboard import oidc
 from service.dashboard.session import CookieKey
+from service.exports import endpoints as exports
 from service.files import endpoints as files
 from service.graders import endpoints as graders
 from service.inference import endpoints as inference
@@ -118,6 +119,8 @@ def create_app() -> FastAPI:
         submission,
         jobs,
         graders,
+        # A model's id may hold slashes: what is beneath one comes before the models themselves.
+        exports,
         models,
         sharing,
         inference,

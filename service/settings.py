@@ -102,6 +102,11 @@ class Settings(BaseSettings):
     wandb_base_url: str | None = None
     """A W&B server of one's own; unset, it is W&B's."""
 
+    hub_url: str | None = None
+    """A Hugging Face hub that users may push exports to by a token of theirs, such as ``https://huggingface.co``."""
+    exports_kept_hours: int = Field(72, ge=1, le=24 * 365)
+    """How long an export can be downloaded once it is made; one that no worker makes is given up as late."""
+
     serving_engine: Literal["transformers", "vllm"] = "transformers"
     """What answers ``/v1/chat/completions``; vLLM must be installed where the serving workers run."""
     serving_concurrency: int = Field(64, ge=1)
@@ -144,6 +149,13 @@ class Settings(BaseSettings):
         if value is not None and not is_safe_address(value):
             raise ValueError("must begin with https://, or with http:// and be this machine's own, as localhost is")
         return value
+
+    @field_validator("hub_url")
+    @classmethod
+    def _address(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"https?://[^/?#@\s]+(/[^?#@\s]*)?", value):
+            raise ValueError("must be the address of a hub, such as https://huggingface.co")
+        return value and value.rstrip("/")
 
     @field_validator("webhook_key")
     @classmethod

@@ -42,6 +42,8 @@ _ROWS = {
     "tuned_models": "(id, organization_id, project_id, job_id, base_model, path) "
     "VALUES ('ft:model-{tag}', '{org}', '{project}', 'job-{tag}', 'm', 'p')",
     "examinations": "(id, organization_id, project_id, question) VALUES ('job-{tag}', '{org}', '{project}', '{{}}')",
+    "exports": "(id, organization_id, project_id, model, source, format, bytes, expires_at) "
+    "VALUES ('export-{tag}', '{org}', '{project}', 'ft:model-{tag}', 'p', 'gguf', 1, now() + interval '1 day')",
     "webhook_endpoints": "(id, organization_id, project_id, name, url, event_types, salt) "
     "VALUES ('whe-{tag}', '{org}', '{project}', 'n', 'u', '[]', 's')",
     "webhook_deliveries": "(id, organization_id, endpoint_id, event_type, payload) "

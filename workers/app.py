@@ -11,7 +11,7 @@ from service.core.broker import CONTROL_QUEUE, DELIVER_WEBHOOKS, RUN_JOB, TRAINI
 from service.core.db import Login, WrongLoginError, engine, transaction
 from service.installation import service as installation
 from service.settings import MissingSettingError, required, settings
-from workers.control import examiner
+from workers.control import examiner, exporter
 from workers.jobs import supervisor
 from workers.jobs.registration import Registration
 
@@ -109,3 +109,4 @@ def _drain(**_: Any) -> None:
 @signals.worker_shutdown.connect
 def _clear(**_: Any) -> None:
     supervisor.warm_children.close()
+    exporter.close()

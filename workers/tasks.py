@@ -8,9 +8,17 @@ from celery import Task
 from pydantic import ValidationError
 
 from service.core import ask
-from service.core.broker import DELIVER_WEBHOOKS, EXAMINE_JOBS, LOAD_GRADER, RUN_GRADER, RUN_JOB, TEST_WEBHOOK
+from service.core.broker import (
+    DELIVER_WEBHOOKS,
+    EXAMINE_JOBS,
+    EXPORT_MODELS,
+    LOAD_GRADER,
+    RUN_GRADER,
+    RUN_JOB,
+    TEST_WEBHOOK,
+)
 from workers.app import PRUNE, SWEEP, app
-from workers.control import examiner, trial, webhooks
+from workers.control import examiner, exporter, trial, webhooks
 from workers.control import prune as pruning
 from workers.control import sweep as sweeping
 from workers.jobs import supervisor
@@ -59,6 +67,11 @@ def load_grader(id: str, question: dict[str, Any]) -> None:
 @app.task(name=EXAMINE_JOBS)
 def examine_jobs() -> None:
     examiner.start()
+
+
+@app.task(name=EXPORT_MODELS)
+def export_models() -> None:
+    exporter.start()
 
 
 @app.task(name=DELIVER_WEBHOOKS)

@@ -24,6 +24,7 @@ LOAD_GRADER = "workers.load_grader"
 EXAMINE_JOBS = "workers.examine_jobs"
 TEST_WEBHOOK = "workers.test_webhook"
 DELIVER_WEBHOOKS = "workers.deliver_webhooks"
+EXPORT_MODELS = "workers.export_models"
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +91,16 @@ def ring_examinations() -> bool:
         _send(EXAMINE_JOBS, queue=CONTROL_QUEUE)
     except OperationalError as error:
         log.warning("could not ring for an examination, the sweep will: %s", error)
+        return False
+    return True
+
+
+def ring_exports() -> bool:
+    """Tell the control worker that a model is to be exported. The sweep finds out anyway."""
+    try:
+        _send(EXPORT_MODELS, queue=CONTROL_QUEUE)
+    except OperationalError as error:
+        log.warning("could not ring for an export, the sweep will: %s", error)
         return False
     return True
 

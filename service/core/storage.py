@@ -16,7 +16,7 @@ from service.settings import settings
 CHUNK = 1024 * 1024
 PARTIAL = ".partial"
 """The end of a file's name while it is written."""
-FOLDERS = ("files", "uploads", "jobs")
+FOLDERS = ("files", "uploads", "jobs", "exports")
 ROWS = ".jsonl"
 """The end of the names of a job's rows."""
 OTHERS = 0o077
@@ -83,6 +83,11 @@ def part_path(upload_id: str, part_id: str) -> Path:
 def job_dir(job_id: str) -> Path:
     """Everything that the attempts at a job write: checkpoints, logs, the final model."""
     return _under("jobs", job_id)
+
+
+def export_dir(export_id: str) -> Path:
+    """The files of an export, which are all there or none."""
+    return _under("exports", export_id)
 
 
 def job_data(job_id: str, name: str) -> Path:

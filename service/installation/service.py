@@ -26,7 +26,7 @@ from service.uploads import repository as uploads
 
 FILE = "installation"
 CAREFUL_FOR = timedelta(days=30)
-PREFIXES = {"files": "file-", "jobs": "ftjob-", "uploads": "upload_"}
+PREFIXES = {"files": "file-", "jobs": "ftjob-", "uploads": "upload_", "exports": "export-"}
 """How the ids begin that name what lies in the data folder's folders."""
 BATCH = 1000
 

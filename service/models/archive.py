@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from service.core.storage import CHUNK
+CHUNK = 1024 * 1024
+"""Bytes that are read at a time."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from service.usage.models import OrganizationLimits, ProjectTokenUsage, TokenUsa
 
 Group = Literal["model", "project_id"]
 
-# The rooms of files, uploads and jobs are above this one: their tables are named, not imported.
+# The rooms of files, uploads, jobs and exports are above this one: their tables are named, not imported.
 _STORAGE = """
     SELECT o.id,
         (SELECT coalesce(sum(bytes), 0) FROM files f
@@ -24,6 +24,7 @@ _STORAGE = """
         + (SELECT coalesce(sum(bytes), 0) FROM uploads u
            WHERE u.organization_id = o.id AND u.status = 'pending' AND u.expires_at > now())
         + (SELECT coalesce(sum(stored_bytes), 0) FROM fine_tuning_jobs j WHERE j.organization_id = o.id)
+        + (SELECT coalesce(sum(bytes), 0) FROM exports e WHERE e.organization_id = o.id AND e.expires_at > now())
     FROM organizations o
 """
 
@@ -55,7 +56,8 @@ def lock_storage(session: Session, organization_id: str) -> None:
 
 
 def stored_bytes(session: Session, organization_id: str) -> int:
-    """Bytes of an organisation's files, of uploads that it announced, and of its jobs' checkpoints and results."""
+    """Bytes of an organisation's files, of uploads that it announced, of its jobs' checkpoints and results, and
+    of exports."""
     found = session.execute(text(f"{_STORAGE} WHERE o.id = :id"), {"id": organization_id}).one()
     return int(found[1])
 

@@ -65,6 +65,7 @@ def hook(ids: dict[str, str]) -> dict[str, Any]:
 JOBS, ORGANIZATION = "/v1/fine_tuning/jobs", "/v1/organization"
 PROJECT = f"{ORGANIZATION}/projects/{{project_id}}"
 HOOKS = "/v1/webhook_endpoints"
+EXPORTS = "/v1/models/{model}/exports"
 SHARES = "/v1/fine_tuning/checkpoints/{fine_tuned_model_checkpoint}/permissions"
 CALLS: dict[str, Call] = {
     "POST /v1/files": NOBODYS,
@@ -93,6 +94,13 @@ CALLS: dict[str, Call] = {
     "GET /v1/models/{model}/files/{name}": Call(),
     "GET /v1/models/{model}/archive": Call(),
     "DELETE /v1/models/{model}": Call(),
+    f"POST {EXPORTS}": Call(body=lambda ids: {"format": "huggingface"}),
+    f"GET {EXPORTS}": NOBODYS,
+    f"GET {EXPORTS}/{{export_id}}": Call(),
+    f"DELETE {EXPORTS}/{{export_id}}": Call(),
+    f"GET {EXPORTS}/{{export_id}}/content": Call(),
+    f"GET {EXPORTS}/{{export_id}}/files": Call(),
+    f"GET {EXPORTS}/{{export_id}}/files/{{name}}": Call(),
     f"POST {SHARES}": Call(body=lambda ids: {"project_ids": [ids["project_id"]]}),
     f"GET {SHARES}": Call(),
     f"DELETE {SHARES}/{{permission_id}}": Call(),
@@ -385,6 +393,7 @@ def _make_things(world: World) -> None:
             0
         ]["id"],
         "webhook_endpoint_id": post("/webhook_endpoints", json=endpoint)["id"],
+        "export_id": post(f"/models/{tuned}/exports", json={"format": "huggingface"})["id"],
     }
     world.secrets = set(world.ids.values()) - {base, "config.json", world.ids["neighbour"]} | {done, third, MARK}
 

@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 from service.core import clock, storage
 from service.core.db import after_commit, transaction
 from service.core.ids import is_id
+from service.exports import repository as exports
 from service.files import repository as files
 from service.idempotency import repository as kept_answers
 from service.idempotency.once import KEPT_FOR
@@ -54,6 +55,7 @@ def prune() -> None:
         *_orphans("files", files.existing, now),
         *_orphans("jobs", jobs.kept, now),
         *_orphans("uploads", uploads.known, now),
+        *_orphans("exports", exports.existing, now),
     ]
     left = [*_left_by_attempts(), *_ended_uploads()]
     if careful:
@@ -81,12 +83,19 @@ def _prune_events() -> None:
 
 
 def _prune_expired() -> int:
-    def remove(session: Session, limit: int) -> int:
-        expired = files.remove_expired(session, limit)
-        after_commit(session, lambda: _remove(map(storage.file_path, expired)))
+    def remove(
+        session: Session,
+        expire: Callable[[Session, int], Sequence[str]],
+        path: Callable[[str], Path],
+        limit: int,
+    ) -> int:
+        expired = expire(session, limit)
+        after_commit(session, lambda: _remove(map(path, expired)))
         return len(expired)
 
-    return _until_none_is_left(remove)
+    removed = _until_none_is_left(remove, exports.remove_expired, storage.export_dir)
+    log.info("removed %d expired exports", removed)
+    return _until_none_is_left(remove, files.remove_expired, storage.file_path)
 
 
 def _until_none_is_left(remove: Callable[..., int], *given: object, limit: int = BATCH) -> int:

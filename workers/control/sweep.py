@@ -7,12 +7,13 @@ import logging
 
 from service.core import ask, broker
 from service.core.db import transaction
+from service.exports import repository as exports
 from service.installation import service as installation
 from service.jobs import repository
 from service.jobs import service as jobs
 from service.jobs.states import TERMINAL, Desired
 from service.settings import settings
-from workers.control import examiner, queue
+from workers.control import examiner, exporter, queue
 from workers.jobs.outcome import decide
 from workers.jobs.settle import settle
 
@@ -28,6 +29,7 @@ def sweep() -> None:
     call_off()
     ring()
     examine()
+    export()
     queue.plan()
 
 
@@ -84,3 +86,11 @@ def examine() -> None:
         waits = repository.examinations_wait(session)
     if waits:
         examiner.start()
+
+
+def export() -> None:
+    """Have exported what a lost message or a lost worker left."""
+    with transaction("troll_control") as session:
+        waits = exports.waits(session)
+    if waits:
+        exporter.start()

@@ -60,7 +60,7 @@ def write_model(policy: Policy, folder: Path) -> None:
         policy.tokenizer.save_pretrained(folder)
         if policy.template_values:
             (folder / chat_template.FILE).write_text(json.dumps(policy.template_values, indent=2) + "\n")
-        _check(folder)
+        check(folder)
 
 
 def _write_trained(policy: Policy, folder: Path) -> None:
@@ -177,7 +177,7 @@ def _unlike_the_trained(reason: str) -> RunError:
     )
 
 
-def _check(folder: Path) -> None:
+def check(folder: Path) -> None:
     """Raises ``RunError`` unless transformers finds in ``folder`` every weight of its architecture."""
     _, report = AutoModelForCausalLM.from_pretrained(
         folder, device_map="meta", local_files_only=True, trust_remote_code=False, output_loading_info=True

@@ -145,11 +145,16 @@ def test_row_security_cannot_be_put_off(connection: psycopg.Connection, role: db
         connection.execute("SELECT id FROM api_keys" if role == "troll_operator" else "SELECT id FROM fine_tuning_jobs")
 
 
-SECRETS = ["SELECT hash FROM api_keys", "SELECT salt FROM webhook_endpoints", "SELECT answer FROM kept_answers"]
+SECRETS = [
+    "SELECT hash FROM api_keys",
+    "SELECT salt FROM webhook_endpoints",
+    "SELECT answer FROM kept_answers",
+    "SELECT sealed_token FROM exports",
+]
 MAY_READ = {
     "troll_api": set(SECRETS),
     "troll_worker": set(),
-    "troll_control": {SECRETS[1]},
+    "troll_control": {SECRETS[1], SECRETS[3]},
     "troll_operator": {SECRETS[0]},
 }
 
@@ -185,13 +190,14 @@ WRITES = {
     },
     "troll_control": {
         "INSERT": {"fine_tuning_events", "webhook_deliveries"},
-        "UPDATE": {"fine_tuning_jobs", "webhook_deliveries", "examinations", "installation"},
+        "UPDATE": {"fine_tuning_jobs", "webhook_deliveries", "examinations", "exports", "installation"},
         "DELETE": {
             "files",
             "uploads",
             "kept_answers",
             "webhook_deliveries",
             "examinations",
+            "exports",
             "workers",
             "checkpoint_permissions",
             "fine_tuning_events",

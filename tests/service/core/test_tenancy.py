@@ -116,6 +116,7 @@ OF_A_PROJECT = {
     "fine_tuning_checkpoints",
     "tuned_models",
     "examinations",
+    "exports",
     "webhook_endpoints",
     "webhook_deliveries",
 }
