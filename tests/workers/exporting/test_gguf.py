@@ -158,7 +158,7 @@ def test_what_llama_cpp_computes_otherwise_is_refused(what: str) -> None:
 def test_another_family_is_refused_with_those_that_are_not(tmp_path: Path) -> None:
     config = models.CONFIGS["qwen3"]()
     config.model_type = "mamba"
-    with pytest.raises(RunError, match="'mamba'.*gemma, gemma2, .*qwen3_moe, smollm3"):
+    with pytest.raises(RunError, match=r"'mamba'.*gemma, gemma2, .*qwen3_moe, smollm3"):
         families.of(config)
 
 
