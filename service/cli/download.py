@@ -49,15 +49,18 @@ class DownloadInterruptedError(Exception):
     """The connection broke, or what came is not what was announced."""
 
 
-def download(client: "OpenAI", model: str, target: Path) -> None:
-    """Put the model's files into the new folder ``target``, whole or not at all. Raises ``CommandError``."""
+def download(client: "OpenAI", model: str, address: str, target: Path) -> None:
+    """Put the files at ``address``, which are the model's, into the new folder ``target``, whole or not at all.
+
+    Raises ``CommandError``.
+    """
     if target.exists():
         raise CommandError(f"{target} exists already. Name another folder with -o.")
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.partial")
     try:
         with _folder(partial), _session(client) as session:
-            files = _persist(session, model, partial)
+            files = _persist(session, model, address, partial)
             for file in files:
                 (partial / file.name).parent.mkdir(exist_ok=True)
                 file.part(partial).rename(partial / file.name)
@@ -90,9 +93,9 @@ def _session(client: "OpenAI") -> httpx2.Client:
     return httpx2.Client(base_url=str(client.base_url), headers=headers, timeout=TIMEOUT)
 
 
-def _persist(session: httpx2.Client, model: str, partial: Path) -> list[File]:
+def _persist(session: httpx2.Client, model: str, address: str, partial: Path) -> list[File]:
     """Bring every file's part to its end. Returns the files."""
-    address, fruitless = f"models/{urllib.parse.quote(model, safe=':')}/files", 0
+    fruitless = 0
     while True:
         before = _bytes_in(partial)
         try:

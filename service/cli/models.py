@@ -1,4 +1,4 @@
-"""``troll models`` and ``troll pull``."""
+"""``troll models``."""
 
 import json
 from datetime import datetime
@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from service.cli.connection import AsJSON, StackFolder, connect, stack_state
-from service.cli.download import download
 from service.cli.failure import CommandError
 from service.cli.output import show_table
 
@@ -49,16 +48,3 @@ def list_broken(
         return
     typer.secho(f"{len(broken)} broken, {len(offered)} on offer in {root}", err=True)
     show_table(("folder", "reason"), [(each.id, each.reason) for each in broken])
-
-
-def pull(
-    model: Annotated[str, typer.Argument(help="A model's id, as 'troll models list' shows it.")],
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="New folder. Default: named after the model.")
-    ] = None,
-    data_dir: StackFolder = None,
-) -> None:
-    """Download a model's weights into a folder that transformers' from_pretrained loads. Run again, it goes on."""
-    target = output or Path(model.replace("/", "-").replace(":", "-"))
-    download(connect(data_dir), model, target)
-    typer.echo(str(target))

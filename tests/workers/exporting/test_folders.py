@@ -1,7 +1,6 @@
 """Exported folders are loaded by others as the model that was trained: weights, ends of answers, chat template."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +98,7 @@ def test_weights_are_linked_and_the_models_own_files_stay_as_they_are(tmp_path: 
     before = {path.name: path.read_bytes() for path in source.iterdir()}
     folder, _ = make(source, "huggingface")
     for path in source.glob("*.safetensors"):
-        assert os.path.samefile(path, folder / path.name)
+        assert path.samefile(folder / path.name)
     assert {path.name: path.read_bytes() for path in source.iterdir()} == before
 
 

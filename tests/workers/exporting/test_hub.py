@@ -65,7 +65,7 @@ class Hub:
         if path == "/api/repos/create":
             asked = json.loads(body)
             name = f"{asked['organization']}/{asked['name']}"
-            self.private[name] = asked["private"]
+            self.private[name] = asked["visibility"] == "private"
             return {"url": f"{self.url}/{name}"}
         if path.endswith("/preupload/main"):
             large = [
