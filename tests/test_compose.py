@@ -81,7 +81,7 @@ def test_what_graders_and_integrations_may_do_is_passed_on_where_it_is_given(nam
     assert ("TROLL_WANDB_API_KEY" in given) == (name == "gpu-worker")
 
 
-PUBLIC = {"TROLL_WANDB_BASE_URL", "TROLL_MAX_STREAMS_PER_KEY", "TROLL_PUBLIC_URL"}
+PUBLIC = {"TROLL_WANDB_BASE_URL", "TROLL_MAX_STREAMS_PER_KEY", "TROLL_PUBLIC_URL", "TROLL_HUB_URL"}
 SECRETS = {
     "migrate": {"DATABASE_OWNER_URL"},
     "api": {"DATABASE_URL", "REDIS_URL", "TROLL_KEY_PEPPER", "TROLL_WEBHOOK_KEY", "TROLL_OIDC_CLIENT_SECRET"},

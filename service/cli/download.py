@@ -49,18 +49,24 @@ class DownloadInterruptedError(Exception):
     """The connection broke, or what came is not what was announced."""
 
 
-def download(client: "OpenAI", model: str, address: str, target: Path) -> None:
-    """Put the files at ``address``, which are the model's, into the new folder ``target``, whole or not at all.
+def address_of(model: str) -> str:
+    """The path of a model's operations."""
+    return f"models/{urllib.parse.quote(model, safe=':')}"
+
+
+def download(client: "OpenAI", model: str, target: Path, export: str | None = None) -> None:
+    """Put the files of a model, or of an ``export`` of it, into the new folder ``target``, whole or not at all.
 
     Raises ``CommandError``.
     """
+    address = address_of(model) if export is None else f"{address_of(model)}/exports/{export}"
     if target.exists():
         raise CommandError(f"{target} exists already. Name another folder with -o.")
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.partial")
     try:
         with _folder(partial), _session(client) as session:
-            files = _persist(session, model, address, partial)
+            files = _persist(session, model, f"{address}/files", partial)
             for file in files:
                 (partial / file.name).parent.mkdir(exist_ok=True)
                 file.part(partial).rename(partial / file.name)

@@ -3,7 +3,6 @@
 import json
 import os
 import time
-import urllib.parse
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from service.cli.connection import AsJSON, StackFolder, connect
-from service.cli.download import download
+from service.cli.download import address_of, download
 from service.cli.failure import CommandError
 from service.cli.output import show_table, shown_bytes
 from service.contracts.export_formats import FORMATS, GGUF_TYPES
@@ -42,13 +41,13 @@ def pull(
     target = output or Path(name if format is None else f"{name}-{format}")
     client = connect(data_dir)
     if format is None and type is None:
-        download(client, model, f"{_address(model)}/files", target)
+        download(client, model, target)
     else:
         if target.exists():
             raise CommandError(f"{target} exists already. Name another folder with -o.")
         export = _made(client, model, {"format": format or "gguf", "type": type})
         _show_notes(export)
-        download(client, model, f"{_address(model)}/exports/{export['id']}/files", target)
+        download(client, model, target, export["id"])
         _forget(client, model, export["id"])
     typer.echo(str(target))
 
@@ -98,16 +97,12 @@ def delete_export(
     data_dir: StackFolder = None,
 ) -> None:
     """Delete an export with its files; one that is not finished is called off."""
-    connect(data_dir).delete(f"/{_address(model)}/exports/{export_id}", cast_to=object)
+    connect(data_dir).delete(f"/{address_of(model)}/exports/{export_id}", cast_to=object)
     typer.echo(export_id)
 
 
-def _address(model: str) -> str:
-    return f"models/{urllib.parse.quote(model, safe=':')}"
-
-
 def _exports(client: "OpenAI", model: str) -> list[dict[str, Any]]:
-    page = cast(dict[str, Any], client.get(f"/{_address(model)}/exports?limit=100", cast_to=object))
+    page = cast(dict[str, Any], client.get(f"/{address_of(model)}/exports?limit=100", cast_to=object))
     return list(page["data"])
 
 
@@ -120,12 +115,12 @@ def _made(client: "OpenAI", model: str, wanted: dict[str, Any]) -> dict[str, Any
         and not (each["hub"] or wanted.get("hub"))
         and (each["format"], each["type"]) == (wanted["format"], wanted["type"])
     ]
-    asked = before[0] if before else client.post(f"/{_address(model)}/exports", body=wanted, cast_to=object)
+    asked = before[0] if before else client.post(f"/{address_of(model)}/exports", body=wanted, cast_to=object)
     export = cast(dict[str, Any], asked)
     while export["status"] in ("queued", "running"):
         typer.secho(f"{export['status']} {export['progress']:.0%}", err=True)
         time.sleep(POLL_SECONDS)
-        export = cast(dict[str, Any], client.get(f"/{_address(model)}/exports/{export['id']}", cast_to=object))
+        export = cast(dict[str, Any], client.get(f"/{address_of(model)}/exports/{export['id']}", cast_to=object))
     if export["status"] == "failed":
         raise CommandError(export["error"]["message"])
     return export
@@ -141,6 +136,6 @@ def _forget(client: "OpenAI", model: str, export_id: str) -> None:
     from openai import PermissionDeniedError
 
     try:
-        client.delete(f"/{_address(model)}/exports/{export_id}", cast_to=object)
+        client.delete(f"/{address_of(model)}/exports/{export_id}", cast_to=object)
     except PermissionDeniedError:
         typer.secho(f"The export {export_id} is kept until it expires: this key may not delete it.", err=True)

@@ -14,7 +14,7 @@ from openai.types.fine_tuning import FineTuningJobEvent
 
 from service.cli import demo
 from service.cli.download import download
-from tests.e2e.conftest import JUDGE, JUDGE_USAGE, Stack
+from tests.e2e.conftest import JUDGE, JUDGE_USAGE, Stack, troll
 from tests.workers.graders import jails
 
 GUIDE = Path(__file__).parents[2] / "examples" / "hosted_guide.py"
@@ -77,6 +77,10 @@ def test_a_job_improves_the_model_and_leaves_weights(stack: Stack, create: Calla
 
     AutoModelForCausalLM.from_pretrained(tmp_path / "weights")
     assert AutoTokenizer.from_pretrained(tmp_path / "weights").chat_template
+    where = ("--data-dir", str(stack.data_dir))
+    pulled = troll("pull", job.fine_tuned_model, "--format", "gguf", "--output", str(tmp_path / "gguf"), *where)
+    assert pulled.returncode == 0, pulled.stdout + pulled.stderr
+    assert sorted(path.name for path in (tmp_path / "gguf").iterdir()) == ["Modelfile", "model.gguf"]
 
 
 def test_a_killed_training_child_resumes_from_its_checkpoint(stack: Stack, create: Callable[..., Any]) -> None:

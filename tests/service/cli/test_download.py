@@ -15,15 +15,12 @@ import pytest
 from openai import OpenAI
 
 from service.cli import download as downloading
+from service.cli.download import download
 from service.cli.failure import CommandError
 from tests import factories
 from tests.conftest import Key
 
 WEIGHTS = bytes(range(256)) * 8192
-
-
-def download(client: OpenAI, model: str, target: Path) -> None:
-    downloading.download(client, model, f"models/{model.replace('/', '%2F')}/files", target)
 
 
 HEADERS = 20_000

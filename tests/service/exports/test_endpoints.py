@@ -271,7 +271,7 @@ def test_an_export_that_is_removed_at_work_ends(
             removed.append(client.delete(f"/v1/models/{model}/exports/{made['id']}").status_code)
         return renew(*given)
 
-    monkeypatch.setattr(exporter.repository, "renew", remove_first)
+    monkeypatch.setattr(repository, "renew", remove_first)
     exporter.work()
     assert removed == [200]
     assert list((data_dir / "exports").glob(f"{made['id']}*")) == []

@@ -105,7 +105,7 @@ def test_a_number_that_f16_cannot_hold_is_refused(tmp_path: Path) -> None:
 
 def test_a_tensor_that_was_damaged_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = models.save(tmp_path / "model", "qwen2")
-    right = gguf_file.GGUFReader
+    right = GGUFReader
 
     def damaged(path: Path) -> GGUFReader:
         with path.open("r+b") as file:
