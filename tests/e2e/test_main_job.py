@@ -78,9 +78,11 @@ def test_a_job_improves_the_model_and_leaves_weights(stack: Stack, create: Calla
     AutoModelForCausalLM.from_pretrained(tmp_path / "weights")
     assert AutoTokenizer.from_pretrained(tmp_path / "weights").chat_template
     where = ("--data-dir", str(stack.data_dir))
-    pulled = troll("pull", job.fine_tuned_model, "--format", "gguf", "--output", str(tmp_path / "gguf"), *where)
+    exported = tmp_path / "exported"
+    pulled = troll("pull", job.fine_tuned_model, "--format", "huggingface", "--output", str(exported), *where)
     assert pulled.returncode == 0, pulled.stdout + pulled.stderr
-    assert sorted(path.name for path in (tmp_path / "gguf").iterdir()) == ["Modelfile", "model.gguf"]
+    weights = "model.safetensors"
+    assert (exported / weights).read_bytes() == (tmp_path / "weights" / weights).read_bytes()
 
 
 def test_a_killed_training_child_resumes_from_its_checkpoint(stack: Stack, create: Callable[..., Any]) -> None:
