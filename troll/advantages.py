@@ -90,6 +90,9 @@ def gae(
 ) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimation with a critic's `values`; all `[B, T]`.
 
+    `A_t = d_t + gamma lam A_(t+1)` with `d_t = r_t + gamma V_(t+1) - V_t`. Nothing is earned after a sequence's last
+    token: its next value is 0, also where the sequence was cut off there, since what it earned is for what it is.
+
     Positions outside the mask are stepped over: the next value and the running advantage are those of the next
     selected token, so several turns of one sequence are estimated as one.
 
@@ -134,7 +137,7 @@ ESTIMATORS: dict[str, Callable[[Scored], Tensor]] = {
     "reinforce_plus_plus_baseline": lambda of: reinforce_plus_plus_baseline_of_sequences(*of),
     "maxrl": lambda of: maxrl(of.rewards, of.group_ids),
 }
-"""Those that make an advantage for each sequence, `[B]`, by name."""
+"""Those that make an advantage for each sequence, `[B]`, by name. `gae` makes one for each token."""
 
 
 def _whitened(values: Tensor, weights: Tensor) -> Tensor:

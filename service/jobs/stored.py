@@ -19,7 +19,7 @@ from service.contracts.wording import reason_of
 from service.jobs.examination import Question
 from service.jobs.spec import JobSpec
 
-VERSION = 3
+VERSION = 4
 """Of what this version of the service writes, and the newest that it reads."""
 NUMBER = "version"
 
@@ -78,7 +78,29 @@ def _with_methods(content: dict[str, Any]) -> dict[str, Any]:
     return content
 
 
-SPECIFICATIONS: dict[int, Upgrade] = {1: _with_dppo, 2: _with_methods}
+CRITIC: dict[str, Any] = {
+    "kl_coefficient": 0.0,
+    "kl_in": "loss",
+    "kl_estimator": "k3",
+    "gae_gamma": 1.0,
+    "gae_lambda": 1.0,
+    "critic_learning_rate": 1e-5,
+    "critic_warmup_steps": 0,
+    "value_clip": 0.5,
+}
+"""What jobs of version 3 have been run with: without a reference or a critic."""
+
+
+def _with_critic(content: dict[str, Any]) -> dict[str, Any]:
+    """To version 4, in which reinforcement has a KL divergence to a reference, and the options of a critic."""
+    method = content.get("method")
+    hyperparameters = method.get("hyperparameters") if isinstance(method, dict) else None
+    if isinstance(method, dict) and isinstance(hyperparameters, dict) and method.get("type") == "reinforcement":
+        method["hyperparameters"] = {**hyperparameters, **CRITIC}
+    return content
+
+
+SPECIFICATIONS: dict[int, Upgrade] = {1: _with_dppo, 2: _with_methods, 3: _with_critic}
 """By the version that they start from; a version without one has the shape of the next."""
 QUESTIONS: dict[int, Upgrade] = {}
 

@@ -11,6 +11,7 @@ some mixtures it reads ``gate_proj``, ``up_proj`` and ``down_proj`` as the exper
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,20 @@ def attach(model: PreTrainedModel, lora: Lora) -> LoraConfig:
             # peft makes them in the base's dtype; an optimizer's small steps would be lost in bfloat16.
             parameter.data = parameter.data.float()
     return config
+
+
+@contextmanager
+def switched_off(model: PreTrainedModel) -> Iterator[None]:
+    """Inside, ``model`` is its base model; one without adapters is that anyway."""
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    # Not peft's ``enable_adapters``, which freezes the adapters meanwhile: who is spread over ranks must not change so.
+    for layer in layers:
+        layer._disable_adapters = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._disable_adapters = False
 
 
 def module_names(config: LoraConfig) -> tuple[str, ...]:

@@ -11,11 +11,13 @@ from service.jobs.spec import RunSpec
 from workers import wire
 from workers.data.templating import Rendering, rendering_of
 from workers.modeling import distributed, policy, sharding
+from workers.modeling.critic import load_critic
 from workers.modeling.export import export, share_unchanged
 from workers.modeling.lora import Lora
 from workers.training import checkpoint, preflight
 from workers.training.checkpoint import TrainerState
 from workers.training.optim import update
+from workers.training.optim.critic import Critic
 from workers.training.processes.channel import Channel
 from workers.training.reporting.clock import Clock
 
@@ -36,6 +38,7 @@ class Attempt:
     rendering: Rendering
     resumed: Path | None
     """The checkpoint it goes on from."""
+    critic: Critic | None
 
 
 def begin(
@@ -43,8 +46,10 @@ def begin(
     hyperparameters: SharedHyperparameters,
     channel: Channel,
     clock: Clock,
+    *,
+    with_critic: bool = False,
 ) -> Attempt:
-    """Load the newest intact checkpoint, or the base model where there is none."""
+    """Load the newest intact checkpoint, or the base model where there is none; ``with_critic`` beside it."""
     torch.manual_seed(spec.job.seed)
     device = distributed.join()
     # Only one of several ranks has to read and hash everything.
@@ -56,8 +61,10 @@ def begin(
         if distributed.size() > 1:
             sharding.shard(loaded)
         optimizer = update.make_optimizer(loaded, hyperparameters)
-        trainer = checkpoint.restore(resumed, loaded, optimizer) if resumed else TrainerState()
-    preflight.check_disk_room(spec, loaded, hyperparameters.n_steps - trainer.step, hyperparameters.eval_interval)
+        critic = make_critic(spec, hyperparameters, device) if with_critic else None
+        trainer = checkpoint.restore(resumed, loaded, optimizer, critic) if resumed else TrainerState()
+    left = hyperparameters.n_steps - trainer.step
+    preflight.check_disk_room(spec, loaded, left, hyperparameters.eval_interval, critic)
     return Attempt(
         spec=spec,
         channel=channel,
@@ -67,6 +74,7 @@ def begin(
         trainer=trainer,
         rendering=rendering,
         resumed=resumed,
+        critic=critic,
     )
 
 
@@ -77,10 +85,23 @@ def load_policy(
     resumed: Path | None,
 ) -> policy.Policy:
     """The model to train. Adapters are restored into the base model; whole weights are the checkpoint's."""
-    h = hyperparameters
-    adapters = Lora(h.lora_rank, h.lora_alpha, spec.job.seed, spec.job.model) if h.lora_rank else None
+    adapters = adapters_of(spec, hyperparameters)
     folder = resumed / checkpoint.MODEL if resumed and not adapters else spec.model_path
-    return policy.load(folder, device, adapters, recompute=h.gradient_checkpointing)
+    return policy.load(folder, device, adapters, recompute=hyperparameters.gradient_checkpointing)
+
+
+def make_critic(spec: RunSpec, hyperparameters: SharedHyperparameters, device: torch.device) -> Critic:
+    """The critic as it is before the first step, of the base model whatever the policy is by now."""
+    h = hyperparameters
+    model = load_critic(spec.model_path, device, adapters_of(spec, h), recompute=h.gradient_checkpointing)
+    if distributed.size() > 1:
+        sharding.shard(model)
+    return Critic(model, update.make_optimizer(model, h))
+
+
+def adapters_of(spec: RunSpec, hyperparameters: SharedHyperparameters) -> Lora | None:
+    h = hyperparameters
+    return Lora(h.lora_rank, h.lora_alpha, spec.job.seed, spec.job.model) if h.lora_rank else None
 
 
 def find_checkpoint(spec: RunSpec, channel: Channel) -> Path | None:
@@ -119,7 +140,7 @@ def save(attempt: Attempt, write_more: Callable[[Path], None] | None = None) -> 
     trainer = attempt.trainer
     folder = checkpoint.folder_of(attempt.spec.output_dir, trainer.step)
     with attempt.clock("saving"):
-        checkpoint.save(folder, attempt.policy, attempt.optimizer, trainer, write_more)
+        checkpoint.save(folder, attempt.policy, attempt.optimizer, trainer, write_more, attempt.critic)
     seconds = attempt.clock.lap()["saving"]
     trainer.seconds += seconds
     attempt.channel.say(

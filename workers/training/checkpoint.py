@@ -4,11 +4,12 @@
       model/          a whole model folder like the final one, with LoRA as well
       state/          what else training needs: in tensors/ the optimizer's state, and the trained weights in float32
                       where the model folder does not hold them (a narrower dtype, or adapters), each rank's part in a
-                      file of its own; every rank's random number generators; trainer.json
+                      file of its own; the same of a critic in critic/, whose trained weights are all there; every
+                      rank's random number generators; trainer.json
       manifest.json   the version of all this, and size and SHA-256 of every file; written last
 
 The folder is written under another name and renamed when everything is on disk. Nothing in it can run code. The parts
-in tensors/ say where they belong, so that any number of ranks can go on from what any other number wrote.
+in tensors/ and critic/ say where they belong, so that any number of ranks can go on from what any other number wrote.
 """
 
 import hashlib
@@ -31,13 +32,14 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 
 from workers.modeling import distributed, export, sharding
 from workers.modeling.policy import Policy
+from workers.training.optim.critic import Critic
 
 VERSION = 1
 """Of what a checkpoint holds. It is raised when an older release could not go on from what this one writes, which then
 passes it over; whoever raises it keeps reading the older ones, of which ``tests/data/checkpoints`` has one each."""
 MANIFEST = "manifest.json"
 MODEL, STATE = "model", "state"
-TENSORS = "tensors"
+TENSORS, CRITIC = "tensors", "critic"
 TRAINER = "trainer.json"
 WEIGHT = "weight"
 
@@ -70,6 +72,7 @@ def save(
     optimizer: torch.optim.Optimizer,
     trainer: TrainerState,
     write_more: Callable[[Path], None] | None = None,
+    critic: Critic | None = None,
 ) -> None:
     """Write a checkpoint to ``folder``. What is left of a failed attempt at it is removed.
 
@@ -78,6 +81,8 @@ def save(
     with export.whole(folder) as partial:
         export.write_model(policy, partial / MODEL)
         _write_state(partial / STATE, policy, optimizer, trainer)
+        if critic is not None:
+            _write_tensors(partial / STATE / CRITIC, _tensors(critic.model, critic.optimizer, weights=True))
         if distributed.rank() == 0 and write_more is not None:
             write_more(partial / STATE)
         distributed.barrier()
@@ -85,13 +90,18 @@ def save(
             _write_manifest(partial, trainer.step)
 
 
-def restore(folder: Path, policy: Policy, optimizer: torch.optim.Optimizer) -> TrainerState:
-    """Put the state of an intact checkpoint into ``policy`` and ``optimizer``.
+def restore(
+    folder: Path, policy: Policy, optimizer: torch.optim.Optimizer, critic: Critic | None = None
+) -> TrainerState:
+    """Put the state of an intact checkpoint into ``policy`` and ``optimizer``, and into the ``critic``.
 
-    The policy is loaded from the checkpoint's model folder, or, where adapters are trained, from their base model's.
+    The policy is loaded from the checkpoint's model folder, or, where adapters are trained, from their base model's;
+    the critic is as it is loaded for the first step.
     """
     state = folder / STATE
     _read_tensors(state / TENSORS, policy, optimizer)
+    if critic is not None:
+        _read_tensors(state / CRITIC, critic.model, critic.optimizer)
     own = state / _generators(distributed.rank())
     generators = load_file(own if own.is_file() else state / _generators(0))
     torch.set_rng_state(generators["cpu"])
@@ -140,10 +150,7 @@ def verify(folder: Path) -> None:
 
 
 def _write_state(folder: Path, policy: Policy, optimizer: torch.optim.Optimizer, trainer: TrainerState) -> None:
-    tensors = _tensors(policy, optimizer)
-    writer = HuggingFaceStorageWriter(str(folder / TENSORS), save_distributed=True)
-    with _plain_errors():
-        save_tensors(tensors, storage_writer=writer, no_dist=distributed.size() == 1)
+    _write_tensors(folder / TENSORS, _tensors(policy, optimizer, weights=policy.adapter is not None or policy.rounded))
     generators = {"cpu": torch.get_rng_state()}
     if policy.device.type == "cuda":
         generators["cuda"] = torch.cuda.get_rng_state()
@@ -152,12 +159,18 @@ def _write_state(folder: Path, policy: Policy, optimizer: torch.optim.Optimizer,
         (folder / TRAINER).write_text(json.dumps(asdict(trainer), indent=2) + "\n")
 
 
-def _tensors(policy: Policy, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """What training needs beside the model's folder, as ``kind/parameter``."""
+def _write_tensors(folder: Path, tensors: dict[str, Tensor]) -> None:
+    writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    with _plain_errors():
+        save_tensors(tensors, storage_writer=writer, no_dist=distributed.size() == 1)
+
+
+def _tensors(policy: Policy, optimizer: torch.optim.Optimizer, *, weights: bool) -> dict[str, Tensor]:
+    """The optimizer's state and, if ``weights``, what is trained, as ``kind/parameter``."""
     sharding.reshard(policy.model)
     parameters = dict(policy.model.named_parameters())
     tensors: dict[str, Tensor] = {}
-    if policy.adapter is not None or policy.rounded:
+    if weights:
         trained = {name: tensor for name, tensor in parameters.items() if tensor.requires_grad}
         tensors |= {f"{WEIGHT}/{name}": tensor.detach() for name, tensor in trained.items()}
     for name, parameter in parameters.items():

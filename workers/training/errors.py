@@ -21,11 +21,14 @@ _IN_EVALUATION = "Out of memory while evaluating. Lower max_completion_tokens or
 OUT_OF_MEMORY = {
     "loading": (
         "The model does not fit into memory: training takes 16 bytes a parameter. Choose a smaller model, or set "
-        "lora_rank: a frozen model takes 2 bytes a parameter on a GPU."
+        "lora_rank: a frozen model takes 2 bytes a parameter on a GPU. A critic (advantage gae) takes as much "
+        "again, and without LoRA a reference (kl_coefficient) 4 bytes a parameter."
     ),
     "sampling": "Out of memory while sampling. Lower max_completion_tokens, batch_size or group_size.",
     "preflight": _IN_TRAINING,
     "old_log_probs": _IN_TRAINING,
+    "reference_log_probs": _IN_TRAINING,
+    "values": _IN_TRAINING,
     "training": _IN_TRAINING,
     "eval": _IN_EVALUATION,
 }

@@ -8,7 +8,7 @@ import math
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from statistics import fmean
 
@@ -26,8 +26,10 @@ from workers.modeling.model_folder import weight_files
 from workers.modeling.policy import Policy
 from workers.rollouts.engine import Rollout
 from workers.rollouts.grammar import Grammar
-from workers.training.data.batch import Sample, TrainingSample
+from workers.training.data.batch import MicroBatch, Sample, TrainingSample
 from workers.training.optim import objective, update
+from workers.training.optim.critic import Critic, critic_loss
+from workers.training.optim.update import MiniBatch
 from workers.training.processes.channel import Channel
 from workers.training.sampling.grammar import anything
 
@@ -53,14 +55,16 @@ class WorstCase:
     seconds: float
 
 
-def check_disk_room(spec: RunSpec, policy: Policy, steps_left: int, eval_interval: int) -> DiskRoom:
+def check_disk_room(
+    spec: RunSpec, policy: Policy, steps_left: int, eval_interval: int, critic: Critic | None = None
+) -> DiskRoom:
     """Raises ``RunError`` where the checkpoints that will be kept and the final model cannot fit.
 
     A resumed job has written most of that already and only needs room for its next checkpoint and the final model.
     """
     folder = next(path for path in (spec.output_dir, *spec.output_dir.parents) if path.exists())
     free = shutil.disk_usage(folder).free
-    model, state = _model_bytes(policy), _state_bytes(policy)
+    model, state = _model_bytes(policy), _state_bytes(policy, critic)
     checkpoints = math.ceil(steps_left / eval_interval)
     if spec.checkpoints:
         needed = min(checkpoints, 1) * (model + state) + model
@@ -86,11 +90,14 @@ def worst_case_step(
     hyperparameters: ResolvedHyperparameters,
     prompts: Sequence[Prompt],
     grammar: Grammar | None = None,
+    *,
+    critic: Critic | None = None,
+    reference: Policy | None = None,
 ) -> WorstCase:
     """Train on answers of ``max_completion_tokens`` to the longest prompt, as many as a micro-batch holds.
 
-    Memory is used as in any step, the optimizer's included, and everything is as before when it is over. Raises
-    ``RunError`` where it does not suffice.
+    Memory is used as in any step, that of the optimizer, the ``critic`` and the ``reference`` included, and everything
+    is as before when it is over. Raises ``RunError`` where it does not suffice.
     """
     h = hyperparameters.model_copy(update={"mini_batches": 1, "old_policy": "trainer"})
     prompt = max((prompt.token_ids for prompt in prompts), key=len)
@@ -105,7 +112,13 @@ def worst_case_step(
     start = time.perf_counter()
     try:
         moments = unmade_moments(optimizer)
+        if critic is not None:
+            # Its gradients stay until its next update, and are there while the policy's are made.
+            moments += unmade_moments(critic.optimizer)
+            try_critic(critic, batch, part, h)
         old = objective.old_policy(policy, part, h)
+        if reference is not None:
+            part = replace(part, reference_log_probs=objective.reference_log_probs(reference, part, h))
         loss = objective.loss(policy, part, old, h, batch.normalizer).loss
         loss.backward()
         loss.item()  # waits for the device
@@ -115,8 +128,17 @@ def worst_case_step(
         raise
     finally:
         optimizer.zero_grad(set_to_none=True)
+        if critic is not None:
+            critic.optimizer.zero_grad(set_to_none=True)
     del moments
     return WorstCase(answers, answers * sample.tokens, time.perf_counter() - start)
+
+
+def try_critic(critic: Critic, batch: MiniBatch, part: MicroBatch, hyperparameters: ResolvedHyperparameters) -> None:
+    """Leave the gradients of an update of the ``critic`` with a ``part`` of the ``batch``."""
+    nothing = torch.zeros_like(part.advantages)
+    known = replace(part, values=nothing, returns=nothing)
+    critic_loss(critic, known, hyperparameters, batch.tokens).loss.backward()
 
 
 def unmade_moments(optimizer: torch.optim.Optimizer) -> list[Tensor]:
@@ -147,11 +169,14 @@ def seconds_of_run(
     return h.n_steps * step + math.ceil(h.n_steps / h.eval_interval) * evaluation_seconds
 
 
-def nothing_to_learn(grader: Grader, groups: Sequence[Sequence[Sample]]) -> str | None:
-    """Why nothing will be learned from answers like these; None where something can be."""
+def nothing_to_learn(grader: Grader, groups: Sequence[Sequence[Sample]], *, across_groups: bool = False) -> str | None:
+    """Why nothing will be learned from answers like these; None where something can be.
+
+    ``across_groups`` says that answers to different prompts are told apart as well.
+    """
     rewards = [[sample.reward for sample in group if sample.reward is not None] for group in groups]
     every = [reward for group in rewards for reward in group]
-    if not every or any(len(set(group)) > 1 for group in rewards):
+    if not every or any(len(set(group)) > 1 for group in ([every] if across_groups else rewards)):
         return None
     ends = grader.bounds()
     answers = f"All {len(every)} answers to the first {len(groups)} training prompts earned"
@@ -197,10 +222,14 @@ def _model_bytes(policy: Policy) -> int:
     return sum((policy.folder / name).stat().st_size for name in weight_files(policy.folder))
 
 
-def _state_bytes(policy: Policy) -> int:
-    trained = sum(parameter.numel() for parameter in policy.model.parameters() if parameter.requires_grad)
+def _state_bytes(policy: Policy, critic: Critic | None) -> int:
     copies: int = MOMENTS + (policy.adapter is not None or policy.rounded)
-    return int(trained * copies * torch.float32.itemsize)
+    numbers = copies * _trained(policy) + (0 if critic is None else (MOMENTS + 1) * _trained(critic.model))
+    return int(numbers * torch.float32.itemsize)
+
+
+def _trained(policy: Policy) -> int:
+    return sum(parameter.numel() for parameter in policy.model.parameters() if parameter.requires_grad)
 
 
 def _too_large(prompt: int, answer: int, answers: int) -> RunError:

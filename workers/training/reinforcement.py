@@ -18,13 +18,14 @@ from workers.data.jsonl import Problems
 from workers.data.prompts import Prompt, load_prompts, read_prompts
 from workers.errors import RunError
 from workers.modeling import distributed
+from workers.modeling.policy import Policy
 from workers.rollouts.grammar import Grammar
 from workers.training import checkpoint, preflight
 from workers.training.attempt import Attempt, begin, finish, save, save_where_it_stopped, tell_progress, tell_start
 from workers.training.data import batch
 from workers.training.data.batch import Sample
 from workers.training.method import Counted, Reading, TrainingMethod
-from workers.training.optim import update
+from workers.training.optim import critic, reference, update
 from workers.training.processes.channel import Channel
 from workers.training.reporting import metrics
 from workers.training.reporting.clock import Clock
@@ -36,6 +37,8 @@ from workers.training.sampling.rewards import Rewards
 from workers.training.sampling.rollouts import Rollouts
 from workers.training.sampling.sampler import Sampler, check_sampler, make_sampler
 
+ACROSS_GROUPS = {"gae", "reinforce_plus_plus"}
+"""Estimators that tell answers to different prompts apart."""
 UNREPORTED, NUMBERS = "unreported", "numbers.json"
 """In a checkpoint's state: a step that was trained and not evaluated yet."""
 
@@ -58,6 +61,8 @@ class Run(Attempt):
     rewards: Rewards
     grammar: Grammar | None
     """What answers are held to."""
+    reference: Policy | None
+    """What the policy is held near to."""
     train_prompts: list[Prompt]
     valid_prompts: list[Prompt]
     unreported: Unreported | None = None
@@ -125,9 +130,11 @@ def prepare(spec: RunSpec, method: Reinforcement, channel: Channel, clock: Clock
     """Load the newest intact checkpoint, or the base model, and everything else a run needs."""
     assert spec.validation_path is not None, "reinforcement is not accepted without a validation file"
     check_sampler(method.hyperparameters, spec.rollout_tensor_parallel)
-    attempt = begin(spec, method.hyperparameters, channel, clock)
+    h = method.hyperparameters
+    attempt = begin(spec, h, channel, clock, with_critic=h.advantage == "gae")
     loaded = attempt.policy
     with clock("loading"):
+        base = reference.load(spec.model_path, loaded) if h.kl_coefficient else None
         train, valid = (
             load_prompts(path, loaded.tokenizer, loaded.context_length, param, attempt.rendering)
             for param, path in (("training_file", spec.training_path), ("validation_file", spec.validation_path))
@@ -156,6 +163,7 @@ def prepare(spec: RunSpec, method: Reinforcement, channel: Channel, clock: Clock
         rollouts=Rollouts(spec, method.hyperparameters, sampler.engine, grading, train, grammar, clock, loaded.device),
         rewards=Rewards(method.grader, channel, attempt.trainer.least_given),
         grammar=grammar,
+        reference=base,
         train_prompts=train,
         valid_prompts=valid,
     )
@@ -196,7 +204,7 @@ def keep_in_flight(job: Run) -> Callable[[Path], None]:
 
 
 def learn(job: Run, step: int, samples: list[list[Sample]]) -> update.Numbers:
-    """Advantages, the old policy's distributions, then one update for each mini-batch."""
+    """Advantages, the old policy's distributions, then one update for each mini-batch, of a critic and the policy."""
     h = job.hyperparameters
     numbers = staleness(samples, job.sampler.engine.version, h.max_staleness)
     with job.clock("sync"):
@@ -206,8 +214,22 @@ def learn(job: Run, step: int, samples: list[list[Sample]]) -> update.Numbers:
         batches = update.plan(groups, job.policy, h, allowed_by(job.grammar))
         with job.clock("old_log_probs"):
             old = update.read_old_policy(job.policy, batches, h)
+        if job.reference is not None:
+            with job.clock("reference_log_probs"):
+                batches = reference.read(job.reference, batches, h)
+            if h.kl_in == "reward":
+                batches, divergence = reference.take_from_rewards(batches, old, groups, h)
+                numbers |= divergence
+        if job.critic is not None:
+            with job.clock("values"):
+                batches, estimated = critic.estimate(job.critic, batches, h)
+            numbers |= estimated
         batches, mismatch = update.correct_mismatch(batches, old, h)
-        numbers |= mismatch | update.update_policy(job.policy, job.optimizer, batches, old, h, step)
+        numbers |= mismatch
+        if job.critic is not None:
+            numbers |= critic.update_critic(job.critic, batches, h, step)
+        if job.critic is None or step > h.critic_warmup_steps:
+            numbers |= update.update_policy(job.policy, job.optimizer, batches, old, h, step)
     job.rollouts.wait_until_sampled()
     with job.clock("sync"):
         job.sampler.push()
@@ -226,10 +248,12 @@ def before_the_first_step(job: Run) -> None:
     h = job.hyperparameters
     base = evaluate_base(job) if job.trainer.step == 0 else None
     with job.clock("preflight"), job.sampler.room():
-        worst = preflight.worst_case_step(job.policy, job.optimizer, h, job.train_prompts, job.grammar)
+        worst = preflight.worst_case_step(
+            job.policy, job.optimizer, h, job.train_prompts, job.grammar, critic=job.critic, reference=job.reference
+        )
     if base is not None:
         expected = preflight.seconds_of_run(h, worst, *base)
-        room = preflight.check_disk_room(job.spec, job.policy, h.n_steps, h.eval_interval)
+        room = preflight.check_disk_room(job.spec, job.policy, h.n_steps, h.eval_interval, job.critic)
         preflight.tell(job.channel, worst, room, expected)
         tell_progress(job, 0, h.n_steps, expected)
     job.clock.lap()
@@ -246,7 +270,8 @@ def evaluate_base(job: Run) -> tuple[list[list[Sample]], float]:
 
 
 def warn_if_nothing_can_be_learned(job: Run, samples: list[list[Sample]]) -> None:
-    reason = preflight.nothing_to_learn(job.method.grader, samples)
+    across = job.hyperparameters.advantage in ACROSS_GROUPS
+    reason = preflight.nothing_to_learn(job.method.grader, samples, across_groups=across)
     if reason:
         job.channel.say(reason, level="warn", key="nothing-to-learn")
 

@@ -11,11 +11,18 @@ DPPO_THRESHOLDS = {"tv": 0.2, "kl": 0.05}
 CLIP_LOW = {"gspo": 3e-4}
 CLIP_HIGH = {"gspo": 4e-4, "cispo": 4.0}
 CLIP = 0.2
+CRITIC_LEARNING_RATE_FACTOR = 10
+"""How many times the policy's learning rate is the critic's."""
+KL_ESTIMATORS = {"loss": "k3", "reward": "k1"}
 MISMATCH_CAPS = {"sequence-mask": 3.0, "token-truncate": 2.0, "none": 2.0}
 
 
 def _times_the_group(multiplier: float, known: Any) -> float:
     return multiplier if known.group_size == AUTO else known.group_size / DEFAULT_GROUP_SIZE
+
+
+def _times_the_policys(known: Any) -> float:
+    return float(f"{CRITIC_LEARNING_RATE_FACTOR * known.learning_rate:.12g}")
 
 
 def _holds_tokens_back(h: "ResolvedHyperparameters", at: Installation) -> str | None:
@@ -31,6 +38,25 @@ def _is_the_objectives_ratio(h: "ResolvedHyperparameters", at: Installation) -> 
     if h.objective == "dppo" and h.ratio == "sequence":
         return "DPPO holds tokens back by how far each has moved itself. Leave ratio out, or set another objective."
     return None
+
+
+def _has_something_to_compare(h: "ResolvedHyperparameters", at: Installation) -> str | None:
+    if h.group_size > 1 or h.advantage == "gae":
+        return None
+    return "An answer alone has nothing to be compared with. Set group_size to 2 or more, or advantage to 'gae'."
+
+
+def _lets_the_policy_learn(h: "ResolvedHyperparameters", at: Installation) -> str | None:
+    if h.advantage != "gae" or h.critic_warmup_steps < h.n_steps:
+        return None
+    return f"In none of the {h.n_steps} steps would the policy be trained. Lower it, or raise n_steps."
+
+
+def _reads_every_answer(h: "ResolvedHyperparameters", at: Installation) -> str | None:
+    if not (h.mask_truncated and h.kl_coefficient and h.kl_in == "reward") or h.advantage == "gae":
+        return None
+    why = "An answer that is not learned from is not read, and its KL divergence is a part of its group's rewards."
+    return f"{why} Set kl_in to 'loss', or mask_truncated to false."
 
 
 def _is_a_part_of_the_answer(h: "ResolvedHyperparameters", at: Installation) -> str | None:
@@ -200,6 +226,30 @@ class ResolvedHyperparameters(SharedHyperparameters):
     entropy_coefficient: Annotated[
         float, Option(doc="weight of a bonus for the entropy of every token's distribution", default=0.0, ge=0, le=10)
     ]
+    kl_coefficient: Annotated[
+        float,
+        Option(
+            doc="weight of the KL divergence to the model that the job began with, the reference; 0 reads none",
+            default=0.0,
+            ge=0,
+            le=100,
+        ),
+    ]
+    kl_in: Annotated[
+        Literal["loss", "reward"],
+        Option(
+            doc="where it counts: in the loss of every update, or in the reward that advantages are made of",
+            default="loss",
+            conflicts=(_reads_every_answer,),
+        ),
+    ]
+    kl_estimator: Annotated[
+        Literal["k1", "k2", "k3"],
+        Option(
+            doc="how it is [estimated](docs/objective.md#around-the-token) from sampled tokens",
+            auto=Auto(lambda known: KL_ESTIMATORS[known.kl_in], "`k3` in the loss, `k1` in the reward"),
+        ),
+    ]
     dppo_divergence: Annotated[
         Literal["tv", "kl"],
         Option(doc="how far a token has moved: total variation, or KL divergence", applies_to="DPPO", default="tv"),
@@ -217,8 +267,58 @@ class ResolvedHyperparameters(SharedHyperparameters):
         ),
     ]
     advantage: Annotated[
-        Literal["grpo", "dr_grpo", "rloo", "reinforce_plus_plus", "reinforce_plus_plus_baseline", "maxrl"],
-        Option(doc="how rewards become [advantages](docs/objective.md#advantages)", default="grpo"),
+        Literal["grpo", "dr_grpo", "rloo", "reinforce_plus_plus", "reinforce_plus_plus_baseline", "maxrl", "gae"],
+        Option(
+            doc=(
+                "how rewards become [advantages](docs/objective.md#advantages); `gae` is PPO's, with a critic, "
+                "which is a second model"
+            ),
+            default="grpo",
+        ),
+    ]
+    gae_gamma: Annotated[
+        float, Option(doc="discount of what is earned a token later", applies_to="GAE", default=1.0, ge=0, le=1)
+    ]
+    gae_lambda: Annotated[
+        float,
+        Option(
+            doc="1 compares what an answer earned with the critic's values, less trusts those of later tokens",
+            applies_to="GAE",
+            default=1.0,
+            ge=0,
+            le=1,
+        ),
+    ]
+    critic_learning_rate: Annotated[
+        float,
+        Option(
+            doc="AdamW's learning rate of the critic, the same in every step",
+            applies_to="GAE",
+            auto=Auto(_times_the_policys, "10 × `learning_rate`"),
+            gt=0,
+            le=1,
+        ),
+    ]
+    critic_warmup_steps: Annotated[
+        int,
+        Option(
+            doc="first steps, in which the critic learns alone; `warmup_steps` begin after them",
+            applies_to="GAE",
+            default=0,
+            ge=0,
+            le=10_000,
+            conflicts=(_lets_the_policy_learn,),
+        ),
+    ]
+    value_clip: Annotated[
+        float,
+        Option(
+            doc="how far a step's updates move the critic's values towards what was earned",
+            applies_to="GAE",
+            default=0.5,
+            gt=0,
+            le=1e6,
+        ),
     ]
     aggregation: Annotated[
         Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"],
@@ -227,12 +327,13 @@ class ResolvedHyperparameters(SharedHyperparameters):
     group_size: Annotated[
         int,
         Option(
-            doc="answers per prompt",
+            doc="answers per prompt; 1 with GAE alone",
             auto=Auto(
                 lambda known: max(2, round(DEFAULT_GROUP_SIZE * known.compute_multiplier)), "8 × `compute_multiplier`"
             ),
-            ge=2,
+            ge=1,
             le=256,
+            conflicts=(_has_something_to_compare,),
         ),
     ]
     mini_batches: Annotated[

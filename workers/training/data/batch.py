@@ -44,6 +44,11 @@ class TrainingSample:
     prompt_ids: list[int]
     rollout: Rollout
     advantage: float
+    """0 until a critic's values are known, where there is one."""
+    reward: float = 0.0
+    """Less what it loses for its length."""
+    number: int = 0
+    """Which of the step's samples it is."""
 
     @property
     def tokens(self) -> int:
@@ -84,10 +89,22 @@ class MicroBatch(Rows):
     """``[N]``"""
     sampler_log_probs: Tensor
     """``[N]`` what the rollout engine gave the tokens."""
-    rollouts: list[Rollout]
+    samples: list[TrainingSample]
     """The B answers."""
     allowed: Allowed | None = None
     """What might have been said in the place of each response token, where answers are held to a grammar."""
+    reference_log_probs: Tensor | None = None
+    """``[N]`` what the reference gave the tokens, where there is one."""
+    kl_costs: Tensor | None = None
+    """``[N]`` float64, what each token takes from its answer's reward, where the KL to the reference counts there."""
+    values: Tensor | None = None
+    """``[N]`` the critic's before the step's updates, where there is one."""
+    returns: Tensor | None = None
+    """``[N]`` what they should have been."""
+
+    @property
+    def rollouts(self) -> list[Rollout]:
+        return [sample.rollout for sample in self.samples]
 
 
 def trainable(
@@ -101,15 +118,31 @@ def trainable(
         for sample in group
         if sample.reward is not None
     ]
-    rewards = torch.tensor([reward for _, _, reward in graded], dtype=torch.float64)
-    group_ids = torch.tensor([number for number, _, _ in graded], dtype=torch.long)
-    lengths = torch.tensor([len(sample.rollout.token_ids) for _, sample, _ in graded], dtype=torch.long)
-    values = advantages.ESTIMATORS[h.advantage](advantages.Scored(rewards, group_ids, lengths))
+    rollouts = [sample.rollout for _, sample, _ in graded]
+    values = estimate([reward for _, _, reward in graded], [number for number, _, _ in graded], rollouts, h)
     trained: list[list[TrainingSample]] = [[] for _ in groups]
-    for (number, sample, _), advantage in zip(graded, values.tolist(), strict=True):
+    for place, ((number, sample, reward), advantage) in enumerate(zip(graded, values, strict=True)):
         if not (h.mask_truncated and sample.rollout.finish_reason == "length"):
-            trained[number].append(TrainingSample(sample.prompt.token_ids, sample.rollout, advantage))
+            trained[number].append(TrainingSample(sample.prompt.token_ids, sample.rollout, advantage, reward, place))
     return trained
+
+
+def estimate(
+    rewards: Sequence[float],
+    group_ids: Sequence[int],
+    rollouts: Sequence[Rollout],
+    hyperparameters: ResolvedHyperparameters,
+) -> list[float]:
+    """The advantage of each of a step's answers, by what it earned and which group it is of; 0 with a critic."""
+    if hyperparameters.advantage == "gae":
+        return [0.0] * len(rewards)
+    scored = advantages.Scored(
+        torch.tensor(rewards, dtype=torch.float64),
+        torch.tensor(group_ids, dtype=torch.long),
+        torch.tensor([len(rollout.token_ids) for rollout in rollouts], dtype=torch.long),
+    )
+    values: list[float] = advantages.ESTIMATORS[hyperparameters.advantage](scored).tolist()
+    return values
 
 
 def overlong(length: int, hyperparameters: ResolvedHyperparameters) -> float:

@@ -81,7 +81,7 @@ def idle(device: torch.device, allowed: Callable[[Sequence[TrainingSample]], All
     # All ranks take the same way through the model.
     masks = allowed and allowed([])
     return MicroBatch(
-        **vars(rows.idle(device)), advantages=nothing, sampler_log_probs=nothing, rollouts=[], allowed=masks
+        **vars(rows.idle(device)), advantages=nothing, sampler_log_probs=nothing, samples=[], allowed=masks
     )
 
 
@@ -139,6 +139,6 @@ def _micro_batch(
         **vars(together),
         advantages=advantages[together.sequence_ids],
         sampler_log_probs=log_probs.to(device),
-        rollouts=[sample.rollout for sample in samples],
+        samples=samples,
         allowed=allowed and allowed(samples),
     )

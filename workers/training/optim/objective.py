@@ -10,7 +10,7 @@ import troll
 from service.jobs.hyperparameters.reinforcement import ResolvedHyperparameters
 from troll import OBJECTIVES, LossOutput, Objective, SparseLogProbs
 from workers.errors import non_finite
-from workers.modeling import distributed
+from workers.modeling import distributed, lora
 from workers.modeling.policy import Policy
 from workers.modeling.precision import autocast
 from workers.modeling.rows import Readable, Rows
@@ -42,6 +42,17 @@ def old_policy(policy: Policy, batch: MicroBatch, hyperparameters: ResolvedHyper
     if hyperparameters.old_policy == "sampler":
         # What the sampler reports is at the sampling temperature already.
         return sparse_rows(batch.rollouts, policy.vocabulary_size, **objective.sparsity).to(policy.device)
+    return _read(policy, batch, objective)
+
+
+@torch.no_grad()
+def reference_log_probs(reference: Policy, batch: MicroBatch, hyperparameters: ResolvedHyperparameters) -> Tensor:
+    """Log-probabilities ``[N]`` of the response tokens under ``reference`` without its adapter, if it has one."""
+    with lora.switched_off(reference.model):
+        return _read(reference, batch, make(hyperparameters)).token_log_probs
+
+
+def _read(policy: Policy, batch: MicroBatch, objective: Objective[Any]) -> SparseLogProbs:
     options: dict[str, Any] = {"temperature": objective.temperature, **objective.sparsity}
     if policy.lm_head is None or batch.allowed is not None:
         return troll.sparsify(_logits(policy, batch), batch.tokens, **options)
@@ -59,6 +70,9 @@ def loss(
     """The loss of a micro-batch, its tokens' sum divided by ``normalizer``."""
     objective = make(hyperparameters)
     options: dict[str, Any] = {"normalizer": normalizer, "sequence_ids": batch.sequence_ids}
+    if batch.reference_log_probs is not None and hyperparameters.kl_in == "loss":
+        coefficient, estimator = hyperparameters.kl_coefficient, hyperparameters.kl_estimator
+        options["reference"] = troll.Reference(batch.reference_log_probs, coefficient, estimator)
     if policy.lm_head is None or batch.allowed is not None:
         return objective.loss(_logits(policy, batch), old, batch.tokens, batch.advantages, **options)
     hidden, weight, bias = _lm_head_inputs(policy, batch)

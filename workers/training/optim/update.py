@@ -38,6 +38,8 @@ class MiniBatch:
 
     parts: list[MicroBatch]
     normalizer: float
+    tokens: int
+    """Response tokens of all ranks' parts."""
 
 
 def make_optimizer(policy: Policy, hyperparameters: SharedHyperparameters) -> torch.optim.AdamW:
@@ -61,7 +63,11 @@ def plan(
     """
     budget = token_budget(policy, whole_logits=allowed is not None)
     return [
-        MiniBatch(own_micro_batches(samples, budget, policy, allowed), normalizer(samples, hyperparameters))
+        MiniBatch(
+            own_micro_batches(samples, budget, policy, allowed),
+            normalizer(samples, hyperparameters),
+            sum(len(sample.rollout.token_ids) for sample in samples),
+        )
         for samples in mini_batches(groups, hyperparameters.mini_batches)
         if samples
     ]
@@ -169,14 +175,16 @@ def in_epochs(batches: Sequence[Batched], epochs: int, step: int) -> Iterator[Ba
 
 
 def learning_rate(hyperparameters: ResolvedHyperparameters, step: int) -> float:
-    """Linear warm-up over the first ``warmup_steps`` steps (from 1), then as ``schedule`` says.
+    """Linear warm-up over the first ``warmup_steps`` steps that train the policy, then as ``schedule`` says.
 
-    A falling rate would reach 0 in the step after the last.
+    Steps count from 1. A falling rate would reach 0 in the step after the last.
     """
     h = hyperparameters
-    if step <= h.warmup_steps:
-        return h.learning_rate * min(1.0, step / h.warmup_steps)
-    left = (h.n_steps + 1 - step) / (h.n_steps + 1 - h.warmup_steps)
+    first = h.critic_warmup_steps if h.advantage == "gae" else 0
+    warm = first + h.warmup_steps
+    if step <= warm:
+        return h.learning_rate * min(1.0, (step - first) / h.warmup_steps)
+    left = (h.n_steps + 1 - step) / (h.n_steps + 1 - warm)
     shares = {"constant": 1.0, "linear": left, "cosine": (1 - math.cos(math.pi * left)) / 2}
     return h.learning_rate * shares[h.schedule]
 

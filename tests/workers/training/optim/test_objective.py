@@ -31,7 +31,7 @@ from workers.training.optim import mismatch, objective, update
     ("hyperparameter", "registry"),
     [
         ("objective", OBJECTIVES.keys()),
-        ("advantage", ESTIMATORS.keys()),
+        ("advantage", ESTIMATORS.keys() | {"gae"}),
         ("aggregation", AGGREGATIONS.keys()),
         ("mismatch_correction", set(get_args(mismatch.Correction))),
     ],
