@@ -24,6 +24,6 @@ def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip_range: 
     checks.same_shape("returns", returns, "values", values.shape)
     checks.positive("clip_range", clip_range)
     old, goal = old_values.detach(), returns.detach()
-    held = old + (values - old).clamp(-clip_range, clip_range)
+    held = values.clamp(old - clip_range, old + clip_range)
     plain, clipped = (values - goal).square(), (held - goal).square()
     return torch.maximum(plain, clipped) / 2, clipped > plain

@@ -97,6 +97,21 @@ def test_gae_steps_over_gaps(gamma: float, lam: float) -> None:
     assert torch.count_nonzero(got[0, ~chosen]) == torch.count_nonzero(returns[0, ~chosen]) == 0
 
 
+def test_gae_of_sequences_of_several_lengths_ends_with_each() -> None:
+    """Whatever stands behind a sequence, it has earned nothing more."""
+    generator = torch.Generator().manual_seed(1)
+    rewards, values = torch.randn(2, 3, 5, generator=generator, dtype=torch.float64)
+    lengths = (5, 1, 3)
+    mask = torch.arange(5) < torch.tensor(lengths)[:, None]
+    got, returns = advantages.gae(rewards, values, mask, 0.9, 0.8)
+    for row, length in enumerate(lengths):
+        expected = gae_by_loop(rewards[row, :length], values[row, :length], 0.9, 0.8)
+        assert torch.allclose(got[row, :length], expected, rtol=1e-12)
+        assert torch.allclose(returns[row, :length], expected + values[row, :length], rtol=1e-12)
+    undiscounted, _ = advantages.gae(rewards, values, mask, 1.0, 1.0)
+    assert undiscounted[1, 0].item() == pytest.approx((rewards[1, 0] - values[1, 0]).item())
+
+
 def test_whitening_nothing_is_zero() -> None:
     assert torch.count_nonzero(advantages.whiten(torch.ones(2, 2), torch.zeros(2, 2))) == 0
 

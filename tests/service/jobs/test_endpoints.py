@@ -11,6 +11,8 @@ from fastapi.testclient import TestClient
 from service.core import storage
 from service.core.db import transaction
 from service.jobs import repository
+from service.jobs.hyperparameters.option import resolve
+from service.jobs.hyperparameters.reinforcement import Hyperparameters
 from service.settings import settings
 from tests import factories
 
@@ -120,7 +122,7 @@ def test_validation_file_is_needed(client: TestClient, body: dict[str, Any]) -> 
     [
         ("kl_bound", 0, "greater than 0"),
         ("kl_bound", "wide", "number"),
-        ("group_size", 1, "'auto'"),
+        ("group_size", 0, "'auto'"),
         ("mini_batches", 65, "less than or equal to 64"),
         ("temperature", 3, "less than or equal to 2"),
         ("objective", "ppo", "'cispo' or 'sapo'"),
@@ -139,6 +141,22 @@ def test_null_hyperparameters_mean_their_defaults(client: TestClient, body: dict
     body["method"]["reinforcement"]["hyperparameters"] = {"kl_bound": None, "batch_size": None}
     job = client.post("/v1/fine_tuning/jobs", json=body).json()
     assert job["method"]["reinforcement"]["hyperparameters"]["kl_bound"] == 0.05
+
+
+@pytest.mark.parametrize(
+    ("asked", "resolved"),
+    [
+        ({"advantage": "gae"}, {"critic_learning_rate": 1e-5, "kl_estimator": "k3", "kl_coefficient": 0.0}),
+        ({"lora_rank": 8}, {"critic_learning_rate": 1e-4}),
+        ({"learning_rate": 2e-6, "kl_in": "reward"}, {"critic_learning_rate": 2e-5, "kl_estimator": "k1"}),
+        ({"critic_learning_rate": 0.5, "kl_estimator": "k2"}, {"critic_learning_rate": 0.5, "kl_estimator": "k2"}),
+    ],
+)
+def test_what_a_critic_and_a_reference_get_where_nothing_is_said(
+    asked: dict[str, Any], resolved: dict[str, Any]
+) -> None:
+    found = resolve(Hyperparameters(**asked), training_rows=8)
+    assert {name: getattr(found, name) for name in resolved} == resolved
 
 
 @pytest.mark.parametrize("method", [{}, {"type": "dpo", "dpo": {}}, {"type": 1}])
@@ -349,6 +367,10 @@ def operated(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int, int], N
         ({"objective": "gspo", "ratio": "token"}, 1, 1, "ratio"),
         ({"objective": "dppo", "ratio": "sequence"}, 1, 1, "ratio"),
         ({"max_completion_tokens": 10, "overlong_buffer": 11}, 1, 1, "overlong_buffer"),
+        ({"group_size": 1}, 1, 1, "group_size"),
+        ({"group_size": 1, "advantage": "reinforce_plus_plus"}, 1, 1, "group_size"),
+        ({"advantage": "gae", "n_steps": 3, "critic_warmup_steps": 3}, 1, 1, "critic_warmup_steps"),
+        ({"kl_coefficient": 0.1, "kl_in": "reward", "mask_truncated": True}, 1, 1, "kl_in"),
     ],
 )
 def test_what_does_not_go_together_is_refused_when_the_job_is_created(
@@ -378,6 +400,9 @@ def test_what_does_not_go_together_is_refused_when_the_job_is_created(
         ({"objective": "gspo", "ratio": "sequence"}, 1, 1),
         ({"objective": "troll", "ratio": "sequence"}, 1, 1),
         ({"max_completion_tokens": 10, "overlong_buffer": 10}, 1, 1),
+        ({"group_size": 1, "advantage": "gae", "n_steps": 3, "critic_warmup_steps": 2}, 1, 1),
+        ({"kl_coefficient": 0.1, "kl_in": "reward", "mask_truncated": True, "advantage": "gae"}, 1, 1),
+        ({"kl_coefficient": 0.1, "mask_truncated": True}, 1, 1),
         ({"objective": "dppo", "dppo_divergence": "kl", "dppo_threshold": 1}, 1, 1),
         ({"objective": "troll", "dppo_threshold": 1}, 1, 1),
         ({"temperature": 0.01, "eval_temperature": 0, "rollout_engine": "vllm"}, 1, 1),

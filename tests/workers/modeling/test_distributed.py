@@ -29,7 +29,7 @@ from tests import factories
 from tests.workers.conftest import events, row
 from tests.workers.graders.servers import Answer, Asked, serve
 from tests.workers.training import in_ranks, tiny
-from tests.workers.training.in_ranks import CASES
+from tests.workers.training.in_ranks import CASES, PPO
 from tests.workers.training.tiny import Recorder
 from workers import wire
 from workers.data.prompts import Prompt
@@ -58,6 +58,7 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tiny.save(in_ranks.folder_of(root, name), case.family, case.dtype)
     for name in ("tied", "lora"):
         in_ranks.save_and_go_on(root, name, root / f"by-one-{name}")
+    in_ranks.train_ppo(root, "ppo", root / "by-one-ppo")
     command = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", in_ranks.__name__, str(root)]
     ended = subprocess.run(
         [sys.executable, "-m", *command], cwd=ROOT, env=_environment(), capture_output=True, text=True, timeout=PATIENCE
@@ -97,6 +98,26 @@ def test_the_weights_after_five_steps_are_the_same(two_ranks: Path, one_rank: di
     told = json.loads((two_ranks / "numbers.json").read_text())[name]
     assert furthest(load_file(two_ranks / f"weights-{name}.safetensors"), weights) < 1e-4
     assert [n["grad_norm"] for n in told] == pytest.approx([n["grad_norm"] for n in numbers], rel=1e-3)
+
+
+@pytest.mark.parametrize("name", PPO)
+def test_a_critic_and_a_reference_are_the_same(two_ranks: Path, name: str) -> None:
+    numbers, weights = in_ranks.train_ppo(two_ranks, name)
+    told = json.loads((two_ranks / "numbers.json").read_text())[name]
+    assert told[0].keys() == numbers[0].keys() > {"reference_kl"}
+    assert told[0] == pytest.approx(numbers[0], rel=1e-5, abs=1e-6)
+    assert told[-1] == pytest.approx(numbers[-1], rel=1e-3, abs=1e-5)
+    assert furthest(load_file(two_ranks / f"weights-{name}.safetensors"), weights) < 1e-3
+
+
+def test_a_critic_goes_on_in_another_number_of_processes(two_ranks: Path) -> None:
+    saved = load_file(two_ranks / "weights-ppo.safetensors")
+    found = in_ranks.resume_critic(two_ranks, "ppo", two_ranks / "by-two-ppo")
+    assert all(torch.equal(found[key], saved[key]) for key in saved if key.startswith("critic/"))
+    theirs = load_file(two_ranks / "found-ppo.safetensors")
+    ours = in_ranks.resume_critic(two_ranks, "ppo", two_ranks / "by-one-ppo")
+    assert theirs.keys() == ours.keys() == found.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
 def test_supervised_training_is_the_same(two_ranks: Path) -> None:

@@ -9,7 +9,7 @@ import json
 import random
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +21,17 @@ from service.jobs.hyperparameters.option import resolve
 from service.jobs.hyperparameters.reinforcement import Hyperparameters, ResolvedHyperparameters
 from workers.data.conversations import Example
 from workers.modeling import distributed, lora, policy, sharding
+from workers.modeling.critic import load_critic
 from workers.modeling.lora import Lora
 from workers.modeling.policy import Policy
 from workers.rollouts.engine import Rollout
 from workers.training import checkpoint, supervised
 from workers.training.checkpoint import TrainerState
 from workers.training.data.batch import Allowed, TrainingSample
-from workers.training.optim import update
+from workers.training.optim import critic, reference, update
+from workers.training.optim.critic import Critic
 
-STEPS = 5
+STEPS, PPO_STEPS = 5, 3
 EXAMPLES = [Example([5, 6, 7, 8, 9, 10], [3, 4, 5]), Example([7, 8, 9], [1, 2]), Example([3, 4, 5, 6, 7], [4])]
 
 
@@ -53,6 +55,12 @@ CASES = {
     "capped": Case("gemma2", asked=(("objective", "clip"), ("aggregation", "seq-mean-token-sum-norm"))),
 }
 """The first shares its output layer with its embeddings; the last caps its logits."""
+PPO: dict[str, tuple[str, str]] = {
+    "ppo": ("recomputed", "gae"),
+    "ppo-lora": ("lora", "gae"),
+    "kl-in-reward": ("recomputed", "rloo"),
+}
+"""The case whose model it is, and the estimator; KL to the reference is taken from the reward."""
 
 
 def folder_of(root: Path, name: str) -> Path:
@@ -66,13 +74,17 @@ def hyperparameters(name: str) -> ResolvedHyperparameters:
 
 def load(root: Path, name: str, folder: Path | None = None) -> tuple[Policy, torch.optim.AdamW]:
     """The case's policy, spread over the ranks if there are several, and its optimizer."""
-    h, rank = hyperparameters(name), CASES[name].lora_rank
-    adapters = Lora(rank, 2 * rank, seed=3, base="tiny") if rank else None
-    device = torch.device("cpu")
-    loaded = policy.load(folder or folder_of(root, name), device, adapters, recompute=h.gradient_checkpointing)
+    h, device = hyperparameters(name), torch.device("cpu")
+    where = folder or folder_of(root, name)
+    loaded = policy.load(where, device, adapters_of(name), recompute=h.gradient_checkpointing)
     if distributed.size() > 1:
         sharding.shard(loaded)
     return loaded, update.make_optimizer(loaded, h)
+
+
+def adapters_of(name: str) -> Lora | None:
+    rank = CASES[name].lora_rank
+    return Lora(rank, 2 * rank, seed=3, base="tiny") if rank else None
 
 
 def groups() -> list[list[TrainingSample]]:
@@ -177,6 +189,72 @@ def supervise(root: Path) -> tuple[list[float], dict[str, Tensor]]:
     return [number for score in scores for number in (score.loss, score.accuracy)], gradients(loaded)
 
 
+def ppo_settings(name: str) -> ResolvedHyperparameters:
+    case, advantage = PPO[name]
+    changed = {"advantage": advantage, "kl_coefficient": 0.1, "kl_in": "reward", "kl_estimator": "k1"}
+    changed |= {"gae_gamma": 0.95, "gae_lambda": 0.9, "critic_learning_rate": 1e-2}
+    return hyperparameters(case).model_copy(update=changed)
+
+
+@dataclass(frozen=True)
+class Trained:
+    policy: Policy
+    optimizer: torch.optim.AdamW
+    critic: Critic | None
+    reference: Policy
+
+
+def load_ppo(root: Path, name: str) -> Trained:
+    case, advantage = PPO[name]
+    loaded, optimizer = load(root, case)
+    made = None
+    if advantage == "gae":
+        model = load_critic(folder_of(root, case), torch.device("cpu"), adapters_of(case))
+        if distributed.size() > 1:
+            sharding.shard(model)
+        made = Critic(model, update.make_optimizer(model, hyperparameters(case)))
+    return Trained(loaded, optimizer, made, reference.load(folder_of(root, case), loaded))
+
+
+def ppo_step(trained: Trained, name: str, number: int) -> update.Numbers:
+    h = ppo_settings(name)
+    numbers = iter(range(100))
+    made = [
+        [replace(sample, reward=sample.advantage, number=next(numbers)) for sample in group]
+        for group in _in_two(groups())
+    ]
+    batches = update.plan(made, trained.policy, h)
+    old = update.read_old_policy(trained.policy, batches, h)
+    batches = reference.read(trained.reference, batches, h)
+    batches, told = reference.take_from_rewards(batches, old, made, h)
+    if trained.critic is not None:
+        batches, estimated = critic.estimate(trained.critic, batches, h)
+        told |= estimated | critic.update_critic(trained.critic, batches, h, number)
+    return told | update.update_policy(trained.policy, trained.optimizer, batches, old, h, number)
+
+
+def train_ppo(root: Path, name: str, folder: Path | None = None) -> tuple[list[update.Numbers], dict[str, Tensor]]:
+    """The numbers of every step, and the weights at the end; a checkpoint in ``folder``, if it is given."""
+    trained = load_ppo(root, name)
+    numbers = [ppo_step(trained, name, number) for number in range(1, PPO_STEPS + 1)]
+    if folder:
+        checkpoint.save(folder, trained.policy, trained.optimizer, TrainerState(PPO_STEPS), critic=trained.critic)
+    found = weights(trained.policy)
+    if trained.critic is not None:
+        kept = state(trained.critic.model, trained.critic.optimizer)
+        found |= {f"critic/{key}": tensor for key, tensor in kept.items()}
+    return numbers, found
+
+
+def resume_critic(root: Path, name: str, folder: Path) -> dict[str, Tensor]:
+    """The critic's state that the checkpoint in ``folder`` brings back."""
+    trained = load_ppo(root, name)
+    assert trained.critic is not None
+    checkpoint.restore(folder, trained.policy, trained.optimizer, trained.critic)
+    kept = state(trained.critic.model, trained.critic.optimizer)
+    return {f"critic/{key}": tensor for key, tensor in kept.items()}
+
+
 def main(root: Path) -> None:
     torch.set_num_threads(1)
     distributed.join()
@@ -187,6 +265,9 @@ def main(root: Path) -> None:
     for name in ("tied", "lora"):
         results[f"saved-{name}"], results[f"after-{name}"] = save_and_go_on(root, name, root / f"by-two-{name}")
         results[f"found-{name}"], results[f"resumed-{name}"] = resume(root, name, root / f"by-one-{name}")
+    for name in PPO:
+        numbers[name], results[f"weights-{name}"] = train_ppo(root, name, root / f"by-two-{name}")
+    results["found-ppo"] = resume_critic(root, "ppo", root / "by-one-ppo")
     numbers["supervised"], results["gradients-supervised"] = supervise(root)
     assert all("lora_" in name for name in lora.tensors(load(root, "lora")[0].model))
     if distributed.rank() == 0:

@@ -21,10 +21,12 @@ from workers.answers import Answer
 from workers.data.prompts import Prompt
 from workers.graders import Grade
 from workers.modeling import policy
+from workers.modeling.critic import load_critic
 from workers.rollouts.engine import Rollout
 from workers.training import preflight
 from workers.training.data.batch import Sample
-from workers.training.optim import objective, update
+from workers.training.optim import objective, reference, update
+from workers.training.optim.critic import Critic
 from workers.wire import ExitCode
 
 MakeSpec = Callable[..., RunSpec]
@@ -74,6 +76,42 @@ def test_the_largest_step_changes_nothing(base: Path, objective_name: str) -> No
     assert all(parameter.grad is None for parameter in loaded.model.parameters())
 
 
+def test_the_largest_step_tries_the_critic_and_the_reference_and_changes_neither(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    h = hyperparameters(advantage="gae", kl_coefficient=0.1)
+    loaded, model = policy.load(base, torch.device("cpu")), load_critic(base, torch.device("cpu"))
+    made, frozen = Critic(model, update.make_optimizer(model, h)), reference.load(base, loaded)
+    seen: list[list[bool]] = []
+    real = objective.loss
+
+    def noted(policy: Any, part: Any, *rest: Any) -> Any:
+        # The critic's gradients lie beside what the policy needs, as in a step.
+        seen.append([part.reference_log_probs is not None, *(p.grad is not None for p in model.model.parameters())])
+        return real(policy, part, *rest)
+
+    monkeypatch.setattr(objective, "loss", noted)
+    before = copy.deepcopy(model.model.state_dict())
+    optimizer = update.make_optimizer(loaded, h)
+    preflight.worst_case_step(loaded, optimizer, h, PROMPTS, critic=made, reference=frozen)
+    assert [all(each) for each in seen] == [True]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.model.state_dict().items())
+    assert not made.optimizer.state
+    assert all(parameter.grad is None for parameter in model.model.parameters())
+
+
+def test_too_little_memory_for_a_critic_ends_a_job_before_it_trains(
+    make_spec: MakeSpec, execute: Execute, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def short_of_memory(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(preflight, "critic_loss", short_of_memory)
+    code, recorder = execute(make_spec(advantage="gae"))
+    assert (code, recorder.failure().code) == (ExitCode.USER_ERROR, "out_of_memory")
+    assert "before the first step" in recorder.failure().message
+
+
 def test_the_largest_step_is_one_micro_batch_at_the_most(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(update, "MICRO_BATCH_TOKENS", 40)
     loaded = policy.load(base, torch.device("cpu"))
@@ -102,8 +140,11 @@ def test_too_little_memory_for_the_longest_answer_ends_a_job_before_it_trains(
     assert list(recorder.metrics()) == [0]
 
 
-def test_the_room_that_is_asked_for_is_what_is_written(make_spec: MakeSpec, execute: Execute) -> None:
-    spec = make_spec(n_steps=4, eval_interval=1, max_completion_tokens=1)
+@pytest.mark.parametrize("settings", [{}, {"advantage": "gae"}])
+def test_the_room_that_is_asked_for_is_what_is_written(
+    make_spec: MakeSpec, execute: Execute, settings: dict[str, Any]
+) -> None:
+    spec = make_spec(n_steps=4, eval_interval=1, max_completion_tokens=1, **settings)
     _, recorder = execute(spec.model_copy(update={"checkpoints_kept": 1}))
     (told,) = (line for line in recorder.lines if isinstance(line, wire.Event) and line.key == "preflight")
     assert told.data
@@ -111,6 +152,12 @@ def test_the_room_that_is_asked_for_is_what_is_written(make_spec: MakeSpec, exec
     shutil.rmtree(spec.output_dir / "checkpoints" / "step-000001" / "state")
     written = sum(path.stat().st_size for path in spec.output_dir.rglob("*") if path.is_file())
     assert 0.8 * written < told.data["disk_needed_bytes"] <= written
+
+
+def test_answers_to_different_prompts_are_told_apart_where_the_step_is_what_they_are_compared_with() -> None:
+    grader = parse_grader(tiny.EXACT, "grader")
+    assert preflight.nothing_to_learn(grader, groups((1, 1), (0, 0)), across_groups=True) is None
+    assert preflight.nothing_to_learn(grader, groups((0, 0), (0, 0)), across_groups=True) is not None
 
 
 @pytest.mark.parametrize("resumed", [False, True])

@@ -95,6 +95,10 @@ SETTINGS: list[dict[str, Any]] = [
     {"entropy_coefficient": 0.01, "support": "old", "tail": "mass"},
     {"epochs": 3, "schedule": "cosine", "warmup_steps": 1},
     {"mask_truncated": True, "overlong_buffer": 2, "max_completion_tokens": 4},
+    {"kl_coefficient": 0.1},
+    {"kl_coefficient": 0.1, "kl_in": "reward", "lora_rank": 2},
+    {"advantage": "gae", "group_size": 1, "critic_warmup_steps": 1},
+    {"advantage": "gae", "lora_rank": 2, "kl_coefficient": 0.1, "kl_in": "reward", "epochs": 2},
 ]
 
 
@@ -515,17 +519,49 @@ def test_a_prompt_without_room_for_an_answer_is_named(make_spec: MakeSpec, execu
     assert f"line {len(tiny.ROWS[::2]) + 1}" in recorder.failure().message
 
 
+def ask_for_seven(spec: RunSpec) -> None:
+    """The same answer to every row, which a model this small can learn in a second."""
+    for path in filter(None, (spec.training_path, spec.validation_path)):
+        rows = [json.loads(line) | {"answer": "7"} for line in path.read_text().splitlines()]
+        path.write_text("\n".join(map(json.dumps, rows)))
+
+
 @pytest.mark.parametrize("max_staleness", [0, 1])
 def test_learning_works(make_spec: MakeSpec, execute: Execute, max_staleness: int) -> None:
     asked = {"n_steps": 30, "eval_interval": 30, "batch_size": 8, "group_size": 8, "max_completion_tokens": 2}
     spec = make_spec(grader=tiny.EXACT, max_staleness=max_staleness, **asked)
-    # Every row asks for the same answer, so a model this small can learn it in a second.
-    for path in filter(None, (spec.training_path, spec.validation_path)):
-        rows = [json.loads(line) | {"answer": "7"} for line in path.read_text().splitlines()]
-        path.write_text("\n".join(map(json.dumps, rows)))
+    ask_for_seven(spec)
     _, recorder = execute(spec)
     before, after = (recorder.metrics()[step]["full_valid_mean_reward"] for step in (0, 30))
     assert before < 0.5 < 0.9 < after
+
+
+@pytest.mark.parametrize("settings", [{}, {"lora_rank": 8, "learning_rate": 0.02}], ids=["all weights", "adapters"])
+def test_learning_works_with_a_critic(make_spec: MakeSpec, execute: Execute, settings: dict[str, Any]) -> None:
+    asked = {"n_steps": 14, "eval_interval": 14, "batch_size": 8, "group_size": 8, "max_completion_tokens": 2}
+    spec = make_spec(grader=tiny.EXACT, advantage="gae", critic_learning_rate=0.01, **asked, **settings)
+    ask_for_seven(spec)
+    _, recorder = execute(spec)
+    told = [recorder.metrics()[step] for step in range(1, 15)]
+    rewards = [each["train_mean_reward"] for each in told]
+    assert max(rewards[:2]) < 0.1 < 0.7 < sum(rewards[-3:]) / 3
+    assert max(each["troll"].get("explained_variance", 0) for each in told) > 0.1
+    assert abs(told[-1]["troll"]["value_mean"] - told[-1]["troll"]["return_mean"]) < 0.4
+
+
+@pytest.mark.parametrize("lora_rank", [0, 4])
+def test_a_critic_that_warms_up_learns_alone(make_spec: MakeSpec, execute: Execute, base: Path, lora_rank: int) -> None:
+    asked = {"advantage": "gae", "n_steps": 13, "eval_interval": 12, "critic_warmup_steps": 12}
+    spec = make_spec(**asked, critic_learning_rate=3e-3, batch_size=8, lora_rank=lora_rank)
+    stopped = Recorder()
+    stopped.on_line = lambda line: stopped.channel.stop() if isinstance(line, wire.Checkpoint) else None
+    execute(spec, stopped)
+    told = [stopped.metrics()[step]["troll"] for step in range(1, 13)]
+    assert "grad_norm" not in told[0].keys() | told[-1].keys()
+    assert sum(each["value_loss"] for each in told[-3:]) < 0.7 * sum(each["value_loss"] for each in told[:3])
+    assert told[0]["explained_variance"] == 0 < max(each["explained_variance"] for each in told[-3:])
+    kept, before = weights(stopped.checkpoints()[0] / "model"), weights(base)
+    assert all(torch.equal(kept[name], before[name]) for name in before)
 
 
 def test_a_model_that_does_not_change_is_evaluated_the_same_each_time(make_spec: MakeSpec, execute: Execute) -> None:

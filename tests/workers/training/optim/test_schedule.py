@@ -46,3 +46,9 @@ def test_each_epoch_has_all_mini_batches_in_an_order_of_its_own() -> None:
     assert len(set(epochs)) == 3
     assert told == "".join(update.in_epochs(batches, 3, step=5))
     assert told != "".join(update.in_epochs(batches, 3, step=6))
+
+
+def test_the_rate_warms_up_when_the_critic_has() -> None:
+    settings: dict[str, Any] = {"advantage": "gae", "critic_warmup_steps": 3, "warmup_steps": 2}
+    assert rates(**settings)[3:] == [0.5, 1.0, 1.0, 1.0, 1.0]
+    assert rates(**settings, schedule="linear")[5:] == pytest.approx([0.75, 0.5, 0.25])
