@@ -58,7 +58,7 @@ class Settings(BaseSettings):
     """Whether ``DATABASE_URL`` is a pooler's that gives out connections for a transaction, such as PgBouncer's."""
     chat_tokens_per_day: int = Field(0, ge=0)
     """Tokens of prompts and answers that an organisation may use in a day of UTC; 0 does not limit."""
-    max_training_rows: int = Field(50_000, ge=1)
+    max_training_rows: int = Field(500_000, ge=1)
     max_validation_rows: int = Field(5_000, ge=1)
     max_queued_jobs: int = 100
     """Jobs an organisation may have queued at a time."""

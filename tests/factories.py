@@ -93,6 +93,16 @@ def created(client: Any, model: str) -> str:
     ).id
 
 
+def evaluation_body(client: TestClient, model: str, **hyperparameters: Any) -> dict[str, Any]:
+    """A valid body of an evaluation of two freshly uploaded files, of 4 and 3 rows."""
+    sets = [
+        {"name": name, "file": upload(client, jsonl(rows(count, start)))}
+        for name, count, start in (("a", 4, 10), ("b", 3, 50))
+    ]
+    parts = {"grader": dict(GRADER), "validation_sets": sets, "hyperparameters": hyperparameters}
+    return {"model": model, "method": {"type": "evaluation", "evaluation": parts}}
+
+
 UNREADABLE = (
     "newer",
     "newer shape",

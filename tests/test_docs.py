@@ -101,6 +101,8 @@ def test_defaults_and_ranges_in_the_readme_are_those_of_the_code(row: list[str],
     elif isinstance(real, dict):
         assert default == f"`{real}`"
         return
+    elif real is None:
+        assert default == "none"
     elif isinstance(real, bool):
         assert (default, allowed) == (f"`{str(real).lower()}`", "`true`, `false`")
         return

@@ -178,14 +178,14 @@ def sample(model_folder: Path, rows: Path, seed: int, count: int | None) -> dict
 
     model = policy.load(model_folder, torch.device("cpu"))
     prompts = load_prompts(rows, model.tokenizer, model.context_length, "rows")
-    prompts = [prompts[number % len(prompts)] for number in range(len(prompts) if count is None else count)]
+    chosen = [prompts[number % len(prompts)] for number in range(len(prompts) if count is None else count)]
     engine = TransformersEngine(model.model, model.stop_ids, model.context_length)
-    asked = [prompt.token_ids for prompt in prompts]
+    asked = [prompt.token_ids for prompt in chosen]
     given = [group[0].token_ids for group in engine.generate(asked, 1, Sampling(1.0, MAX_ANSWER, seed))]
     answers = AnswerReader(model.tokenizer).read(asked, given)
     examples = [
         {"prompt": prompt.item["messages"][-1]["content"], "answer": answer.text, "expected": prompt.item["answer"]}
-        for prompt, answer in zip(prompts, answers, strict=True)
+        for prompt, answer in zip(chosen, answers, strict=True)
     ]
     right = sum(example["answer"] == example["expected"] for example in examples)
     return {"success": right / len(examples), "count": len(examples), "examples": examples[:EXAMPLES]}

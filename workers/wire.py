@@ -58,6 +58,13 @@ class Result(_Line):
     metrics: dict[str, float | None]
 
 
+class Evaluated(_Line):
+    """The run is over, after ``step`` steps. What it was to find out is in its events, and it made no model."""
+
+    line: Literal["evaluated"] = "evaluated"
+    step: int
+
+
 class Failure(_Line):
     """Why the child is about to exit. ``code`` and ``param`` become those of the job's error."""
 
@@ -67,7 +74,7 @@ class Failure(_Line):
     param: str | None = None
 
 
-Line = Annotated[Event | Progress | Checkpoint | Result | Failure, Field(discriminator="line")]
+Line = Annotated[Event | Progress | Checkpoint | Result | Evaluated | Failure, Field(discriminator="line")]
 _adapter: TypeAdapter[Line] = TypeAdapter(Line)
 
 

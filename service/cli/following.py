@@ -78,7 +78,8 @@ def show(client: "OpenAI", job_id: str, console: Console) -> "FineTuningJob":
 
 def _is_worth_a_line(data: dict[str, Any]) -> bool:
     """A log gets every tenth step and every evaluation; a terminal's bar gets them all."""
-    evaluated = ("full_valid_mean_reward", "full_valid_loss")
+    # What a method tells that only evaluates is about nothing else.
+    evaluated = ("full_valid_mean_reward", "full_valid_loss", "reward_count")
     return data["step"] % 10 == 0 or any(data.get(name) is not None for name in evaluated)
 
 
@@ -100,6 +101,9 @@ def _numbers(data: dict[str, Any]) -> dict[str, str]:
         "loss": ("train_loss", "full_valid_loss"),
         "validation loss": ("full_valid_loss",),
     }
+    if "reward_count" in data:
+        figures = {name: found["mean_at_k"] for name, found in data["validation_sets"].items() if found is not None}
+        return {name: f"{mean:.3f}" for name, mean in figures.items()}
     known = {name: [data[each] for each in names if data.get(each) is not None] for name, names in candidates.items()}
     numbers = {name: f"{values[0]:.3f}" for name, values in known.items() if values}
     if (kl := (data.get("troll") or {}).get("kl_after")) is not None:

@@ -46,7 +46,8 @@ def follow(job_id: str, data_dir: StackFolder = None) -> None:
         typer.echo(f"End it: troll jobs cancel {job_id}", err=True)
         raise typer.Exit(130) from None
     if job.status == "succeeded":
-        typer.echo(f"Get the weights: troll pull {job.fine_tuned_model}", err=True)
+        if job.fine_tuned_model is not None:
+            typer.echo(f"Get the weights: troll pull {job.fine_tuned_model}", err=True)
         return
     reason = f": {job.error.message}" if job.error else ""
     typer.secho(f"{job_id} {job.status}{reason}", err=True, fg="red")
@@ -128,7 +129,7 @@ def _facts(job: "FineTuningJob") -> dict[str, Any]:
         "GPU time": _cost(job),
         "model": job.model,
         "tuned model": job.fine_tuned_model or "–",
-        "training file": job.training_file,
+        "training file": job.training_file or "–",
         "validation file": job.validation_file or "–",
         "created": _time(job.created_at),
         "finished": _time(job.finished_at) if job.finished_at else "–",

@@ -3,6 +3,7 @@
 Whatever is wrong, here or by the service's judgement, is reported with the line of the file it is about.
 """
 
+import copy
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,8 +19,13 @@ if TYPE_CHECKING:
     from openai.types.fine_tuning import FineTuningJob
 
 FILES = ("training_file", "validation_file")
-REQUIRED = ("model", "training_file")
+"""Keys that name files, beside ``file`` of each of the method's ``validation_sets``."""
+REQUIRED = ("model",)
 ALLOWED = ("model", *FILES, "method", "suffix", "seed", "metadata", "integrations")
+
+
+LARGEST_AT_ONCE = 512 << 20
+"""Bytes of a file that the service takes in one request, where its operator has not chosen otherwise."""
 
 
 class Loader(yaml.SafeLoader):
@@ -75,20 +81,33 @@ def create(client: "OpenAI", document: Document) -> "FineTuningJob":
     """Upload the local files, create the job, and take the files back when the service refuses it."""
     import openai
 
-    body, uploaded = dict(document.body), []
-    local = {name: _local_file(document, name) for name in FILES if body.get(name) is not None}
+    body, uploaded = copy.deepcopy(document.body), []
+    named: list[tuple[str, dict[str, Any], str]] = [(key, body, key) for key in FILES if body.get(key) is not None]
+    named += [(f"{where}.file", each, "file") for where, each in _sets(body)]
+    local = [(name, holder, key, _local_file(document, name, str(holder[key]))) for name, holder, key in named]
     try:
-        for name, path in local.items():
+        for where, holder, key, path in local:
+            name = where
             if path is not None:
-                body[name] = client.files.create(file=path, purpose="fine-tune").id
-                uploaded.append(body[name])
-        return client.fine_tuning.jobs.create(**body)
+                holder[key] = _upload(client, path)
+                uploaded.append(holder[key])
+        # The client asks for a training file, which an evaluation has not.
+        return client.fine_tuning.jobs.create(**{"training_file": openai.omit} | body)
     except openai.BadRequestError as error:
         for file_id in uploaded:
             client.files.delete(file_id)
         message = error.body.get("message") if isinstance(error.body, dict) else None
         param = error.param if error.param != "file" else name
         raise document.error(str(message or error.message), param) from error
+
+
+def _upload(client: "OpenAI", path: Path) -> str:
+    """The id of the uploaded file. One that is too large for a single request is sent in parts."""
+    if path.stat().st_size <= LARGEST_AT_ONCE:
+        return client.files.create(file=path, purpose="fine-tune").id
+    upload = client.uploads.upload_file_chunked(file=path, mime_type="text/jsonl", purpose="fine-tune")
+    assert upload.file is not None, "a completed upload has its file"
+    return upload.file.id
 
 
 def _check(document: Document) -> None:
@@ -100,9 +119,19 @@ def _check(document: Document) -> None:
             raise document.error(f"'{name}' is missing.", name)
 
 
-def _local_file(document: Document, name: str) -> Path | None:
-    """The file that ``name`` means, relative to the YAML file; None when it is the id of one already uploaded."""
-    value = str(document.body[name])
+def _sets(body: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The validation sets that name a file, each with its path; what is wrong with others the service says."""
+    method = body.get("method")
+    name = method.get("type") if isinstance(method, dict) else None
+    parts = method.get(name) if isinstance(method, dict) and isinstance(name, str) else None
+    sets = parts.get("validation_sets") if isinstance(parts, dict) else None
+    for number, each in enumerate(sets if isinstance(sets, list) else []):
+        if isinstance(each, dict) and each.get("file") is not None:
+            yield f"method.{name}.validation_sets[{number}]", each
+
+
+def _local_file(document: Document, name: str, value: str) -> Path | None:
+    """The file that ``value`` of key ``name`` means, relative to the YAML file; None for the id of an uploaded one."""
     path = document.path.parent / Path(value).expanduser()
     if path.is_file():
         return path
@@ -120,4 +149,4 @@ def _keys(node: yaml.Node, prefix: str = "") -> Iterator[tuple[str, int]]:
             yield from _keys(value, path + ".")
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
-            yield from _keys(value, f"{prefix}{index}.")
+            yield from _keys(value, f"{prefix.removesuffix('.')}[{index}].")

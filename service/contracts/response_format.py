@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 
 class JSONSchema(BaseModel):
@@ -28,3 +28,17 @@ class ResponseFormat(BaseModel):
         if self.type == "text":
             return None
         return {"type": "object"} if self.json_schema is None else self.json_schema.schema_
+
+
+def known(value: dict[str, Any] | None) -> dict[str, Any] | None:
+    """``value`` as it was sent. Raises ``ValueError`` where it is no response format of this version."""
+    try:
+        ResponseFormat.model_validate(value or {"type": "text"})
+    except ValidationError as error:
+        raise ValueError("this is not a response format that is known here") from error
+    return value
+
+
+def schema_of(value: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What answers are held to by what was sent."""
+    return None if value is None else ResponseFormat.model_validate(value).schema_

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import logging
 import os
+import shutil
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -99,6 +100,13 @@ def forget_job_data(job_id: str) -> None:
     """For jobs that have ended: nobody counts these bytes, and nothing reads them any more."""
     for path in job_dir(job_id).glob(f"*{ROWS}"):
         path.unlink(missing_ok=True)
+    for path in answers(job_id):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def answers(job_id: str) -> list[Path]:
+    """Folders of answers that attempts at an evaluation keep until the job ends."""
+    return [*job_dir(job_id).glob("attempt-*/answered")]
 
 
 def bytes_in(paths: Iterable[Path]) -> int:

@@ -22,7 +22,7 @@ from service.graders.template import MissingVariableError, Reference, Template
 MAX_LINE_BYTES = 1 << 20
 MAX_PROBLEMS = 100
 """Problems listed in a report; the rest are counted."""
-MAX_INVALID_LINES = 200_000
+MAX_INVALID_LINES = 2_000_000
 """After so many, four times the rows that a job may have, a file is given up: it is no JSON Lines at all."""
 
 ROLES = ("system", "developer", "user", "assistant", "tool")

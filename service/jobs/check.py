@@ -5,6 +5,7 @@ The same check runs offline, before anything is uploaded: ``check(training, vali
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from service.graders.schemas import Grader
 from service.jobs.methods.registry import METHODS, type_of
 from service.jobs.methods.reinforcement import Reinforcement
 
-MAX_TRAINING_ROWS = 50_000
+MAX_TRAINING_ROWS = 500_000
 MAX_VALIDATION_ROWS = 5_000
 LINES_SHOWN = 5
 
@@ -56,7 +57,7 @@ def check(
         if report.rows > limit:
             findings.errors.append(f"{path.name}: {too_many_rows(report.rows, limit)}")
     if findings.usable:
-        findings.warnings = warnings(training, validation, names=(training.name, validation.name if validation else ""))
+        findings.warnings = warnings({training.name: training}, {validation.name: validation} if validation else {})
     return findings
 
 
@@ -75,25 +76,24 @@ def too_many_rows(rows: int, limit: int) -> str:
     return f"{rows} rows are more than the {limit} allowed; leave some out"
 
 
-def warnings(
-    training: Path,
-    validation: Path | None,
-    names: tuple[str, str] = ("the training file", "the validation file"),
-    give_up_at: float | None = None,
-) -> list[str]:
-    """Rows that repeat others, and validation rows that the model is trained on. Both files must be valid.
+def warnings(training: Mapping[str, Path], evaluated: Mapping[str, Path], give_up_at: float | None = None) -> list[str]:
+    """Rows that repeat others, and rows to evaluate on that the model is trained on. Files, by name, must be valid.
 
-    Raises ``TimeoutError`` at ``give_up_at``, a monotonic time.
+    ``training`` is one file, or none. Raises ``TimeoutError`` at ``give_up_at``, a monotonic time.
     """
-    asked, found = _repetitions(training, names[0], give_up_at)
-    if validation is None:
-        return found
-    asked_in_validation, repeated = _repetitions(validation, names[1], give_up_at)
-    shared = [line for question, line in asked_in_validation.items() if question in asked]
-    if shared:
-        count = f"{len(shared)} of the {len(asked_in_validation)} conversations in {names[1]}"
-        repeated.append(f"{count} are in {names[0]} too, so that it measures memory: {_lines(shared)}")
-    return found + repeated
+    asked: dict[bytes, int] = {}
+    found: list[str] = []
+    trained_on = ""
+    for trained_on, path in training.items():
+        asked, found = _repetitions(path, trained_on, give_up_at)
+    for name, path in evaluated.items():
+        theirs, repeated = _repetitions(path, name, give_up_at)
+        found += repeated
+        shared = [line for question, line in theirs.items() if question in asked]
+        if shared:
+            count = f"{len(shared)} of the {len(theirs)} conversations in {name}"
+            found.append(f"{count} are in {trained_on} too, so that it measures memory: {_lines(shared)}")
+    return found
 
 
 def _repetitions(path: Path, name: str, give_up_at: float | None) -> tuple[dict[bytes, int], list[str]]:

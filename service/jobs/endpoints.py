@@ -134,7 +134,7 @@ def events(
 def metrics(
     caller: Caller,
     fine_tuning_job_id: str,
-    names: Annotated[list[Name], Query(alias="names[]", min_length=1, max_length=64)],
+    names: Annotated[list[Name], Query(alias="names[]", min_length=1, max_length=128)],
     points: Annotated[int, Query(ge=1, le=2000)] = 400,
 ) -> CurvesObject:
     """Metrics by step in at most so many points, each the mean of the steps that it stands for."""

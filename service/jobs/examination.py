@@ -36,6 +36,8 @@ class Question(BaseModel):
     model: Path | None
     files: dict[str, Path]
     grader: Grader | None
+    graders: dict[str, Grader] = {}
+    """Those that files have of their own, by the field of the request that names the file."""
     chat_template_kwargs: dict[str, Any] = {}
     reasoning_effort: str | None = None
     """What a template is told under this name if it reads it."""
@@ -47,6 +49,16 @@ class Question(BaseModel):
     """What it found otherwise."""
     counts: str = ""
     """How many rows the files have, in words, for the job's events."""
+
+    def grader_of(self, param: str) -> Grader | None:
+        """What grades answers to the rows of a file."""
+        return self.graders.get(param, self.grader)
+
+    @property
+    def evaluated(self) -> dict[str, Path]:
+        """The files that are not trained on, by what they are called in a sentence."""
+        names = {param: "the validation file" if param == "validation_file" else param for param in self.files}
+        return {names[param]: path for param, path in self.files.items() if param != "training_file"}
 
     def at(self, part: str) -> str:
         """The field of the request that holds ``part`` of the method."""
@@ -69,13 +81,13 @@ def check_files(question: Question, give_up_at: float | None = None) -> Findings
     """What is wrong with the files, without a model. Raises ``TimeoutError`` at ``give_up_at``, a monotonic time."""
     answer = Findings()
     for param, path in question.files.items():
-        report = check.report_on(path, question.method, question.grader, give_up_at)
+        report = check.report_on(path, question.method, question.grader_of(param), give_up_at)
         if report.problems:
             answer.problems[param] = dataset.summarise(report)
     if not answer.problems:
-        answer.warnings = check.warnings(
-            question.files["training_file"], question.files.get("validation_file"), give_up_at=give_up_at
-        )
+        training = question.files.get("training_file")
+        trained = {} if training is None else {"the training file": training}
+        answer.warnings = check.warnings(trained, question.evaluated, give_up_at)
     return answer
 
 

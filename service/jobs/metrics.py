@@ -68,13 +68,23 @@ class ValidationStatistics(_Told):
 
     rows: int
     answers_per_row: int = Field(description="k.")
-    reward_mean_low: float = Field(description="95 % interval of the mean reward, by a bootstrap over rows.")
+    mean_at_k: float = Field(description="Mean over rows of their answers' mean reward.")
+    reward_mean_low: float = Field(description="95 % interval of `mean_at_k`, by a bootstrap over rows.")
     reward_mean_high: float
     best_at_k: float = Field(description="Mean over rows of the best answer's reward.")
-    majority_at_k: float = Field(description="Mean over rows of the reward of the answer that was given most often.")
+    best_at_k_low: float
+    best_at_k_high: float
+    majority_at_k: float = Field(
+        description="Mean over rows of the reward of the answer that was given most often, by what the grader read "
+        "out of it or else by its text."
+    )
+    majority_at_k_low: float
+    majority_at_k_high: float
     pass_at_k: dict[str, Mean] = Field(
         description="Share of rows that 1, 2, 4, … and k answers solve: one has the most that the grader gives."
     )
+    pass_at_k_low: dict[str, Mean]
+    pass_at_k_high: dict[str, Mean]
 
 
 class ShownSample(_Told):
@@ -107,10 +117,30 @@ class ReinforcementMetrics(_Told):
     troll: dict[str, float | None] = Field(description="What the objective and its updates measure.")
     samples: list[ShownSample] = Field(description="A few answers to validation rows.")
     validation: ValidationStatistics | None = Field(description="How sure the mean is, and what k answers can do.")
+    validation_sets: dict[str, ValidationStatistics | None] = Field(
+        description="The same of each validation set, by its name; null where nothing was evaluated or has a reward."
+    )
 
 
 class SupervisedTiming(_Told):
     step: dict[str, float]
+
+
+class EvaluationMetrics(_Told):
+    """A validation set that was evaluated, told at the step that answered the last of its rows."""
+
+    step: int
+    total_steps: int
+    validation_sets: dict[str, ValidationStatistics | None] = Field(
+        description="The set's figures, by its name; null where no answer has a reward."
+    )
+    reward_count: dict[str, int] = Field(description="Answers that have a reward, by the set's name.")
+    parse_error_mean: dict[str, Mean] = Field(description="Share of the answers that the grader could not read.")
+    completion_tokens_mean: dict[str, Mean] = Field(description="By the set's name.")
+    clipped_ratio: dict[str, Mean] = Field(description="Share that reached `max_completion_tokens`, by name.")
+    model_graders_token_usage: dict[str, dict[str, int]] = Field(description="What judges used, by model.")
+    timing: SupervisedTiming
+    samples: list[ShownSample] = Field(description="A few answers.")
 
 
 class SupervisedMetrics(_Told):

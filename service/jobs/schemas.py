@@ -28,7 +28,9 @@ class CreateJob(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     model: str = Field(min_length=1, max_length=255)
-    training_file: str = Field(min_length=1, max_length=255)
+    training_file: str | None = Field(
+        None, min_length=1, max_length=255, description="Needed by every method but evaluation, which has none."
+    )
     validation_file: str | None = Field(None, max_length=255)
     method: RequestedMethod | None = Field(
         None,
@@ -122,7 +124,7 @@ class JobObject(Listed):
     fine_tuned_model: str | None
     organization_id: str
     status: str
-    training_file: str
+    training_file: str = Field(description="Empty where the job only evaluates.")
     validation_file: str | None
     result_files: list[str]
     trained_tokens: int | None
@@ -143,7 +145,7 @@ class JobObject(Listed):
             spec = row.as_spec()
         except UnreadableError as error:
             return cls._unread(row, error)
-        common = {name: getattr(spec.method.hyperparameters, name) for name in CommonHyperparameters.model_fields}
+        common = {name: getattr(spec.method.hyperparameters, name, None) for name in CommonHyperparameters.model_fields}
         return cls(
             **_of_columns(row),
             error=_error(row.error),

@@ -22,7 +22,8 @@ class JobSpec(Frozen):
     """What the user asked for, checked and resolved; stored with the job and never changed."""
 
     model: str
-    training_file: str
+    training_file: str | None
+    """None where the method does not train."""
     validation_file: str | None
     method: Annotated[Method, Field(discriminator="type")]
     seed: int = Field(ge=0, le=2**31 - 1)
@@ -43,7 +44,10 @@ class RunSpec(Frozen):
     model_path: Path
     """Folder of the base model."""
     training_path: Path
+    """Where the job's rows lie; nothing does where the method does not train."""
     validation_path: Path | None
+    validation_set_paths: list[Path] = Field(default_factory=list)
+    """Files of the method's ``validation_sets``, in their order."""
     checkpoints: list[Path]
     """Checkpoint folders of earlier attempts, newest first; the newest intact one is resumed from."""
     output_dir: Path

@@ -78,7 +78,7 @@ def _with_methods(content: dict[str, Any]) -> dict[str, Any]:
     return content
 
 
-CRITIC: dict[str, Any] = {
+SINCE_4: dict[str, Any] = {
     "kl_coefficient": 0.0,
     "kl_in": "loss",
     "kl_estimator": "k3",
@@ -87,20 +87,27 @@ CRITIC: dict[str, Any] = {
     "critic_learning_rate": 1e-5,
     "critic_warmup_steps": 0,
     "value_clip": 0.5,
+    "filter_groups": False,
+    "max_refills": 3,
+    "target_reward": None,
+    "early_stopping_patience": 0,
+    "early_stopping_threshold": 0.0,
 }
-"""What jobs of version 3 have been run with: without a reference or a critic."""
+"""What jobs of version 3 have been run with: without a reference, a critic, or an end before their last step."""
 
 
-def _with_critic(content: dict[str, Any]) -> dict[str, Any]:
-    """To version 4, in which reinforcement has a KL divergence to a reference, and the options of a critic."""
+def _with_sets(content: dict[str, Any]) -> dict[str, Any]:
+    """To version 4: reinforcement has validation sets, and hyperparameters of a reference, a critic, of what to leave
+    out and when to stop.
+    """
     method = content.get("method")
     hyperparameters = method.get("hyperparameters") if isinstance(method, dict) else None
     if isinstance(method, dict) and isinstance(hyperparameters, dict) and method.get("type") == "reinforcement":
-        method["hyperparameters"] = {**hyperparameters, **CRITIC}
+        method |= {"hyperparameters": {**hyperparameters, **SINCE_4}, "validation_sets": []}
     return content
 
 
-SPECIFICATIONS: dict[int, Upgrade] = {1: _with_dppo, 2: _with_methods, 3: _with_critic}
+SPECIFICATIONS: dict[int, Upgrade] = {1: _with_dppo, 2: _with_methods, 3: _with_sets}
 """By the version that they start from; a version without one has the shape of the next."""
 QUESTIONS: dict[int, Upgrade] = {}
 

@@ -20,10 +20,10 @@ def gpu_seconds(session: Session, spec: JobSpec) -> float | None:
     """The caller's own jobs tell, that succeeded lately, from the same base model and trained alike: their median cost
     of one sample, times the samples of ``spec``. None where there is no such job.
 
-    A sample is an answer that is learned from, or a conversation.
+    A sample is an answer that is learned from or evaluated, or a conversation.
     """
     costs = list(_costs(repository.succeeded_from(session, spec.model, RECENT), spec))[:COUNTED]
-    return statistics.median(costs) * samples(spec) if costs else None
+    return statistics.median(costs) * spec.method.samples if costs else None
 
 
 def _costs(done: Sequence[Job], spec: JobSpec) -> Sequence[float]:
@@ -35,13 +35,8 @@ def _costs(done: Sequence[Job], spec: JobSpec) -> Sequence[float]:
         except UnreadableError:
             continue
         if _kind(theirs) == _kind(spec):
-            costs.append(job.gpu_seconds / samples(theirs))
+            costs.append(job.gpu_seconds / theirs.method.samples)
     return costs
-
-
-def samples(spec: JobSpec) -> int:
-    hyperparameters = spec.method.hyperparameters
-    return hyperparameters.n_steps * hyperparameters.batch_size * spec.method.samples_per_row
 
 
 def _kind(spec: JobSpec) -> tuple[object, ...]:

@@ -24,7 +24,7 @@ def gpu_bytes(
     if parameters is None:
         return 0
     method, engine = spec.method, spec.method.engine
-    trained = parameters * (FROZEN_BYTES if method.hyperparameters.lora_rank else TRAINED_BYTES)
+    trained = parameters * (TRAINED_BYTES if method.trains_all_weights else FROZEN_BYTES)
     if engine is None or not engine.own_weights:
         return trained
     samplers = max(1, processes // tensor_parallel)

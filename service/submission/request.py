@@ -1,6 +1,6 @@
 """From a request body to the parts of a job's specification: each error names the field it is about."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from service.jobs.hyperparameters.option import Asked
 from service.jobs.integrations import Integration
 from service.jobs.methods.registry import METHODS, Method, type_of
 from service.jobs.methods.supervised import Supervised
+from service.jobs.validation import MAX_SETS, AskedSet
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class AskedMethod:
     grader: Grader | None = None
     response_format: dict[str, Any] | None = None
     """As it was sent."""
+    validation_sets: Sequence[AskedSet] = ()
 
     @property
     def type(self) -> str:
@@ -69,7 +71,11 @@ def parse_method(
     wanted = body.get("response_format")
     if wanted is not None:
         _check_response_format(wanted, f"{where}.response_format")
-    return AskedMethod(kind, _hyperparameters(kind.asked, *given, prefix), grader, wanted)
+    sets = _validation_sets(body.get("validation_sets"), f"{where}.validation_sets", read_grader)
+    if "grader" in kind.parts() and grader is None and not all(each.grader for each in sets):
+        why = "Give the method a grader, or each of its validation sets one."
+        raise invalid(f"Missing required parameter: '{where}.grader'. {why}", f"{where}.grader")
+    return AskedMethod(kind, _hyperparameters(kind.asked, *given, prefix), grader, wanted, sets)
 
 
 def question_of(asked: AskedMethod, model: Path | None, files: Mapping[str, Path], *, files_checked: bool) -> Question:
@@ -80,6 +86,7 @@ def question_of(asked: AskedMethod, model: Path | None, files: Mapping[str, Path
         model=model,
         files=dict(files),
         grader=asked.grader,
+        graders={set_file(asked, n): each.grader for n, each in enumerate(asked.validation_sets) if each.grader},
         chat_template_kwargs=asked.hyperparameters.chat_template_kwargs,
         reasoning_effort=asked.hyperparameters.effort,
         json_schema=None if wanted is None else ResponseFormat.model_validate(wanted).schema_,
@@ -97,6 +104,37 @@ def inheriting(asked: AskedMethod, base: Path) -> AskedMethod:
         known.pop("reasoning_effort", None)
     told = {"chat_template_kwargs": known | asked.hyperparameters.chat_template_kwargs}
     return replace(asked, hyperparameters=asked.hyperparameters.model_copy(update=told))
+
+
+def set_file(asked: AskedMethod, number: int) -> str:
+    """The field of the request that names the file of a validation set."""
+    return f"method.{asked.type}.validation_sets[{number}].file"
+
+
+def _validation_sets(raw: Any, where: str, read_grader: Callable[[Any, str], Grader]) -> list[AskedSet]:
+    """Raises a 400, and what ``read_grader`` raises."""
+    if raw is None:
+        return []
+    if not isinstance(raw, list) or not 1 <= len(raw) <= MAX_SETS:
+        raise invalid(f"Invalid value for '{where}': it must be a list of 1 to {MAX_SETS} sets.", where)
+    sets = [_validation_set(each, f"{where}[{number}]", read_grader) for number, each in enumerate(raw)]
+    for number, each in enumerate(sets):
+        if each.name in [earlier.name for earlier in sets[:number]]:
+            raise invalid(f"Two validation sets are called '{each.name}'. Rename one.", f"{where}[{number}].name")
+    return sets
+
+
+def _validation_set(raw: Any, where: str, read_grader: Callable[[Any, str], Grader]) -> AskedSet:
+    if not isinstance(raw, dict):
+        raise invalid(f"Invalid value for '{where}': it must be an object.", where)
+    given = {name: value for name, value in raw.items() if value is not None}
+    if "grader" in given:
+        given["grader"] = read_grader(given["grader"], f"{where}.grader")
+    try:
+        return AskedSet.model_validate(given)
+    except ValidationError as error:
+        message, param = describe(error.errors(include_url=False), where)
+        raise invalid(message, param) from error
 
 
 def _check_response_format(wanted: Any, where: str) -> None:

@@ -10,6 +10,7 @@ import os
 import secrets
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from starlette.concurrency import run_in_threadpool
 from service.accounts.caller import in_transaction
 from service.accounts.known import Principal
 from service.audit import repository as audit
+from service.contracts.engines import ENGINES
 from service.core import ask, broker, storage
 from service.core.db import after_commit
 from service.core.errors import DomainError, invalid
@@ -39,6 +41,7 @@ from service.jobs.repository import EventDraft
 from service.jobs.schemas import CreateJob
 from service.jobs.spec import JobSpec
 from service.jobs.states import Desired, Status
+from service.jobs.validation import data_name
 from service.models import service as models
 from service.models import size
 from service.settings import settings
@@ -49,6 +52,7 @@ from service.submission.request import (
     inheriting,
     parse_method,
     question_of,
+    set_file,
 )
 
 ANSWER_SECONDS = 2.5
@@ -64,8 +68,12 @@ class Draft:
     id: str
     request: CreateJob
     asked: AskedMethod
-    training: File
+    organization_id: str
+    project_id: str
+    training: File | None
     validation: File | None
+    sets: list[File]
+    """Of the validation sets, in their order."""
     question: Question
 
     def discard(self) -> None:
@@ -141,7 +149,7 @@ def create(session: Session, examined: Examined) -> Job:
     Raises a 400 for what was found out meanwhile and a 429 when too many jobs wait.
     """
     draft = examined.draft
-    organization_id = draft.training.organization_id
+    organization_id = draft.organization_id
     repository.lock_quota(session, organization_id)
     service.check_quota(session, organization_id)
     # Finding out takes its time; a base that was deleted meanwhile is missed here.
@@ -184,11 +192,10 @@ def _found_meanwhile(session: Session, examined: Examined) -> Findings | None:
 
 def _ask(session: Session, draft: Draft, question: Question) -> None:
     """Have the control worker find out."""
-    training = draft.training
     row = Examination(
         id=draft.id,
-        organization_id=training.organization_id,
-        project_id=training.project_id,
+        organization_id=draft.organization_id,
+        project_id=draft.project_id,
         question=stored.write(question),
     )
     repository.add_examination(session, row)
@@ -205,65 +212,103 @@ def _draft(session: Session, known: Principal, request: CreateJob, asked: AskedM
     """Read a request against the database, and make the job's folder with its files."""
     check_integrations(request.integrations or [], settings().wandb_mode)
     model = models.find(session, request.model, param="model", status=400)
-    training = _file(session, request.training_file, "training_file", settings().max_training_rows)
+    training = _training_file(session, request, asked)
     validation = None
+    if request.validation_file is not None and not asked.kind.trains:
+        why = "An evaluation's files are its validation_sets: name this one there, and leave validation_file out."
+        raise invalid(why, "validation_file")
     if request.validation_file is not None:
         validation = _file(session, request.validation_file, "validation_file", settings().max_validation_rows)
     elif asked.kind.needs_validation_file:
         why = f"{asked.type.capitalize()} fine-tuning needs a validation file."
         raise invalid(why, "validation_file", "missing_parameter")
+    sets = [
+        _file(session, each.file, set_file(asked, number), settings().max_validation_rows)
+        for number, each in enumerate(asked.validation_sets)
+    ]
     asked = inheriting(asked, model.path)
-    _resolve(asked, training.rows or 0)
+    _resolve(asked, training, sets)
     service.check_quota(session, known.organization_id)
     id = new_id("ftjob-")
-    given = {"training_file": training, "validation_file": validation}
-    paths = _keep_data(id, {param: file for param, file in given.items() if file is not None})
+    given = [Given("training_file", "training", training)] if training else []
+    given += [Given("validation_file", "validation", validation)] if validation else []
+    given += [Given(set_file(asked, n), data_name(n), file) for n, file in enumerate(sets)]
+    paths = _keep_data(id, given)
     question = question_of(asked, model.path, paths, files_checked=False)
-    question = question.model_copy(update={"counts": _counts(training, validation)})
-    return Draft(id, request, asked, training, validation, question)
+    question = question.model_copy(update={"counts": _counts(asked, training, validation, sets)})
+    # They are all of one project.
+    owner = training or sets[0]
+    return Draft(id, request, asked, owner.organization_id, owner.project_id, training, validation, sets, question)
 
 
-def _counts(training: File, validation: File | None) -> str:
-    rows = f"{training.rows} training rows"
-    return f"{rows}, {validation.rows} validation rows" if validation else rows
+def _training_file(session: Session, request: CreateJob, asked: AskedMethod) -> File | None:
+    """Raises a 400 where it is missing, or there is nothing to train."""
+    id = request.training_file
+    if not asked.kind.trains:
+        if id is not None:
+            raise invalid("An evaluation trains on nothing: leave training_file out.", "training_file")
+        return None
+    if id is None:
+        raise invalid("Missing required parameter: 'training_file'.", "training_file")
+    return _file(session, id, "training_file", settings().max_training_rows)
+
+
+def _counts(asked: AskedMethod, training: File | None, validation: File | None, sets: Sequence[File]) -> str:
+    rows = [f"{training.rows} training rows"] if training else []
+    rows += [f"{validation.rows} validation rows"] if validation else []
+    rows += [f"{file.rows} rows of {each.name}" for each, file in zip(asked.validation_sets, sets, strict=True)]
+    return ", ".join(rows)
 
 
 def _row(draft: Draft) -> Job:
     request = draft.request
     spec = JobSpec(
         model=request.model,
-        training_file=draft.training.id,
+        training_file=draft.training.id if draft.training else None,
         validation_file=draft.validation.id if draft.validation else None,
-        method=_resolve(draft.asked, draft.training.rows or 0),
+        method=_resolve(draft.asked, draft.training, draft.sets),
         seed=request.seed if request.seed is not None else secrets.randbelow(2**31),
         suffix=request.suffix,
         integrations=request.integrations or [],
     )
     return Job(
         id=draft.id,
-        organization_id=draft.training.organization_id,
-        project_id=draft.training.project_id,
+        organization_id=draft.organization_id,
+        project_id=draft.project_id,
         status=Status.VALIDATING,
         desired=Desired.RUN,
         spec=stored.write(spec),
         model=spec.model,
-        training_file=spec.training_file,
+        training_file=spec.training_file or "",
         validation_file=spec.validation_file,
         meta=request.metadata,
         priority=request.priority,
-        total_steps=spec.method.hyperparameters.n_steps,
+        total_steps=spec.method.total_steps,
         event_count=0,
     )
 
 
-def _resolve(asked: AskedMethod, training_rows: int) -> Method:
+def _resolve(asked: AskedMethod, training: File | None, sets: Sequence[File]) -> Method:
     ours = settings()
     here = Installation(ours.rollout_engine, ours.processes_per_job, ours.rollout_tensor_parallel)
-    resolved = resolve(asked.hyperparameters, training_rows=training_rows, installation=here)
+    resolved = resolve(asked.hyperparameters, training_rows=training.rows or 0 if training else 0, installation=here)
     for name, why in conflicts(resolved, here):
         raise invalid(why, f"method.{asked.type}.hyperparameters.{name}")
-    given = {"hyperparameters": resolved, "grader": asked.grader, "response_format": asked.response_format}
-    return asked.kind.model_validate({part: given[part] for part in asked.kind.parts()})
+    given = {
+        "hyperparameters": resolved,
+        "grader": asked.grader,
+        "response_format": asked.response_format,
+        "validation_sets": [
+            each.resolved(file.rows or 0, resolved) for each, file in zip(asked.validation_sets, sets, strict=True)
+        ],
+    }
+    method = asked.kind.model_validate({part: given[part] for part in asked.kind.parts()})
+    for number, each in enumerate(method.sets):
+        fault = each.fault(ENGINES[resolved.rollout_engine])
+        if fault is not None:
+            name, why = fault
+            raise invalid(why, f"method.{asked.type}.validation_sets[{number}].{name}")
+    return method
 
 
 def _file(session: Session, id: str, param: str, max_rows: int) -> File:
@@ -273,24 +318,33 @@ def _file(session: Session, id: str, param: str, max_rows: int) -> File:
     if file.purpose != FINE_TUNE:
         raise invalid(f"File '{id}' has purpose '{file.purpose}'; '{FINE_TUNE}' is needed.", param, "invalid_file")
     if (file.rows or 0) > max_rows:
-        raise invalid(f"{check.too_many_rows(file.rows or 0, max_rows).capitalize()}.", param, f"invalid_{param}")
+        why = f"{check.too_many_rows(file.rows or 0, max_rows).capitalize()}."
+        raise invalid(why, param, f"invalid_{param.rpartition('.')[2]}")
     return file
 
 
-def _keep_data(job_id: str, given: dict[str, File]) -> dict[str, Path]:
+@dataclass(frozen=True)
+class Given:
+    """A file that a field ``param`` of the request names, and what the job calls its rows."""
+
+    param: str
+    data: str
+    file: File
+
+
+def _keep_data(job_id: str, given: Sequence[Given]) -> dict[str, Path]:
     """Link files into the job's folder: they may be deleted or expire, and the job still has them until it ends."""
     folder = storage.job_dir(job_id)
     folder.mkdir(parents=True)
-    paths = {param: storage.job_data(job_id, param.removesuffix("_file")) for param in given}
-    for param, file in given.items():
+    for each in given:
         try:
-            _link(storage.file_path(file.id), paths[param])
+            _link(storage.file_path(each.file.id), storage.job_data(job_id, each.data))
         except OSError as error:
             shutil.rmtree(folder)
             if isinstance(error, FileNotFoundError):  # It was deleted a moment ago.
-                raise _gone(file.id, param) from error
+                raise _gone(each.file.id, each.param) from error
             raise
-    return paths
+    return {each.param: storage.job_data(job_id, each.data) for each in given}
 
 
 def _gone(id: str, param: str) -> DomainError:

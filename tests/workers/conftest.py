@@ -48,8 +48,11 @@ def submit(client: TestClient, models_dir: Path) -> Callable[..., str]:
     """``submit("crash-once")`` queues a job whose stub follows that plan. Returns the job's id."""
     model = factories.offer_model(models_dir)
 
-    def make(plan: str = "succeed", by: TestClient = client, *, supervised: bool = False) -> str:
+    def make(
+        plan: str = "succeed", by: TestClient = client, *, supervised: bool = False, evaluation: bool = False
+    ) -> str:
         body = factories.supervised_body(by, model) if supervised else factories.job_body(by, model)
+        body = factories.evaluation_body(by, model, batch_size=2) if evaluation else body
         body |= {"suffix": plan}
         answer = by.post("/v1/fine_tuning/jobs", json=body)
         assert answer.status_code == 200, answer.text

@@ -73,6 +73,20 @@ class Stub:
         self.send(wire.Result(model_path=model, step=STEPS, trained_tokens=100 * STEPS, metrics={}))
         return wire.ExitCode.DONE
 
+    def evaluate(self) -> int:
+        total = self.run.job.method.total_steps
+        for step in range(1, total + 1):
+            name = f"answered/step-{step:06d}"
+            if not [*self.run.output_dir.parent.glob(f"*/{name}")]:
+                (self.run.output_dir / name).mkdir(parents=True)
+                (self.run.output_dir / name / "ahead.json").write_text("{}")
+                self.send(wire.Progress(step=step, total_steps=total, trained_tokens=0, seconds_left=1.0))
+                self.misbehave()
+        data = {"step": total, "total_steps": total, "validation_sets": {"a": {"mean_at_k": 0.5}}}
+        self.send(wire.Event(type="metrics", message="a: mean@1=0.5", data=data, key=f"step-{total}"))
+        self.send(wire.Evaluated(step=total))
+        return wire.ExitCode.DONE
+
     def misbehave(self) -> None:
         if self.plan == "crash-once" and self.run.attempt == 1:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -82,6 +96,8 @@ class Stub:
         if self.plan == "grader-away" and self.run.attempt == 1:
             self.send(wire.Failure(code="grader_unavailable", message="The scoring service could not be reached."))
             sys.exit(wire.ExitCode.GRADER_AWAY)
+        if self.plan == "crash-after-each":
+            os.kill(os.getpid(), signal.SIGKILL)
         if self.plan == "crash-always":
             os.kill(os.getpid(), signal.SIGKILL)
         if self.plan == "user-error":
@@ -98,4 +114,5 @@ class Stub:
 if __name__ == "__main__":
     secret = ("DATABASE", "REDIS", "TROLL", "WANDB")
     assert not [name for name in os.environ if name.startswith(secret)], "secrets leaked"
-    sys.exit(Stub(str(Path(sys.argv[sys.argv.index("--socket") + 1]))).train())
+    stub = Stub(str(Path(sys.argv[sys.argv.index("--socket") + 1])))
+    sys.exit(stub.train() if stub.run.job.method.trains else stub.evaluate())

@@ -52,9 +52,10 @@ def examine(question: Question, seconds: float = math.inf) -> Findings:
     if question.json_schema is not None and not answer.problems:
         _try_schema(question, answer)
     if question.model is not None and not answer.problems:
-        _count_tokens(question, question.model, answer, give_up_at - (GRADER_SECONDS if question.grader else 0.0))
-    if question.grader is not None and not answer.problems:
-        _try_grader(question, question.grader, answer, give_up_at)
+        _count_tokens(question, question.model, answer, give_up_at - (GRADER_SECONDS if _graders(question) else 0.0))
+    for where, grader, path in _graders(question):
+        if not answer.problems:
+            _try_grader(where, grader, path, answer, give_up_at)
     return answer
 
 
@@ -158,8 +159,20 @@ def told_to_templates(question: Question, tokenizer: Any, answer: Findings) -> d
     return {"reasoning_effort": effort} | values
 
 
-def _try_grader(question: Question, definition: schemas.Grader, answer: Findings, give_up_at: float) -> None:
-    rows, where = list(islice(dataset.rows(question.files["training_file"]), ROWS)), question.at("grader")
+def _graders(question: Question) -> list[tuple[str, schemas.Grader, Path]]:
+    """The field, the definition and a file of each grader."""
+    found: dict[str, tuple[str, schemas.Grader, Path]] = {}
+    for param, path in question.files.items():
+        grader = question.grader_of(param)
+        if grader is not None:
+            own = param in question.graders
+            where = f"{param.removesuffix('.file')}.grader" if own else question.at("grader")
+            found.setdefault(where, (where, grader, path))
+    return list(found.values())
+
+
+def _try_grader(where: str, definition: schemas.Grader, path: Path, answer: Findings, give_up_at: float) -> None:
+    rows = list(islice(dataset.rows(path), ROWS))
     batch_seconds = min(BATCH_SECONDS, max(give_up_at - time.monotonic(), 1.0))
     settings = replace(grader_settings(), batch_seconds=batch_seconds)
     try:

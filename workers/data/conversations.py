@@ -8,15 +8,17 @@ each answer instead, behind the prompt that the model would see. Either way the 
 it is asked with later.
 """
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from transformers import PreTrainedTokenizerBase
 
 from workers.data import jsonl, templating
 from workers.data.jsonl import UnusableRowError
+from workers.data.packed import Runs
 from workers.modeling.rows import Block, Continuation
 
 MAX_QUOTED = 100
@@ -101,6 +103,33 @@ class _Encoding:
         return self.stop_ids[0] if end is None else int(end)
 
 
+class Rows(Sequence[list[Example]]):
+    """The examples of each row of a file, packed."""
+
+    def __init__(self) -> None:
+        self._token_ids, self._learned, self._ends = Runs(), Runs(), array("Q", [0])
+
+    def append(self, examples: Sequence[Example]) -> None:
+        for example in examples:
+            self._token_ids.append(example.token_ids)
+            self._learned.append(example.learned)
+        self._ends.append(len(self._token_ids))
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    @overload
+    def __getitem__(self, at: int) -> list[Example]: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[list[Example]]: ...
+    def __getitem__(self, at: int | slice) -> list[Example] | list[list[Example]]:
+        if isinstance(at, slice):
+            return [self[number] for number in range(len(self))[at]]
+        number = range(len(self))[at]
+        examples = range(self._ends[number], self._ends[number + 1])
+        return [Example([*self._token_ids[each]], [*self._learned[each]]) for each in examples]
+
+
 def load(
     path: Path,
     tokenizer: PreTrainedTokenizerBase,
@@ -108,14 +137,12 @@ def load(
     context_length: int,
     param: str,
     rendering: templating.Rendering = templating.PLAIN,
-) -> list[list[Example]]:
+) -> Rows:
     """The examples of each row. Raises ``RunError`` on ``param`` that counts the unusable rows and names the first."""
-    problems = jsonl.Problems()
-    rows = [
-        row
-        for part in jsonl.batches(path)
-        for row in read(part, tokenizer, stop_ids, context_length, problems, rendering)
-    ]
+    problems, rows = jsonl.Problems(), Rows()
+    for part in jsonl.batches(path):
+        for row in read(part, tokenizer, stop_ids, context_length, problems, rendering):
+            rows.append(row)
     if problems.count or not rows:
         raise problems.refusal(param)
     return rows

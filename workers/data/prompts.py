@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from transformers import PreTrainedTokenizerBase
 
 from workers.data.jsonl import Problems, UnusableRowError, batches, parse
+from workers.data.packed import Lines, Runs
 from workers.data.templating import PLAIN, Asked, Rendering, messages_of, render
 
 
@@ -19,17 +20,38 @@ class Prompt:
     token_ids: list[int]
 
 
+class Prompts(Sequence[Prompt]):
+    """The prompts of a file, of which only the token ids are kept in memory."""
+
+    def __init__(self, path: Path, token_ids: Runs) -> None:
+        self.token_ids = token_ids
+        self._lines = Lines(path)
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    @overload
+    def __getitem__(self, at: int) -> Prompt: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[Prompt]: ...
+    def __getitem__(self, at: int | slice) -> Prompt | list[Prompt]:
+        if isinstance(at, slice):
+            return [self[number] for number in range(len(self))[at]]
+        number = range(len(self))[at]
+        return Prompt(self._lines.item(number), [*self.token_ids[number]])
+
+
 def load_prompts(
     path: Path, tokenizer: PreTrainedTokenizerBase, context_length: int, param: str, rendering: Rendering = PLAIN
-) -> list[Prompt]:
+) -> Prompts:
     """The prompts of a file. Raises ``RunError`` on ``param`` that counts the unusable rows and names the first."""
-    problems = Problems()
-    prompts: list[Prompt] = []
+    problems, token_ids = Problems(), Runs()
     for part in batches(path):
-        prompts += read_prompts(part, tokenizer, context_length, problems, rendering)
-    if problems.count or not prompts:
+        for prompt in read_prompts(part, tokenizer, context_length, problems, rendering):
+            token_ids.append(prompt.token_ids)
+    if problems.count or not token_ids:
         raise problems.refusal(param)
-    return prompts
+    return Prompts(path, token_ids)
 
 
 def read_prompts(

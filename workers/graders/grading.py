@@ -10,11 +10,13 @@ from functools import cached_property
 from typing import Any, ClassVar, Protocol
 
 from service.contracts import strict_json
-from service.graders.definition import MAX_REWARD, Fault
+from service.graders.definition import MAX_REWARD, OUTPUT_TEXT, Fault
 from service.graders.errors import GradeError
 from service.graders.settings import GraderSettings
 from service.graders.template import MissingVariableError, Template, TooLongError
 
+MAX_EXTRACTED = 1000
+"""Characters of an answer that are kept to be compared with others'."""
 _FENCE = re.compile(r"[ \t]*```[ \t]*(json)?[ \t]*\r?\n?", re.IGNORECASE)
 _CALL = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
 
@@ -121,7 +123,8 @@ class Grade:
     code or formula failed on this answer, as it would again. Either earns the least reward; otherwise what failed was a
     row, or a jail, judge or service, and nothing is known of the answer. ``usage`` is what judges used for this sample,
     by model, whether or not they came to a reward, and ``sub_usage`` the same by key of a multi grader. ``away`` says
-    that a server did not answer, and that the same sample may be graded later.
+    that a server did not answer, and that the same sample may be graded later. ``extracted`` is the answer proper, as
+    the grader read it out of the text; None where it takes the text as a whole, or found none.
     """
 
     reward: float | None
@@ -134,6 +137,7 @@ class Grade:
     raised: bool = False
     away: bool = False
     sub_usage: dict[str, TokenUsage] = field(default_factory=dict)
+    extracted: str | None = field(default=None, compare=False)
 
     def after(self, earlier: "Grade") -> "Grade":
         """This grade of a sample that was graded before, with what judges used then."""
@@ -210,11 +214,17 @@ def limited(grade: Grade, name: str, error: GradeError, *, raised: bool) -> Grad
     return replace(grade, reward=None, error=error, detail=detail, raised=raised)
 
 
+def _reads_a_part(template: Template) -> bool:
+    """Whether a template reads the answer, and not just the whole of its text."""
+    return str(template) != OUTPUT_TEXT and any(each.namespace == "sample" for each in template.paths)
+
+
 class Comparison:
     """A score of two texts that templates make of each sample."""
 
     def __init__(self, input: str, reference: str, score: Callable[[str, str], float]) -> None:
         self._templates = (Template.parse(input), Template.parse(reference))
+        self._answers = [n for n, each in enumerate(self._templates) if _reads_a_part(each)]
         self._score = score
 
     def grade(self, sample: GraderSample) -> Grade:
@@ -222,6 +232,7 @@ class Comparison:
         if isinstance(texts, Grade):
             return texts
         try:
-            return Grade(self._score(*texts))
+            extracted = texts[self._answers[0]][:MAX_EXTRACTED].strip() if self._answers else None
+            return Grade(self._score(*texts), extracted=extracted)
         except TooLongError as error:
             return Grade(None, error="other_error", detail=str(error), raised=True)

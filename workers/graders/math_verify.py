@@ -12,6 +12,7 @@ import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from typing import Any, NamedTuple
 
 from service.contracts import strict_json
 from service.graders.kinds.math_verify import MathVerify
@@ -52,16 +53,16 @@ class MathVerifyGrader(SingleGrader):
         answer, reference = texts
         comparer = self._comparers.get()
         try:
-            equal = comparer.compare(answer, reference)
+            compared = comparer.compare(answer, reference)
         except TookTooLongError as error:
             return _unfinished(error, reference)
         except OSError as error:
             return Grade(None, error="other_error", detail=f"The comparing process does not start: {error}")
         finally:
             self._comparers.put(comparer)
-        if equal is None:
+        if compared is None:
             return Grade(None, error="other_error", detail=f"The reference is not mathematics: '{reference[:200]}'.")
-        return Grade(float(equal))
+        return Grade(float(compared.equal), extracted=compared.read)
 
 
 def _unfinished(error: TookTooLongError, reference: str) -> Grade:
@@ -72,14 +73,20 @@ def _unfinished(error: TookTooLongError, reference: str) -> Grade:
     return Grade(None, error="other_error", detail=detail)
 
 
+class Compared(NamedTuple):
+    equal: bool
+    read: str | None
+    """The mathematical object that was read out of the answer, in a notation of its own."""
+
+
 class Comparer:
     """One process of ``workers.sandbox.mathematics``, started when it is first needed and again after it was killed."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
 
-    def compare(self, answer: str, reference: str) -> bool | None:
-        """Whether the two are equal; None for an unreadable reference. Raises ``TookTooLongError``, ``OSError``."""
+    def compare(self, answer: str, reference: str) -> Compared | None:
+        """None for an unreadable reference. Raises ``TookTooLongError``, ``OSError``."""
         process = self._process or self._start()
         timer = threading.Timer(SECONDS, process.kill)
         timer.start()
@@ -92,7 +99,11 @@ class Comparer:
             compared = _answer(process)
             if compared is None:
                 raise TookTooLongError(reference_read=True)
-            return compared["equal"]
+            read = _answer(process)
+            if read is None:
+                # What was to be found out is known: only how the answer would be written took too long.
+                self._end()
+            return Compared(compared["equal"], (read or {}).get("read") or None)
         except TookTooLongError:
             self._end()
             raise
@@ -127,7 +138,7 @@ class Comparer:
             self._process = None
 
 
-def _ask(process: subprocess.Popen[bytes], task: dict[str, str]) -> dict[str, bool] | None:
+def _ask(process: subprocess.Popen[bytes], task: dict[str, str]) -> dict[str, Any] | None:
     assert process.stdin is not None
     try:
         process.stdin.write(json.dumps(task).encode() + b"\n")
@@ -137,7 +148,7 @@ def _ask(process: subprocess.Popen[bytes], task: dict[str, str]) -> dict[str, bo
     return _answer(process)
 
 
-def _answer(process: subprocess.Popen[bytes]) -> dict[str, bool] | None:
+def _answer(process: subprocess.Popen[bytes]) -> dict[str, Any] | None:
     """The next line, None when the process has ended."""
     assert process.stdout is not None
     try:

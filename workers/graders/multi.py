@@ -27,7 +27,8 @@ class MultiGrader:
         # A grader within a multi grader asks one judge at most.
         by_key = {key: used for key, part in parts.items() for used in part.usage.values()}
         usage = total(part.usage for part in parts.values())
-        grade = replace(self._reward(parts), usage=usage, sub_usage=by_key)
+        extracted = next((part.extracted for part in parts.values() if part.extracted is not None), None)
+        grade = replace(self._reward(parts), usage=usage, sub_usage=by_key, extracted=extracted)
         return limited(grade, self._name, "formula_parse_error", raised=True)
 
     def _reward(self, parts: dict[str, Grade]) -> Grade:

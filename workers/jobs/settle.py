@@ -4,6 +4,7 @@ import csv
 import io
 import logging
 from datetime import timedelta
+from pathlib import Path
 
 from sqlalchemy.orm import Session
 
@@ -30,7 +31,7 @@ FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 30.0, 900.0
 log = logging.getLogger(__name__)
 
 
-def settle(session: Session, job: Job, outcome: Outcome, result: wire.Result | None = None) -> None:
+def settle(session: Session, job: Job, outcome: Outcome, result: wire.Result | wire.Evaluated | None = None) -> None:
     """Bring ``job``, whose row is locked and running, to where ``outcome`` says."""
     log.info("%s attempt %d: %s %s", job.id, job.attempt, outcome.action, outcome.code)
     if outcome.action is Action.SUCCEED:
@@ -47,22 +48,30 @@ def settle(session: Session, job: Job, outcome: Outcome, result: wire.Result | N
         _queue_again(session, job, outcome)
 
 
-def _succeed(session: Session, job: Job, result: wire.Result) -> None:
+def _succeed(session: Session, job: Job, result: wire.Result | wire.Evaluated) -> None:
+    made = []
+    if isinstance(result, wire.Result):
+        made = [_made(session, job, result.model_path)]
+        job.trained_tokens = result.trained_tokens
+    job.step = result.step
+    job.result_files = [_result_file(session, job).id]
+    jobs.end(session, job, Status.SUCCEEDED)
+    jobs.tell(session, job, [*made, EventDraft("The job has successfully completed")])
+
+
+def _made(session: Session, job: Job, path: Path) -> EventDraft:
+    """Record the model that the job has made in the folder ``path``."""
     model = TunedModel(
         id=naming.tuned_model(session, job),
         organization_id=job.organization_id,
         project_id=job.project_id,
         job_id=job.id,
         base_model=job.model,
-        path=str(result.model_path.relative_to(storage.job_dir(job.id))),
+        path=str(path.relative_to(storage.job_dir(job.id))),
     )
     models.add(session, model)
     job.fine_tuned_model = model.id
-    job.step, job.trained_tokens = result.step, result.trained_tokens
-    job.result_files = [_result_file(session, job).id]
-    jobs.end(session, job, Status.SUCCEEDED)
-    made = EventDraft(f"New fine-tuned model created: {model.id}")
-    jobs.tell(session, job, [made, EventDraft("The job has successfully completed")])
+    return EventDraft(f"New fine-tuned model created: {model.id}")
 
 
 def _fail(session: Session, job: Job, outcome: Outcome) -> None:

@@ -38,14 +38,14 @@ class Sink:
     def __init__(self, job_id: str, attempt: int, recorded: Callable[[Sequence[Event]], None] = lambda _: None) -> None:
         """``recorded`` is given each batch of events once it is committed."""
         self.job_id, self.attempt, self._recorded = job_id, attempt, recorded
-        self.result: wire.Result | None = None
+        self.result: wire.Result | wire.Evaluated | None = None
         self.failure: wire.Failure | None = None
         self._pending: list[wire.Line] = []
         self._since = 0.0
 
     def add(self, line: wire.Line) -> None:
         line = _storable(line)
-        if isinstance(line, wire.Result):
+        if isinstance(line, wire.Result | wire.Evaluated):
             self.result = line
         elif isinstance(line, wire.Failure):
             self.failure = line
@@ -105,6 +105,9 @@ def write(session: Session, job: Job, lines: list[wire.Line]) -> list[Event]:
 
 
 def _progress(session: Session, job: Job, line: wire.Progress) -> None:
+    if line.step > job.step and not job.as_spec().method.trains:
+        # What training has come to is in its checkpoints; of an evaluation every step is kept.
+        job.strikes = 0
     job.step, job.total_steps, job.trained_tokens = line.step, line.total_steps, line.trained_tokens
     if line.seconds_left is not None:
         job.estimated_finish = files.now(session) + timedelta(seconds=line.seconds_left)

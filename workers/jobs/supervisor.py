@@ -21,7 +21,7 @@ from service.core.errors import DomainError
 from service.core.ids import random_text
 from service.graders.configured import grader_settings
 from service.installation import service as installation
-from service.jobs import repository
+from service.jobs import repository, validation
 from service.jobs.models import Job
 from service.jobs.spec import RunSpec
 from service.jobs.states import Desired
@@ -205,6 +205,9 @@ def _prepare(job: Job) -> Path:
         model_path=model.path,
         training_path=folder / "training.jsonl",
         validation_path=folder / "validation.jsonl" if spec.validation_file else None,
+        validation_set_paths=[
+            storage.job_data(job.id, validation.data_name(number)) for number in range(len(spec.method.sets))
+        ],
         checkpoints=[folder / checkpoint.path for checkpoint in checkpoints[: wire.RESUMABLE]],
         output_dir=output,
         checkpoints_kept=settings().checkpoints_kept,
@@ -293,7 +296,9 @@ def _record(lease: Lease, code: int, failure: wire.Failure | None, sink: Sink | 
             time.sleep(RETRY_SECONDS)
 
 
-def _settle(lease: Lease, code: int, failure: wire.Failure | None, result: wire.Result | None) -> Action:
+def _settle(
+    lease: Lease, code: int, failure: wire.Failure | None, result: wire.Result | wire.Evaluated | None
+) -> Action:
     with transaction("troll_worker") as session:
         job = repository.fenced(session, lease.job_id, lease.attempt)
         if job is None:
@@ -311,5 +316,7 @@ def _settle(lease: Lease, code: int, failure: wire.Failure | None, result: wire.
         if outcome.action in (*ENDINGS, Action.PAUSE):
             left = leftovers.of(session, job)
             after_commit(session, lambda: leftovers.remove(left))
+            # An evaluation's answers go when it has ended.
+            left += storage.answers(job.id) if outcome.action in ENDINGS else []
             job.stored_bytes = leftovers.written_bytes(job) - storage.bytes_in(left)
     return outcome.action

@@ -13,7 +13,6 @@ from service.contracts.engines import MEMORY_SHARE
 if TYPE_CHECKING:
     # Without torch, so that a process can know what may go wrong before it has imported everything.
     from service.jobs.hyperparameters.reinforcement import ResolvedHyperparameters
-    from workers.data.prompts import Prompt
     from workers.modeling.policy import Policy
     from workers.rollouts.grammar import Grammar
     from workers.rollouts.top_log_probs import TopLogProbs
@@ -34,6 +33,10 @@ class Sampling:
     """How far apart the numbers of two prompts in sequence are."""
     grammar: "Grammar | None" = None
     """What every answer is held to: it is sampled from the tokens that may come next alone."""
+
+    top_p: float = 1.0
+    """Below 1, tokens are sampled from the most likely ones that have so much probability together. Answers sampled so
+    are for evaluations: whether their ``log_probs`` know of it is up to the engine."""
 
     def number(self, prompt: int) -> int:
         """The number of the prompt at index ``prompt``, which its random numbers follow from."""
@@ -63,8 +66,10 @@ class EngineRequest:
     policy: "Policy"
     """The model that is trained."""
     hyperparameters: "ResolvedHyperparameters"
-    prompts: "Sequence[Prompt]"
-    """All that will be sampled."""
+    prompts: "Sequence[Sequence[int]]"
+    """Token ids of all that will be answered."""
+    longest_answer: int
+    """In tokens."""
     tensor_parallel: int = 1
     """How many processes in sequence are to share one engine, where it has weights of its own."""
     grammar: "Grammar | None" = None

@@ -152,7 +152,7 @@ class TransformersEngine(RolloutEngine):
         for position in range(sampling.max_tokens):
             if held:
                 logits = held.mask(logits, rows, done)
-            tokens, log_probs = _choose(logits, sampling.temperature, draws[rows, position])
+            tokens, log_probs = _choose(logits, sampling, draws[rows, position])
             answer.add(rows[~done], position, tokens[~done], log_probs[~done])
             if held:
                 held.advance(rows[~done], tokens[~done])
@@ -229,17 +229,30 @@ def _draws(samples: int, sampling: Sampling, prompt: int) -> Tensor:
     return torch.from_numpy(generator.random((samples, sampling.max_tokens)))
 
 
-def _choose(logits: Tensor, temperature: float, draws: Tensor) -> tuple[Tensor, Tensor]:
+def _choose(logits: Tensor, sampling: Sampling, draws: Tensor) -> tuple[Tensor, Tensor]:
     """Sampled tokens ``[R]`` and their log-probabilities ``[R]``: its distribution inverted at ``draws`` ``[R]``."""
-    log_probs = (logits.float() / (temperature or 1.0)).log_softmax(-1)  # [R, V]
-    if temperature == 0:
+    log_probs = (logits.float() / (sampling.temperature or 1.0)).log_softmax(-1)  # [R, V]
+    if sampling.temperature == 0:
         tokens = log_probs.argmax(-1)
+    elif sampling.top_p < 1:
+        tokens = _choose_among_likely(log_probs.exp(), sampling.top_p, draws)
     else:
         # In float32 the running sum of a large vocabulary would lose its unlikely tokens.
         cumulative = log_probs.exp().cumsum(-1, dtype=torch.float64)
         threshold = (draws * cumulative[:, -1]).unsqueeze(-1)
         tokens = torch.searchsorted(cumulative, threshold, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)
     return tokens, log_probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+
+
+def _choose_among_likely(probabilities: Tensor, top_p: float, draws: Tensor) -> Tensor:
+    """Tokens ``[R]`` of ``[R, V]`` by ``draws`` ``[R]``, from the fewest most likely ones that have ``top_p``."""
+    likely, order = probabilities.double().sort(dim=-1, descending=True, stable=True)
+    cumulative = likely.cumsum(-1)
+    kept = cumulative - likely < top_p * cumulative[:, -1:]
+    threshold = draws.unsqueeze(-1) * (likely * kept).sum(-1, keepdim=True)
+    place = torch.searchsorted(cumulative, threshold, right=True).minimum(kept.sum(-1, keepdim=True) - 1)
+    tokens: Tensor = order.gather(-1, place).squeeze(-1)
+    return tokens
 
 
 def _cache_bytes_per_token(model: PreTrainedModel) -> int:

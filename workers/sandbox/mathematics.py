@@ -22,6 +22,8 @@ BOOT = (
 )
 MEMORY_BYTES = 2 * 1024**3
 SMALL = 1e-3
+LONGEST = 1000
+"""Characters of an answer that are told."""
 _MARK = re.compile(r"(?<!\\)\$|\\boxed|\\\(|\\\[")
 
 
@@ -29,7 +31,8 @@ def serve(packages: int) -> None:
     """Answer ``{"reference", "answer"}`` lines until standard input ends.
 
     The first line of an answer, ``{"reference": bool}``, says whether the reference could be read; the second,
-    ``{"equal": bool}``, follows if so. ``packages`` is how many of the last arguments are folders to import from.
+    ``{"equal": bool}``, follows if so, and then ``{"read": str}``, the answer in one notation. ``packages`` is how many
+    of the last arguments are folders to import from.
     """
     sys.path[:] = sys.path[1:] + sys.argv[len(sys.argv) - packages :]
     logging.disable(logging.CRITICAL)
@@ -51,11 +54,23 @@ def serve(packages: int) -> None:
             answer = math_verify.parse(text, extraction_config=_configs(math_verify), parsing_timeout=None)
             equal = bool(math_verify.verify(reference, answer, timeout_seconds=None)) and _as_small(reference, answer)
             _tell(answers, {"equal": equal})
+            _tell(answers, {"read": _written(answer)})
 
 
 def _delimited(reference: str) -> str:
     """A reference as LaTeX: without delimiters only numbers would be seen, and of ``\\frac{1}{2}`` only the 1."""
     return reference if _MARK.search(reference) else f"\\boxed{{{reference}}}"
+
+
+def _written(answer: list[Any]) -> str:
+    """The object that was read, numbers as decimals, so that 1/2 and 0.5 are the same; empty where there is none."""
+    if not answer:
+        return ""
+    try:
+        return str(answer[0].evalf(12) if answer[0].is_number else answer[0])[:LONGEST]
+    except Exception:
+        # SymPy raises whatever it likes over what it cannot evaluate.
+        return str(answer[1])[:LONGEST]
 
 
 def _as_small(reference: list[Any], answer: list[Any]) -> bool:
@@ -74,5 +89,5 @@ def _configs(library: Any) -> list[Any]:
     return [library.LatexExtractionConfig(boxed_match_priority=0), library.ExprExtractionConfig()]
 
 
-def _tell(descriptor: int, line: dict[str, bool]) -> None:
+def _tell(descriptor: int, line: dict[str, Any]) -> None:
     os.write(descriptor, json.dumps(line).encode() + b"\n")

@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from service.jobs.spec import RunSpec
 from workers.data.jsonl import Problems
+from workers.data.prompts import read_prompts
 from workers.data.templating import Rendering
 from workers.training.processes.channel import Channel
 from workers.training.reporting.clock import Clock
@@ -46,3 +47,13 @@ class TrainingMethod:
     """Whether answers are sampled, for which the context has to leave room."""
     out_of_memory: Mapping[str, str] = field(default_factory=dict)
     """What to say and advise by phase, where that is not what ``workers.training.errors`` says of it."""
+
+
+def count_prompts(part: Sequence[tuple[int, bytes]], reading: Reading, problems: Problems) -> Counted:
+    """Of rows that are to be answered."""
+    prompts = read_prompts(part, reading.tokenizer, reading.context_length, problems, reading.rendering)
+    return Counted(
+        rows=len(prompts),
+        highest=max((max(prompt.token_ids) for prompt in prompts), default=0),
+        shortest_prompt=min((len(prompt.token_ids) for prompt in prompts), default=None),
+    )

@@ -19,7 +19,6 @@ from service.graders.schemas import Grader
 from service.jobs.hyperparameters.reinforcement import ResolvedHyperparameters
 from service.jobs.spec import RunSpec
 from workers import wire
-from workers.data.prompts import Prompt
 from workers.errors import RunError, is_out_of_memory
 from workers.modeling import distributed
 from workers.modeling.model_folder import weight_files
@@ -88,7 +87,7 @@ def worst_case_step(
     policy: Policy,
     optimizer: torch.optim.Optimizer,
     hyperparameters: ResolvedHyperparameters,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[Sequence[int]],
     grammar: Grammar | None = None,
     *,
     critic: Critic | None = None,
@@ -100,7 +99,7 @@ def worst_case_step(
     is as before when it is over. Raises ``RunError`` where it does not suffice.
     """
     h = hyperparameters.model_copy(update={"mini_batches": 1, "old_policy": "trainer"})
-    prompt = max((prompt.token_ids for prompt in prompts), key=len)
+    prompt = [*max(prompts, key=len)]
     length = min(h.max_completion_tokens, policy.context_length - len(prompt))
     answer = Rollout([prompt[i % len(prompt)] for i in range(length)], [0.0] * length, "length")
     sample = TrainingSample(prompt, answer, advantage=0.0)
@@ -155,12 +154,11 @@ def unmade_moments(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 def seconds_of_run(
     hyperparameters: ResolvedHyperparameters,
     worst: WorstCase,
-    evaluated: Sequence[Sequence[Sample]],
+    samples: Sequence[Sample],
     evaluation_seconds: float,
 ) -> float:
-    """How long the job will take by what the evaluation and the largest micro-batch took."""
+    """How long the job will take by what ``samples`` of an evaluation and the largest micro-batch took."""
     h = hyperparameters
-    samples = [sample for group in evaluated for sample in group]
     tokens = fmean(len(sample.prompt.token_ids) + len(sample.rollout.token_ids) for sample in samples)
     answers = h.batch_size * h.group_size
     sampling = evaluation_seconds / len(samples) * answers

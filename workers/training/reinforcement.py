@@ -5,17 +5,17 @@ interrupted. Samples that a jail, judge or service left without a reward are no 
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from service.jobs.hyperparameters.reinforcement import ResolvedHyperparameters
 from service.jobs.methods.reinforcement import Reinforcement
 from service.jobs.spec import RunSpec
-from workers import graders, wire
+from workers import wire
 from workers.answers import AnswerReader
-from workers.data.jsonl import Problems
-from workers.data.prompts import Prompt, load_prompts, read_prompts
+from workers.data.packed import Joined
+from workers.data.prompts import Prompts, load_prompts
 from workers.errors import RunError
 from workers.modeling import distributed
 from workers.modeling.policy import Policy
@@ -24,23 +24,35 @@ from workers.training import checkpoint, preflight
 from workers.training.attempt import Attempt, begin, finish, save, save_where_it_stopped, tell_progress, tell_start
 from workers.training.data import batch
 from workers.training.data.batch import Sample
-from workers.training.method import Counted, Reading, TrainingMethod
+from workers.training.method import TrainingMethod, count_prompts
 from workers.training.optim import critic, reference, update
 from workers.training.processes.channel import Channel
-from workers.training.reporting import metrics
+from workers.training.reporting import early_stop, evaluation, metrics
 from workers.training.reporting.clock import Clock
-from workers.training.sampling import prefetched
-from workers.training.sampling.collection import Grading, staleness
+from workers.training.sampling import filtering, prefetched, sets
+from workers.training.sampling.collection import staleness
 from workers.training.sampling.grammar import allowed_by, load_grammar
-from workers.training.sampling.patience import GraderAwayError, Patient
+from workers.training.sampling.patience import GraderAwayError
 from workers.training.sampling.rewards import Rewards
 from workers.training.sampling.rollouts import Rollouts
 from workers.training.sampling.sampler import Sampler, check_sampler, make_sampler
+from workers.training.sampling.sets import EvaluationSet
 
 ACROSS_GROUPS = {"gae", "reinforce_plus_plus"}
 """Estimators that tell answers to different prompts apart."""
+SETS = "method.reinforcement.validation_sets"
 UNREPORTED, NUMBERS = "unreported", "numbers.json"
 """In a checkpoint's state: a step that was trained and not evaluated yet."""
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """Graded answers of one evaluation."""
+
+    validation: list[list[Sample]]
+    """To the rows of the validation file."""
+    sets: dict[str, list[list[Sample]]]
+    """To those of the validation sets, by name."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +75,11 @@ class Run(Attempt):
     """What answers are held to."""
     reference: Policy | None
     """What the policy is held near to."""
-    train_prompts: list[Prompt]
-    valid_prompts: list[Prompt]
+    train_prompts: Prompts
+    validation: EvaluationSet
+    """The validation file."""
+    sets: list[EvaluationSet]
+    """The validation sets."""
     unreported: Unreported | None = None
     """The step at hand between its last update and its evaluation, in which a grader may be away for long."""
 
@@ -95,14 +110,14 @@ def steps(job: Run) -> int:
         if distributed.any_rank(channel.stopping):
             return wire.ExitCode.STOPPED
         conclude(job)
-    if not distributed.any_rank(channel.stopping) and job.trainer.step < total:
+    if not distributed.any_rank(channel.stopping) and not is_over(job):
         before_the_first_step(job)
-    while job.trainer.step < total:
+    while not is_over(job):
         if distributed.any_rank(channel.stopping):
             save_where_it_stopped(job, keep_in_flight(job))
             return wire.ExitCode.STOPPED
         step = job.trainer.step + 1
-        samples = settle(job, job.rollouts.take(step))
+        samples = take(job, step)
         if step == 1:
             warn_if_nothing_can_be_learned(job, samples)
         if job.hyperparameters.max_staleness and step < total:
@@ -113,14 +128,20 @@ def steps(job: Run) -> int:
     return wire.ExitCode.DONE
 
 
+def is_over(job: Run) -> bool:
+    return job.trainer.step >= job.hyperparameters.n_steps or bool(job.trainer.metrics.get(early_stop.STOPPED))
+
+
 def conclude(job: Run) -> None:
     """Evaluate after the step at hand if that is due, tell what came of it, and save where it was evaluated."""
     assert job.unreported is not None
     step, total, told = job.trainer.step, job.hyperparameters.n_steps, job.unreported
     due = step % job.hyperparameters.eval_interval == 0 or step == total
-    valid = evaluate(job) if due else None
-    report(job, step, told.samples, valid, told.numbers)
+    evaluated = evaluate(job) if due else None
+    report(job, step, told.samples, evaluated, told.numbers)
     job.unreported = None
+    if due:
+        stop_early(job)
     tell_progress(job, step, total)
     if due:
         save(job, keep_in_flight(job))
@@ -139,23 +160,27 @@ def prepare(spec: RunSpec, method: Reinforcement, channel: Channel, clock: Clock
             load_prompts(path, loaded.tokenizer, loaded.context_length, param, attempt.rendering)
             for param, path in (("training_file", spec.training_path), ("validation_file", spec.validation_path))
         )
-        for param, prompts in (("training_file", train), ("validation_file", valid)):
-            loaded.check_tokens((prompt.token_ids for prompt in prompts), param)
+        held_out = [
+            load_prompts(path, loaded.tokenizer, loaded.context_length, f"{SETS}[{number}].file", attempt.rendering)
+            for number, path in enumerate(spec.validation_set_paths)
+        ]
+        named = {"training_file": train, "validation_file": valid}
+        named |= {f"{SETS}[{number}].file": prompts for number, prompts in enumerate(held_out)}
+        for param, prompts in named.items():
+            loaded.check_tokens(prompts.token_ids, param)
         grammar = load_grammar(method.json_schema, loaded)
         sampler = make_sampler(
             loaded,
             method.hyperparameters,
-            [*train, *valid],
+            Joined([prompts.token_ids for prompts in named.values()]),
+            max([method.longest_answer, *(each.max_completion_tokens for each in method.validation_sets)]),
             spec.rollout_tensor_parallel,
             grammar,
             spec.rollout_memory_share,
         )
     tell_start(attempt)
-    grading = Grading(
-        Patient(graders.build(method.grader, spec.graders), channel),
-        AnswerReader(loaded.tokenizer),
-        graders.batch_size(method.grader),
-    )
+    reader = AnswerReader(loaded.tokenizer)
+    grading = sets.grading_by(method.grader, spec.graders, reader, channel)
     job = Run(
         **vars(attempt),
         method=method,
@@ -165,7 +190,18 @@ def prepare(spec: RunSpec, method: Reinforcement, channel: Channel, clock: Clock
         grammar=grammar,
         reference=base,
         train_prompts=train,
-        valid_prompts=valid,
+        validation=sets.of_validation_file(spec.job.seed, method, valid, grading, grammar),
+        sets=[
+            sets.of_validation_set(
+                spec.job.seed,
+                declared,
+                declared.grader or method.grader,
+                prompts,
+                sets.grading_by(declared.grader, spec.graders, reader, channel) if declared.grader else grading,
+                grammar,
+            )
+            for declared, prompts in zip(method.validation_sets, held_out, strict=True)
+        ],
     )
     if job.resumed:
         restore(job, job.resumed / checkpoint.STATE)
@@ -179,6 +215,16 @@ def restore(job: Run, state: Path) -> None:
     if prefetched.are_in(state / UNREPORTED):
         samples = job.rollouts.read(state / UNREPORTED, job.trainer.step)
         job.unreported = Unreported(samples, json.loads((state / UNREPORTED / NUMBERS).read_bytes()))
+
+
+def take(job: Run, step: int) -> list[list[Sample]]:
+    """The step's answers with what they earn, and where groups are filtered those of further prompts behind them."""
+    samples = settle(job, job.rollouts.take(step))
+    if not job.hyperparameters.filter_groups:
+        return samples
+    return filtering.refilled(
+        samples, job.hyperparameters, lambda number: settle(job, job.rollouts.refill(step, number))
+    )
 
 
 def settle(job: Run, samples: list[list[Sample]]) -> list[list[Sample]]:
@@ -207,6 +253,10 @@ def learn(job: Run, step: int, samples: list[list[Sample]]) -> update.Numbers:
     """Advantages, the old policy's distributions, then one update for each mini-batch, of a critic and the policy."""
     h = job.hyperparameters
     numbers = staleness(samples, job.sampler.engine.version, h.max_staleness)
+    if h.filter_groups:
+        of_step = job.rollouts.size_of(step)
+        numbers |= filtering.numbers(samples, of_step, h)
+        samples = filtering.kept(samples, of_step, h)
     with job.clock("sync"):
         job.sampler.make_room()
     with job.clock("training"):
@@ -238,9 +288,28 @@ def learn(job: Run, step: int, samples: list[list[Sample]]) -> update.Numbers:
     return numbers
 
 
-def evaluate(job: Run) -> list[list[Sample]]:
-    """Graded answers to every validation row."""
-    return settle(job, job.rollouts.evaluate(job.valid_prompts))
+def evaluate(job: Run) -> Evaluated:
+    """Graded answers to every row of the validation file and of the validation sets."""
+    validation = settle(job, job.rollouts.evaluate(job.validation))
+    first = job.trainer.step == 0
+    return Evaluated(
+        validation,
+        {each.name: each.settle(job.rollouts.evaluate(each), job.channel, first=first) for each in job.sets},
+    )
+
+
+def stop_early(job: Run) -> None:
+    """Take note of an evaluation, and end training where it says so; the result is the model as it is."""
+    h, known = job.hyperparameters, job.trainer.metrics
+    known |= early_stop.checkpoint_metrics(known, h)
+    why = early_stop.reason(known, h)
+    if why is not None and job.trainer.step < h.n_steps:
+        known[early_stop.STOPPED] = 1.0
+        job.channel.say(
+            f"Stopped early at step {job.trainer.step} of {h.n_steps}: {why}",
+            data={"step": job.trainer.step},
+            key="stopped-early",
+        )
 
 
 def before_the_first_step(job: Run) -> None:
@@ -248,8 +317,9 @@ def before_the_first_step(job: Run) -> None:
     h = job.hyperparameters
     base = evaluate_base(job) if job.trainer.step == 0 else None
     with job.clock("preflight"), job.sampler.room():
+        prompts = job.train_prompts.token_ids
         worst = preflight.worst_case_step(
-            job.policy, job.optimizer, h, job.train_prompts, job.grammar, critic=job.critic, reference=job.reference
+            job.policy, job.optimizer, h, prompts, job.grammar, critic=job.critic, reference=job.reference
         )
     if base is not None:
         expected = preflight.seconds_of_run(h, worst, *base)
@@ -259,14 +329,16 @@ def before_the_first_step(job: Run) -> None:
     job.clock.lap()
 
 
-def evaluate_base(job: Run) -> tuple[list[list[Sample]], float]:
+def evaluate_base(job: Run) -> tuple[list[Sample], float]:
     """What the base model can do, as the metrics of step 0, and how many seconds it took to see."""
     job.clock.lap()
-    valid = evaluate(job)
+    evaluated = evaluate(job)
     seconds = job.clock.seconds["eval"]
-    report(job, 0, None, valid, {})
-    job.trainer.metrics["valid_reward_mean_before"] = metrics.reward_mean(valid)
-    return valid, seconds
+    report(job, 0, None, evaluated, {})
+    job.trainer.metrics["valid_reward_mean_before"] = metrics.reward_mean(evaluated.validation)
+    job.trainer.metrics |= early_stop.checkpoint_metrics(job.trainer.metrics, job.hyperparameters)
+    every = [evaluated.validation, *evaluated.sets.values()]
+    return [sample for groups in every for group in groups for sample in group], seconds
 
 
 def warn_if_nothing_can_be_learned(job: Run, samples: list[list[Sample]]) -> None:
@@ -280,26 +352,25 @@ def report(
     job: Run,
     step: int,
     train: list[list[Sample]] | None,
-    valid: list[list[Sample]] | None,
+    evaluated: Evaluated | None,
     numbers: update.Numbers,
 ) -> None:
     """Tell the step's metrics."""
+    valid = evaluated.validation if evaluated else None
+    by_set = {
+        each.name: evaluation.statistics(each.grader, evaluated.sets[each.name] if evaluated else None)
+        for each in job.sets
+    }
     total, trainer = job.hyperparameters.n_steps, job.trainer
     seconds = job.clock.lap()
     trainer.seconds += seconds["full_iteration"] if step else 0.0
     trainer.metrics |= metrics.checkpoint_metrics(trainer.metrics, step, train, valid, numbers)
+    trainer.metrics |= evaluation.checkpoint_metrics(by_set)
     job.channel.send(
-        metrics.event(step, total, job.method.grader, train=train, valid=valid, numbers=numbers, seconds=seconds)
+        metrics.event(
+            step, total, job.method.grader, train=train, valid=valid, sets=by_set, numbers=numbers, seconds=seconds
+        )
     )
 
 
-def count(part: Sequence[tuple[int, bytes]], reading: Reading, problems: Problems) -> Counted:
-    prompts = read_prompts(part, reading.tokenizer, reading.context_length, problems, reading.rendering)
-    return Counted(
-        rows=len(prompts),
-        highest=max((max(prompt.token_ids) for prompt in prompts), default=0),
-        shortest_prompt=min((len(prompt.token_ids) for prompt in prompts), default=None),
-    )
-
-
-METHOD = TrainingMethod(run, count, samples=True)
+METHOD = TrainingMethod(run, count_prompts, samples=True)

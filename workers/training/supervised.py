@@ -41,8 +41,8 @@ class Run(Attempt):
     """What a run works with beside what every attempt has."""
 
     method: Supervised
-    train_rows: list[list[Example]]
-    valid_rows: list[list[Example]]
+    train_rows: Sequence[list[Example]]
+    valid_rows: Sequence[list[Example]]
     """Empty where the job has no validation file."""
 
     @property
@@ -98,7 +98,7 @@ def prepare(spec: RunSpec, method: Supervised, channel: Channel, clock: Clock) -
     return job
 
 
-def load(policy: Policy, path: Path, param: str, rendering: Rendering = PLAIN) -> list[list[Example]]:
+def load(policy: Policy, path: Path, param: str, rendering: Rendering = PLAIN) -> Sequence[list[Example]]:
     loaded = conversations.load(path, policy.tokenizer, policy.stop_ids, policy.context_length, param, rendering)
     policy.check_tokens((example.token_ids for row in loaded for example in row), param)
     return loaded
@@ -106,8 +106,10 @@ def load(policy: Policy, path: Path, param: str, rendering: Rendering = PLAIN) -
 
 def try_largest_step(job: Run) -> None:
     """Compute the step of the longest rows and change nothing, so that memory that does not suffice is told at once."""
-    longest = sorted(job.train_rows, key=lambda row: max(example.tokens for example in row))
-    examples = [example for row in longest[-job.hyperparameters.batch_size :] for example in row]
+    rows = job.train_rows
+    # Of many rows not all may be in memory at once.
+    longest = sorted(range(len(rows)), key=lambda number: max(example.tokens for example in rows[number]))
+    examples = [example for number in longest[-job.hyperparameters.batch_size :] for example in rows[number]]
     with job.clock("preflight"):
         moments = preflight.unmade_moments(job.optimizer)
         read(job.policy, examples, backward=True)

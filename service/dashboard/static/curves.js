@@ -39,11 +39,21 @@ export const CHARTS = [
     },
   },
 ];
-export const NAMES = CHARTS.flatMap((chart) => Object.keys(chart.lines));
+/** Charts of validation sets of these names, one line for each. */
+export function chartsOfSets(names) {
+  if (!names.length) return [];
+  const lines = (metric) => Object.fromEntries(names.map((name) => [`validation_sets.${name}.${metric}`, name]));
+  return [
+    { title: "Validation sets: mean reward", lines: lines("mean_at_k") },
+    { title: "Validation sets: reward of the most frequent answer", lines: lines("majority_at_k") },
+    { title: "Validation sets: reward of the best answer", lines: lines("best_at_k") },
+  ];
+}
+export const namesOf = (charts) => charts.flatMap((chart) => Object.keys(chart.lines));
 export const AXES = { step: "step", seconds: "seconds since the first step", tokens: "tokens learned from" };
 
-export function metricsPath(job, points = 400) {
-  const query = NAMES.map((name) => `names[]=${encodeURIComponent(name)}`).join("&");
+export function metricsPath(job, charts, points = 400) {
+  const query = namesOf(charts).map((name) => `names[]=${encodeURIComponent(name)}`).join("&");
   return `/v1/fine_tuning/jobs/${encodeURIComponent(job)}/metrics?points=${points}&${query}`;
 }
 

@@ -1,7 +1,7 @@
 // The list of jobs, one job as it goes, and several on the same axes.
 
 import { duration, every, failed, get, h, notice, number, post, table, time } from "./api.js";
-import { AXES, CHARTS, Chart, dig, metricsPath, NAMES, spark } from "./curves.js";
+import { AXES, CHARTS, Chart, chartsOfSets, dig, metricsPath, namesOf, spark } from "./curves.js";
 
 const TERMINAL = ["succeeded", "failed", "cancelled"];
 const MOST_COMPARED = 8;
@@ -13,7 +13,13 @@ const path = (id) => `/v1/fine_tuning/jobs/${encodeURIComponent(id)}`;
 const status = (job) => h("span", { class: `status ${job.status}` }, job.status.replaceAll("_", " "));
 const link = (id) => h("a", { href: `#/job/${id}` }, id);
 const typeOf = (job) => job.method?.type ?? "–";
-const settingsOf = (job) => job.method?.[job.method.type]?.hyperparameters ?? {};
+const partsOf = (job) => job.method?.[job.method.type] ?? {};
+const settingsOf = (job) => partsOf(job).hyperparameters ?? {};
+/** What is drawn of these jobs. */
+const chartsOf = (jobs) => {
+  const names = jobs.flatMap((job) => (partsOf(job).validation_sets ?? []).map((set) => set.name));
+  return [...CHARTS, ...chartsOfSets([...new Set(names)])];
+};
 
 export async function list(main, _, signal) {
   const chosen = new Set();
@@ -87,7 +93,9 @@ export async function one(main, [id], signal) {
   let job = await get(path(id), signal);
   const head = h("div");
   const told = h("p", { class: "error", role: "alert" });
-  const charts = CHARTS.map((chart) => {
+  const declared = chartsOf([job]);
+  const all = namesOf(declared);
+  const charts = declared.map((chart) => {
     const bound = chart.bound ? settingsOf(job)[chart.bound] : undefined;
     const labels = [...Object.values(chart.lines), ...(bound ? ["bound"] : [])];
     return { ...chart, bound, drawn: new Chart(chart.title, labels, id) };
@@ -150,7 +158,7 @@ export async function one(main, [id], signal) {
     );
   };
 
-  const columns = { step: [], values: Object.fromEntries(NAMES.map((name) => [name, []])) };
+  const columns = { step: [], values: Object.fromEntries(all.map((name) => [name, []])) };
   let last = 0;
   let due = false;
   const drawCharts = () => {
@@ -167,7 +175,7 @@ export async function one(main, [id], signal) {
     due = true;
   };
   const load = async () => {
-    const found = await get(metricsPath(id), signal);
+    const found = await get(metricsPath(id, declared), signal);
     Object.assign(columns, { step: found.step, values: found.values });
     last = Math.max(last, found.last_seq);
     drawCharts();
@@ -226,7 +234,7 @@ export async function one(main, [id], signal) {
       return;
     }
     columns.step.push(event.data.step);
-    for (const name of NAMES) columns.values[name].push(dig(event.data, name));
+    for (const name of all) columns.values[name].push(dig(event.data, name));
     addSamples(event.data);
     job.progress.step = event.data.step;
     drawHead();
@@ -262,13 +270,14 @@ export async function one(main, [id], signal) {
 
 export async function compare(main, ids, signal) {
   const jobs = await Promise.all(ids.slice(0, MOST_COMPARED).map((id) => get(path(id), signal)));
-  const curves = await Promise.all(jobs.map((job) => get(metricsPath(job.id), signal)));
+  const charts = chartsOf(jobs);
+  const curves = await Promise.all(jobs.map((job) => get(metricsPath(job.id, charts), signal)));
   const names = jobs.map((job) => job.user_provided_suffix ? `${job.user_provided_suffix} ${job.id.slice(-6)}` : job.id.slice(-6));
   const place = h("div", { class: "charts" });
   const axis = h("select", { onchange: () => draw() }, Object.entries(AXES).map(([value, text]) => h("option", { value }, text)));
   const draw = () => {
     place.replaceChildren();
-    for (const chart of CHARTS) {
+    for (const chart of charts) {
       for (const [name, label] of Object.entries(chart.lines)) {
         const drawn = new Chart(`${chart.title}: ${label}`, names, "compare", { axis: axis.value, latest: false });
         place.append(drawn.figure);

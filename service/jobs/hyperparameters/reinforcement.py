@@ -46,6 +46,12 @@ def _has_something_to_compare(h: "ResolvedHyperparameters", at: Installation) ->
     return "An answer alone has nothing to be compared with. Set group_size to 2 or more, or advantage to 'gae'."
 
 
+def _has_answers_to_tell_apart(h: "ResolvedHyperparameters", at: Installation) -> str | None:
+    if not h.filter_groups or h.group_size > 1:
+        return None
+    return "With one answer to each prompt every prompt would be left out. Set group_size to 2 or more."
+
+
 def _lets_the_policy_learn(h: "ResolvedHyperparameters", at: Installation) -> str | None:
     if h.advantage != "gae" or h.critic_warmup_steps < h.n_steps:
         return None
@@ -412,6 +418,47 @@ class ResolvedHyperparameters(SharedHyperparameters):
             default="trainer",
             conflicts=(_engine_gives_distributions,),
         ),
+    ]
+    filter_groups: Annotated[
+        bool,
+        Option(
+            doc=(
+                "prompts whose answers all earned the same are left out, and further ones sampled in their place "
+                "([DAPO](https://arxiv.org/abs/2503.14476)'s dynamic sampling)"
+            ),
+            default=False,
+            conflicts=(_has_answers_to_tell_apart,),
+        ),
+    ]
+    max_refills: Annotated[
+        int,
+        Option(
+            doc="rounds of `batch_size` further prompts that a step samples at most, where it filters",
+            default=3,
+            ge=0,
+            le=16,
+        ),
+    ]
+    target_reward: Annotated[
+        float | None,
+        Option(
+            doc="training ends when the mean reward of an evaluation reaches it",
+            default=None,
+            allowed="a reward, `null`",
+        ),
+    ]
+    early_stopping_patience: Annotated[
+        int,
+        Option(
+            doc="training ends after so many evaluations in a row without a better mean reward; 0 never ends it",
+            default=0,
+            ge=0,
+            le=10_000,
+        ),
+    ]
+    early_stopping_threshold: Annotated[
+        float,
+        Option(doc="how much better it has to be than the last better one", default=0.0, ge=0, le=1e6),
     ]
     mismatch_correction: Annotated[
         Literal["sequence-mask", "token-truncate", "none"],

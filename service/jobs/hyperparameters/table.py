@@ -7,9 +7,8 @@ import re
 from pathlib import Path
 from typing import Any, get_args
 
-from service.jobs.hyperparameters.option import Option, options
+from service.jobs.hyperparameters.option import Option, ToldToTemplates, options
 from service.jobs.hyperparameters.reinforcement import ResolvedHyperparameters
-from service.jobs.hyperparameters.shared import SharedHyperparameters
 from service.jobs.methods.registry import METHODS
 from service.jobs.methods.reinforcement import Reinforcement
 
@@ -39,7 +38,7 @@ def _between(text: str, name: str, content: str) -> str:
     return f"{before}{start}{content}{end}{rest.split(end)[1]}"
 
 
-def _table(title: str, kind: type[SharedHyperparameters], declared: dict[str, Option]) -> str:
+def _table(title: str, kind: type[ToldToTemplates], declared: dict[str, Option]) -> str:
     lines = [f"| {title} | default | allowed | what it does |", "| --- | --- | --- | --- |"]
     for name, option in declared.items():
         type_ = kind.model_fields[name].annotation
@@ -51,6 +50,8 @@ def _table(title: str, kind: type[SharedHyperparameters], declared: dict[str, Op
 def _default(option: Option) -> str:
     if option.auto is not None:
         return f"auto: {option.auto.says or option.auto.value}"
+    if option.default is None:
+        return "none"
     if isinstance(option.default, bool):
         return f"`{str(option.default).lower()}`"
     return _number(option.default) if isinstance(option.default, int | float) else f"`{option.default}`"

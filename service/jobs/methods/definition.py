@@ -5,7 +5,7 @@ A method is what is stored of it in a job's specification. Its fields are those 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -14,8 +14,9 @@ from pydantic import BaseModel
 from service.contracts.engines import Engine
 from service.files.dataset import DatasetReport
 from service.graders.schemas import Grader
-from service.jobs.hyperparameters.option import Asked, Frozen
+from service.jobs.hyperparameters.option import Asked, Frozen, ToldToTemplates
 from service.jobs.hyperparameters.shared import SharedHyperparameters
+from service.jobs.validation import ValidationSet
 
 
 class MethodDefinition(Frozen, ABC):
@@ -23,11 +24,13 @@ class MethodDefinition(Frozen, ABC):
     """The hyperparameters that may be asked for; its ``resolved`` are the class of ``hyperparameters``."""
     metrics: ClassVar[type[BaseModel]]
     """What a step's event tells."""
+    trains: ClassVar[bool] = True
+    """Whether it has a training file, and makes a model."""
     needs_validation_file: ClassVar[bool] = False
     result_columns: ClassVar[Mapping[str, str] | None] = None
     """Columns of the result file, and the metrics in them; None is all metrics under their own names."""
 
-    hyperparameters: SharedHyperparameters
+    hyperparameters: ToldToTemplates
 
     @classmethod
     def parts(cls) -> list[str]:
@@ -60,9 +63,44 @@ class MethodDefinition(Frozen, ABC):
         return None
 
     @property
+    def sets(self) -> Sequence[ValidationSet]:
+        """What is evaluated beside the validation file."""
+        return ()
+
+    @property
     def samples_ahead(self) -> bool:
         """Whether answers are sampled while the model is trained."""
         return False
+
+    @property
+    @abstractmethod
+    def total_steps(self) -> int:
+        """How many steps there are."""
+
+    @property
+    @abstractmethod
+    def samples(self) -> int:
+        """How many answers, or conversations, all steps take together."""
+
+    @property
+    def trains_all_weights(self) -> bool:
+        """Whether every weight has a gradient."""
+        return False
+
+    @property
+    @abstractmethod
+    def cost_factors(self) -> tuple[object, ...]:
+        """What makes a sample of one job as dear as another's."""
+
+    def with_answers_of(self, most: int) -> Self:
+        """The same with answers of ``most`` tokens at most, where longer ones were asked for."""
+        return self
+
+
+class Training(MethodDefinition):
+    """The base of those that train."""
+
+    hyperparameters: SharedHyperparameters
 
     @property
     def samples_per_row(self) -> int:
@@ -70,10 +108,17 @@ class MethodDefinition(Frozen, ABC):
         return 1
 
     @property
-    def cost_factors(self) -> tuple[object, ...]:
-        """What makes a sample of one job as dear as another's."""
-        return (bool(self.hyperparameters.lora_rank),)
+    def total_steps(self) -> int:
+        return self.hyperparameters.n_steps
 
-    def with_answers_of(self, most: int) -> Self:
-        """The same with answers of ``most`` tokens at most, where longer ones were asked for."""
-        return self
+    @property
+    def samples(self) -> int:
+        return self.hyperparameters.n_steps * self.hyperparameters.batch_size * self.samples_per_row
+
+    @property
+    def trains_all_weights(self) -> bool:
+        return not self.hyperparameters.lora_rank
+
+    @property
+    def cost_factors(self) -> tuple[object, ...]:
+        return (bool(self.hyperparameters.lora_rank),)

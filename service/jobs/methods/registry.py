@@ -7,6 +7,7 @@ from typing import Annotated, Any, get_args
 from pydantic import AfterValidator
 
 from service.jobs.methods.definition import MethodDefinition
+from service.jobs.methods.evaluation import Evaluation
 from service.jobs.methods.reinforcement import Reinforcement
 from service.jobs.methods.supervised import Supervised
 
@@ -14,6 +15,7 @@ from service.jobs.methods.supervised import Supervised
 Method = (
     Supervised
     | Reinforcement
+    | Evaluation
 )  # fmt: skip
 
 

@@ -1,20 +1,22 @@
 """Reinforcement."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import ValidationError, field_validator
+from pydantic import Field, field_validator
 
+from service.contracts import response_format as formats
 from service.contracts.engines import ENGINES, Engine
-from service.contracts.response_format import ResponseFormat
 from service.files import dataset
 from service.graders.schemas import Grader
 from service.jobs.hyperparameters.reinforcement import Hyperparameters, ResolvedHyperparameters
-from service.jobs.methods.definition import MethodDefinition
+from service.jobs.methods.definition import Training
 from service.jobs.metrics import ReinforcementMetrics
+from service.jobs.validation import ValidationSet
 
 
-class Reinforcement(MethodDefinition):
+class Reinforcement(Training):
     """Answers are sampled and graded, and the better ones become more likely."""
 
     asked = Hyperparameters
@@ -26,15 +28,13 @@ class Reinforcement(MethodDefinition):
     hyperparameters: ResolvedHyperparameters
     response_format: dict[str, Any] | None = None
     """As it was sent."""
+    validation_sets: list[ValidationSet] = Field(default_factory=list)
+    """What is evaluated beside the validation file, with it."""
 
     @field_validator("response_format")
     @classmethod
     def _is_known(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
-        try:
-            ResponseFormat.model_validate(value or {"type": "text"})
-        except ValidationError as error:
-            raise ValueError("this is not a response format that is known here") from error
-        return value
+        return formats.known(value)
 
     @classmethod
     def fits(cls, row: dict[str, Any]) -> bool:
@@ -47,7 +47,7 @@ class Reinforcement(MethodDefinition):
     @property
     def json_schema(self) -> dict[str, Any] | None:
         """What answers are held to."""
-        return None if self.response_format is None else ResponseFormat.model_validate(self.response_format).schema_
+        return formats.schema_of(self.response_format)
 
     @property
     def longest_answer(self) -> int:
@@ -56,6 +56,10 @@ class Reinforcement(MethodDefinition):
     @property
     def engine(self) -> Engine:
         return ENGINES[self.hyperparameters.rollout_engine]
+
+    @property
+    def sets(self) -> Sequence[ValidationSet]:
+        return self.validation_sets
 
     @property
     def samples_ahead(self) -> bool:
@@ -70,10 +74,11 @@ class Reinforcement(MethodDefinition):
         return (*super().cost_factors, self.hyperparameters.rollout_engine, self.longest_answer)
 
     def with_answers_of(self, most: int) -> Self:
+        sets = [each.with_answers_of(most) for each in self.validation_sets]
         if self.longest_answer <= most:
-            return self
+            return self.model_copy(update={"validation_sets": sets})
         # The part of an answer over which its reward falls stays the same part.
         buffer = self.hyperparameters.overlong_buffer * most // self.longest_answer
         update = {"max_completion_tokens": most, "overlong_buffer": buffer}
         shorter = self.hyperparameters.model_copy(update=update)
-        return self.model_copy(update={"hyperparameters": shorter})
+        return self.model_copy(update={"hyperparameters": shorter, "validation_sets": sets})

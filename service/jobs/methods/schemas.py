@@ -15,6 +15,7 @@ from service.core.openapi import ShownAs
 from service.jobs.methods.definition import MethodDefinition
 from service.jobs.methods.registry import METHODS
 from service.jobs.methods.registry import Method as Stored
+from service.jobs.validation import MAX_SETS, AskedSet
 
 
 def _requested(name: str, kind: type[MethodDefinition]) -> type[BaseModel]:
@@ -24,6 +25,10 @@ def _requested(name: str, kind: type[MethodDefinition]) -> type[BaseModel]:
             fields[part] = (kind.asked | None, None)
         elif part == "response_format":
             fields[part] = (ResponseFormat | None, None)
+        elif part == "validation_sets":
+            sets: Any = list[AskedSet] if info.is_required() else list[AskedSet] | None
+            given = ... if info.is_required() else None
+            fields[part] = (sets, Field(given, min_length=1, max_length=MAX_SETS))
         elif part != "type":
             fields[part] = (info.annotation, info)
     parts = create_model(f"Requested{kind.__name__}Parts", __module__=__name__, **fields)

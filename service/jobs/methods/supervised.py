@@ -6,11 +6,11 @@ from typing import Any, ClassVar, Literal
 from service.files import dataset
 from service.graders.schemas import Grader
 from service.jobs.hyperparameters.supervised import ResolvedSupervisedHyperparameters, SupervisedHyperparameters
-from service.jobs.methods.definition import MethodDefinition
+from service.jobs.methods.definition import Training
 from service.jobs.metrics import SupervisedMetrics
 
 
-class Supervised(MethodDefinition):
+class Supervised(Training):
     """The assistant's messages of the rows become more likely."""
 
     asked = SupervisedHyperparameters

@@ -15,7 +15,7 @@ import yaml
 from openai import OpenAI
 from typer.testing import CliRunner, Result
 
-from service.cli import app, jobs
+from service.cli import app, jobs, submission
 from service.core.db import transaction
 from service.jobs import repository
 from service.settings import settings
@@ -67,6 +67,24 @@ def test_submit_takes_files_that_are_already_there_by_their_id(
     result = troll("submit", job_file)
     assert result.exit_code == 0, result.output
     assert client.fine_tuning.jobs.retrieve(result.stdout.strip()).training_file == uploaded
+
+
+def test_files_of_validation_sets_are_uploaded_and_large_ones_in_parts(
+    troll: Troll, job_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(submission, "LARGEST_AT_ONCE", 10)
+    rows = factories.jsonl(factories.rows(3, start=90))
+    (job_file.parent / "held-out.jsonl").write_bytes(rows)
+    body = yaml.safe_load(job_file.read_text())
+    for file, code in (("held-out.jsonl", 0), ("missing.jsonl", 1)):
+        body["method"]["reinforcement"]["validation_sets"] = [{"name": "held-out", "file": file}]
+        job_file.write_text(yaml.safe_dump(body))
+        result = troll("submit", job_file)
+        assert result.exit_code == code, result.output
+    assert "validation_sets[0].file': there is no file" in result.stderr
+    shown = json.loads(troll("jobs", "list", "--json").stdout)
+    (used,) = shown[0]["method"]["reinforcement"]["validation_sets"]
+    assert (used["name"], used["rows"]) == ("held-out", 3)
 
 
 def test_a_refused_job_points_to_the_line_and_leaves_no_files(

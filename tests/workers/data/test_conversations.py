@@ -49,7 +49,7 @@ def load(folder: Path, tokenizer: PreTrainedTokenizerBase, *rows: Any, context_l
     path = folder / "rows.jsonl"
     lines = [row if isinstance(row, str) else json.dumps({"messages": row}) for row in rows]
     path.write_text("\n".join(lines) + "\n")
-    return conversations.load(path, tokenizer, [tokenizer.eos_token_id], context_length, "training_file")
+    return [*conversations.load(path, tokenizer, [tokenizer.eos_token_id], context_length, "training_file")]
 
 
 def shown(tokenizer: PreTrainedTokenizerBase, example: Example) -> tuple[str, list[str]]:

@@ -106,7 +106,8 @@ def test_long_files_are_encoded_a_batch_at_a_time(tmp_path: Path, monkeypatch: p
     with pytest.raises(RunError) as caught:
         load_prompts(path, make_tokenizer(), tiny.CONTEXT, "training_file")
     assert caught.value.message == whole.refusal("training_file").message
-    assert load_prompts(write(path, *rows), make_tokenizer(), tiny.CONTEXT, "training_file") == prompts
+    packed = load_prompts(write(path, "", rows[0], "  ", *rows[1:]), make_tokenizer(), tiny.CONTEXT, "training_file")
+    assert ([*packed], packed[-2:], packed[-1]) == (prompts, prompts[-2:], prompts[-1])
     monkeypatch.setattr(jsonl, "BATCH_BYTES", len(json.dumps(rows[0])) + 2)
     assert [len(part) for part in jsonl.batches(path)] == [2, 2, 2, 1]
 

@@ -19,6 +19,15 @@ def grade(grader: Grader, reference: object, output: str) -> Grade:
     return only
 
 
+def test_what_was_read_is_the_same_for_equal_answers(grader: Grader) -> None:
+    read = [
+        grade(grader, "1/2", text).extracted for text in ("\\boxed{1/2}", "It is 0.5.", "$\\frac{2}{4}$", "3", "none")
+    ]
+    assert read[0] is not None
+    assert (read[:3], read[4]) == ([read[0]] * 3, None)
+    assert read[3] not in (None, read[0])
+
+
 @pytest.mark.parametrize(
     ("reference", "output"),
     [

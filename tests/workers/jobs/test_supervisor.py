@@ -83,6 +83,27 @@ def test_of_a_supervised_job_the_checkpoints_of_least_loss_are_kept(
     assert [checkpoint["metrics"]["valid_loss"] for checkpoint in checkpoints] == [1.0, 4 / 6, 2 / 6]
 
 
+def test_an_evaluation_ends_with_a_result_file_and_without_a_model(submit: Submit, client: TestClient) -> None:
+    id = submit(evaluation=True)
+    supervisor.run("worker-1")
+    job = client.get(f"/v1/fine_tuning/jobs/{id}").json()
+    assert (job["status"], job["fine_tuned_model"], job["progress"]["step"]) == ("succeeded", None, 4)
+    table = client.get(f"/v1/files/{job['result_files'][0]}/content").text.splitlines()
+    assert table == ["step,total_steps,validation_sets.a.mean_at_k", "4,4,0.5"]
+    assert [path.name for path in storage.job_dir(id).rglob("answered")] == []
+
+
+def test_an_evaluation_that_gets_on_with_every_attempt_does_not_run_out_of_them(
+    submit: Submit, faster: Callable[..., None]
+) -> None:
+    faster(max_strikes=2, retry_delay_seconds=0)
+    id = submit("crash-after-each", evaluation=True)
+    for _ in range(5):
+        supervisor.run("worker-1")
+    job = row(id)
+    assert (job.status, job.attempt, job.step) == ("succeeded", 5, 4)
+
+
 def test_nothing_queued_is_nothing_done(database: object) -> None:
     supervisor.run("worker-1")
 

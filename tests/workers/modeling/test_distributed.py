@@ -32,7 +32,6 @@ from tests.workers.training import in_ranks, tiny
 from tests.workers.training.in_ranks import CASES, PPO
 from tests.workers.training.tiny import Recorder
 from workers import wire
-from workers.data.prompts import Prompt
 from workers.errors import RunError
 from workers.jobs import supervisor
 from workers.jobs.child import Child
@@ -355,7 +354,7 @@ def test_what_no_shared_engine_takes_is_refused(base: Path, device: str, heads: 
     loaded.device, loaded.model.config.num_attention_heads = torch.device(device), heads
     asked = Hyperparameters(rollout_engine="vllm")
     with pytest.raises(RunError, match=reason):
-        make_sampler(loaded, resolve(asked, training_rows=8), [Prompt({}, [5, 6])], tensor_parallel=2)
+        make_sampler(loaded, resolve(asked, training_rows=8), [[5, 6]], 8, tensor_parallel=2)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tests.workers.training import tiny
 from workers.modeling.decoder import Decoder
+from workers.rollouts import transformers
 from workers.rollouts.engine import NonFiniteLogitsError, Sampling
 from workers.rollouts.transformers import TransformersEngine
 
@@ -47,6 +48,17 @@ def test_the_same_seed_gives_the_same_rollouts() -> None:
 def test_another_seed_gives_other_rollouts() -> None:
     first, second = (engine().generate(PROMPTS, 4, Sampling(1.0, 8, seed)) for seed in (5, 6))
     assert first != second
+
+
+def test_top_p_leaves_the_fewest_most_likely_tokens_that_have_so_much_probability() -> None:
+    wanted = torch.tensor([0.05, 0.3, 0.1, 0.4, 0.15])
+    logits = wanted.log().expand(2000, 5)
+    draws = (torch.arange(2000, dtype=torch.float64) + 0.5) / 2000
+    for top_p, kept in ((0.4, [3]), (0.41, [1, 3]), (0.7, [1, 3]), (0.8, [1, 3, 4]), (0.9999, [0, 1, 2, 3, 4])):
+        tokens, _ = transformers._choose(logits, Sampling(1.0, 1, seed=0, top_p=top_p), draws)
+        shares = torch.bincount(tokens, minlength=5) / 2000
+        expected = torch.zeros(5).index_copy(0, torch.tensor(kept), wanted[kept] / wanted[kept].sum())
+        torch.testing.assert_close(shares, expected, atol=1e-3, rtol=0)
 
 
 def test_rows_do_not_depend_on_which_others_are_in_the_batch() -> None:

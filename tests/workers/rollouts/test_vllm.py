@@ -16,7 +16,6 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 import troll
 from service.jobs.hyperparameters.option import resolve
 from service.jobs.hyperparameters.reinforcement import Hyperparameters
-from workers.data.prompts import Prompt
 from workers.rollouts.engine import EngineRequest, NonFiniteLogitsError, Rollout, Sampling
 from workers.rollouts.errors import EngineDiedError, EngineUnavailableError, PromptsTooLongError, StaleWeightsError
 from workers.rollouts.probe import FLOAT32, WeightsOutOfSyncError, compare
@@ -399,7 +398,7 @@ def test_it_can_sleep_on_a_gpu_where_nothing_is_sampled_ahead(
     )
     asked = resolve(Hyperparameters(rollout_engine="vllm", max_staleness=max_staleness), training_rows=8)
     with pytest.raises(Started) as started:
-        VLLMEngine.of_job(EngineRequest(policy, asked, [Prompt({}, [5, 6])], memory_share=0.3))
+        VLLMEngine.of_job(EngineRequest(policy, asked, [[5, 6]], 8, memory_share=0.3))
     (settings,) = started.value.args
     arguments = _arguments(Path("x"), settings, cpu=False)
     assert (arguments["enable_sleep_mode"], arguments["gpu_memory_utilization"]) == (sleeps, 0.3)

@@ -59,7 +59,7 @@ def groups(*rewards: Sequence[float | None]) -> list[list[Sample]]:
     ]
 
 
-PROMPTS = [Prompt({}, [5, 6, 7]), Prompt({}, [8, 9, 10, 11, 12, 13, 14, 6]), Prompt({}, [15])]
+PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12, 13, 14, 6], [15]]
 
 
 @pytest.mark.parametrize("objective_name", ["troll", "clip", "dppo"])
@@ -225,7 +225,8 @@ def test_how_long_a_job_takes_is_told_before_its_first_step(make_spec: MakeSpec,
 
 
 def test_the_estimate_grows_with_what_is_to_be_done() -> None:
-    evaluated, worst = groups((1.0, 0.0), (1.0, 0.0)), preflight.WorstCase(answers=2, tokens=100, seconds=2.0)
+    evaluated = [sample for group in groups((1.0, 0.0), (1.0, 0.0)) for sample in group]
+    worst = preflight.WorstCase(answers=2, tokens=100, seconds=2.0)
     # 16 answers a step: 16 times half a second of sampling and 16 * 5 tokens of training, then 2 evaluations.
     h = hyperparameters(n_steps=6, eval_interval=3)
     assert preflight.seconds_of_run(h, worst, evaluated, 2.0) == pytest.approx(6 * (8 + 1.6) + 2 * 2.0)

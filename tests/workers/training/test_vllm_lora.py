@@ -10,7 +10,6 @@ import transformers
 from service.jobs.hyperparameters.option import resolve
 from service.jobs.hyperparameters.reinforcement import Hyperparameters
 from tests.workers.training import tiny
-from workers.data.prompts import Prompt
 from workers.demo import make_tokenizer
 from workers.modeling import policy
 from workers.modeling.lora import Lora
@@ -56,7 +55,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def made(folder: Path) -> Iterator[Sampler]:
     loaded = policy.load(folder, CPU, Lora(H.lora_rank, H.lora_alpha, 3, "base"))
-    made = make_sampler(loaded, H, [Prompt({}, ids) for ids in PROMPTS])
+    made = make_sampler(loaded, H, PROMPTS, H.max_completion_tokens)
     yield made
     assert isinstance(made.engine, VLLMEngine)
     made.engine.close()

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from service.contracts.engines import ENGINES
-from workers.data.prompts import Prompt
 from workers.errors import RunError
 from workers.modeling import distributed, lora, sharding
 from workers.modeling.policy import Policy
@@ -70,10 +69,10 @@ class VLLMEngine(RolloutEngine):
         policy, hyperparameters = request.policy, request.hyperparameters
         _check_split(policy, request.tensor_parallel)
         _check_grammar(request.grammar, request.prompts)
-        longest = max(len(prompt.token_ids) for prompt in request.prompts)
+        longest = max(map(len, request.prompts))
         from_sampler = hyperparameters.old_policy == "sampler"
         settings = EngineSettings(
-            context_length=min(policy.context_length, longest + hyperparameters.max_completion_tokens),
+            context_length=min(policy.context_length, longest + request.longest_answer),
             dtype=dtype_on(policy.device),
             top_log_probs=min(hyperparameters.max_tokens_kept, policy.vocabulary_size) if from_sampler else 0,
             ranks=distributed.size(),
@@ -275,7 +274,7 @@ class VLLMEngine(RolloutEngine):
         return SamplingParams(
             structured_outputs=structured,
             temperature=sampling.temperature,
-            top_p=1.0,
+            top_p=sampling.top_p,
             top_k=-1,
             min_p=0.0,
             seed=seed_of(sampling.seed, prompt, sample),
@@ -366,9 +365,9 @@ def _check_split(policy: Policy, tensor_parallel: int) -> None:
         raise RunError("engine_unavailable", message + "does not divide.", exit_code=ExitCode.UNAVAILABLE)
 
 
-def _check_grammar(grammar: Grammar | None, prompts: Sequence[Prompt]) -> None:
+def _check_grammar(grammar: Grammar | None, prompts: Sequence[Sequence[int]]) -> None:
     """Refuse what vLLM cannot hold to a grammar."""
-    if grammar is not None and not all(grammar.begins_at_once(prompt.token_ids) for prompt in prompts):
+    if grammar is not None and not all(grammar.begins_at_once(prompt) for prompt in prompts):
         raise RunError(
             "invalid_hyperparameters",
             "vLLM cannot hold a model that reasons first to a response_format here. Set rollout_engine to "

@@ -113,10 +113,10 @@ def trainable(
     """Each group's samples with their advantages. Samples without a reward are no part of their group."""
     h = hyperparameters
     graded = [
-        (number, sample, sample.reward - overlong(len(sample.rollout.token_ids), h))
+        (number, sample, reward)
         for number, group in enumerate(groups)
         for sample in group
-        if sample.reward is not None
+        if (reward := earned(sample, h)) is not None
     ]
     rollouts = [sample.rollout for _, sample, _ in graded]
     values = estimate([reward for _, _, reward in graded], [number for number, _, _ in graded], rollouts, h)
@@ -143,6 +143,11 @@ def estimate(
     )
     values: list[float] = advantages.ESTIMATORS[hyperparameters.advantage](scored).tolist()
     return values
+
+
+def earned(sample: Sample, hyperparameters: ResolvedHyperparameters) -> float | None:
+    """The reward of a sample less what it loses for its length; None where it has none."""
+    return None if sample.reward is None else sample.reward - overlong(len(sample.rollout.token_ids), hyperparameters)
 
 
 def overlong(length: int, hyperparameters: ResolvedHyperparameters) -> float:

@@ -16,7 +16,7 @@ def rows_of_step(step: int, seed: int, rows: int, batch_size: int, total: int | 
     end = step * batch_size if total is None else min(step * batch_size, total)
     positions = range((step - 1) * batch_size, end)
     orders = {epoch: _permutation(seed, epoch, rows) for epoch in {position // rows for position in positions}}
-    return [orders[position // rows][position % rows] for position in positions]
+    return [int(orders[position // rows][position % rows]) for position in positions]
 
 
 def rows_in_all(rows: int, batch_size: int, n_steps: int, n_epochs: int) -> int:
@@ -25,7 +25,6 @@ def rows_in_all(rows: int, batch_size: int, n_steps: int, n_epochs: int) -> int:
     return asked if (n_steps - 1) * batch_size < asked < n_steps * batch_size else n_steps * batch_size
 
 
-def _permutation(seed: int, epoch: int, rows: int) -> list[int]:
+def _permutation(seed: int, epoch: int, rows: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seeds.derive(seed, "order", epoch))
-    order: list[int] = torch.randperm(rows, generator=generator).tolist()
-    return order
+    return torch.randperm(rows, generator=generator)

@@ -1,7 +1,7 @@
 """The metrics event of a step: OpenAI's names for reinforcement fine-tuning, and TROLL's numbers under ``troll``."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
@@ -17,6 +17,7 @@ from service.jobs.metrics import (
     ShownSample,
     Timing,
     Usage,
+    ValidationStatistics,
 )
 from workers import wire
 from workers.graders import TokenUsage
@@ -38,6 +39,7 @@ def event(
     *,
     train: Groups | None,
     valid: Groups | None,
+    sets: Mapping[str, ValidationStatistics | None],
     numbers: dict[str, float],
     seconds: dict[str, float],
 ) -> wire.Event:
@@ -47,7 +49,7 @@ def event(
         step=step,
         total_steps=total_steps,
         **_headline(parts["train"], parts["valid"]),
-        model_graders_token_usage=_tokens_by_model(grader, {"train": parts["train"], "eval": parts["valid"]}),
+        model_graders_token_usage=tokens_by_model(grader, {"train": parts["train"], "eval": parts["valid"]}),
         **_groups(train),
         scores=_scores(grader, parts),
         usage=Usage(graders=_usage_of_judges(grader, parts), samples=_reasoning(parts)),
@@ -56,7 +58,8 @@ def event(
         completions=_completions(parts["train"]),
         troll={name: _finite(value) for name, value in numbers.items()},
         validation=evaluation.statistics(grader, valid),
-        samples=[_shown(group[0]) for group in (valid or [])[:SAMPLES_SHOWN]],
+        validation_sets=dict(sets),
+        samples=[shown(group[0]) for group in (valid or [])[:SAMPLES_SHOWN]],
     ).model_dump()
     return wire.Event(type="metrics", message=_message(data, parts), data=data, key=f"step-{step}")
 
@@ -172,7 +175,7 @@ def _judged(grader: Grader) -> list[tuple[str | None, str, str, str]]:
     return [(key, key or each.name, each.type, each.judge) for key, each in singles.items() if each.judge is not None]
 
 
-def _tokens_by_model(grader: Grader, parts: dict[str, list[Sample]]) -> dict[str, dict[str, int]]:
+def tokens_by_model(grader: Grader, parts: dict[str, list[Sample]]) -> dict[str, dict[str, int]]:
     """What judges used, by model."""
     models = dict.fromkeys(model for _, _, _, model in _judged(grader))
     return {
@@ -231,7 +234,7 @@ def _timing(grader: Grader, parts: dict[str, list[Sample]], seconds: dict[str, f
     return Timing(step=seconds | always, graders=[Latency(name=grader.name, type=grader.type, **latencies)])
 
 
-def _shown(sample: Sample) -> ShownSample:
+def shown(sample: Sample) -> ShownSample:
     asked = sample.prompt.item["messages"][-1].get("content")
     return ShownSample(prompt=str(asked)[:MAX_PROMPT], answer=sample.answer.text[:MAX_ANSWER], reward=sample.reward)
 

@@ -72,7 +72,8 @@ class Collection:
         """``samples`` answers to each prompt. Raises as the engine does; ``result`` says when the grader failed."""
         start = time.perf_counter()
         together = self._together
-        sampling = replace(sampling, first=distributed.rank() // together, stride=distributed.size() // together)
+        first = sampling.first + distributed.rank() // together
+        sampling = replace(sampling, first=first, stride=distributed.size() // together)
         grades = distributed.rank() % together == 0
         try:
             prompts = [prompt.token_ids for prompt in self._prompts]

@@ -34,6 +34,11 @@ def are_in(folder: Path) -> bool:
     return (folder / DESCRIPTION).is_file()
 
 
+def groups_in(folder: Path) -> int:
+    """How many prompts have answers in ``folder``."""
+    return len(json.loads((folder / DESCRIPTION).read_bytes())["groups"])
+
+
 def write(folder: Path, groups: Sequence[Sequence[Sample]], version: int) -> None:
     """Store ``groups`` in ``folder``; ``version`` is that of the engine's weights now."""
     samples = [sample for group in groups for sample in group]

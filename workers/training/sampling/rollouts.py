@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from workers.training.data.batch import Sample
 from workers.training.reporting.clock import Clock
 from workers.training.sampling import prefetched
 from workers.training.sampling.collection import Collection, Grading
+from workers.training.sampling.sets import EvaluationSet
 
 
 class Rollouts:
@@ -70,19 +72,26 @@ class Rollouts:
         self._clock.seconds["grading_hidden"] += collection.hidden("grading")
         return groups
 
-    def evaluate(self, prompts: Sequence[Prompt]) -> list[list[Sample]]:
-        """``eval_samples`` answers to each of ``prompts`` by the model as it is.
+    def size_of(self, step: int) -> int:
+        """How many prompts ``step`` learns from; the last one may have fewer than the others."""
+        return len(self._rows_of(step))
 
-        With the same random numbers every time, so that evaluations differ by what was learned and less by luck.
-        """
-        h, clock = self._hyperparameters, self._clock
-        with clock("eval"):
-            collection = Collection(prompts, self.grading, self._engine.together)
-            collection.sample(self._engine, h.eval_samples, self._options("evaluation", 0, h.eval_temperature))
-            with clock("eval_grading"):
-                groups = collection.result()
-        clock.seconds["eval_grading_hidden"] += collection.hidden("grading")
+    def refill(self, step: int, number: int) -> list[list[Sample]]:
+        """Answers to further prompts in refill ``number`` (from 1) of ``step``, by the model as it is."""
+        collection = Collection(self._prompts_of_refill(step, number), self.grading, self._engine.together)
+        h = self._hyperparameters
+        with self._clock("sampling"):
+            # Apart from those of every step, whose number is the seed's.
+            options = self._options(f"refill {number}", step, h.temperature)
+            collection.sample(self._engine, h.group_size, options)
+        with self._clock("grading"):
+            groups = collection.result()
+        self._clock.seconds["grading_hidden"] += collection.hidden("grading")
         return groups
+
+    def evaluate(self, evaluated: EvaluationSet) -> list[list[Sample]]:
+        """Graded answers of the model as it is."""
+        return evaluate(evaluated, evaluated.prompts, self._engine, self._clock)
 
     def wait_until_sampled(self) -> None:
         """Wait until the engine is free for other weights."""
@@ -104,8 +113,12 @@ class Rollouts:
         self._restored = self.read(folder, step)
 
     def read(self, folder: Path, step: int) -> list[list[Sample]]:
-        """The answers of ``step`` that were written to ``folder``."""
-        return prefetched.read(folder, self._prompts_of(step), self.grading.reader, self._engine.version)
+        """The answers of ``step`` that were written to ``folder``, with those of its refills."""
+        prompts, refills = self._prompts_of(step), 0
+        while len(prompts) < prefetched.groups_in(folder):
+            refills += 1
+            prompts += self._prompts_of_refill(step, refills)
+        return prefetched.read(folder, prompts, self.grading.reader, self._engine.version)
 
     def close(self) -> None:
         """Begin nothing more."""
@@ -120,7 +133,28 @@ class Rollouts:
         return Sampling(temperature, self._hyperparameters.max_completion_tokens, seed, grammar=self._grammar)
 
     def _prompts_of(self, step: int) -> list[Prompt]:
+        return [self._prompts[row] for row in self._rows_of(step)]
+
+    def _rows_of(self, step: int) -> list[int]:
         h, number = self._hyperparameters, len(self._prompts)
         total = order.rows_in_all(number, h.batch_size, h.n_steps, h.n_epochs)
-        rows = order.rows_of_step(step, self._seed, number, h.batch_size, total)
+        return order.rows_of_step(step, self._seed, number, h.batch_size, total)
+
+    def _prompts_of_refill(self, step: int, refill: int) -> list[Prompt]:
+        """As many as a step has. Each refill goes through the rows in an order of its own, from step to step."""
+        own = seeds.derive(self._seed, "refill", refill)
+        rows = order.rows_of_step(step, own, len(self._prompts), self._hyperparameters.batch_size)
         return [self._prompts[row] for row in rows]
+
+
+def evaluate(
+    evaluated: EvaluationSet, prompts: Sequence[Prompt], engine: RolloutEngine, clock: Clock, first: int = 0
+) -> list[list[Sample]]:
+    """Graded answers to ``prompts`` of a set, the first of which is that at ``first`` in it."""
+    with clock("eval"):
+        collection = Collection(prompts, evaluated.grading, engine.together)
+        collection.sample(engine, evaluated.samples, replace(evaluated.sampling, first=first))
+        with clock("eval_grading"):
+            groups = collection.result()
+    clock.seconds["eval_grading_hidden"] += collection.hidden("grading")
+    return groups

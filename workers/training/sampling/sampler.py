@@ -9,11 +9,11 @@ both are on, vLLM sleeps while the trainer trains and nothing is sampled ahead.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 
 from service.contracts.engines import MEMORY_SHARE
 from service.jobs.hyperparameters.option import Installation, conflicts
 from service.jobs.hyperparameters.reinforcement import ResolvedHyperparameters
-from workers.data.prompts import Prompt
 from workers.errors import RunError
 from workers.modeling import ranks
 from workers.modeling.policy import Policy
@@ -55,19 +55,21 @@ class Sampler:
 def make_sampler(
     policy: Policy,
     hyperparameters: ResolvedHyperparameters,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[Sequence[int]],
+    longest_answer: int,
     tensor_parallel: int = 1,
     grammar: Grammar | None = None,
     memory_share: float = MEMORY_SHARE,
 ) -> Sampler:
     """The engine that the job asks for, with the policy's weights; vLLM's is split over ``tensor_parallel`` ranks.
 
-    Answers to the prompts can be held to ``grammar``. ``memory_share`` of the GPU's memory is for vLLM.
+    ``prompts`` are the token ids of all that will be answered, in up to ``longest_answer`` tokens.
+    Answers can be held to ``grammar``. ``memory_share`` of the GPU's memory is for vLLM.
 
     Raises ``EngineUnavailableError`` and ``RunError``.
     """
-    probes = [prompt.token_ids[:PROBE_TOKENS] for prompt in prompts if len(prompt.token_ids) > 1][:PROBES]
-    request = EngineRequest(policy, hyperparameters, prompts, tensor_parallel, grammar, memory_share)
+    probes = [[*prompt[:PROBE_TOKENS]] for prompt in islice((each for each in prompts if len(each) > 1), PROBES)]
+    request = EngineRequest(policy, hyperparameters, prompts, longest_answer, tensor_parallel, grammar, memory_share)
     engine = ENGINES[hyperparameters.rollout_engine].of_job(request)
     sampler = Sampler(engine, policy, probes, samples_ahead=hyperparameters.max_staleness > 0)
     sampler.push()

@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from dataclasses import replace
 from statistics import fmean
 
 import pytest
@@ -38,7 +39,7 @@ def rows(*rewards: list[float | None]) -> list[list[Sample]]:
 def test_pass_at_k_is_the_share_of_all_choices_of_k_that_hold_a_right_one(k: int) -> None:
     rewards = [[1.0, 0.0, 0.0, 1.0, 0.0], [0.0] * 5, [1.0] * 5, [0.0, 0.5, 0.0, 0.0, 1.0]]
     counted = [fmean(float(max(chosen) == 1) for chosen in itertools.combinations(row, k)) for row in rewards]
-    assert evaluation.pass_at(k, rewards, 1.0) == pytest.approx(fmean(counted))
+    assert fmean(evaluation.passing(k, rewards, 1.0)) == pytest.approx(fmean(counted))
 
 
 def test_rows_with_fewer_answers_than_k_say_nothing_of_it() -> None:
@@ -70,6 +71,25 @@ def test_the_majority_is_by_text_and_of_several_the_first() -> None:
     assert evaluation.majority([sample(0.0, "7"), sample(1.0, "8"), sample(1.0, " 8\n")]) == 1.0
     assert evaluation.majority([sample(0.25, "7"), sample(1.0, "8")]) == 0.25
     assert evaluation.majority([sample(0.0, "7"), sample(1.0, "7"), sample(1.0, "8")]) == 0.5
+
+
+def test_the_majority_is_of_what_the_grader_read_where_it_read_something() -> None:
+    said = [sample(1.0, "so it is 8"), sample(1.0, "8!"), sample(0.0, "7"), sample(0.0, "7")]
+    read = [replace(each, grade=replace(each.grade, extracted=text)) for each, text in zip(said, "8878", strict=True)]
+    assert evaluation.majority(said) == 0.0
+    assert evaluation.majority(read) == pytest.approx(2 / 3)
+
+
+def test_every_number_has_an_interval_around_it() -> None:
+    rewards: list[list[float | None]] = [[1.0, 0.0], [0.0, 0.0], [1.0, 0.0]]
+    told = evaluation.statistics(EXACT, rows(*rewards * 20))
+    assert told is not None
+    assert told.reward_mean_low < told.mean_at_k < told.reward_mean_high
+    assert told.best_at_k_low < told.best_at_k < told.best_at_k_high
+    assert told.majority_at_k_low < told.majority_at_k < told.majority_at_k_high
+    for k, share in told.pass_at_k.items():
+        low, high = told.pass_at_k_low[k], told.pass_at_k_high[k]
+        assert (low or 0.0) < (share or 0.0) < (high or 0.0)
 
 
 def test_the_interval_is_that_of_the_mean_of_rows() -> None:

@@ -15,7 +15,6 @@ from service.jobs.spec import RunSpec
 from tests.workers.serving import tiny
 from tests.workers.training.test_reinforcement import Killed, attempt, killed_at, result_of
 from tests.workers.training.tiny import Recorder, without_times
-from workers.data.prompts import Prompt
 from workers.errors import RunError
 from workers.modeling import policy
 from workers.modeling.policy import Policy
@@ -170,8 +169,7 @@ def test_the_check_before_training_holds_whole_logits_too(loaded: Policy, monkey
         return plain(batch)
 
     monkeypatch.setattr(loaded, "logits", noted)
-    prompts = [Prompt({}, ids) for ids in PROMPTS]
-    preflight.worst_case_step(loaded, update.make_optimizer(loaded, h), h, prompts, held(loaded))
+    preflight.worst_case_step(loaded, update.make_optimizer(loaded, h), h, PROMPTS, held(loaded))
     assert seen
     assert seen[0] % h.max_completion_tokens == 0
 

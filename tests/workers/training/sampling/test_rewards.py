@@ -113,7 +113,7 @@ def test_code_that_worked_before_may_fail_on_all() -> None:
 
 
 def event(valid: list[list[Sample]], grader: dict[str, Any]) -> dict[str, Any]:
-    told = metrics.event(0, 1, parse_grader(grader, "grader"), train=None, valid=valid, numbers={}, seconds={})
+    told = metrics.event(0, 1, parse_grader(grader, "grader"), train=None, valid=valid, sets={}, numbers={}, seconds={})
     assert told.data is not None
     return told.data | {"message": told.message}
 
