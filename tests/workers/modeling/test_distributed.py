@@ -377,7 +377,7 @@ def test_who_cannot_sample_ahead_is_told_before_a_model_is_loaded(
     class Loads(Exception):
         """A model would be loaded."""
 
-    def begin(*_: object) -> None:
+    def begin(*_: object, **__: object) -> None:
         raise Loads
 
     monkeypatch.setenv("WORLD_SIZE", str(processes))
