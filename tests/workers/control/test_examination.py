@@ -23,7 +23,7 @@ from workers.data import jsonl, prompts
 from workers.data.prompts import Prompt, load_prompts
 from workers.demo import make_tokenizer
 from workers.errors import RunError
-from workers.training import reinforcement
+from workers.training import method
 
 GRADER = "method.reinforcement.grader"
 PYTHON = {"type": "python", "name": "p"}
@@ -138,7 +138,7 @@ def test_counting_forgets_what_it_read(model: Path, write: Any, monkeypatch: pyt
         return found
 
     monkeypatch.setattr(jsonl, "BATCH_ROWS", 2)
-    monkeypatch.setattr(reinforcement, "read_prompts", watched)
+    monkeypatch.setattr(method, "read_prompts", watched)
     path = write("train", *[row()] * 7)
     assert examine(Question(model=model, files={"training_file": path}, grader=None)).problems == {}
     assert (len(seen), kept) == (7, [])

@@ -62,9 +62,9 @@ class Shared(TransformersEngine):
 @pytest.fixture
 def shared(monkeypatch: pytest.MonkeyPatch) -> type[Shared]:
     def noted(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        def note(*given: Any) -> Any:
+        def note(*given: Any, **named: Any) -> Any:
             Shared.calls.append(name)
-            return call(*given)
+            return call(*given, **named)
 
         return note
 
