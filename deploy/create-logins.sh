@@ -1,8 +1,14 @@
 #!/bin/sh
 # Run by the PostgreSQL image when it makes its data folder, and by hand when a password changes or an earlier version's
 # deployment is upgraded: the logins of the processes, each with its password. None is a superuser or owns anything; the
-# migrations say what each may do.
+# migrations say what each may do. A password is in TROLL_API_PASSWORD, or in the file that TROLL_API_PASSWORD_FILE names.
 set -eu
+for login in API WORKER CONTROL OPERATOR; do
+    variable=TROLL_${login}_PASSWORD
+    eval "password=\${$variable:-} file=\${${variable}_FILE:-}"
+    [ -n "$password" ] || password=$(cat "${file:?no $variable and no ${variable}_FILE is set}")
+    export "$variable=$password"
+done
 psql --set=ON_ERROR_STOP=1 --username "$POSTGRES_USER" --dbname "$POSTGRES_DB" <<'SQL'
 SET log_min_error_statement = panic;
 \getenv api TROLL_API_PASSWORD

@@ -1,16 +1,23 @@
 """Alembic's environment: one connection as the owner, one migration at a time, no waiting behind long queries."""
 
 import logging
-import os
 
 from alembic import context
+from pydantic import SecretStr
+from pydantic_settings import BaseSettings
 from sqlalchemy import create_engine, text
 
 from migrations.tables import Base
 from service.core.db import driver_url
-from service.settings import MissingSettingError
+from service.settings import MissingSettingError, secrets_dir
 
 log = logging.getLogger(__name__)
+
+
+class _Environment(BaseSettings):
+    """A migration needs this one setting, the login that owns the tables."""
+
+    database_owner_url: SecretStr | None = None
 
 
 def run() -> None:
@@ -31,11 +38,12 @@ def run() -> None:
 
 
 def owner_url() -> str:
-    """The login that owns the tables: a migration needs this one setting."""
-    url = os.environ.get("DATABASE_OWNER_URL")
+    url = _Environment(_secrets_dir=secrets_dir()).database_owner_url
     if not url:
-        raise MissingSettingError("DATABASE_OWNER_URL is not set: see docs/operations.md, 'Databases'.")
-    return url
+        raise MissingSettingError(
+            "DATABASE_OWNER_URL is not set, nor a file of TROLL_SECRETS_DIR: see docs/operations.md, 'Databases'."
+        )
+    return url.get_secret_value()
 
 
 run()

@@ -1,5 +1,6 @@
 """Everything an operator can set, read from the environment once."""
 
+import os
 import re
 from functools import cache
 from pathlib import Path
@@ -124,6 +125,9 @@ class Settings(BaseSettings):
     rollout_memory_share: float = Field(MEMORY_SHARE, gt=0, lt=1)
     """Share of the GPU's memory that vLLM takes to sample a job's answers; the trainer needs the rest."""
 
+    pulse_file: Path | None = None
+    """A file that beat and serving workers touch while they work, for checks of their health."""
+
     lease_seconds: float = 60.0
     """How long a worker may be silent before its job is given to another."""
     heartbeat_seconds: float = 15.0
@@ -180,8 +184,24 @@ class MissingSettingError(Exception):
 
 @cache
 def settings() -> Settings:
-    """The process's settings. Raises ``pydantic.ValidationError`` naming each variable that is missing."""
-    return Settings()
+    """The process's settings: from the environment, and what is not there from the files of ``secrets_dir``.
+
+    Raises ``pydantic.ValidationError`` naming each variable that is missing.
+    """
+    return Settings(_secrets_dir=secrets_dir())
+
+
+def secrets_dir() -> Path | None:
+    """The folder that ``TROLL_SECRETS_DIR`` names, in which a file such as ``redis_url`` holds that variable's value.
+
+    Raises ``MissingSettingError`` where it is no folder: pydantic would pass over it.
+    """
+    folder = os.environ.get("TROLL_SECRETS_DIR")
+    if not folder:
+        return None
+    if not Path(folder).is_dir():
+        raise MissingSettingError(f"TROLL_SECRETS_DIR names {folder}, which is no folder here: is it mounted?")
+    return Path(folder)
 
 
 Secret = Literal["database_url", "redis_url", "key_pepper", "webhook_key"]
@@ -193,6 +213,7 @@ def required(name: Secret) -> str:
     if secret is None:
         variable = name.upper() if name.endswith("_url") else f"TROLL_{name.upper()}"
         raise MissingSettingError(
-            f"{variable} is not set, and this process needs it: see docs/operations.md, 'Settings'."
+            f"{variable} is not set, nor a file of TROLL_SECRETS_DIR, and this process needs it: "
+            "see docs/operations.md, 'Settings'."
         )
     return secret.get_secret_value()

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import stat
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import jsonschema
 import psycopg
 import pytest
 import yaml
+from pydantic import SecretStr
 from sqlalchemy import make_url
 
 from service.core.db import LOGINS
@@ -48,21 +50,65 @@ def test_it_runs_every_process_of_the_project() -> None:
     assert set(COMPOSE["services"]) == {*OURS, "postgres", "redis"}
 
 
-def test_every_secret_has_to_be_given() -> None:
-    secrets = [line for line in TEXT.splitlines() if re.search(r"(PASSWORD|PEPPER|WEBHOOK_KEY)", line) and ": " in line]
-    assert len(secrets) >= 14
-    without = [line for line in secrets if not re.search(r"\$\{TROLL_\w+:\?|\$\$REDIS_PASSWORD", line)]
-    assert without == []
+def test_no_secret_is_in_an_environment() -> None:
+    """But for the key of Weights & Biases, which is passed on where it is given."""
+    for name, service in COMPOSE["services"].items():
+        for variable in service.get("environment", {}):
+            secret = re.search(r"(PASSWORD|PEPPER|_KEY|DATABASE_URL|OWNER_URL|REDIS_URL)$", variable)
+            assert not secret or variable in ("TROLL_WANDB_API_KEY", "TROLL_MAX_STREAMS_PER_KEY"), name
+    assert re.search(r"://[^/\s]*:[^/\s]*@", TEXT) is None
 
 
-@pytest.mark.parametrize("name", OURS)
-def test_our_containers_are_locked_down(name: str) -> None:
+def test_the_script_makes_every_secret_that_is_mounted_and_keeps_it(tmp_path: Path) -> None:
+    folder = tmp_path / "secrets"
+    made = [make_secrets(folder, TROLL_API_PASSWORD="given") for _ in range(2)]
+    assert made[0] == made[1]
+    assert {name: Path(entry["file"]).name for name, entry in COMPOSE["secrets"].items()} == {
+        name: name for name in made[0]
+    }
+    assert made[0]["api_password"] == "given"
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert {stat.S_IMODE(file.stat().st_mode) for file in folder.iterdir()} == {0o444}
+
+
+def test_a_password_that_a_url_cannot_hold_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(subprocess.CalledProcessError) as refused:
+        make_secrets(tmp_path / "secrets", TROLL_WORKER_PASSWORD="p@ss")
+    assert "worker_password" in refused.value.stderr
+
+
+def make_secrets(folder: Path, **environment: str) -> dict[str, str]:
+    """What the script leaves in ``folder``, by name."""
+    command = ["sh", str(ROOT / "deploy/make-secrets.sh"), str(folder)]
+    subprocess.run(command, env={"PATH": os.environ["PATH"], **environment}, check=True, capture_output=True, text=True)
+    return {file.name: file.read_text() for file in folder.iterdir()}
+
+
+@pytest.mark.parametrize("name", COMPOSE["services"])
+def test_containers_are_locked_down(name: str) -> None:
     service = COMPOSE["services"][name]
     assert service["read_only"] is True
     assert service["init"] is True
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true", *(JAILER if name in JAILERS else [])]
     assert "privileged" not in service
+    # Ours run as the image's user, which another test looks at.
+    assert name in OURS or service["user"] in ("postgres", "redis")
+
+
+@pytest.mark.parametrize("name", COMPOSE["services"])
+def test_containers_cannot_take_the_machine_from_each_other(name: str) -> None:
+    service = COMPOSE["services"][name]
+    assert service["deploy"]["resources"]["limits"].keys() == {"memory"}
+    assert service["pids_limit"] > 0
+    assert service["logging"]["options"].keys() == {"max-size", "max-file"}
+
+
+@pytest.mark.parametrize("name", [name for name in COMPOSE["services"] if name not in ("migrate", "operator")])
+def test_what_goes_on_running_has_a_health_check(name: str) -> None:
+    service = COMPOSE["services"][name]
+    command = str(service["healthcheck"]["test"])
+    assert ("TROLL_PULSE_FILE" in service.get("environment", {})) == ("/tmp/pulse" in command)
 
 
 @pytest.mark.parametrize("name", [name for name in OURS if name != "migrate"])
@@ -70,47 +116,77 @@ def test_every_required_setting_is_given(name: str) -> None:
     given = COMPOSE["services"][name]["environment"]
     for field, info in Settings.model_fields.items():
         if info.is_required():
-            assert given.keys() & {field.upper(), f"TROLL_{field.upper()}"}, f"{name} lacks {field}"
+            assert f"TROLL_{field.upper()}" in given, f"{name} lacks {field}"
 
 
-@pytest.mark.parametrize("name", ["api", *JAILERS])
-def test_what_graders_and_integrations_may_do_is_passed_on_where_it_is_given(name: str) -> None:
+NOT_FROM_OUTSIDE = {"TROLL_DATA_DIR", "TROLL_MODELS_DIR", "TROLL_PULSE_FILE"}
+"""Set by the file itself."""
+SETTINGS = {
+    f"TROLL_{field.upper()}" for field, info in Settings.model_fields.items() if info.annotation != SecretStr | None
+}
+PROCESSES = ("api", "beat", "control-worker", "gpu-worker", "serving-worker")
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_every_setting_that_is_set_is_passed_on(name: str) -> None:
     given = COMPOSE["services"][name]["environment"]
     # Without a value here, compose passes a variable on that is set, and leaves out one that is not.
-    assert [given[each] for each in ("TROLL_GRADERS", "TROLL_WANDB_MODE")] == [None, None]
+    passed_on = {each for each, value in given.items() if value is None and each.startswith("TROLL_")}
+    assert passed_on - {"TROLL_WANDB_API_KEY", "TROLL_OIDC_CLIENT_SECRET"} == SETTINGS - NOT_FROM_OUTSIDE | {"TROLL_GRADERS"}
     assert ("TROLL_WANDB_API_KEY" in given) == (name == "gpu-worker")
+    assert ("TROLL_OIDC_CLIENT_SECRET" in given) == (name == "api")
 
 
-PUBLIC = {"TROLL_WANDB_BASE_URL", "TROLL_MAX_STREAMS_PER_KEY", "TROLL_PUBLIC_URL", "TROLL_HUB_URL"}
 SECRETS = {
-    "migrate": {"DATABASE_OWNER_URL"},
-    "api": {"DATABASE_URL", "REDIS_URL", "TROLL_KEY_PEPPER", "TROLL_WEBHOOK_KEY", "TROLL_OIDC_CLIENT_SECRET"},
-    "beat": {"REDIS_URL"},
-    "control-worker": {"DATABASE_URL", "REDIS_URL", "TROLL_WEBHOOK_KEY"},
-    "gpu-worker": {"DATABASE_URL", "REDIS_URL", "TROLL_WANDB_API_KEY"},
-    "serving-worker": {"REDIS_URL"},
-    "operator": {"DATABASE_URL", "TROLL_KEY_PEPPER"},
+    "migrate": {"database_owner_url": "database_owner_url"},
+    "api": {
+        "database_url": "api_database_url",
+        "redis_url": "redis_url",
+        "troll_key_pepper": "troll_key_pepper",
+        "troll_webhook_key": "troll_webhook_key",
+    },
+    "beat": {"redis_url": "redis_url"},
+    "control-worker": {
+        "database_url": "control_database_url",
+        "redis_url": "redis_url",
+        "troll_webhook_key": "troll_webhook_key",
+    },
+    "gpu-worker": {"database_url": "worker_database_url", "redis_url": "redis_url"},
+    "serving-worker": {"redis_url": "redis_url"},
+    "operator": {"database_url": "operator_database_url", "troll_key_pepper": "troll_key_pepper"},
 }
+"""The secrets' files of each service, by what the container calls them, and what they are called in the folder."""
 LOGIN_OF_SERVICE = {
     "api": "troll_api", "control-worker": "troll_control", "gpu-worker": "troll_worker", "operator": "troll_operator",
 }  # fmt: skip
 
 
+def mounted(name: str) -> dict[str, str]:
+    """The secrets of a service: names of files in the container, and whose content they have."""
+    entries = [each if isinstance(each, dict) else {"source": each} for each in COMPOSE["services"][name]["secrets"]]
+    return {str(each.get("target", each["source"])): str(each["source"]) for each in entries}
+
+
 @pytest.mark.parametrize("name", OURS)
 def test_a_container_knows_no_secret_that_it_does_not_use(name: str) -> None:
-    given = COMPOSE["services"][name]["environment"]
-    assert {each for each in given if re.search("(URL|PEPPER|KEY|SECRET)$", each)} - PUBLIC == SECRETS[name]
+    assert mounted(name) == SECRETS[name]
+    assert COMPOSE["services"][name]["environment"]["TROLL_SECRETS_DIR"] == "/run/secrets"
 
 
 @pytest.mark.parametrize("name", LOGIN_OF_SERVICE)
-def test_each_process_has_a_login_and_a_password_of_its_own(name: str) -> None:
-    url = COMPOSE["services"][name]["environment"]["DATABASE_URL"]
-    password = f"{LOGIN_OF_SERVICE[name].upper()}_PASSWORD"
-    assert re.fullmatch(rf"postgresql://{LOGIN_OF_SERVICE[name]}:\$\{{{password}:\?[^}}]+\}}@postgres:5432/troll", url)
-    assert password in COMPOSE["services"]["postgres"]["environment"]
+def test_each_process_has_a_login_and_a_password_of_its_own(name: str, tmp_path: Path) -> None:
+    made = make_secrets(tmp_path / "secrets")
+    url = make_url(made[mounted(name)["database_url"]])
+    assert (url.username, url.host, url.database) == (LOGIN_OF_SERVICE[name], "postgres", "troll")
+    assert url.password == made[f"{LOGIN_OF_SERVICE[name].removeprefix('troll_')}_password"]
+    postgres = COMPOSE["services"]["postgres"]
+    file = postgres["environment"][f"{LOGIN_OF_SERVICE[name].upper()}_PASSWORD_FILE"]
+    assert Path(file).name in postgres["secrets"]
+    assert made[Path(file).name] == url.password
 
 
-def test_the_script_gives_each_login_its_password(servers: Servers) -> None:
+@pytest.mark.parametrize("in_files", [False, True], ids=["environment", "files"])
+def test_the_script_gives_each_login_its_password(in_files: bool, servers: Servers, tmp_path: Path) -> None:
     owner = make_url(servers.database_owner_url)
     given = {role: f'it\'s {role} \\ "x"' for role in LOGINS}
     environment = {
@@ -119,8 +195,11 @@ def test_the_script_gives_each_login_its_password(servers: Servers) -> None:
         "POSTGRES_DB": str(owner.database),
         "PGHOST": str(owner.query["host"]),
         "PGPASSWORD": str(owner.password),
-        **{f"{role.upper()}_PASSWORD": password for role, password in given.items()},
     }
+    for role, password in given.items():
+        (tmp_path / role).write_text(f"{password}\n")
+        variable = f"{role.upper()}_PASSWORD"
+        environment |= {f"{variable}_FILE": str(tmp_path / role)} if in_files else {variable: password}
     try:
         for _ in range(2):
             subprocess.run(["sh", ROOT / "deploy/create-logins.sh"], env=environment, check=True, capture_output=True)

@@ -7,7 +7,7 @@ from celery import beat
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
-from service.core import broker
+from service.core import broker, pulse
 
 MOST_WAITING = 100
 """Messages of the control queue at which nothing is added to them: nobody takes any, and late ones are not missed."""
@@ -20,6 +20,10 @@ class Scheduler(beat.Scheduler):
 
     An expiry of each message would do the same only where all machines agree on the time.
     """
+
+    def tick(self, *args: Any, **options: Any) -> float:
+        pulse.give()
+        return super().tick(*args, **options)
 
     def apply_entry(self, entry: Any, producer: Any = None) -> None:
         if not _is_full():

@@ -12,6 +12,7 @@ from sqlalchemy import make_url
 
 from migrations.upgrade import check, upgrade
 from service.embedded.servers import Servers
+from service.settings import MissingSettingError
 from tests import factories
 
 
@@ -22,6 +23,15 @@ def test_models_and_migrations_agree(database: object) -> None:
 def test_upgrading_again_changes_nothing(database: object) -> None:
     upgrade()
     check()
+
+
+def test_the_owners_login_may_be_in_a_file(database: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "database_owner_url").write_text(f"{database.database_owner_url}\n")
+    monkeypatch.delenv("DATABASE_OWNER_URL")
+    with pytest.raises(MissingSettingError, match="DATABASE_OWNER_URL is not set"):
+        upgrade()
+    monkeypatch.setenv("TROLL_SECRETS_DIR", str(tmp_path))
+    upgrade()
 
 
 def test_a_database_of_a_newer_release_is_left_as_it_is(database: Servers, client: TestClient) -> None:

@@ -122,6 +122,12 @@ def test_beat_does_not_pile_up_messages_while_no_control_worker_is_there(schedul
     assert broker.waiting(CONTROL_QUEUE) == MOST_WAITING
 
 
+def test_each_tick_of_beat_is_a_sign_of_life(scheduler: Scheduler, tmp_path: Path, faster: Callable[..., None]) -> None:
+    faster(pulse_file=tmp_path / "pulse")
+    scheduler.tick()
+    assert (tmp_path / "pulse").exists()
+
+
 def test_a_question_that_nobody_waits_for_is_not_worked_on(database: object, monkeypatch: pytest.MonkeyPatch) -> None:
     from workers import tasks
     from workers.control import trial

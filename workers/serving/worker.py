@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 from redis.exceptions import RedisError
 
+from service.core import pulse
 from service.core.ids import new_id
 from service.inference import exchange, queue, wire
 from service.inference.wire import Accepted, Delta, End, Event, Failed, Question, Started
@@ -160,6 +161,7 @@ class Worker:
     async def _live(self) -> None:
         """Say that we live, for as long as we do, and unload what nobody uses."""
         while True:
+            pulse.give()
             await self._breathe()
             self._hosts.close_idle()
             await asyncio.sleep(BREATH_SECONDS)

@@ -338,3 +338,24 @@ def test_a_worker_goes_on_when_a_frozen_redis_does(
         assert isinstance(await outcome(client, "after"), End)
 
     work(case)
+
+
+def test_it_gives_signs_of_life_while_redis_is_frozen(
+    own_redis: redis.Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, faster: Callable[..., None]
+) -> None:
+    file = tmp_path / "pulse"
+    faster(pulse_file=file)
+    monkeypatch.setattr(exchange, "ANSWER_SECONDS", 0.1)
+    server = int(own_redis.info()["process_id"])
+
+    async def case(worker: Worker, client: Any) -> None:
+        os.kill(server, signal.SIGSTOP)
+        try:
+            for _ in range(2):
+                file.unlink(missing_ok=True)
+                while not file.exists():
+                    await asyncio.sleep(0.05)
+        finally:
+            os.kill(server, signal.SIGCONT)
+
+    work(case)
