@@ -12,10 +12,10 @@ PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-comp
 INSTALL = $(PYTHON) -m venv .venv && $(PIP) -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast fuzz lint tables docs bench study
+.PHONY: help setup demo test test-fast fuzz images-check lint tables docs bench study
 
 help: ## Say what each command does
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-9s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
 
 # No wheel brings a Redis for newer ones.
 define REDIS_IS_THERE
@@ -38,6 +38,9 @@ test-fast: .venv/.ready-dev ## Run the tests that need no server, jail, vLLM, GP
 
 fuzz: .venv/.ready-dev ## Run the tests that make up their own examples, long and with random ones
 	@HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest -n auto --maxprocesses 4 --timeout 0 -m hypothesis
+
+images-check: .venv/.ready-dev ## Install what each image has, and run every command of docker-compose.yml on it (minutes; it downloads torch)
+	@$(BIN)/python -m tests.images
 
 lint: .venv/.ready-dev ## Check style, types and import rules
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports

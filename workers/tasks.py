@@ -17,7 +17,8 @@ from service.core.broker import (
     RUN_JOB,
     TEST_WEBHOOK,
 )
-from workers.app import PRUNE, SWEEP, app
+from workers.app import app
+from workers.beat import PRUNE, SWEEP
 from workers.control import examiner, exporter, trial, webhooks
 from workers.control import prune as pruning
 from workers.control import sweep as sweeping

@@ -221,14 +221,14 @@ class Stack:
         self.jail = jail.Wanted(replace(self.jail.settings, jail="off"), why_off=why)
 
     def _programs(self, host: str, port: int) -> list[Program]:
-        python, celery = [sys.executable, "-m"], [sys.executable, "-m", "celery", "-A", "workers.app"]
+        python, celery = [sys.executable, "-m"], [sys.executable, "-m", "celery", "-A"]
         api = ["uvicorn", "--factory", "service.app:create_app", "--host", host, "--port", str(port)]
         api += ["--http", "service.core.connections:Connection", "--ws", "none"]
         api += ["--workers", str(self.options.api_processes)]
         quiet = ["--pool", "threads", "--without-gossip", "--without-mingle", "-l", "INFO"]
-        control = ["worker", "-Q", CONTROL_QUEUE, "-n", f"control@{self.node}", "-c", "2", *quiet]
-        training = ["worker", "-Q", TRAINING_QUEUE, "-n", f"training@{self.node}", "-c", "1", *quiet]
-        beat = ["beat", "-S", "workers.beat:Scheduler", "-l", "INFO"]
+        control = ["workers.app", "worker", "-Q", CONTROL_QUEUE, "-n", f"control@{self.node}", "-c", "2", *quiet]
+        training = ["workers.app", "worker", "-Q", TRAINING_QUEUE, "-n", f"training@{self.node}", "-c", "1", *quiet]
+        beat = ["workers.beat", "beat", "-S", "workers.beat:Scheduler", "-l", "INFO"]
         return [
             Program("api", [*python, *api, "--timeout-graceful-shutdown", "3"], tier=2),
             Program("control-worker", [*celery, *control], tier=2, grace=30.0),

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
@@ -26,7 +26,10 @@ from service.core.ids import new_id
 from service.settings import settings
 from tests import factories
 from tests.workers.conftest import row
-from workers.beat import MOST_WAITING, Scheduler
+
+if TYPE_CHECKING:
+    # It reads the settings, which are the servers' of a fixture.
+    from workers.beat import Scheduler
 
 PATIENCE = 60.0
 SWEEP = "workers.control.sweep"
@@ -35,14 +38,16 @@ TOOL = Path(__file__).with_name("shifted_clock.py")
 
 @pytest.fixture
 def app(database: object) -> Celery:
-    from workers.app import app
+    from workers.beat import app
 
     return app
 
 
 @pytest.fixture
-def scheduler(app: Celery) -> Scheduler:
+def scheduler(app: Celery) -> "Scheduler":
     """Beat's, with the schedule of the service."""
+    from workers.beat import Scheduler
+
     made = Scheduler(app=app, lazy=True)
     made.setup_schedule()
     return made
@@ -103,7 +108,7 @@ def test_a_clock_that_is_right_is_no_news(database: object, tmp_path: Path) -> N
     assert "clock" not in log.read_text()
 
 
-def test_no_message_has_an_expiry(scheduler: Scheduler) -> None:
+def test_no_message_has_an_expiry(scheduler: "Scheduler") -> None:
     for entry in scheduler.schedule.values():
         scheduler.apply_entry(entry, producer=scheduler.producer)
     broker.ring_webhooks()
@@ -115,14 +120,18 @@ def test_no_message_has_an_expiry(scheduler: Scheduler) -> None:
     assert {message for message in messages if '"expires": null' not in message} == set()
 
 
-def test_beat_does_not_pile_up_messages_while_no_control_worker_is_there(scheduler: Scheduler) -> None:
+def test_beat_does_not_pile_up_messages_while_no_control_worker_is_there(scheduler: "Scheduler") -> None:
+    from workers.beat import MOST_WAITING
+
     for _ in range(MOST_WAITING):
         for entry in scheduler.schedule.values():
             scheduler.apply_entry(entry, producer=scheduler.producer)
     assert broker.waiting(CONTROL_QUEUE) == MOST_WAITING
 
 
-def test_each_tick_of_beat_is_a_sign_of_life(scheduler: Scheduler, tmp_path: Path, faster: Callable[..., None]) -> None:
+def test_each_tick_of_beat_is_a_sign_of_life(
+    scheduler: "Scheduler", tmp_path: Path, faster: Callable[..., None]
+) -> None:
     faster(pulse_file=tmp_path / "pulse")
     scheduler.tick()
     assert (tmp_path / "pulse").exists()
