@@ -16,14 +16,15 @@ OperatorFolder = Annotated[
     Path | None,
     typer.Option(
         "--data-dir",
-        help="The folder of a stack that 'troll up' started. Without it: DATABASE_URL and TROLL_KEY_PEPPER if set.",
+        help="The folder of a stack that 'troll up' started. Without it: DATABASE_URL and TROLL_KEY_PEPPER if given.",
     ),
 ]
 
 
 def use_database(data_dir: Path | None) -> None:
     """Point the settings of this process at a stack's database, unless the environment already names one."""
-    if data_dir is not None or not os.environ.get("DATABASE_URL"):
+    given = os.environ.get("DATABASE_URL") or os.environ.get("TROLL_SECRETS_DIR")
+    if data_dir is not None or not given:
         from service.embedded.folder import Folder
 
         state = stack_state(data_dir)
@@ -36,6 +37,6 @@ def use_database(data_dir: Path | None) -> None:
         required("key_pepper")
     except ValidationError as error:
         missing = ", ".join(str(problem["loc"][0]).upper() for problem in error.errors())
-        raise CommandError(f"DATABASE_URL is set, but these settings are missing or invalid: {missing}.") from error
+        raise CommandError(f"A database is given, but these settings are missing or invalid: {missing}.") from error
     except (WrongLoginError, MissingSettingError) as error:
         raise CommandError(str(error)) from error

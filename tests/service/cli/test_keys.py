@@ -1,8 +1,10 @@
 """Keys as operators make, rotate and list them."""
 
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -10,6 +12,8 @@ import pytest
 
 from service.core import clock
 from service.core.db import transaction
+from service.embedded.servers import Servers
+from service.settings import settings
 from tests.conftest import Key
 
 
@@ -117,3 +121,20 @@ def test_a_key_that_is_over_is_not_rotated(troll: Any, new_key: Callable[..., Ke
     result = troll("keys", "rotate", id)
     assert result.exit_code == 1
     assert "No such api key" in result.stderr
+
+
+@pytest.fixture
+def secrets_in_files(troll: Any, database: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    (tmp_path / "database_url").write_text(database.database_url("troll_operator"))
+    (tmp_path / "troll_key_pepper").write_text(os.environ["TROLL_KEY_PEPPER"])
+    monkeypatch.setenv("TROLL_SECRETS_DIR", str(tmp_path))
+    for name in ("DATABASE_URL", "TROLL_KEY_PEPPER"):
+        monkeypatch.delenv(name)
+    settings.cache_clear()
+    yield
+    monkeypatch.undo()
+    settings.cache_clear()
+
+
+def test_the_database_may_be_given_as_a_file(secrets_in_files: None, troll: Any) -> None:
+    assert listed(troll)
