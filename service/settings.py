@@ -102,6 +102,16 @@ class Settings(BaseSettings):
     wandb_api_key: SecretStr | None = None
     wandb_base_url: str | None = None
     """A W&B server of one's own; unset, it is W&B's."""
+    wandb_entity: str | None = None
+    """The one team or user to whose projects jobs may report; unset, any that the key may write to."""
+    mlflow_uri: str | None = None
+    """The MLflow server that jobs may report to, such as ``https://mlflow.example.com``; unset, they may not."""
+    mlflow_token: SecretStr | None = None
+    mlflow_username: str | None = None
+    mlflow_password: SecretStr | None = None
+    tracker_projects: str = "*"
+    """W&B projects and MLflow experiments that jobs may name: ``*`` stands for anything, ``{organization}`` and
+    ``{project}`` for the ids of who asks."""
 
     hub_url: str | None = None
     """A Hugging Face hub that users may push exports to by a token of theirs, such as ``https://huggingface.co``."""
@@ -166,6 +176,20 @@ class Settings(BaseSettings):
     def _hexadecimal(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None and not re.fullmatch("[0-9a-f]{64}", value.get_secret_value()):
             raise ValueError("must be 64 hexadecimal digits in small letters, as 'openssl rand -hex 32' gives")
+        return value
+
+    @field_validator("mlflow_uri")
+    @classmethod
+    def _without_secret(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"https?://[^/@?#\s]+(/[^@?#\s]*)?", value):
+            raise ValueError("must be an http or https address without user, password or query")
+        return value
+
+    @field_validator("tracker_projects")
+    @classmethod
+    def _known_placeholders(cls, value: str) -> str:
+        if re.search(r"[{}]", re.sub(r"\{(organization|project)\}", "", value)):
+            raise ValueError("may have {organization} and {project} in braces, and no others")
         return value
 
     @model_validator(mode="after")

@@ -132,9 +132,10 @@ def test_every_setting_that_is_set_is_passed_on(name: str) -> None:
     given = COMPOSE["services"][name]["environment"]
     # Without a value here, compose passes a variable on that is set, and leaves out one that is not.
     passed_on = {each for each, value in given.items() if value is None and each.startswith("TROLL_")}
-    secret = {"TROLL_WANDB_API_KEY", "TROLL_OIDC_CLIENT_SECRET"}
+    of_trackers = {"TROLL_WANDB_API_KEY", "TROLL_MLFLOW_TOKEN", "TROLL_MLFLOW_PASSWORD"}
+    secret = {*of_trackers, "TROLL_OIDC_CLIENT_SECRET"}
     assert passed_on - secret == SETTINGS - NOT_FROM_OUTSIDE | {"TROLL_GRADERS"}
-    assert ("TROLL_WANDB_API_KEY" in given) == (name == "gpu-worker")
+    assert of_trackers & given.keys() == (of_trackers if name == "gpu-worker" else set())
     assert ("TROLL_OIDC_CLIENT_SECRET" in given) == (name == "api")
 
 

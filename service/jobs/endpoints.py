@@ -142,6 +142,19 @@ def metrics(
     return CurvesObject.of(curves.read(caller.session, job.id, names, points))
 
 
+@router.get(
+    "/{fine_tuning_job_id}/tensorboard",
+    response_class=Response,
+    responses={200: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}},
+)
+@needs("read")
+def tensorboard(caller: Caller, fine_tuning_job_id: str) -> Response:
+    """The job's metrics as an event file of TensorBoard, as far as it is written."""
+    file = service.event_file(service.retrieve(caller.session, fine_tuning_job_id))
+    named = {"content-disposition": f'attachment; filename="{file.name}"'}
+    return Response(file.content, media_type="application/octet-stream", headers=named)
+
+
 @router.get("/{fine_tuning_job_id}/checkpoints")
 @needs("read")
 def checkpoints(

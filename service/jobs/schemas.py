@@ -8,7 +8,7 @@ from service.contracts.spelling import Spelled
 from service.core.openapi import ShownAs
 from service.core.pagination import Listed
 from service.jobs.curves import Curves
-from service.jobs.integrations import MAX_INTEGRATIONS, Integration, IntegrationObject
+from service.jobs.integrations import MAX_INTEGRATIONS, Integration, IntegrationObject, shown
 from service.jobs.methods.registry import EventData
 from service.jobs.methods.schemas import Method, RequestedMethod, method_object
 from service.jobs.models import Checkpoint, Event, Job
@@ -152,7 +152,7 @@ class JobObject(Listed):
             seed=spec.seed,
             hyperparameters=CommonHyperparameters(**common),
             method=method_object(spec.method),
-            integrations=[IntegrationObject.of(each, row.id, n) for n, each in enumerate(spec.integrations)],
+            integrations=[shown(each, row.id, n) for n, each in enumerate(spec.integrations)],
             user_provided_suffix=spec.suffix,
         )
 

@@ -1,6 +1,8 @@
 """What becomes of jobs, and changing what is wanted of them."""
 
+import contextlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy.orm import Session
@@ -24,6 +26,24 @@ def retrieve(session: Session, id: str) -> Job:
     if job is None:
         raise not_found("fine-tuning job", id, "fine_tuning_job_id")
     return job
+
+
+@dataclass(frozen=True)
+class EventFile:
+    """What a job has written for TensorBoard so far."""
+
+    name: str
+    content: bytes
+
+
+def event_file(job: Job) -> EventFile:
+    """Raises a 404 where nothing has been written."""
+    files = sorted((storage.job_dir(job.id) / "tensorboard").glob("events.out.tfevents.*"), reverse=True)
+    for path in files:
+        # Another attempt may begin a file of its own in this moment and remove this one.
+        with contextlib.suppress(FileNotFoundError):
+            return EventFile(path.name, path.read_bytes())
+    raise not_found("event file", job.id, "fine_tuning_job_id")
 
 
 def cancel(session: Session, id: str) -> Job:

@@ -14,6 +14,7 @@ from service.core.errors import DomainError, invalid
 from service.core.http import describe
 from service.graders.schemas import MAX_FAULTS, Grader
 from service.inference import bounds
+from service.jobs import trackers
 from service.jobs.examination import Question
 from service.jobs.hyperparameters.option import Asked
 from service.jobs.integrations import Integration
@@ -148,14 +149,12 @@ def _check_response_format(wanted: Any, where: str) -> None:
         bounds.check(schema, f"{where}.json_schema.schema")
 
 
-def check_integrations(integrations: list[Integration], wandb_mode: str) -> None:
+def check_integrations(integrations: list[Integration], organization_id: str, project_id: str) -> None:
     """Raises a 400 when this installation does not serve them."""
-    if integrations and wandb_mode == "off":
-        raise invalid(
-            "Weights & Biases is turned off on this server. Leave 'integrations' out, or ask the operator to set "
-            "TROLL_WANDB_MODE and TROLL_WANDB_API_KEY.",
-            "integrations",
-        )
+    for integration in integrations:
+        why = trackers.refusal(integration, organization_id, project_id)
+        if why is not None:
+            raise invalid(why, "integrations")
 
 
 def _hyperparameters(kind: type[Asked[Any]], raw: Any, legacy: dict[str, Any] | None, prefix: str) -> Asked[Any]:

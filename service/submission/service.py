@@ -210,7 +210,7 @@ def _raise_refusal(found: Findings) -> None:
 
 def _draft(session: Session, known: Principal, request: CreateJob, asked: AskedMethod) -> Draft:
     """Read a request against the database, and make the job's folder with its files."""
-    check_integrations(request.integrations or [], settings().wandb_mode)
+    check_integrations(request.integrations or [], known.organization_id, known.project_id)
     model = models.find(session, request.model, param="model", status=400)
     training = _training_file(session, request, asked)
     validation = None

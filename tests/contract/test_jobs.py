@@ -193,7 +193,7 @@ def test_integrations_are_answered_with_their_runs(official: Official, create: A
 @pytest.mark.parametrize(
     ("integrations", "param"),
     [
-        ([{"type": "comet", "wandb": {"project": "p"}}], "integrations.0.type"),
+        ([{"type": "comet", "wandb": {"project": "p"}}], "integrations.0"),
         ([{"type": "wandb"}], "integrations.0.wandb"),
         ([wandb("a/b")], "integrations.0.wandb.project"),
         ([wandb(tags=["t" * 65])], "integrations.0.wandb.tags.0"),
@@ -207,6 +207,47 @@ def test_a_wrong_integration_is_named(
     with pytest.raises(openai.BadRequestError) as refusal:
         acme.fine_tuning.jobs.create(**body, integrations=integrations)
     assert refusal.value.param == param
+
+
+def mlflow(experiment: str, **more: Any) -> dict[str, Any]:
+    return {"type": "mlflow", "mlflow": {"experiment": experiment, **more}}
+
+
+@pytest.fixture
+def bounded(wandb_on: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trackers that take runs of one entity, into projects that begin with the organisation's id."""
+    monkeypatch.setenv("TROLL_WANDB_ENTITY", "ours")
+    monkeypatch.setenv("TROLL_MLFLOW_URI", "https://mlflow.example.com")
+    monkeypatch.setenv("TROLL_TRACKER_PROJECTS", "{organization}-*")
+    settings.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("integration", "told"),
+    [
+        (wandb("org-of-others-a"), "named 'org-"),
+        (mlflow("additions"), "named 'org-"),
+        (wandb("MINE-a", entity="others"), "the entity 'ours' alone"),
+        (wandb("MINE-a", entity="ours"), None),
+        (wandb("MINE-.*"), None),
+        (mlflow("MINE-a", tags={"team": "night"}), None),
+    ],
+    ids=["project", "experiment", "entity", "ours", "literal", "mlflow"],
+)
+def test_runs_go_only_where_the_operator_lets_them(
+    acme: openai.OpenAI, body: dict[str, Any], bounded: None, integration: dict[str, Any], told: str | None
+) -> None:
+    mine = acme.fine_tuning.jobs.create(**body).organization_id
+    named = json.loads(json.dumps(integration).replace("MINE", mine))
+    if told is None:
+        # The strict client knows no other type than its own.
+        job: Any = acme.post("/fine_tuning/jobs", body=body | {"integrations": [named]}, cast_to=object)
+        assert job["integrations"][0][named["type"]].items() >= named[named["type"]].items()
+        return
+    with pytest.raises(openai.BadRequestError) as refusal:
+        acme.fine_tuning.jobs.create(**body, integrations=cast(Any, [named]))
+    assert refusal.value.param == "integrations"
+    assert told in refusal.value.message
 
 
 def test_integrations_that_are_turned_off_say_what_turns_them_on(acme: openai.OpenAI, body: dict[str, Any]) -> None:

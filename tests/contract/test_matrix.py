@@ -85,6 +85,7 @@ CALLS: dict[str, Call] = {
     f"POST {JOBS}/{{fine_tuning_job_id}}/resume": Call(),
     f"GET {JOBS}/{{fine_tuning_job_id}}/events": Call(),
     f"GET {JOBS}/{{fine_tuning_job_id}}/metrics": Call(query="?names[]=step"),
+    f"GET {JOBS}/{{fine_tuning_job_id}}/tensorboard": Call(),
     f"GET {JOBS}/{{fine_tuning_job_id}}/checkpoints": Call(),
     "POST /v1/fine_tuning/alpha/graders/validate": Call(body=lambda ids: {"grader": ids["file_id"]}, status=None),
     "POST /v1/fine_tuning/alpha/graders/run": Call(body=lambda ids: {"grader": ids["file_id"]}, status=None),

@@ -31,7 +31,8 @@ from workers import wire
 from workers.control import examiner, prune, trial, webhooks
 from workers.control.sweep import sweep
 from workers.jobs import sink, supervisor
-from workers.tracking.reporter import Tracking
+from workers.tracking.registry import TRACKERS
+from workers.tracking.reporter import Tracker
 
 __all__ = ["control_worker"]
 
@@ -294,8 +295,9 @@ def test_a_kept_answer_of_another_version_is_given_again_as_it_was(
 
 def test_a_line_of_the_tracking_process_that_is_not_known_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     said = b'a library prints this\n{"oracle": 1}\n{"index": 0, "url": "https://runs.example.com/1"}\n'
-    runs = object.__new__(Tracking)
-    runs.job_id, runs._said, runs._failed, runs._count = "ftjob-1", b"", set(), 1
+    runs = object.__new__(Tracker)
+    runs.job_id, runs.kind, runs._said, runs._failed, runs._places = "ftjob-1", "wandb", b"", set(), [0]
+    runs._tracker = TRACKERS["wandb"]
     runs._process = SimpleNamespace(stdout=io.BytesIO(said), poll=lambda: None)  # type: ignore[assignment]
     assert [event.message for event in runs.news()] == ["Weights & Biases run: https://runs.example.com/1"]
 

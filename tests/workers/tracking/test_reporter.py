@@ -164,7 +164,7 @@ def test_its_process_knows_no_secret_but_the_key(
 ) -> None:
     url = servers.database_url("troll_worker")
     monkeypatch.setenv("DATABASE_URL", url)
-    given = reporter._environment(tmp_path)
+    given = reporter.environment("wandb", tmp_path)
     assert given["WANDB_API_KEY"] == KEY
     assert not [name for name in given if name.startswith(("TROLL", "DATABASE", "REDIS"))]
     assert url not in given.values()

@@ -1,0 +1,114 @@
+"""MLflow: runs of jobs on a server on loopback, in every way that it can fail."""
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from tests import factories
+from tests.workers.conftest import events, row
+from tests.workers.jobs.test_supervisor import wait_for
+from tests.workers.mlflow_server import TOKEN, KeptRun, MlflowServer
+from workers.jobs import supervisor
+from workers.tracking import reporter
+from workers.tracking.mlflow import MlflowRun
+from workers.tracking.run import End, Header, Row, Run
+
+pytestmark = pytest.mark.usefixtures("stub")
+Submit = Callable[..., str]
+
+
+@pytest.fixture
+def server() -> Iterator[MlflowServer]:
+    running = MlflowServer()
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def submit(client: TestClient, models_dir: Path, server: MlflowServer, faster: Callable[..., None]) -> Submit:
+    """``submit("crash-once", {"experiment": …})`` queues a job with a run for each further argument, or one."""
+    faster(mlflow_uri=server.url, mlflow_token=TOKEN)
+    model = factories.offer_model(models_dir)
+
+    def make(plan: str = "succeed", *runs: dict[str, Any]) -> str:
+        integrations = [{"type": "mlflow", "mlflow": {"experiment": "additions"} | run} for run in runs or ({},)]
+        body = factories.job_body(client, model) | {"suffix": plan, "integrations": integrations}
+        answer = client.post("/v1/fine_tuning/jobs", json=body)
+        assert answer.status_code == 200, answer.text
+        return answer.json()["id"]
+
+    return make
+
+
+def only(server: MlflowServer) -> KeptRun:
+    (run,) = server.runs.values()
+    return run
+
+
+STEPS = [(n, n / 6) for n in range(1, 7)]
+
+
+def test_each_run_holds_every_step_and_says_whose_it_is(submit: Submit, server: MlflowServer) -> None:
+    id = submit("succeed", {}, {"experiment": "nightly", "name": "first", "tags": {"kind": "night", "troll.run": "x"}})
+    supervisor.run("worker-1")
+    first, second = server.runs.values()
+    assert [server.experiments[run.experiment] for run in (first, second)] == ["additions", "nightly"]
+    assert [(run.name, run.tags["troll.run"]) for run in (first, second)] == [(id, id), ("first", f"{id}-2")]
+    assert second.tags == {"kind": "night", "troll.model": "tiny/base", "troll.run": f"{id}-2"}
+    for run in (first, second):
+        assert run.values("train_mean_reward") == STEPS
+        assert run.params["method.hyperparameters.batch_size"] == "8"
+        assert run.statuses == ["FINISHED"]
+    assert any(f"MLflow run: {server.url}/#/experiments/" in event.message for event in events(id))
+
+
+def test_a_job_that_is_tried_again_goes_on_with_its_run(submit: Submit, server: MlflowServer) -> None:
+    submit("crash-once")
+    supervisor.run("worker-1")
+    assert only(server).statuses == ["SCHEDULED"]
+    supervisor.run("worker-2")
+    assert only(server).values("train_mean_reward") == STEPS
+    assert only(server).statuses == ["SCHEDULED", "RUNNING", "FINISHED"]
+
+
+def test_a_refusal_is_a_warning_and_no_harm(submit: Submit, server: MlflowServer, client: TestClient) -> None:
+    server.refusing = True
+    id = submit("wait")
+    thread = threading.Thread(target=supervisor.run, args=["worker-1"])
+    thread.start()
+    wait_for(lambda: any("who are you?" in event.message for event in events(id)))
+    client.post(f"/v1/fine_tuning/jobs/{id}/cancel")
+    thread.join(20)
+    (warning,) = [event for event in events(id) if "MLflow" in event.message]
+    assert (row(id).status, warning.level) == ("cancelled", "warn")
+    assert TOKEN not in warning.message
+
+
+def test_a_server_that_never_answers_holds_nothing_up(
+    submit: Submit, server: MlflowServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reporter, "FINISH_SECONDS", 0.3)
+    server.silent = True
+    id = submit()
+    supervisor.run("worker-1")
+    assert row(id).status == "succeeded"
+
+
+def test_long_histories_are_sent_in_parts_that_the_server_takes(
+    server: MlflowServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name, value in {"MLFLOW_TRACKING_URI": server.url, "MLFLOW_TRACKING_TOKEN": TOKEN}.items():
+        monkeypatch.setenv(name, value)
+    settings = {"type": "mlflow", "mlflow": {"experiment": "e"}}
+    asked = Run(index=0, id="ftjob-1", name="n", settings=settings)
+    header = Header(runs=[], job_id="ftjob-1", model="m", config={f"p{n}": n for n in range(250)}, folder=tmp_path)
+    run = MlflowRun(asked, header)
+    for step in range(30):
+        run.log(Row(step=step, time=1.5, numbers={f"m{n}": n for n in range(90)}))
+    run.finish(End(end="succeeded"))
+    assert (len(only(server).params), len(only(server).metrics)) == (250, 2700)
+    assert MlflowRun(asked, header).step == 30
