@@ -1,5 +1,6 @@
 """``troll check``: what the service would say of data and grader, without a service."""
 
+import json
 import os
 import subprocess
 import sys
@@ -9,7 +10,8 @@ from typing import Annotated
 import typer
 import yaml
 
-from service.cli.failure import CommandError
+from service.cli.connection import AsJSON
+from service.cli.failure import CommandError, ExitCode
 from service.cli.submission import Loader
 from service.core.errors import DomainError, invalid
 from service.embedded import jail
@@ -56,6 +58,7 @@ def check(
         Path | None,
         typer.Option(exists=True, file_okay=False, readable=True, help="Folder of the base model, to count tokens."),
     ] = None,
+    as_json: AsJSON = False,
 ) -> None:
     """Check the files of a job as the service would: all bad lines at once, and fields that the grader misses.
 
@@ -71,6 +74,10 @@ def check(
         examined = _examine(_question(asked, kind, model, files))
         findings.errors += [f"{param}: {message}" for param, message in examined.problems.items()]
         findings.warnings += examined.notes + examined.warnings
+    if as_json:
+        told = {"method": kind, "usable": findings.usable, "errors": findings.errors, "warnings": findings.warnings}
+        typer.echo(json.dumps(told))
+        raise typer.Exit(ExitCode.DONE if findings.usable else ExitCode.FAILED)
     for warning in findings.warnings:
         typer.secho(f"Warning: {warning}", fg="yellow", err=True)
     if not findings.usable:

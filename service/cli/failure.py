@@ -1,12 +1,24 @@
 """What a person sees when a command fails: a sentence on stderr and exit code 1; tracebacks are for bugs."""
 
 import sys
+from enum import IntEnum
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
 
 from service.core.errors import DomainError
+
+
+class ExitCode(IntEnum):
+    """How commands end, for scripts. Typer ends one that was called wrongly."""
+
+    DONE = 0
+    FAILED = 1
+    CALLED_WRONGLY = 2
+    JOB_FAILED = 3
+    JOB_CANCELLED = 4
+    INTERRUPTED = 130
 
 
 class CommandError(Exception):
@@ -24,7 +36,7 @@ class Commands(TyperGroup):
             if message is None:
                 raise
             typer.secho(f"Error: {message}", err=True, fg="red")
-            raise typer.Exit(1) from error
+            raise typer.Exit(ExitCode.FAILED) from error
 
 
 def explain(error: Exception) -> str | None:

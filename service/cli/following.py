@@ -1,18 +1,36 @@
-"""Following a job from the terminal: its event stream as a progress bar with the reward, or the loss, of the moment."""
+"""Following a job from the terminal: its event stream as curves that grow, above a progress bar; as lines in a pipe."""
 
+import re
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
 
+from service.cli.curves import flatten, sparkline
 from service.cli.failure import CommandError
 
 if TYPE_CHECKING:
     from openai import OpenAI
     from openai.types.fine_tuning import FineTuningJob
 
+SHOWN = {
+    "reward": "train_mean_reward",
+    "validation reward": "full_valid_mean_reward",
+    "loss": "train_loss",
+    "validation loss": "full_valid_loss",
+    "KL": "troll.kl_after",
+    "entropy": "troll.entropy",
+    "tokens of an answer": "completion_tokens_mean",
+    "seconds of a step": "timing.step.full_iteration",
+}
+"""What is drawn, and where metrics have it."""
+BESIDE = 58
+"""Columns of the terminal for what stands beside a curve."""
 TERMINAL = ("succeeded", "failed", "cancelled")
 SILENCE_SECONDS = 45.0
 """The service pings every ten seconds; a connection silent for longer than this is dead."""
@@ -57,23 +75,50 @@ def _stream(client: "OpenAI", job_id: str, after: int) -> Iterator[dict[str, Any
 
 
 def show(client: "OpenAI", job_id: str, console: Console) -> "FineTuningJob":
-    """Show the job's progress until it ends. Returns it as it ended. Metrics become the bar, messages go above it."""
-    with _bar(console) as bar:
-        task = bar.add_task("waiting for a worker", total=None, numbers="")
-        known: dict[str, str] = {}
+    """Show the job's progress until it ends. Returns it as it ended. Metrics become curves, messages go above them."""
+    bar, lines = _bar(console), Lines()
+    task = bar.add_task("waiting for a worker", total=None)
+    # In a pipe what would be drawn anew comes once, at the end: there are lines instead.
+    shown = Live(console=console, auto_refresh=console.is_terminal, transient=not console.is_terminal)
+    with shown as live:
         for event in events(client, job_id):
             data = event["data"] or {}
             if event["type"] == "metrics":
-                known |= _numbers(data)
-                shown = "  ".join(f"{name} {number}" for name, number in known.items())
-                done = {"completed": data["step"], "total": data["total_steps"]}
-                bar.update(task, description="training", numbers=shown, **done)
+                lines.take(data)
+                bar.update(task, description="training", completed=data["step"], total=data["total_steps"])
                 if not console.is_terminal and _is_worth_a_line(data):
                     console.print(event["message"], soft_wrap=True, highlight=False, markup=False)
             else:
                 style = {"warn": "yellow", "error": "red"}.get(event["level"])
                 console.print(event["message"], style=style, soft_wrap=True, highlight=False, markup=False)
+            if console.is_terminal:
+                live.update(Group(lines.table(console.width), bar.get_renderable()))
     return client.fine_tuning.jobs.retrieve(job_id)
+
+
+class Lines:
+    """The numbers that steps had so far, each a line of blocks between its least and its greatest."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, list[float]] = {}
+
+    def take(self, data: dict[str, Any]) -> None:
+        """Take a step's metrics."""
+        numbers = flatten(data)
+        of_sets = {name.split(".")[1]: name for name in numbers if re.fullmatch(r"validation_sets\.[^.]+\.mean_at_k", name)}
+        for title, name in {**SHOWN, **of_sets}.items():
+            if name in numbers:
+                self._kept.setdefault(title, []).append(numbers[name])
+
+    def table(self, width: int) -> Table:
+        """Name, curve, newest number and bounds of what the job measures."""
+        table = Table(box=None, show_header=False, padding=(0, 1))
+        titles = [*filter(self._kept.__contains__, SHOWN), *(title for title in self._kept if title not in SHOWN)]
+        for title, values in ((title, self._kept[title]) for title in titles):
+            curve = sparkline(values, max(10, width - BESIDE))
+            bounds = f"{min(values):.3g} to {max(values):.3g}"
+            table.add_row(title, Text(curve, "cyan"), f"{values[-1]:.4g}", Text(bounds, "dim"))
+        return table
 
 
 def _is_worth_a_line(data: dict[str, Any]) -> bool:
@@ -88,24 +133,6 @@ def _bar(console: Console) -> Progress:
         TextColumn("{task.description}"),
         BarColumn(bar_width=28),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[numbers]}"),
         TimeRemainingColumn(),
         console=console,
     )
-
-
-def _numbers(data: dict[str, Any]) -> dict[str, str]:
-    """What the bar shows after a metrics event. Numbers that a step does not have keep their last value."""
-    candidates = {
-        "reward": ("train_mean_reward", "full_valid_mean_reward"),
-        "loss": ("train_loss", "full_valid_loss"),
-        "validation loss": ("full_valid_loss",),
-    }
-    if "reward_count" in data:
-        figures = {name: found["mean_at_k"] for name, found in data["validation_sets"].items() if found is not None}
-        return {name: f"{mean:.3f}" for name, mean in figures.items()}
-    known = {name: [data[each] for each in names if data.get(each) is not None] for name, names in candidates.items()}
-    numbers = {name: f"{values[0]:.3f}" for name, values in known.items() if values}
-    if (kl := (data.get("troll") or {}).get("kl_after")) is not None:
-        numbers["KL"] = f"{kl:.4f}"
-    return numbers

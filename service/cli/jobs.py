@@ -1,7 +1,7 @@
 """``troll submit``, ``troll follow`` and ``troll jobs``: everything here goes over HTTP, by the official client."""
 
 import json
-from datetime import datetime
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,9 +10,11 @@ from rich.console import Console
 
 from service.cli import following, submission
 from service.cli.connection import AsJSON, StackFolder, connect
-from service.cli.output import show_table
+from service.cli.failure import ExitCode
+from service.cli.output import show_table, shown_time
 
 if TYPE_CHECKING:
+    from openai import OpenAI
     from openai.types.fine_tuning import FineTuningJob
 
 PAGE = 100
@@ -25,33 +27,44 @@ def submit(
     file: Annotated[Path, typer.Argument(help="YAML: model, training_file, validation_file, method, …")],
     then_follow: Annotated[bool, typer.Option("--follow", help="Follow the job until it ends.")] = False,
     data_dir: StackFolder = None,
+    as_json: AsJSON = False,
 ) -> None:
     """Upload a job's files, create it, and print its id."""
     document = submission.read(file)
     client = connect(data_dir)
     job = submission.create(client, document)
-    typer.echo(job.id)
+    typer.echo(json.dumps(job.to_dict()) if as_json else job.id)
     typer.echo(f"GPU time: {_cost(job)}", err=True)
     if then_follow:
-        follow(job.id, data_dir)
+        follow(job.id, data_dir, as_json)
 
 
-def follow(job_id: str, data_dir: StackFolder = None) -> None:
-    """Watch a job until it ends. Exit code 0 only if it succeeded. Ctrl-C leaves the job running."""
+def follow(job_id: str, data_dir: StackFolder = None, as_json: AsJSON = False) -> None:
+    """Watch a job until it ends. Exit code 0 if it succeeded, 3 if it failed, 4 if it was cancelled.
+
+    Ctrl-C leaves the job running. With --json each event is a line on standard output.
+    """
     client, console = connect(data_dir), Console(stderr=True)
     try:
-        job = following.show(client, job_id, console)
+        job = _follow_as_json(client, job_id) if as_json else following.show(client, job_id, console)
     except KeyboardInterrupt:
         typer.echo(f"\n{job_id} goes on. Watch it again: troll follow {job_id}", err=True)
         typer.echo(f"End it: troll jobs cancel {job_id}", err=True)
-        raise typer.Exit(130) from None
+        raise typer.Exit(ExitCode.INTERRUPTED) from None
     if job.status == "succeeded":
         if job.fine_tuned_model is not None:
             typer.echo(f"Get the weights: troll pull {job.fine_tuned_model}", err=True)
         return
     reason = f": {job.error.message}" if job.error else ""
     typer.secho(f"{job_id} {job.status}{reason}", err=True, fg="red")
-    raise typer.Exit(1)
+    raise typer.Exit(ExitCode.JOB_FAILED if job.status == "failed" else ExitCode.JOB_CANCELLED)
+
+
+def _follow_as_json(client: "OpenAI", job_id: str) -> "FineTuningJob":
+    for event in following.events(client, job_id):
+        typer.echo(json.dumps(event))
+        sys.stdout.flush()
+    return client.fine_tuning.jobs.retrieve(job_id)
 
 
 @commands.command("list")
@@ -71,7 +84,7 @@ def list_jobs(
     show_table(
         ("job", "status", "step", "model", "tuned model", "created"),
         [
-            (job.id, job.status, _step(job), job.model, job.fine_tuned_model or "–", _time(job.created_at))
+            (job.id, job.status, _step(job), job.model, job.fine_tuned_model or "–", shown_time(job.created_at))
             for job in jobs
         ],
     )
@@ -88,34 +101,66 @@ def show(job_id: str, data_dir: StackFolder = None, as_json: AsJSON = False) -> 
     for name, value in _facts(job).items():
         typer.echo(f"{name:<16} {value}")
     for event in reversed(client.fine_tuning.jobs.list_events(job_id, limit=10).data):
-        typer.echo(f"{_time(event.created_at)}  {event.message}")
+        typer.echo(f"{shown_time(event.created_at)}  {event.message}")
+
+
+@commands.command("events")
+def events(
+    job_id: str,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="The newest so many.")] = 100,
+    data_dir: StackFolder = None,
+    as_json: AsJSON = False,
+) -> None:
+    """Show a job's newest events, oldest first; 'troll follow' shows those to come."""
+    found = connect(data_dir).fine_tuning.jobs.list_events(job_id, limit=limit).data[::-1]
+    if as_json:
+        typer.echo(json.dumps([event.to_dict() for event in found]))
+        return
+    show_table(
+        ("time", "level", "message"), [(shown_time(each.created_at), each.level, each.message) for each in found]
+    )
+
+
+@commands.command("checkpoints")
+def checkpoints(job_id: str, data_dir: StackFolder = None, as_json: AsJSON = False) -> None:
+    """Show the checkpoints of a job, newest first. Each is a model."""
+    found = connect(data_dir).fine_tuning.jobs.checkpoints.list(job_id, limit=1000).data
+    if as_json:
+        typer.echo(json.dumps([checkpoint.to_dict() for checkpoint in found]))
+        return
+    rows = []
+    for each in found:
+        told = {name: value for name, value in each.metrics.to_dict().items() if isinstance(value, int | float)}
+        numbers = "  ".join(f"{name} {value:.4g}" for name, value in told.items() if name != "step")
+        rows.append((str(each.step_number), each.fine_tuned_model_checkpoint, numbers, shown_time(each.created_at)))
+    show_table(("step", "model", "metrics", "created"), rows)
 
 
 @commands.command("cancel")
-def cancel(job_id: str, data_dir: StackFolder = None) -> None:
+def cancel(job_id: str, data_dir: StackFolder = None, as_json: AsJSON = False) -> None:
     """End a job. A running one stops at its next step; its checkpoints stay."""
     jobs = connect(data_dir).fine_tuning.jobs
     jobs.cancel(job_id)
-    typer.echo(_becomes(jobs.retrieve(job_id), "cancelled", "will be cancelled at its next step"))
+    _tell(jobs.retrieve(job_id), "cancelled", "will be cancelled at its next step", as_json)
 
 
 @commands.command("pause")
-def pause(job_id: str, data_dir: StackFolder = None) -> None:
+def pause(job_id: str, data_dir: StackFolder = None, as_json: AsJSON = False) -> None:
     """Set a job aside. A running one stops at its next step and saves a checkpoint, which is a model too."""
     jobs = connect(data_dir).fine_tuning.jobs
     jobs.pause(job_id)
-    typer.echo(_becomes(jobs.retrieve(job_id), "paused", "will be paused with a checkpoint of its next step"))
+    _tell(jobs.retrieve(job_id), "paused", "will be paused with a checkpoint of its next step", as_json)
 
 
 @commands.command("resume")
-def resume(job_id: str, data_dir: StackFolder = None) -> None:
+def resume(job_id: str, data_dir: StackFolder = None, as_json: AsJSON = False) -> None:
     """Let a paused job go on from its newest checkpoint."""
     job = connect(data_dir).fine_tuning.jobs.resume(job_id)
-    typer.echo(f"{job.id}: {job.status}")
+    _tell(job, job.status, "", as_json)
 
 
-def _becomes(job: "FineTuningJob", status: str, else_: str) -> str:
-    return f"{job.id}: {status if job.status == status else else_}"
+def _tell(job: "FineTuningJob", status: str, else_: str, as_json: bool) -> None:
+    typer.echo(json.dumps(job.to_dict()) if as_json else f"{job.id}: {status if job.status == status else else_}")
 
 
 def _facts(job: "FineTuningJob") -> dict[str, Any]:
@@ -131,8 +176,8 @@ def _facts(job: "FineTuningJob") -> dict[str, Any]:
         "tuned model": job.fine_tuned_model or "–",
         "training file": job.training_file or "–",
         "validation file": job.validation_file or "–",
-        "created": _time(job.created_at),
-        "finished": _time(job.finished_at) if job.finished_at else "–",
+        "created": shown_time(job.created_at),
+        "finished": shown_time(job.finished_at) if job.finished_at else "–",
         "method": method.get("type", "–"),
         **({"grader": json.dumps(parts["grader"])} if "grader" in parts else {}),
         **({"integrations": _integrations(job)} if job.integrations else {}),
@@ -143,7 +188,11 @@ def _facts(job: "FineTuningJob") -> dict[str, Any]:
 
 def _integrations(job: "FineTuningJob") -> str:
     runs: Any = job.to_dict()["integrations"]
-    return ", ".join(f"{each['type']} {each['wandb']['project']}/{each['wandb']['run_id']}" for each in runs)
+    return ", ".join(f"{each['type']} {_run(each[each['type']])}" for each in runs)
+
+
+def _run(told: dict[str, Any]) -> str:
+    return f"{told['project']}/{told['run_id']}" if "run_id" in told else str(told["experiment"])
 
 
 def _step(job: "FineTuningJob") -> str:
@@ -159,7 +208,3 @@ def _cost(job: "FineTuningJob") -> str:
         "no estimate: no job like it has succeeded yet" if estimated is None else f"about {estimated:.0f} s in all"
     )
     return f"{progress.get('gpu_seconds', 0):.0f} s used, {expected}"
-
-
-def _time(seconds: int) -> str:
-    return f"{datetime.fromtimestamp(seconds):%Y-%m-%d %H:%M:%S}"

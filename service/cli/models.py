@@ -9,7 +9,7 @@ import typer
 
 from service.cli.connection import AsJSON, StackFolder, connect, stack_state
 from service.cli.failure import CommandError
-from service.cli.output import show_table
+from service.cli.output import show_object, show_table
 
 commands = typer.Typer(no_args_is_help=True, help="Base models on offer and your organisation's own.")
 
@@ -23,6 +23,56 @@ def list_models(data_dir: StackFolder = None, as_json: AsJSON = False) -> None:
         return
     rows = [(model.id, model.owned_by, f"{datetime.fromtimestamp(model.created):%Y-%m-%d %H:%M}") for model in models]
     show_table(("model", "owner", "created"), rows)
+
+
+@commands.command("show")
+def show(model: str, data_dir: StackFolder = None, as_json: AsJSON = False) -> None:
+    """Show one model."""
+    show_object(connect(data_dir).models.retrieve(model).to_dict(), as_json)
+
+
+@commands.command("delete")
+def delete(model: str, data_dir: StackFolder = None, as_json: AsJSON = False) -> None:
+    """Delete a tuned model or a checkpoint."""
+    show_object(connect(data_dir).models.delete(model).to_dict(), as_json)
+
+
+@commands.command("share")
+def share(
+    model: str,
+    projects: Annotated[list[str], typer.Argument(help="Ids of projects of your organisation.")],
+    data_dir: StackFolder = None,
+    as_json: AsJSON = False,
+) -> None:
+    """Let other projects use a tuned model or checkpoint. Needs an admin key."""
+    given = connect(data_dir).fine_tuning.checkpoints.permissions.create(model, project_ids=projects).data
+    _show_shares([each.to_dict() for each in given], as_json)
+
+
+@commands.command("shares")
+def shares(model: str, data_dir: StackFolder = None, as_json: AsJSON = False) -> None:
+    """Show which projects may use a model besides its own. Needs an admin key."""
+    found = connect(data_dir).fine_tuning.checkpoints.permissions.list(model, limit=100).data
+    _show_shares([each.to_dict() for each in found], as_json)
+
+
+@commands.command("unshare")
+def unshare(
+    model: str,
+    share: Annotated[str, typer.Argument(help="Its id, as 'troll models shares' shows it.")],
+    data_dir: StackFolder = None,
+    as_json: AsJSON = False,
+) -> None:
+    """Take back what 'troll models share' gave. Needs an admin key."""
+    permissions = connect(data_dir).fine_tuning.checkpoints.permissions
+    show_object(permissions.delete(share, fine_tuned_model_checkpoint=model).to_dict(), as_json)
+
+
+def _show_shares(found: list[dict[str, object]], as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(found))
+        return
+    show_table(("id", "project"), [(str(each["id"]), str(each["project_id"])) for each in found])
 
 
 @commands.command("broken")

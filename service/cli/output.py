@@ -1,11 +1,16 @@
-"""Tables on the terminal, and the same without borders or cuts for pipes."""
+"""What commands print: tables on the terminal, the same without borders or cuts for pipes, JSON for scripts."""
 
+import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
 
 import typer
 from rich.console import Console
 from rich.table import Column, Table
+
+from service.cli.failure import CommandError
 
 
 def show_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -18,6 +23,28 @@ def show_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     for row in rows:
         table.add_row(*row)
     Console().print(table)
+
+
+def show_object(found: Mapping[str, Any], as_json: bool) -> None:
+    """One thing, a line for each of its fields, or as JSON."""
+    if as_json:
+        typer.echo(json.dumps(found))
+        return
+    width = max(map(len, found), default=0)
+    for name, value in found.items():
+        typer.echo(f"{name:<{width}}  {value if isinstance(value, str) else json.dumps(value)}")
+
+
+def shown_time(seconds: int) -> str:
+    return f"{datetime.fromtimestamp(seconds):%Y-%m-%d %H:%M:%S}"
+
+
+def parsed_json(text: str, option: str) -> Any:
+    """What an option holds. Raises ``CommandError``."""
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise CommandError(f"{option} is not valid JSON: {error}") from error
 
 
 def shown_bytes(size: int) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from service.cli.connection import DEFAULT_DATA_DIR
-from service.cli.failure import CommandError
+from service.cli.failure import CommandError, ExitCode
 from service.embedded.jail import Jail
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def _run(options: "Options") -> None:
     try:
         stack.run(_announce)
     except StoppedError:
-        raise typer.Exit(130) from None
+        raise typer.Exit(ExitCode.INTERRUPTED) from None
     typer.secho("Stopped.", err=True)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from service.cli import files
 from service.cli.failure import CommandError
 
 if TYPE_CHECKING:
@@ -22,10 +23,6 @@ FILES = ("training_file", "validation_file")
 """Keys that name files, beside ``file`` of each of the method's ``validation_sets``."""
 REQUIRED = ("model",)
 ALLOWED = ("model", *FILES, "method", "suffix", "seed", "metadata", "integrations")
-
-
-LARGEST_AT_ONCE = 512 << 20
-"""Bytes of a file that the service takes in one request, where its operator has not chosen otherwise."""
 
 
 class Loader(yaml.SafeLoader):
@@ -89,7 +86,7 @@ def create(client: "OpenAI", document: Document) -> "FineTuningJob":
         for where, holder, key, path in local:
             name = where
             if path is not None:
-                holder[key] = _upload(client, path)
+                holder[key] = files.send(client, path)
                 uploaded.append(holder[key])
         # The client asks for a training file, which an evaluation has not.
         return client.fine_tuning.jobs.create(**{"training_file": openai.omit} | body)
@@ -99,15 +96,6 @@ def create(client: "OpenAI", document: Document) -> "FineTuningJob":
         message = error.body.get("message") if isinstance(error.body, dict) else None
         param = error.param if error.param != "file" else name
         raise document.error(str(message or error.message), param) from error
-
-
-def _upload(client: "OpenAI", path: Path) -> str:
-    """The id of the uploaded file. One that is too large for a single request is sent in parts."""
-    if path.stat().st_size <= LARGEST_AT_ONCE:
-        return client.files.create(file=path, purpose="fine-tune").id
-    upload = client.uploads.upload_file_chunked(file=path, mime_type="text/jsonl", purpose="fine-tune")
-    assert upload.file is not None, "a completed upload has its file"
-    return upload.file.id
 
 
 def _check(document: Document) -> None:

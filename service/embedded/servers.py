@@ -15,8 +15,10 @@ from service.embedded.processes import Children
 
 PASSED_ON = ("PATH", "HOME", "USER", "LANG", "TZ", "TMPDIR", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "FORWARDED_ALLOW_IPS")
 PASSED_ON_PREFIXES = ("LC_", "TROLL_", "OMP_", "MKL_", "CUDA_", "NVIDIA_", "NCCL_")
+TRACKING = ("TROLL_WANDB_API_KEY", "TROLL_MLFLOW_TOKEN", "TROLL_MLFLOW_PASSWORD")
+"""Secrets of trackers, which are the training worker's."""
 SECRETS = (
-    *("TROLL_DATABASE_URL", "TROLL_REDIS_URL", "TROLL_KEY_PEPPER", "TROLL_WEBHOOK_KEY", "TROLL_WANDB_API_KEY"),
+    *("TROLL_DATABASE_URL", "TROLL_REDIS_URL", "TROLL_KEY_PEPPER", "TROLL_WEBHOOK_KEY", *TRACKING),
     *("TROLL_OIDC_CLIENT_SECRET", "TROLL_SECRETS_DIR"),
 )
 """What of ours only those processes get that use it."""

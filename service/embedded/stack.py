@@ -163,8 +163,8 @@ class Stack:
         redis, hashing = {"REDIS_URL": running.redis_url}, {"TROLL_KEY_PEPPER": pepper}
         signing = {"TROLL_WEBHOOK_KEY": os.environ.get("TROLL_WEBHOOK_KEY") or secret.key_of(pepper)}
         tracking, signing_in = (
-            {name: key for name in (name,) if (key := os.environ.get(name))}
-            for name in ("TROLL_WANDB_API_KEY", "TROLL_OIDC_CLIENT_SECRET")
+            {name: key for name in names if (key := os.environ.get(name))}
+            for names in (servers.TRACKING, ("TROLL_OIDC_CLIENT_SECRET",))
         )
 
         def login(role: Login) -> dict[str, str]:
@@ -251,6 +251,7 @@ class Stack:
     def _write_state(self, ready: Ready, running: servers.Servers) -> None:
         process = {"pid": os.getpid(), "started": psutil.Process().create_time()}
         where = {"models_dir": str(self.models), "database_url": running.database_url("troll_operator")}
+        where["redis_url"] = running.redis_url
         write_json(self.folder.state, {**asdict(ready), **process, **where})
 
     def _watch(self) -> None:

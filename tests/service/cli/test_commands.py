@@ -143,7 +143,7 @@ def test_an_unknown_job_is_one_clear_line(troll: Troll) -> None:
 def test_a_cancelled_job_can_be_followed_to_its_end_and_is_no_success(troll: Troll, job_id: str) -> None:
     assert troll("jobs", "cancel", job_id).stdout == f"{job_id}: cancelled\n"
     result = troll("follow", job_id)
-    assert result.exit_code == 1
+    assert result.exit_code == 4
     assert f"Created fine-tuning job: {job_id}" in result.stderr
     assert f"{job_id} cancelled" in result.stderr
 

@@ -1,23 +1,38 @@
-"""What the bar shows of a metrics event."""
+"""What is shown of metrics events."""
 
+import io
 from typing import Any
 
 import pytest
+from rich.console import Console
 
-from service.cli.following import _is_worth_a_line, _numbers
+from service.cli.curves import sparkline
+from service.cli.following import Lines, _is_worth_a_line
 
 
-@pytest.mark.parametrize(
-    ("data", "shown"),
-    [
-        ({"train_mean_reward": 0.5, "troll": {"kl_after": 0.01}}, {"reward": "0.500", "KL": "0.0100"}),
-        ({"train_mean_reward": None, "full_valid_mean_reward": 0.25, "troll": {}}, {"reward": "0.250"}),
-        ({"train_loss": 1.5, "full_valid_loss": None, "troll": {"lr": 1e-5}}, {"loss": "1.500"}),
-        ({"train_loss": 1.5, "full_valid_loss": 0.0}, {"loss": "1.500", "validation loss": "0.000"}),
-    ],
-)
-def test_the_numbers_are_those_of_the_method(data: dict[str, Any], shown: dict[str, str]) -> None:
-    assert _numbers(data) == shown
+def drawn(steps: list[dict[str, Any]], width: int = 100) -> list[list[str]]:
+    lines, console = Lines(), Console(file=io.StringIO(), width=width)
+    for step in steps:
+        lines.take(step)
+    console.print(lines.table(width))
+    return [line.split() for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
+
+
+def test_curves_are_those_of_the_method() -> None:
+    reward = [
+        {"train_mean_reward": n / 4, "full_valid_mean_reward": None, "troll": {"kl_after": 1.0}} for n in range(5)
+    ]
+    assert drawn(reward) == [["reward", "▁▃▅▆█", "1", "0", "to", "1"], ["KL", "▁▁▁▁▁", "1", "1", "to", "1"]]
+    loss: list[dict[str, Any]] = [
+        {"train_loss": 2.0, "full_valid_loss": 3.0},
+        {"train_loss": 1.5, "full_valid_loss": None},
+    ]
+    assert drawn(loss) == [["loss", "█▁", "1.5", "1.5", "to", "2"], ["validation", "loss", "▁", "3", "3", "to", "3"]]
+
+
+@pytest.mark.parametrize(("count", "width"), [(0, 10), (1, 10), (10, 10), (11, 10), (10_000, 42)])
+def test_a_curve_keeps_to_its_width(count: int, width: int) -> None:
+    assert min(count, 1) <= len(sparkline([float(n) for n in range(count)], width)) <= width
 
 
 @pytest.mark.parametrize(

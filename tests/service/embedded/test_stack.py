@@ -129,7 +129,7 @@ SECRETS = {
     "prepare": {"DATABASE_OWNER_URL", "DATABASE_URL", "TROLL_KEY_PEPPER"},
     "api": {"DATABASE_URL", "REDIS_URL", "TROLL_KEY_PEPPER", "TROLL_WEBHOOK_KEY", "TROLL_OIDC_CLIENT_SECRET"},
     "control-worker": {"DATABASE_URL", "REDIS_URL", "TROLL_WEBHOOK_KEY"},
-    "training-worker": {"DATABASE_URL", "REDIS_URL", "TROLL_WANDB_API_KEY"},
+    "training-worker": {"DATABASE_URL", "REDIS_URL", "TROLL_WANDB_API_KEY", "TROLL_MLFLOW_TOKEN"},
     "serving-worker": {"REDIS_URL"},
     "beat": {"REDIS_URL"},
 }
@@ -142,12 +142,13 @@ LOGIN_OF_SERVICE = {
 def test_each_process_is_given_only_the_secrets_that_it_uses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TROLL_WANDB_API_KEY", "w" * 40)
     monkeypatch.setenv("TROLL_OIDC_CLIENT_SECRET", "o" * 40)
+    monkeypatch.setenv("TROLL_MLFLOW_TOKEN", "m" * 40)
     monkeypatch.setenv("TROLL_KEY_PEPPER", "p" * 40)
     stack = Stack(Options(tmp_path))
     passwords = {role: stack.folder.password(role) for role in LOGINS}
     running = Servers("postgresql://postgres:of-the-owner@/troll?host=/run", "unix:///redis.sock", passwords)
     given = {name: stack._environment() | own for name, own in stack._secrets(running).items()}
-    secret = re.compile("(DATABASE.*_URL|REDIS_URL|_PEPPER|_KEY|_SECRET)$")
+    secret = re.compile("(DATABASE.*_URL|REDIS_URL|_PEPPER|_KEY|_SECRET|_TOKEN)$")
     assert {name: {each for each in given[name] if secret.search(each)} for name in given} == SECRETS
     for name, variables in given.items():
         known = [role for role, password in passwords.items() if password in "\n".join(variables.values())]
