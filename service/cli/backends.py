@@ -16,7 +16,7 @@ from migrations.tables import Base
 from migrations.upgrade import config
 from service.contracts.finding import Finding
 from service.core.clock import TOLERATED_SECONDS
-from service.core.db import ROLES
+from service.core.db import LOGINS
 
 OLDEST_POSTGRES, OLDEST_REDIS = 14, (6, 2)
 SECONDS = 5.0
@@ -60,8 +60,8 @@ def _login(connection: psycopg.Connection[Any]) -> Iterator[Finding]:
         )
         if it_may
     ]
-    if name not in ROLES:
-        remedy = f"Give each process a login of its own ({', '.join(ROLES)}): see docs/operations.md, 'Databases'."
+    if name not in LOGINS:
+        remedy = f"Give each process a login of its own ({', '.join(LOGINS)}): see docs/operations.md, 'Databases'."
         yield Finding(what="login", state="warning", found=f"{name} is no process's", remedy=remedy)
     elif may:
         remedy = f"Take it from it, as the database's owner: ALTER ROLE {name} NOSUPERUSER NOBYPASSRLS NOCREATEROLE."

@@ -29,6 +29,8 @@ SHOWN = {
     "seconds of a step": "timing.step.full_iteration",
 }
 """What is drawn, and where metrics have it."""
+OF_SET = re.compile(r"validation_sets\.([^.]+)\.mean_at_k")
+"""The mean reward of a validation set, drawn under the set's name."""
 BESIDE = 58
 """Columns of the terminal for what stands beside a curve."""
 TERMINAL = ("succeeded", "failed", "cancelled")
@@ -105,7 +107,9 @@ class Lines:
     def take(self, data: dict[str, Any]) -> None:
         """Take a step's metrics."""
         numbers = flatten(data)
-        of_sets = {name.split(".")[1]: name for name in numbers if re.fullmatch(r"validation_sets\.[^.]+\.mean_at_k", name)}
+        of_sets = {
+            name.split(".")[1]: name for name in numbers if re.fullmatch(r"validation_sets\.[^.]+\.mean_at_k", name)
+        }
         for title, name in {**SHOWN, **of_sets}.items():
             if name in numbers:
                 self._kept.setdefault(title, []).append(numbers[name])

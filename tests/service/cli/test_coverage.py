@@ -16,15 +16,17 @@ from typer.testing import Result
 
 from service.accounts.service import KeyOwner, make_key
 from service.app import create_app
-from service.cli import app, files, jobs
+from service.cli import app, files, following
 from service.core.db import transaction
 from tests import factories
+from tests.service.cli import test_exports
 from tests.workers.conftest import use_stub
 from workers.jobs import supervisor
 
 Troll = Callable[..., Result]
 ELSEWHERE = {
     "GET /v1/models/{model}/archive": "'troll pull' fetches the same, and goes on where a connection broke",
+    "GET /v1/models/{model}/exports/{export_id}/content": "'troll pull --format' fetches the same, likewise",
     "POST /v1/responses": "'troll chat' asks the same model the same",
     "GET /healthz": "for load balancers",
     "GET /readyz": "for load balancers",
@@ -36,7 +38,7 @@ ADMINISTRATION = "/v1/organization/"
 
 SAY_NO_MORE = {
     *("up", "down", "demo"),
-    *("pull", "report", "tensorboard", "files content"),
+    *("pull", "push", "exports delete", "report", "tensorboard", "files content"),
     *("chat", "api"),
     *("keys revoke", "workers drain", "workers resume"),
     *("admin delete", "admin weight", "admin budget", "admin projects create", "admin projects archive"),
@@ -68,7 +70,7 @@ def test_the_exit_code_says_how_a_job_ended(
     troll: Troll, monkeypatch: pytest.MonkeyPatch, status: str, code: int
 ) -> None:
     ended = SimpleNamespace(status=status, error=None, fine_tuned_model="ft:m")
-    monkeypatch.setattr(jobs.following, "show", lambda *_: ended)
+    monkeypatch.setattr(following, "show", lambda *_: ended)
     assert troll("follow", "ftjob-1").exit_code == code
 
 
@@ -162,6 +164,9 @@ def test_every_operation_has_a_command(
     run("models", "list", "--json")
     run("models", "show", model, "--json")
     run("pull", tuned, "-o", tmp_path / "weights")
+    test_exports.work_by_a_stub(monkeypatch, tmp_path)
+    run("pull", tuned, "-o", tmp_path / "exported", "--format", "huggingface")
+    run("exports", "list", tuned, "--json")
     with transaction("troll_operator") as session:
         admin, _ = make_key(session, KeyOwner(api_key.organization_id, None), name="administers")
     monkeypatch.setenv("OPENAI_ADMIN_KEY", admin)

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from service.cli import app, backends, machine
 from service.contracts.finding import Finding
-from service.core.db import ROLES
+from service.core.db import LOGINS
 from service.embedded.servers import Servers
 from tests import factories
 
@@ -26,7 +26,7 @@ def states(findings: Any) -> dict[str, str]:
     return {finding.what: finding.state for finding in findings}
 
 
-@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("role", LOGINS)
 def test_a_sound_database_holds_for_each_login(database: Servers, role: Any) -> None:
     found = states(backends.postgres(database.database_url(role)))
     assert found == dict.fromkeys(("PostgreSQL", "login", "migrations", "clock"), "holds")

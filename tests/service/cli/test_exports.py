@@ -29,6 +29,11 @@ def model(models_dir: Path) -> str:
 
 @pytest.fixture
 def worker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    work_by_a_stub(monkeypatch, tmp_path)
+
+
+def work_by_a_stub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Have exports made at once by a process that writes a file and no model."""
     script = tmp_path / "work.py"
     script.write_text(WORK)
     monkeypatch.setattr(exporter, "COMMAND", ["python3", str(script)])
