@@ -15,7 +15,7 @@ import yaml
 from openai import OpenAI
 from typer.testing import CliRunner, Result
 
-from service.cli import app, jobs, submission
+from service.cli import app, files, jobs
 from service.core.db import transaction
 from service.jobs import repository
 from service.settings import settings
@@ -72,7 +72,7 @@ def test_submit_takes_files_that_are_already_there_by_their_id(
 def test_files_of_validation_sets_are_uploaded_and_large_ones_in_parts(
     troll: Troll, job_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(submission, "LARGEST_AT_ONCE", 10)
+    monkeypatch.setattr(files, "LARGE_BYTES", 10)
     rows = factories.jsonl(factories.rows(3, start=90))
     (job_file.parent / "held-out.jsonl").write_bytes(rows)
     body = yaml.safe_load(job_file.read_text())

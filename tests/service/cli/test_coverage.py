@@ -40,7 +40,7 @@ SAY_NO_MORE = {
     *("up", "down", "demo"),
     *("pull", "push", "exports delete", "report", "tensorboard", "files content"),
     *("chat", "api"),
-    *("keys revoke", "workers drain", "workers resume"),
+    *("keys scopes", "keys revoke", "workers drain", "workers resume"),
     *("admin delete", "admin weight", "admin budget", "admin projects create", "admin projects archive"),
     *("admin users add", "admin users remove"),
 }
