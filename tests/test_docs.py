@@ -317,6 +317,8 @@ def test_the_site_is_built_without_a_warning_and_loads_nothing_from_elsewhere(tm
     pages = list(tmp_path.glob("*.html"))
     assert len(pages) > 15
     assert [page.name for page in pages if loaded.search(page.read_text())] == []
+    formulas = [formula for page in pages for formula in re.findall(r"<math.*?</math>", page.read_text(), re.DOTALL)]
+    assert [formula for formula in formulas if "\\" in re.sub(r"<[^>]+>", "", formula)] == []
 
 
 def test_the_example_is_a_valid_job() -> None:
