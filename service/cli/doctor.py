@@ -19,7 +19,6 @@ from service.cli.connection import AsJSON, default_data_dir
 from service.cli.failure import CommandError, ExitCode
 from service.contracts.finding import Finding
 from service.embedded import jail
-from service.embedded.folder import Folder
 
 SECONDS = 300.0
 """For what a worker's libraries say; torch alone may take a minute where the disk is slow."""
@@ -76,17 +75,23 @@ def _findings(data_dir: Path | None) -> Iterator[Finding]:
 
 def _state(data_dir: Path | None) -> dict[str, Any]:
     """Where things are: what the environment says, or what a stack says of itself where it does not."""
-    names = {"database_url": "DATABASE_URL", "redis_url": "REDIS_URL", "base_url": "OPENAI_BASE_URL"}
-    named = {what: value for what, name in names.items() if (value := os.environ.get(name))}
+    if data_dir is None and "DATABASE_URL" in os.environ:
+        # A process of a deployment, whose image may lack what stacks are started with.
+        return _told(default_data_dir(), default_data_dir() / "models")
+    from service.embedded.folder import Folder
+
     folder = Folder(data_dir or default_data_dir())
-    places = {
-        "data_dir": str(folder.root),
-        "models_dir": os.environ.get("TROLL_MODELS_DIR") or str(folder.models),
-    }
-    running = None if data_dir is None and "database_url" in named else folder.read_state()
+    running = folder.read_state()
     if data_dir is not None and running is None:
         raise CommandError(f"No stack is up on {folder.root}: start it with 'troll up', or leave --data-dir out.")
-    return places | named | (running or {})
+    return _told(folder.root, folder.models) | (running or {})
+
+
+def _told(data_dir: Path, models_dir: Path) -> dict[str, Any]:
+    """What the environment says, and of folders where they are otherwise."""
+    names = {"database_url": "DATABASE_URL", "redis_url": "REDIS_URL", "base_url": "OPENAI_BASE_URL"}
+    named = {what: value for what, name in names.items() if (value := os.environ.get(name))}
+    return {"data_dir": str(data_dir), "models_dir": os.environ.get("TROLL_MODELS_DIR") or str(models_dir), **named}
 
 
 def _of_workers() -> Iterator[Finding]:

@@ -113,6 +113,9 @@ def _make_one_of_each(client: openai.OpenAI, project: str) -> dict[str, str]:
         "fine_tuned_model_checkpoint": tuned,
         "permission_id": client.fine_tuning.checkpoints.permissions.create(tuned, project_ids=[project]).data[0].id,
         "name": "config.json",
+        "export_id": cast(Any, client.post(f"/models/{tuned}/exports", cast_to=object, body={"format": "huggingface"}))[
+            "id"
+        ],
     }
 
 

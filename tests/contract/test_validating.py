@@ -221,7 +221,12 @@ def test_resumed_jobs_count_against_the_quota(
         jobs = [client.fine_tuning.jobs.create(**body).id for _ in range(2)]
         for id in jobs:
             client.fine_tuning.jobs.pause(id)
-        jobs += [client.fine_tuning.jobs.create(**body).id for _ in range(2)]
+        # Set aside before they began, they count for new jobs.
+        with pytest.raises(openai.RateLimitError):
+            client.fine_tuning.jobs.create(**body)
+        client.fine_tuning.jobs.resume(jobs[1])
+        monkeypatch.setenv("TROLL_MAX_QUEUED_JOBS", "1")
+        settings.cache_clear()
         with pytest.raises(openai.RateLimitError) as refusal:
             client.fine_tuning.jobs.resume(jobs[0])
         assert refusal.value.code == "job_quota_exceeded"

@@ -36,8 +36,8 @@ def test_a_body_that_is_no_object(client: TestClient, body: object) -> None:
 
 
 def test_a_missing_field_is_named(client: TestClient) -> None:
-    answer = client.post("/v1/fine_tuning/jobs", json={"model": "m"})
-    assert (answer.status_code, envelope(answer)["param"]) == (400, "training_file")
+    answer = client.post("/v1/fine_tuning/jobs", json={"training_file": "f"})
+    assert (answer.status_code, envelope(answer)["param"]) == (400, "model")
 
 
 def test_a_query_parameter_out_of_range_is_named(client: TestClient) -> None:

@@ -63,7 +63,16 @@ def test_each_run_holds_every_step_and_says_whose_it_is(submit: Submit, server: 
         assert run.values("train_mean_reward") == STEPS
         assert run.params["method.hyperparameters.batch_size"] == "8"
         assert run.statuses == ["FINISHED"]
-    assert any(f"MLflow run: {server.url}/#/experiments/" in event.message for event in events(id))
+
+
+def test_followers_are_told_where_the_run_is(submit: Submit, server: MlflowServer, client: TestClient) -> None:
+    id = submit("wait")
+    thread = threading.Thread(target=supervisor.run, args=["worker-1"])
+    thread.start()
+    wait_for(lambda: any(f"MLflow run: {server.url}/#/experiments/" in event.message for event in events(id)))
+    client.post(f"/v1/fine_tuning/jobs/{id}/cancel")
+    thread.join(20)
+    assert row(id).status == "cancelled"
 
 
 def test_a_job_that_is_tried_again_goes_on_with_its_run(submit: Submit, server: MlflowServer) -> None:
