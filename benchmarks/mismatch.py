@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import report
-from workers.training.optim.mismatch import DEFAULT_CAPS
+from service.jobs.hyperparameters.reinforcement import MISMATCH_CAPS
 
 LENGTHS = (256, 1024, 4096, 16384)
 NOISES = (0.005, 0.02, 0.05)
@@ -50,7 +50,7 @@ def measure(kind: str, noise: float, answers: int, seed: int) -> dict[tuple[int,
         drawn = torch.multinomial(q.exp(), answers, replacement=True, generator=generator)
         log_ratios, scores = (p - q).gather(-1, drawn), values.gather(-1, drawn)
         ratios = log_ratios.exp()
-        cap = DEFAULT_CAPS["token-truncate"]
+        cap = MISMATCH_CAPS["token-truncate"]
         weights = {"truncated": ratios.clamp(max=cap), "masked": ratios * ((ratios < cap) & (ratios > 1 / cap))}
         sums["log_ratio"] += log_ratios.sum(0)
         sums["value"] += scores.sum(0)
@@ -72,7 +72,7 @@ def _row(
     of_tokens = {"token-truncate": "truncated", "token-mask": "masked", "geometric-mask": "truncated"}
     match method:
         case "sequence-mask":
-            weight = torch.where(ratio <= DEFAULT_CAPS["sequence-mask"], ratio, 0.0)
+            weight = torch.where(ratio <= MISMATCH_CAPS["sequence-mask"], ratio, 0.0)
         case "geometric-mask":
             weight = ((sums["log_ratio"] / length).abs() < 0.01).double()
         case _:

@@ -15,8 +15,6 @@ class Engine:
 
     title: str
     """What it is called in a sentence."""
-    gives_distributions: bool
-    """Whether rollouts carry the sampler's distributions."""
     samples_ahead_in_processes: bool
     """Whether it can sample while several processes train the model: each has weights of its own to sample from."""
     is_split: bool
@@ -32,7 +30,6 @@ class Engine:
 ENGINES: dict[EngineName, Engine] = {
     "transformers": Engine(
         "transformers",
-        gives_distributions=False,
         samples_ahead_in_processes=False,
         is_split=False,
         module="transformers",
@@ -40,7 +37,6 @@ ENGINES: dict[EngineName, Engine] = {
     ),
     "vllm": Engine(
         "vLLM",
-        gives_distributions=True,
         samples_ahead_in_processes=True,
         is_split=True,
         module="vllm",

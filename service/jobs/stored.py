@@ -19,7 +19,7 @@ from service.contracts.wording import reason_of
 from service.jobs.examination import Question
 from service.jobs.spec import JobSpec
 
-VERSION = 4
+VERSION = 5
 """Of what this version of the service writes, and the newest that it reads."""
 NUMBER = "version"
 
@@ -107,7 +107,20 @@ def _with_sets(content: dict[str, Any]) -> dict[str, Any]:
     return content
 
 
-SPECIFICATIONS: dict[int, Upgrade] = {1: _with_dppo, 2: _with_methods, 3: _with_sets}
+SINCE_5: dict[str, Any] = {"partial_rollouts": True}
+"""What jobs of version 4 have been run with, whose answers were one step old at most and had no pieces."""
+
+
+def _with_partial_rollouts(content: dict[str, Any]) -> dict[str, Any]:
+    """To version 5, in which reinforcement has pieces of answers."""
+    method = content.get("method")
+    hyperparameters = method.get("hyperparameters") if isinstance(method, dict) else None
+    if isinstance(method, dict) and isinstance(hyperparameters, dict) and method.get("type") == "reinforcement":
+        method["hyperparameters"] = {**hyperparameters, **SINCE_5}
+    return content
+
+
+SPECIFICATIONS: dict[int, Upgrade] = {1: _with_dppo, 2: _with_methods, 3: _with_sets, 4: _with_partial_rollouts}
 """By the version that they start from; a version without one has the shape of the next."""
 QUESTIONS: dict[int, Upgrade] = {}
 

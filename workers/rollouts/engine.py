@@ -38,6 +38,9 @@ class Sampling:
     """Below 1, tokens are sampled from the most likely ones that have so much probability together. Answers sampled so
     are for evaluations: whether their ``log_probs`` know of it is up to the engine."""
 
+    top: bool = True
+    """Whether rollouts carry the most likely tokens, where the engine was started to give them."""
+
     def number(self, prompt: int) -> int:
         """The number of the prompt at index ``prompt``, which its random numbers follow from."""
         return self.first + self.stride * prompt
@@ -56,7 +59,40 @@ class Rollout:
     top: "TopLogProbs | None" = None
     """The most likely tokens of each position, where the engine was asked for them."""
     version: int = 0
-    """How often weights had been pushed to the engine when it sampled this."""
+    """How often weights had been pushed to the engine when it sampled the first token."""
+    continued: int = 0
+    """After how many pushes of weights since then it was continued (a partial rollout)."""
+
+    def extended(self, piece: "Rollout") -> "Rollout":
+        """This, unfinished as it is, with ``piece`` behind it, which was sampled by later weights."""
+        if not self.token_ids:
+            return piece
+        top = self.top and piece.top and self.top.extended(piece.top)
+        tokens, log_probs = self.token_ids + piece.token_ids, self.log_probs + piece.log_probs
+        continued = piece.version - self.version
+        return Rollout(tokens, log_probs, piece.finish_reason, top, self.version, continued)
+
+
+UNBEGUN = Rollout([], [], "length")
+"""An answer without a token yet."""
+
+
+@dataclass(frozen=True)
+class Begun:
+    """An answer of which the next piece is to be sampled."""
+
+    prompt_ids: Sequence[int]
+    token_ids: Sequence[int]
+    """Those it has; none where it is new."""
+    max_tokens: int
+    """Most tokens of the piece."""
+    seed: int
+    """Of the piece's random numbers."""
+
+    @property
+    def context(self) -> list[int]:
+        """What the piece goes on from."""
+        return [*self.prompt_ids, *self.token_ids]
 
 
 @dataclass(frozen=True)
@@ -77,6 +113,12 @@ class EngineRequest:
     memory_share: float = MEMORY_SHARE
     """Share of the GPU's memory for an engine with weights of its own."""
 
+    @property
+    def top_log_probs(self) -> int:
+        """How many most likely tokens rollouts are to carry for each position: the sampler's distributions."""
+        h = self.hyperparameters
+        return min(h.max_tokens_kept, self.policy.vocabulary_size) if h.old_policy == "sampler" else 0
+
 
 class NonFiniteLogitsError(Exception):
     """The model's logits are NaN or infinite: its weights are beyond repair."""
@@ -87,6 +129,9 @@ class RolloutEngine(ABC):
 
     together: int = 1
     """How many processes in sequence share the engine: each has to ask the same of it and gets the same answers."""
+
+    top_log_probs: int = 0
+    """How many most likely tokens its rollouts carry for each position."""
 
     asleep: bool = False
     """Whether it gave its GPU memory to the trainer; it is woken before weights are pushed to it again."""
@@ -136,6 +181,16 @@ class RolloutEngine(ABC):
 
         What is sampled does not depend on the order. Closing the generator early gives up the rest. Raises
         ``NonFiniteLogitsError``, and ``GrammarFailedError`` where an answer can be held to the grammar no further.
+        """
+
+    @abstractmethod
+    def extend(
+        self, begun: Sequence[Begun], temperature: float, grammar: "Grammar | None" = None
+    ) -> Generator[tuple[int, Rollout]]:
+        """The next piece of each answer with the answer's index, as soon as it is there: its new tokens alone.
+
+        A piece whose ``finish_reason`` is ``"length"`` has ``max_tokens``, or reaches the end of the context. Only new
+        answers can be held to ``grammar``. Closing the generator early gives up the rest. Raises as ``stream`` does.
         """
 
     def generate(self, prompts: Sequence[Sequence[int]], samples: int, sampling: Sampling) -> list[list[Rollout]]:

@@ -26,6 +26,10 @@ class TopLogProbs:
     log_probs: NDArray[np.float32]
     """``[n, K]`` in the whole softmax."""
 
+    def extended(self, later: "TopLogProbs") -> "TopLogProbs":
+        """Those of these positions and, behind them, of ``later`` ones."""
+        return TopLogProbs(np.concatenate([self.ids, later.ids]), np.concatenate([self.log_probs, later.log_probs]))
+
 
 def sparse_rows(rollouts: Sequence["Rollout"], vocabulary_size: int, **options: Any) -> troll.SparseLogProbs:
     """The sampler's distributions as the old policy: rows ``[N]``, the answers' tokens one after the other.

@@ -25,9 +25,10 @@ from workers.modeling.decoder import Decoder
 from workers.modeling.policy import Policy
 from workers.modeling.precision import autocast, dtype_on
 from workers.rollouts import probe
-from workers.rollouts.engine import EngineRequest, NonFiniteLogitsError, Rollout, RolloutEngine, Sampling
+from workers.rollouts.engine import Begun, EngineRequest, NonFiniteLogitsError, Rollout, RolloutEngine, Sampling
 from workers.rollouts.gathered import gathered
-from workers.rollouts.grammar import Constraints
+from workers.rollouts.grammar import Constraints, Grammar
+from workers.rollouts.top_log_probs import TopLogProbs
 
 CACHE_BYTES = 4 << 30
 LOGITS_PER_BATCH = 1 << 26
@@ -46,8 +47,11 @@ class TransformersEngine(RolloutEngine):
         context_length: an answer ends where prompt and answer together reach it.
     """
 
-    def __init__(self, model: PreTrainedModel, stop_ids: Sequence[int], context_length: int) -> None:
+    def __init__(
+        self, model: PreTrainedModel, stop_ids: Sequence[int], context_length: int, top_log_probs: int = 0
+    ) -> None:
         self._model = model
+        self.top_log_probs = top_log_probs
         self._stop_ids = torch.tensor(sorted(stop_ids), device=model.device)
         self._context_length = context_length
         self._sampling = False
@@ -59,7 +63,7 @@ class TransformersEngine(RolloutEngine):
         policy = request.policy
         # The trained model itself, but where it samples while it is trained.
         model = _copy_of(policy.model) if request.hyperparameters.max_staleness else policy.model
-        return cls(model, policy.stop_ids, policy.context_length)
+        return cls(model, policy.stop_ids, policy.context_length, request.top_log_probs)
 
     def push(self, policy: Policy, probes: Sequence[Sequence[int]]) -> None:
         self.sync(policy.model.named_parameters())
@@ -108,6 +112,29 @@ class TransformersEngine(RolloutEngine):
         finally:
             self._sampling = False
 
+    @torch.no_grad()
+    def extend(
+        self, begun: Sequence[Begun], temperature: float, grammar: Grammar | None = None
+    ) -> Generator[tuple[int, Rollout]]:
+        self._sampling = True
+        try:
+            with gathered(self._model):
+                for samples, groups in _with_one_context(begun):
+                    contexts = [begun[group[0]].context for group in groups]
+                    for chunk in self._chunks(contexts, samples, max(each.max_tokens for each in begun)):
+                        numbers = [number for place in chunk for number in groups[place]]
+                        limits = torch.tensor([begun[number].max_tokens for number in numbers])
+                        sampling = Sampling(temperature, int(limits.max()), seed=0, grammar=grammar)
+                        draws = torch.zeros(len(numbers), sampling.max_tokens, dtype=torch.float64)
+                        for row, number in enumerate(numbers):
+                            random = np.random.default_rng(begun[number].seed).random(begun[number].max_tokens)
+                            draws[row, : len(random)] = torch.from_numpy(random)
+                        read = [contexts[place] for place in chunk]
+                        for position, group in self._stream(read, samples, sampling, draws, limits):
+                            yield from zip(numbers[position * samples :], group, strict=False)
+        finally:
+            self._sampling = False
+
     def _chunks(self, prompts: Sequence[Sequence[int]], samples: int, max_tokens: int) -> Iterator[list[int]]:
         """Indices of prompts of similar length that fit into memory together."""
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
@@ -137,28 +164,38 @@ class TransformersEngine(RolloutEngine):
         return self._pads
 
     def _stream(
-        self, prompts: list[Sequence[int]], samples: int, sampling: Sampling, draws: Tensor
+        self,
+        prompts: Sequence[Sequence[int]],
+        samples: int,
+        sampling: Sampling,
+        draws: Tensor,
+        limits: Tensor | None = None,
     ) -> Iterator[tuple[int, list[Rollout]]]:
+        """The groups of some prompts, in one batch. ``limits`` ``[R]``: most tokens of a row, where they differ."""
         device = self._model.device
-        lengths = torch.tensor([len(prompt) for prompt in prompts], device=device).repeat_interleave(samples)  # [R]
+        left = torch.tensor([self._context_length - len(prompt) for prompt in prompts]).repeat_interleave(samples)
+        limits = left.clamp(max=sampling.max_tokens) if limits is None else left.minimum(limits)
+        limits = limits.to(device)
         decoder, logits = self._prefill(prompts, samples)
         draws = draws.to(device)
-        answer = _Answers(len(prompts), samples, sampling.max_tokens, self.version, device)
+        top = self.top_log_probs if sampling.top else 0
+        answer = _Answers(len(prompts), samples, sampling.max_tokens, self.version, device, top)
         grammar = sampling.grammar
         held = grammar and Constraints([grammar.start(prompt) for prompt in prompts for _ in range(samples)], grammar)
-        rows = torch.arange(len(lengths), device=device)  # which answer each row of the batch is
+        rows = torch.arange(len(limits), device=device)  # which answer each row of the batch is
         done = torch.zeros_like(rows, dtype=torch.bool)
         finished = 0
         for position in range(sampling.max_tokens):
             if held:
                 logits = held.mask(logits, rows, done)
-            tokens, log_probs = _choose(logits, sampling, draws[rows, position])
+            log_probs = (logits.float() / (sampling.temperature or 1.0)).log_softmax(-1)  # [R, V]
+            tokens = _choose(log_probs, sampling, draws[rows, position])
             answer.add(rows[~done], position, tokens[~done], log_probs[~done])
             if held:
                 held.advance(rows[~done], tokens[~done])
             stopped = torch.isin(tokens, self._stop_ids)
             answer.stopped[rows[stopped & ~done]] = True
-            done = done | stopped | (lengths[rows] + position + 1 >= self._context_length)
+            done = done | stopped | (position + 1 >= limits[rows])
             before, finished = finished, int(done.sum())
             if finished == len(done) or position + 1 == sampling.max_tokens:
                 break
@@ -185,18 +222,26 @@ class TransformersEngine(RolloutEngine):
 class _Answers:
     """The answers to ``prompts`` prompts, ``samples`` to each, while they grow."""
 
-    def __init__(self, prompts: int, samples: int, max_tokens: int, version: int, device: torch.device) -> None:
+    def __init__(
+        self, prompts: int, samples: int, max_tokens: int, version: int, device: torch.device, top: int
+    ) -> None:
         rows = prompts * samples
         self._samples, self._version = samples, version
         self._waiting = torch.ones(prompts, dtype=torch.bool, device=device)  # groups not handed over yet
         self._tokens = torch.zeros(rows, max_tokens, dtype=torch.long, device=device)
         self._log_probs = torch.zeros(rows, max_tokens, device=device)
+        self._top = torch.zeros(rows, max_tokens, top, device=device)
+        self._top_ids = torch.zeros(rows, max_tokens, top, dtype=torch.int32, device=device)
         self._lengths = torch.zeros(rows, dtype=torch.long, device=device)
         self.stopped = torch.zeros(rows, dtype=torch.bool, device=device)
 
     def add(self, rows: Tensor, position: int, tokens: Tensor, log_probs: Tensor) -> None:
+        """``rows`` have ``tokens`` at ``position``, sampled from ``log_probs`` ``[rows, V]``."""
         self._tokens[rows, position] = tokens
-        self._log_probs[rows, position] = log_probs
+        self._log_probs[rows, position] = log_probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+        if number := self._top.shape[-1]:
+            likely = log_probs.topk(number, dim=-1)
+            self._top[rows, position], self._top_ids[rows, position] = likely.values, likely.indices.int()
         self._lengths[rows] = position + 1
 
     def groups(self, open_rows: Tensor) -> Iterator[tuple[int, list[Rollout]]]:
@@ -211,9 +256,16 @@ class _Answers:
         if not bool(self._log_probs[rows].isfinite().all()):
             raise NonFiniteLogitsError("The model's logits are NaN or infinite.")
         columns = [column[rows].tolist() for column in (self._tokens, self._log_probs, self._lengths, self.stopped)]
+        top_ids, top = self._top_ids[rows].cpu().numpy(), self._top[rows].cpu().numpy()
         return [
-            Rollout(ids[:n], log_probs[:n], "stop" if stopped else "length", version=self._version)
-            for ids, log_probs, n, stopped in zip(*columns, strict=True)
+            Rollout(
+                ids[:n],
+                log_probs[:n],
+                "stop" if stopped else "length",
+                TopLogProbs(top_ids[row, :n], top[row, :n]) if top.shape[-1] else None,
+                self._version,
+            )
+            for row, (ids, log_probs, n, stopped) in enumerate(zip(*columns, strict=True))
         ]
 
 
@@ -223,25 +275,34 @@ def _copy_of(model: PreTrainedModel) -> PreTrainedModel:
     return copy.deepcopy(model, frozen)
 
 
+def _with_one_context(begun: Sequence[Begun]) -> list[tuple[int, list[list[int]]]]:
+    """Indices of those that go on from the same tokens, which are read once: groups by their size."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for number, each in enumerate(begun):
+        groups.setdefault(tuple(each.context), []).append(number)
+    sizes: dict[int, list[list[int]]] = {}
+    for group in groups.values():
+        sizes.setdefault(len(group), []).append(group)
+    return list(sizes.items())
+
+
 def _draws(samples: int, sampling: Sampling, prompt: int) -> Tensor:
     """Uniform numbers ``[samples, max_tokens]`` for the answers to a prompt, the same in whatever company it is."""
     generator = np.random.default_rng((sampling.seed, sampling.number(prompt)))
     return torch.from_numpy(generator.random((samples, sampling.max_tokens)))
 
 
-def _choose(logits: Tensor, sampling: Sampling, draws: Tensor) -> tuple[Tensor, Tensor]:
-    """Sampled tokens ``[R]`` and their log-probabilities ``[R]``: its distribution inverted at ``draws`` ``[R]``."""
-    log_probs = (logits.float() / (sampling.temperature or 1.0)).log_softmax(-1)  # [R, V]
+def _choose(log_probs: Tensor, sampling: Sampling, draws: Tensor) -> Tensor:
+    """Tokens ``[R]`` sampled from ``log_probs`` ``[R, V]``: the distribution inverted at ``draws`` ``[R]``."""
     if sampling.temperature == 0:
-        tokens = log_probs.argmax(-1)
-    elif sampling.top_p < 1:
-        tokens = _choose_among_likely(log_probs.exp(), sampling.top_p, draws)
-    else:
-        # In float32 the running sum of a large vocabulary would lose its unlikely tokens.
-        cumulative = log_probs.exp().cumsum(-1, dtype=torch.float64)
-        threshold = (draws * cumulative[:, -1]).unsqueeze(-1)
-        tokens = torch.searchsorted(cumulative, threshold, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)
-    return tokens, log_probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+        return log_probs.argmax(-1)
+    if sampling.top_p < 1:
+        return _choose_among_likely(log_probs.exp(), sampling.top_p, draws)
+    # In float32 the running sum of a large vocabulary would lose its unlikely tokens.
+    cumulative = log_probs.exp().cumsum(-1, dtype=torch.float64)
+    threshold = (draws * cumulative[:, -1]).unsqueeze(-1)
+    tokens: Tensor = torch.searchsorted(cumulative, threshold, right=True).squeeze(-1)
+    return tokens.clamp(max=log_probs.shape[-1] - 1)
 
 
 def _choose_among_likely(probabilities: Tensor, top_p: float, draws: Tensor) -> Tensor:

@@ -121,7 +121,7 @@ def steps(job: Run) -> int:
         if step == 1:
             warn_if_nothing_can_be_learned(job, samples)
         if job.hyperparameters.max_staleness and step < total:
-            job.rollouts.prefetch(step + 1)
+            job.rollouts.prefetch(step)
         job.unreported = Unreported(samples, learn(job, step, samples))
         conclude(job)
     finish(job)
@@ -185,7 +185,7 @@ def prepare(spec: RunSpec, method: Reinforcement, channel: Channel, clock: Clock
         **vars(attempt),
         method=method,
         sampler=sampler,
-        rollouts=Rollouts(spec, method.hyperparameters, sampler.engine, grading, train, grammar, clock, loaded.device),
+        rollouts=Rollouts(spec, method.hyperparameters, sampler.engine, grading, train, grammar, clock, loaded),
         rewards=Rewards(method.grader, channel, attempt.trainer.least_given),
         grammar=grammar,
         reference=base,
@@ -209,9 +209,8 @@ def prepare(spec: RunSpec, method: Reinforcement, channel: Channel, clock: Clock
 
 
 def restore(job: Run, state: Path) -> None:
-    """Answers that a checkpoint brought along: of the next step, or of a step that was not evaluated yet."""
-    if prefetched.are_in(state):
-        job.rollouts.restore(state, job.trainer.step + 1)
+    """Answers that a checkpoint brought along: of steps to come, and of a step that was not evaluated yet."""
+    job.rollouts.restore(state, job.trainer.step)
     if prefetched.are_in(state / UNREPORTED):
         samples = job.rollouts.read(state / UNREPORTED, job.trainer.step)
         job.unreported = Unreported(samples, json.loads((state / UNREPORTED / NUMBERS).read_bytes()))
@@ -236,11 +235,11 @@ def settle(job: Run, samples: list[list[Sample]]) -> list[list[Sample]]:
 
 def keep_in_flight(job: Run) -> Callable[[Path], None]:
     """What writes into a checkpoint's state the answers that were sampled ahead, and those not yet reported."""
-    groups, unreported, version = job.rollouts.prefetched(), job.unreported, job.sampler.engine.version
+    ahead, unreported, version = job.rollouts.prefetched(), job.unreported, job.sampler.engine.version
+    step = job.trainer.step
 
     def write(state: Path) -> None:
-        if groups is not None:
-            prefetched.write(state, groups, version)
+        prefetched.write_ahead(state, step, ahead, version)
         if unreported is not None:
             (state / UNREPORTED).mkdir()
             prefetched.write(state / UNREPORTED, unreported.samples, version)

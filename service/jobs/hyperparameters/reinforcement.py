@@ -14,7 +14,17 @@ CLIP = 0.2
 CRITIC_LEARNING_RATE_FACTOR = 10
 """How many times the policy's learning rate is the critic's."""
 KL_ESTIMATORS = {"loss": "k3", "reward": "k1"}
-MISMATCH_CAPS = {"sequence-mask": 3.0, "token-truncate": 2.0, "none": 2.0}
+MismatchCorrection = Literal[
+    "none", "token-truncate", "token-mask", "sequence-truncate", "sequence-mask", "geometric-mask"
+]
+MISMATCH_CAPS: dict[MismatchCorrection, float] = {
+    "none": 2.0,
+    "token-truncate": 2.0,
+    "token-mask": 2.0,
+    "sequence-truncate": 3.0,
+    "sequence-mask": 3.0,
+    "geometric-mask": 1.01,
+}
 
 
 def _times_the_group(multiplier: float, known: Any) -> float:
@@ -78,13 +88,6 @@ def _can_be_sampled_at(name: str, h: "ResolvedHyperparameters") -> str | None:
     why = f"{engine.title} would sample at {engine.lowest_temperature} instead."
     able = engines_that(lambda each: not each.lowest_temperature)
     return f"{why} Set {name} to at least that, or rollout_engine to {able}."
-
-
-def _engine_gives_distributions(h: "ResolvedHyperparameters", at: Installation) -> str | None:
-    if h.old_policy != "sampler" or ENGINES[h.rollout_engine].gives_distributions:
-        return None
-    able = engines_that(lambda each: each.gives_distributions)
-    return f"Only rollout_engine {able} gives the sampler's distributions."
 
 
 def _processes_sample_ahead(h: "ResolvedHyperparameters", at: Installation) -> str | None:
@@ -414,9 +417,8 @@ class ResolvedHyperparameters(SharedHyperparameters):
     old_policy: Annotated[
         Literal["trainer", "sampler"],
         Option(
-            doc="whose distributions the trust region is around; `sampler` needs vLLM",
+            doc="whose distributions the trust region is around: the trainer's before the step, or the sampler's",
             default="trainer",
-            conflicts=(_engine_gives_distributions,),
         ),
     ]
     filter_groups: Annotated[
@@ -461,7 +463,7 @@ class ResolvedHyperparameters(SharedHyperparameters):
         Option(doc="how much better it has to be than the last better one", default=0.0, ge=0, le=1e6),
     ]
     mismatch_correction: Annotated[
-        Literal["sequence-mask", "token-truncate", "none"],
+        MismatchCorrection,
         Option(
             doc="what is done about answers that sampler and trainer find unequally likely", default="token-truncate"
         ),
@@ -470,7 +472,10 @@ class ResolvedHyperparameters(SharedHyperparameters):
         float,
         Option(
             doc="largest importance weight of that correction",
-            auto=Auto(lambda known: MISMATCH_CAPS[known.mismatch_correction], "3 for sequences, 2 for tokens"),
+            auto=Auto(
+                lambda known: MISMATCH_CAPS[known.mismatch_correction],
+                "2 for tokens, 3 for sequences, 1.01 for their mean",
+            ),
             gt=1,
             le=1000,
         ),
@@ -479,13 +484,24 @@ class ResolvedHyperparameters(SharedHyperparameters):
         int,
         Option(
             doc=(
-                "steps that the sampling weights may be behind; with 1, the next answers are sampled while a step is "
-                "trained"
+                "steps that the sampling weights may be behind; above 0, answers of so many steps are sampled ahead, "
+                "while another is trained"
             ),
             default=0,
             ge=0,
-            le=1,
+            le=16,
             conflicts=(_processes_sample_ahead, _shared_engine_samples_ahead),
+        ),
+    ]
+    partial_rollouts: Annotated[
+        bool,
+        Option(
+            doc=(
+                "with `max_staleness` above 1 answers are sampled in as many pieces of `max_completion_tokens`, and go "
+                "on with new weights after each step; not those held to a `response_format`. `false`: each answer is "
+                "of one policy, as old as it may be"
+            ),
+            default=True,
         ),
     ]
 

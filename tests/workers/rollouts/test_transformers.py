@@ -11,7 +11,7 @@ from torch import Tensor
 from tests.workers.training import tiny
 from workers.modeling.decoder import Decoder
 from workers.rollouts import transformers
-from workers.rollouts.engine import NonFiniteLogitsError, Sampling
+from workers.rollouts.engine import Begun, NonFiniteLogitsError, Sampling
 from workers.rollouts.transformers import TransformersEngine
 
 PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12, 13, 14, 6], [15, 5], [7, 7, 7]]
@@ -40,6 +40,36 @@ def test_log_probs_are_the_models(family: str) -> None:
             torch.testing.assert_close(torch.tensor(rollout.log_probs), expected, atol=2e-5, rtol=0)
 
 
+@pytest.mark.parametrize("temperature", [0.7, 1.0])
+def test_the_most_likely_tokens_are_the_models_over_all_pieces(temperature: float) -> None:
+    sampler = TransformersEngine(tiny.model("qwen3"), (1,), tiny.CONTEXT, top_log_probs=6)
+    ((rollout,),) = sampler.generate(PROMPTS[:1], 1, Sampling(temperature, 3, seed=2))
+    ((_, piece),) = sampler.extend([Begun(PROMPTS[0], rollout.token_ids, 4, seed=3)], temperature)
+    whole = rollout.extended(piece)
+    assert whole.top is not None
+    ids = torch.tensor([PROMPTS[0] + whole.token_ids])
+    with torch.no_grad():
+        expected = (tiny.model("qwen3")(ids).logits[0] / temperature).log_softmax(-1)[len(PROMPTS[0]) - 1 : -1].topk(6)
+    torch.testing.assert_close(torch.from_numpy(whole.top.log_probs), expected.values, atol=2e-5, rtol=0)
+    assert whole.top.ids.tolist() == expected.indices.tolist()
+
+
+def test_evaluations_carry_no_distributions() -> None:
+    sampler = TransformersEngine(tiny.model("qwen3"), (1,), tiny.CONTEXT, top_log_probs=6)
+    ((rollout,),) = sampler.generate(PROMPTS[:1], 1, Sampling(1.0, 3, seed=2, top=False))
+    assert rollout.top is None
+
+
+def test_a_piece_ends_where_the_context_does() -> None:
+    sampler = engine(context=10, stop_ids=(NEVER,))
+    ((_, piece),) = sampler.extend([Begun([5] * 4, [6] * 3, 8, seed=1)], 1.0)
+    assert (len(piece.token_ids), piece.finish_reason) == (3, "length")
+
+
+def test_nothing_to_go_on_with_gives_nothing() -> None:
+    assert list(engine().extend([], 1.0)) == []
+
+
 def test_the_same_seed_gives_the_same_rollouts() -> None:
     sampling = Sampling(1.0, 8, seed=5)
     assert engine().generate(PROMPTS, 4, sampling) == engine().generate(PROMPTS, 4, sampling)
@@ -55,7 +85,7 @@ def test_top_p_leaves_the_fewest_most_likely_tokens_that_have_so_much_probabilit
     logits = wanted.log().expand(2000, 5)
     draws = (torch.arange(2000, dtype=torch.float64) + 0.5) / 2000
     for top_p, kept in ((0.4, [3]), (0.41, [1, 3]), (0.7, [1, 3]), (0.8, [1, 3, 4]), (0.9999, [0, 1, 2, 3, 4])):
-        tokens, _ = transformers._choose(logits, Sampling(1.0, 1, seed=0, top_p=top_p), draws)
+        tokens = transformers._choose(logits.log_softmax(-1), Sampling(1.0, 1, seed=0, top_p=top_p), draws)
         shares = torch.bincount(tokens, minlength=5) / 2000
         expected = torch.zeros(5).index_copy(0, torch.tensor(kept), wanted[kept] / wanted[kept].sum())
         torch.testing.assert_close(shares, expected, atol=1e-3, rtol=0)

@@ -16,7 +16,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 import troll
 from service.jobs.hyperparameters.option import resolve
 from service.jobs.hyperparameters.reinforcement import Hyperparameters
-from workers.rollouts.engine import EngineRequest, NonFiniteLogitsError, Rollout, Sampling
+from workers.rollouts.engine import Begun, EngineRequest, NonFiniteLogitsError, Rollout, Sampling
 from workers.rollouts.errors import EngineDiedError, EngineUnavailableError, PromptsTooLongError, StaleWeightsError
 from workers.rollouts.probe import FLOAT32, WeightsOutOfSyncError, compare
 from workers.rollouts.top_log_probs import sparse_rows
@@ -280,16 +280,33 @@ def test_arrays_of_top_log_probs_are_compact(engine: VLLMEngine) -> None:
     assert (rollout.top.ids.dtype, rollout.top.log_probs.dtype) == (np.dtype(np.int32), np.dtype(np.float32))
 
 
-def test_top_log_probs_can_be_left_out_and_change_no_answer(
-    engine: VLLMEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_top_log_probs_can_be_left_out_and_change_no_answer(engine: VLLMEngine) -> None:
     with_them = engine.generate(PROMPTS, 2, SAMPLING)
-    monkeypatch.setattr(engine, "top_log_probs", 0)
-    without = engine.generate(PROMPTS, 2, SAMPLING)
+    without = engine.generate(PROMPTS, 2, replace(SAMPLING, top=False))
     assert tokens(without) == tokens(with_them)
     assert all(rollout.top is None for group in without for rollout in group)
     with pytest.raises(ValueError, match="rollouts \\[0"):
         sparse_rows([group[0] for group in without], VOCABULARY)
+
+
+def test_pieces_are_as_likely_as_the_model_finds_them_behind_what_was_there(
+    engine: VLLMEngine, trained: Qwen3ForCausalLM
+) -> None:
+    begun = [
+        Begun(PROMPTS[0], [], 4, seed=1),
+        Begun(PROMPTS[0], [9, 8, 7], 5, seed=2),
+        Begun(PROMPTS[1], [6], 3, seed=3),
+    ]
+    pieces = dict(engine.extend(begun, SAMPLING.temperature))
+    assert dict(engine.extend(begun, SAMPLING.temperature))[1].token_ids == pieces[1].token_ids
+    for number, each in enumerate(begun):
+        piece = pieces[number]
+        assert len(piece.token_ids) == each.max_tokens or piece.finish_reason == "stop"
+        expected = answer_log_probs(trained, each.context, piece)
+        chosen = expected.gather(-1, torch.tensor(piece.token_ids).unsqueeze(-1)).squeeze(-1)
+        assert piece.log_probs == pytest.approx(chosen.tolist(), abs=1e-3)
+        assert piece.top is not None
+        assert piece.top.ids.shape == (len(piece.token_ids), TOP)
 
 
 def test_a_folder_without_a_model_does_not_start_and_says_what_to_change(tmp_path: Path) -> None:

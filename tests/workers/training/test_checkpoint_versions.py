@@ -1,7 +1,7 @@
 """Checkpoints of every version are gone on from, and those of a newer release are passed over.
 
 ``tests/data/checkpoints/VERSION/KIND`` are checkpoints of step 2 of the tiny model's four, as a release wrote them: of
-all weights with answers that were sampled ahead, of adapters, and of adapters with a critic.
+all weights with answers that were sampled ahead, whole or in part, of adapters, and of adapters with a critic.
 """
 
 import json
@@ -23,6 +23,7 @@ from workers.wire import ExitCode
 KEPT = Path(__file__).parents[2] / "data" / "checkpoints"
 ASKED: dict[str, dict[str, Any]] = {
     "ahead": {"max_staleness": 1},
+    "partial": {"max_staleness": 3},
     "lora": {"lora_rank": 2},
     "critic": {"advantage": "gae", "lora_rank": 2},
 }

@@ -164,11 +164,25 @@ def test_the_last_step_takes_what_is_left_of_the_epochs(
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"max_staleness": 1}, {"max_staleness": 1, "lora_rank": 2}],
-    ids=["on policy", "one step ahead", "adapters, one step ahead"],
+    [
+        {},
+        {"max_staleness": 1},
+        {"max_staleness": 1, "lora_rank": 2},
+        {"max_staleness": 3},
+        {"max_staleness": 3, "partial_rollouts": False},
+        {"max_staleness": 16},
+    ],
+    ids=[
+        "on policy",
+        "one step ahead",
+        "adapters, one step ahead",
+        "partial",
+        "three steps ahead",
+        "as far as it goes",
+    ],
 )
 def test_a_resumed_run_is_the_run_that_was_never_interrupted(
-    make_spec: MakeSpec, execute: Execute, settings: dict[str, int]
+    make_spec: MakeSpec, execute: Execute, settings: dict[str, Any]
 ) -> None:
     asked = {"n_steps": 5, "eval_interval": 2} | settings
     spec = make_spec(**asked)
@@ -248,8 +262,11 @@ def test_stopping_where_a_checkpoint_is_writes_no_other(make_spec: MakeSpec, exe
     assert (code, stopped.checkpoints()) == (ExitCode.STOPPED, [])
 
 
-def test_a_run_that_stops_with_answers_ahead_goes_on_with_them(make_spec: MakeSpec, execute: Execute) -> None:
-    asked = {"n_steps": 4, "eval_interval": 4, "max_staleness": 1}
+@pytest.mark.parametrize("max_staleness", [1, 2])
+def test_a_run_that_stops_with_answers_ahead_goes_on_with_them(
+    make_spec: MakeSpec, execute: Execute, max_staleness: int
+) -> None:
+    asked = {"n_steps": 4, "eval_interval": 4, "max_staleness": max_staleness}
     _, whole = execute(make_spec("whole", **asked))
     stopped = Recorder()
     stopped.on_line = lambda line: stopped.channel.stop() if getattr(line, "key", None) == "step-2" else None
@@ -266,19 +283,19 @@ def test_the_next_answers_are_sampled_while_a_step_is_trained(
     from workers.rollouts.transformers import TransformersEngine
     from workers.training.optim import update
 
-    sampling, stream, train = threading.Semaphore(0), TransformersEngine.stream, update.update_policy
+    sampling, extend, train = threading.Semaphore(0), TransformersEngine.extend, update.update_policy
 
     def announced(engine: TransformersEngine, *arguments: Any) -> Any:
-        if threading.current_thread() is not threading.main_thread():
-            sampling.release()
-        return stream(engine, *arguments)
+        assert threading.current_thread() is not threading.main_thread()
+        sampling.release()
+        return extend(engine, *arguments)
 
     def patient(*arguments: Any) -> update.Numbers:
         if arguments[-1] < 3:
             assert sampling.acquire(timeout=30), "nothing is sampled ahead"
         return train(*arguments)
 
-    monkeypatch.setattr(TransformersEngine, "stream", announced)
+    monkeypatch.setattr(TransformersEngine, "extend", announced)
     monkeypatch.setattr(update, "update_policy", patient)
     code, recorder = execute(make_spec(n_steps=3, max_staleness=1))
     assert code == ExitCode.DONE
@@ -305,21 +322,66 @@ def test_answers_ahead_are_of_the_weights_before_the_step(make_spec: MakeSpec, e
     assert sample.rollout.log_probs == pytest.approx(scores[len(sample.prompt.token_ids) - 1 :], abs=1e-4)
 
 
-@pytest.mark.parametrize("max_staleness", [0, 1])
+def test_answers_go_on_with_newer_weights_until_the_step_that_learns_from_them(
+    make_spec: MakeSpec, execute: Execute
+) -> None:
+    _, recorder = execute(make_spec(n_steps=7, eval_interval=7, max_staleness=3))
+    told = {step: data["troll"] for step, data in recorder.metrics().items() if step}
+    assert [told[step]["staleness_max"] for step in told] == [0, 1, 2, 3, 3, 3, 3]
+    partial = [told[step]["partial_rollout_fraction"] for step in told]
+    assert partial[:2] == [0, 0]
+    assert min(partial[2:]) > 0.5
+
+
+@pytest.mark.parametrize("objective", ["troll", "clip"])
+def test_the_samplers_distributions_can_be_the_old_policy(
+    make_spec: MakeSpec, execute: Execute, objective: str
+) -> None:
+    asked: dict[str, Any] = {"n_steps": 2, "eval_interval": 2, "mini_batches": 2, "objective": objective}
+    _, trainers = execute(make_spec("trainer", **asked))
+    _, samplers = execute(make_spec("sampler", **asked, old_policy="sampler"))
+    ours, theirs = (recorder.metrics()[1] for recorder in (samplers, trainers))
+    # Before the first push the two are one policy, read in two ways.
+    assert ours["troll"]["ratio"] == pytest.approx(theirs["troll"]["ratio"], abs=1e-5)
+    assert ours["troll"]["grad_norm"] == pytest.approx(theirs["troll"]["grad_norm"], rel=1e-3)
+
+
+def test_the_trust_region_can_be_around_stale_policies(make_spec: MakeSpec, execute: Execute) -> None:
+    asked: dict[str, Any] = {"n_steps": 6, "eval_interval": 6, "mini_batches": 1, "learning_rate": 1e-2}
+    _, recorder = execute(make_spec(**asked, max_staleness=4, old_policy="sampler"))
+    told = {step: data["troll"] for step, data in recorder.metrics().items() if step}
+    assert told[1]["kl_before"] == pytest.approx(0, abs=1e-6)
+    assert min(told[step]["kl_before"] for step in (3, 4, 5, 6)) > 1e-5
+
+
+def test_without_partial_rollouts_each_answer_is_of_one_policy(make_spec: MakeSpec, execute: Execute) -> None:
+    _, recorder = execute(make_spec(n_steps=4, eval_interval=4, max_staleness=2, partial_rollouts=False))
+    told = [data["troll"] for step, data in recorder.metrics().items() if step]
+    assert [each["staleness_mean"] for each in told] == [0, 1, 2, 2]
+    assert [each["partial_rollout_fraction"] for each in told] == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("max_staleness", [0, 1, 2])
 def test_an_engine_that_dies_while_it_samples_leaves_the_checkpoints(
     make_spec: MakeSpec, execute: Execute, monkeypatch: pytest.MonkeyPatch, max_staleness: int
 ) -> None:
     from workers.rollouts.transformers import TransformersEngine
 
-    stream = TransformersEngine.stream
+    stream, extend = TransformersEngine.stream, TransformersEngine.extend
 
-    def dying(engine: TransformersEngine, prompts: Any, samples: int, sampling: Any) -> Any:
-        for number, group in enumerate(stream(engine, prompts, samples, sampling)):
-            if engine.version == 3 and samples > 1 and number == 1:
+    def dying(answers: Any, version: int) -> Any:
+        for number, answer in enumerate(answers):
+            if version == 3 and number == 1:
                 raise EngineDiedError("vLLM died at work: worker is gone The checkpoints so far are kept.")
-            yield group
+            yield answer
 
-    monkeypatch.setattr(TransformersEngine, "stream", dying)
+    def dying_stream(engine: TransformersEngine, prompts: Any, samples: int, sampling: Any) -> Any:
+        return dying(stream(engine, prompts, samples, sampling), engine.version if samples > 1 else 0)
+
+    monkeypatch.setattr(TransformersEngine, "stream", dying_stream)
+    monkeypatch.setattr(
+        TransformersEngine, "extend", lambda engine, *asked: dying(extend(engine, *asked), engine.version)
+    )
     code, recorder = execute(make_spec(n_steps=6, eval_interval=1, max_staleness=max_staleness))
     assert (code, recorder.failure().code) == (ExitCode.UNAVAILABLE, "engine_unavailable")
     assert "died at work" in recorder.failure().message
@@ -333,14 +395,10 @@ def test_memory_that_runs_out_while_sampling_ahead_is_explained_as_such(
 ) -> None:
     from workers.rollouts.transformers import TransformersEngine
 
-    stream = TransformersEngine.stream
-
     def short_of_memory(engine: TransformersEngine, *asked: Any) -> Any:
-        if threading.current_thread() is not threading.main_thread():
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        yield from stream(engine, *asked)
+        raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(TransformersEngine, "stream", short_of_memory)
+    monkeypatch.setattr(TransformersEngine, "extend", short_of_memory)
     code, recorder = execute(make_spec(max_staleness=1))
     assert (code, recorder.failure().code) == (ExitCode.USER_ERROR, "out_of_memory")
     assert recorder.failure().message.startswith("Out of memory while sampling.")
@@ -526,7 +584,7 @@ def ask_for_seven(spec: RunSpec) -> None:
         path.write_text("\n".join(map(json.dumps, rows)))
 
 
-@pytest.mark.parametrize("max_staleness", [0, 1])
+@pytest.mark.parametrize("max_staleness", [0, 1, 2])
 def test_learning_works(make_spec: MakeSpec, execute: Execute, max_staleness: int) -> None:
     asked = {"n_steps": 30, "eval_interval": 30, "batch_size": 8, "group_size": 8, "max_completion_tokens": 2}
     spec = make_spec(grader=tiny.EXACT, max_staleness=max_staleness, **asked)

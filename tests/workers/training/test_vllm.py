@@ -73,6 +73,16 @@ def test_the_demos_model_learns_from_answers_of_vllm(additions: Path, tmp_path: 
 
 
 @pytest.mark.e2e
+def test_answers_of_vllm_go_on_with_newer_weights(additions: Path, tmp_path: Path) -> None:
+    asked: dict[str, Any] = {"old_policy": "sampler", "max_staleness": 3, "max_completion_tokens": 6}
+    code, lines = run(additions, tmp_path, n_steps=5, eval_interval=5, **asked)
+    assert code == ExitCode.DONE
+    told = metrics(lines)
+    assert [told[step]["troll"]["staleness_max"] for step in range(1, 6)] == [0, 1, 2, 3, 3]
+    assert told[5]["troll"]["partial_rollout_fraction"] > 0.5
+
+
+@pytest.mark.e2e
 def test_the_samplers_distributions_can_be_the_old_policy_and_it_can_sample_ahead(
     additions: Path, tmp_path: Path
 ) -> None:

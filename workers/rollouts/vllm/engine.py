@@ -19,7 +19,7 @@ from workers.modeling import distributed, lora, sharding
 from workers.modeling.policy import Policy
 from workers.modeling.precision import dtype_on
 from workers.rollouts import probe
-from workers.rollouts.engine import EngineRequest, Rollout, RolloutEngine, Sampling
+from workers.rollouts.engine import Begun, EngineRequest, Rollout, RolloutEngine, Sampling
 from workers.rollouts.errors import EngineDiedError, PromptsTooLongError, StaleWeightsError
 from workers.rollouts.grammar import Grammar, GrammarFailedError
 from workers.rollouts.vllm.ends import end_with
@@ -35,8 +35,6 @@ class VLLMEngine(RolloutEngine):
 
     Whole weights arrive by ``sync``; an engine started with a ``lora_rank`` takes adapters by ``sync_adapter`` instead
     and samples from nothing but the last one pushed. Each push counts ``version`` up, and each rollout carries it.
-    ``top_log_probs`` may be set between calls, up to what the engine was started with (64 at least): evaluations need
-    none.
 
     Args:
         stop_ids: tokens that end an answer.
@@ -70,11 +68,10 @@ class VLLMEngine(RolloutEngine):
         _check_split(policy, request.tensor_parallel)
         _check_grammar(request.grammar, request.prompts)
         longest = max(map(len, request.prompts))
-        from_sampler = hyperparameters.old_policy == "sampler"
         settings = EngineSettings(
             context_length=min(policy.context_length, longest + request.longest_answer),
             dtype=dtype_on(policy.device),
-            top_log_probs=min(hyperparameters.max_tokens_kept, policy.vocabulary_size) if from_sampler else 0,
+            top_log_probs=request.top_log_probs,
             ranks=distributed.size(),
             tensor_parallel=request.tensor_parallel,
             lora_rank=hyperparameters.lora_rank,
@@ -112,18 +109,13 @@ class VLLMEngine(RolloutEngine):
             ValueError: token ids outside the vocabulary, a temperature that vLLM would change, or a grammar that would
                 have to begin behind the model's reasoning.
         """
-        lowest = ENGINES["vllm"].lowest_temperature
-        if 0 < sampling.temperature < lowest:
-            raise ValueError(f"temperature: {sampling.temperature} is neither 0 nor at least {lowest}")
-        self._check(prompts)
-        if sampling.grammar and not all(map(sampling.grammar.begins_at_once, prompts)):
-            raise ValueError("sampling: vLLM holds answers to a grammar from their first token, and these reason first")
+        self._check_sampling(prompts, sampling)
         requests = [
-            (prompt, self._parameters(sampling, len(prompt), sampling.number(i), j))
+            (prompt, self._parameters(sampling, len(prompt), seed_of(sampling.seed, sampling.number(i), j)))
             for i, prompt in enumerate(prompts)
             for j in range(samples)
         ]
-        version, top = self.version, bool(self.top_log_probs)
+        version, top = self.version, sampling.top and bool(self.top_log_probs)
         groups: dict[int, dict[int, Rollout]] = {i: {} for i in range(len(prompts))}
         with closing(self._run(requests)) as answers:
             for number, answer in answers:
@@ -132,6 +124,19 @@ class VLLMEngine(RolloutEngine):
                 if len(groups[i]) == samples:
                     group = groups.pop(i)
                     yield i, [group[j] for j in range(samples)]
+
+    def extend(
+        self, begun: Sequence[Begun], temperature: float, grammar: Grammar | None = None
+    ) -> Generator[tuple[int, Rollout]]:
+        requests = []
+        for each in begun:
+            sampling = Sampling(temperature, each.max_tokens, each.seed, grammar=grammar)
+            self._check_sampling([each.context], sampling)
+            requests.append((each.context, self._parameters(sampling, len(each.context), each.seed)))
+        version, top = self.version, bool(self.top_log_probs)
+        with closing(self._run(requests)) as pieces:
+            for number, piece in pieces:
+                yield number, piece.rollout(version, top=top)
 
     def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """Per sequence, the log-probability at temperature 1 of each of its tokens from the second on.
@@ -258,11 +263,19 @@ class VLLMEngine(RolloutEngine):
             if not prompt or min(prompt) < 0 or max(prompt) >= self._vocabulary_size:
                 raise ValueError(f"prompts: row {row} is empty or has ids outside 0 to {self._vocabulary_size - 1}")
 
+    def _check_sampling(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> None:
+        lowest = ENGINES["vllm"].lowest_temperature
+        if 0 < sampling.temperature < lowest:
+            raise ValueError(f"temperature: {sampling.temperature} is neither 0 nor at least {lowest}")
+        self._check(prompts)
+        if sampling.grammar and not all(map(sampling.grammar.begins_at_once, prompts)):
+            raise ValueError("sampling: vLLM holds answers to a grammar from their first token, and these reason first")
+
     def _refuse_dead(self) -> None:
         if self._dead:
             raise EngineDiedError(f"vLLM takes no more work: {self._dead}.")
 
-    def _parameters(self, sampling: Sampling, prompt_length: int, prompt: int, sample: int) -> Any:
+    def _parameters(self, sampling: Sampling, prompt_length: int, seed: int) -> Any:
         from vllm import SamplingParams
         from vllm.sampling_params import StructuredOutputsParams
 
@@ -277,11 +290,11 @@ class VLLMEngine(RolloutEngine):
             top_p=sampling.top_p,
             top_k=-1,
             min_p=0.0,
-            seed=seed_of(sampling.seed, prompt, sample),
+            seed=seed,
             max_tokens=min(sampling.max_tokens, self._settings.context_length - prompt_length),
             stop_token_ids=self._stop_ids,
             ignore_eos=True,
-            logprobs=self.top_log_probs,
+            logprobs=self.top_log_probs if sampling.top else 0,
             detokenize=False,
         )
 

@@ -7,30 +7,90 @@ old policy is the trainer's then learns from samples of a slightly different pol
 N response tokens, packed; ``old`` and ``sampler`` are the log-probabilities of the same tokens at the same temperature.
 """
 
-from typing import Literal
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-Correction = Literal["none", "token-truncate", "sequence-mask"]
-DEFAULT_CAPS = {"token-truncate": 2.0, "sequence-mask": 3.0}
 _FURTHEST = 20.0
 """Log-ratios beyond this are taken as this: their exponentials stay finite, and far beyond any cap."""
+GEOMETRIC_TOKEN_CAP = 2.0
 
 
-def weights(
-    old: Tensor, sampler: Tensor, sequence_ids: Tensor, correction: Correction, cap: float | None = None
-) -> Tensor:
-    """Importance weights ``[N]`` that multiply the tokens' losses, detached.
+@dataclass(frozen=True)
+class LogRatios:
+    """``log π_old/π_sampler`` of N response tokens of B answers, in float64."""
 
-    ``"token-truncate"``: ``min(π_old(a_t)/π_sampler(a_t), cap)`` per token (Yao et al., 2025, truncated importance
-    sampling). ``"sequence-mask"``: the ratio of the whole answer's probabilities at each of its tokens, and 0 where it
-    is above ``cap``: such an answer is not learned from. Of long answers it keeps few. ``"none"``: ones.
+    tokens: Tensor
+    """``[N]``"""
+    sequence_ids: Tensor
+    """``[N]`` int64, which answer a token belongs to; 0 to B - 1. All tokens of an answer have to be here."""
+
+    def of_answers(self) -> Tensor:
+        """``[N]``: at each token that of its whole answer."""
+        return self._summed(self.tokens)[self.sequence_ids]
+
+    def geometric_mean(self) -> Tensor:
+        """``[N]``: at each token the mean over its answer's tokens."""
+        return (self._summed(self.tokens) / self._summed(torch.ones_like(self.tokens)))[self.sequence_ids]
+
+    def _summed(self, values: Tensor) -> Tensor:
+        number = int(self.sequence_ids.max()) + 1 if len(self.sequence_ids) else 0
+        return values.new_zeros(number).index_add(0, self.sequence_ids, values)
+
+
+def none(ratios: LogRatios, cap: float) -> Tensor:
+    """1."""
+    return torch.ones_like(ratios.tokens)
+
+
+def token_truncate(ratios: LogRatios, cap: float) -> Tensor:
+    """``min(ρ_t, cap)`` with ``ρ_t = π_old(a_t)/π_sampler(a_t)``: truncated importance sampling (Yao et al., 2025)."""
+    return _exp(ratios.tokens).clamp(max=cap)
+
+
+def token_mask(ratios: LogRatios, cap: float) -> Tensor:
+    """``ρ_t``, and 0 outside ``[1/cap, cap]``: such a token is not learned from (IcePop, 2025)."""
+    weights = _exp(ratios.tokens)
+    return torch.where((weights <= cap) & (weights >= 1 / cap), weights, 0.0)
+
+
+def sequence_truncate(ratios: LogRatios, cap: float) -> Tensor:
+    """``min(Π_t ρ_t, cap)`` at each token of an answer."""
+    return _exp(ratios.of_answers()).clamp(max=cap)
+
+
+def sequence_mask(ratios: LogRatios, cap: float) -> Tensor:
+    """``Π_t ρ_t``, and 0 where it is above ``cap``: such an answer is not learned from. Of long ones it keeps few."""
+    weights = _exp(ratios.of_answers())
+    return torch.where(weights <= cap, weights, 0.0)
+
+
+def geometric_mask(ratios: LogRatios, cap: float) -> Tensor:
+    """``min(ρ_t, 2)``, and 0 for answers with ``(Π_t ρ_t)^(1/n)`` outside ``[1/cap, cap]``, however long they are."""
+    mean = _exp(ratios.geometric_mean())
+    weights = token_truncate(ratios, GEOMETRIC_TOKEN_CAP)
+    return torch.where((mean <= cap) & (mean >= 1 / cap), weights, 0.0)
+
+
+CORRECTIONS: dict[str, Callable[[LogRatios, float], Tensor]] = {
+    "none": none,
+    "token-truncate": token_truncate,
+    "token-mask": token_mask,
+    "sequence-truncate": sequence_truncate,
+    "sequence-mask": sequence_mask,
+    "geometric-mask": geometric_mask,
+}
+"""By the names of the hyperparameter ``mismatch_correction``; each takes the log-ratios and the cap."""
+
+
+def weights(old: Tensor, sampler: Tensor, sequence_ids: Tensor, correction: str, cap: float) -> Tensor:
+    """Importance weights ``[N]`` that multiply the tokens' losses, detached, as a function of ``CORRECTIONS`` says.
 
     Args:
         sequence_ids: ``[N]`` int64, which answer a token belongs to; 0 to the number of answers less one. All tokens of
             an answer have to be here.
-        cap: ``DEFAULT_CAPS`` where it is None.
 
     Raises:
         ValueError: shapes that differ, or a cap of at most 1.
@@ -38,16 +98,9 @@ def weights(
     log_ratios = _log_ratios(old, sampler)
     if sequence_ids.shape != old.shape:
         raise ValueError(f"sequence_ids: {tuple(sequence_ids.shape)} where old has {tuple(old.shape)}")
-    if correction == "none":
-        return torch.ones_like(old)
-    bound = DEFAULT_CAPS[correction] if cap is None else cap
-    if not bound > 1:
-        raise ValueError(f"cap: {bound} would change answers that both policies find equally likely; it must exceed 1")
-    if correction == "token-truncate":
-        return _exp(log_ratios).clamp(max=bound).to(old.dtype)
-    number = int(sequence_ids.max()) + 1 if len(sequence_ids) else 0
-    ratios = _exp(log_ratios.new_zeros(number).index_add(0, sequence_ids, log_ratios))
-    return torch.where(ratios <= bound, ratios, 0.0)[sequence_ids].to(old.dtype)
+    if not cap > 1:
+        raise ValueError(f"cap: {cap} would change answers that both policies find equally likely; it must exceed 1")
+    return CORRECTIONS[correction](LogRatios(log_ratios, sequence_ids), cap).to(old.dtype)
 
 
 def metrics(old: Tensor, sampler: Tensor, weights: Tensor | None = None) -> dict[str, float]:

@@ -5,16 +5,12 @@ waited for before sampling is over. Graders whose batches cost something by them
 """
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, field, replace
-from functools import cache
-from queue import Empty, SimpleQueue
 from statistics import fmean
-from typing import Literal
-
-import torch
+from threading import Lock
 
 from workers.answers import AnswerReader
 from workers.data.prompts import Prompt
@@ -48,73 +44,65 @@ class Grading:
 class Collection:
     """The graded answers to some prompts, while they come in.
 
-    ``sample`` runs the engine in the thread that calls it, ``sample_in`` in another. Of what is collected nothing
-    depends on which was faster, engine or grader. Each of a job's ranks samples and grades its own share, ``together``
-    with those that share its engine.
+    ``sample`` has an engine answer all of them; whoever samples them otherwise tells ``add`` of each group and
+    ``complete`` of the last. Of what is collected nothing depends on which was faster, engine or grader. Each of a
+    job's ranks samples and grades its own share, ``together`` with those that share its engine.
     """
 
     def __init__(self, prompts: Sequence[Prompt], grading: Grading, together: int = 1) -> None:
-        self._together = together
-        self._prompts, self._grading = distributed.strided_shard(prompts, together), grading
+        self.prompts = distributed.strided_shard(prompts, together)
+        self.graded: dict[int, list[Sample]] = {}
+        """This rank's groups that have been graded, by their prompts' places among ``prompts``."""
+        self._together, self._grading = together, grading
         self._result: list[list[Sample]] | None = None
-        self._waiting: SimpleQueue[tuple[int, list[Rollout]] | None] = SimpleQueue()
-        self._complete = self._given_up = False
-        self._seconds = {"sampling": 0.0, "grading": 0.0}
-        self._waited = {"sampling": 0.0, "grading": 0.0}
-        self._sampled: Future[None] | None = None
-        self._graded = grading.thread.submit(self._grade)
+        self._waiting: list[tuple[int, list[Rollout]]] = []
+        self._lock = Lock()
+        self._last_batch: Future[None] | None = None
+        self._failure: BaseException | None = None
+        self._seconds = self._waited = 0.0
 
-    def hidden(self, work: Literal["sampling", "grading"]) -> float:
-        """How many seconds of the work nobody waited for."""
-        return max(0.0, self._seconds[work] - self._waited[work])
+    @property
+    def grading_hidden(self) -> float:
+        """How many seconds of the grading nobody waited for."""
+        return max(0.0, self._seconds - self._waited)
+
+    def number(self, place: int) -> int:
+        """The place among all ranks' prompts of this rank's prompt at ``place``."""
+        return distributed.rank() // self._together + place * (distributed.size() // self._together)
 
     def sample(self, engine: RolloutEngine, samples: int, sampling: Sampling) -> None:
         """``samples`` answers to each prompt. Raises as the engine does; ``result`` says when the grader failed."""
-        start = time.perf_counter()
-        together = self._together
-        first = sampling.first + distributed.rank() // together
-        sampling = replace(sampling, first=first, stride=distributed.size() // together)
-        grades = distributed.rank() % together == 0
+        stride = distributed.size() // self._together
+        sampling = replace(sampling, first=sampling.first + self.number(0), stride=stride)
+        grades = distributed.rank() % self._together == 0
         try:
-            prompts = [prompt.token_ids for prompt in self._prompts]
+            prompts = [prompt.token_ids for prompt in self.prompts]
             with closing(engine.stream(prompts, samples, sampling)) as groups:
-                for group in groups:
-                    if grades and self._graded.done():
+                for place, group in groups:
+                    if self._failure is not None:
                         break
                     if grades:
-                        self._waiting.put(group)
+                        self.add(place, group)
         except BaseException:
-            self._given_up = True
+            self.give_up()
             raise
-        finally:
-            self._waiting.put(None)
-            self._seconds["sampling"] = time.perf_counter() - start
-            if self._sampled is None:
-                self._waited["sampling"] = self._seconds["sampling"]
+        self.complete()
 
-    def sample_in(
-        self, thread: Executor, engine: RolloutEngine, samples: int, sampling: Sampling, device: torch.device
-    ) -> None:
-        """Begin to ``sample`` in ``thread``, on a stream of its own where ``device`` is a GPU."""
-        # Whatever the engine's weights come from was queued on this thread's stream, and has to be there first.
-        pushed = torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
+    def add(self, place: int, group: list[Rollout]) -> None:
+        """Have the answers to the prompt at ``place`` graded."""
+        with self._lock:
+            self._waiting.append((place, group))
+        # Several collections share the thread, none of which may keep it while it waits for answers.
+        self._grading.thread.submit(self._grade_batch)
 
-        def begin() -> None:
-            if pushed is None:
-                return self.sample(engine, samples, sampling)
-            with torch.cuda.device(device), torch.cuda.stream(_sampling_stream(device)):
-                torch.cuda.current_stream().wait_event(pushed)
-                self.sample(engine, samples, sampling)
-                torch.cuda.current_stream().synchronize()
-            return None
+    def complete(self) -> None:
+        """All answers have been added."""
+        self._last_batch = self._grading.thread.submit(self._grade_batch, last=True)
 
-        self._sampled = thread.submit(begin)
-
-    def wait_until_sampled(self) -> None:
-        """Wait until the engine is free. Raises what ``sample`` raised."""
-        if self._sampled is not None:
-            with self._waiting_for("sampling"):
-                self._sampled.result()
+    def give_up(self) -> None:
+        """Nobody asks for the answers there are."""
+        with self._lock:
+            self._waiting.clear()
 
     def result(self) -> list[list[Sample]]:
         """The answers of all ranks with their grades, in the order of the prompts; waits for them.
@@ -134,9 +122,9 @@ class Collection:
         """
         own, failure = None, None
         try:
-            self.wait_until_sampled()
-            with self._waiting_for("grading"):
-                own = self._graded.result()
+            start = time.perf_counter()
+            own = self._graded_to_the_end()
+            self._waited += time.perf_counter() - start
         except Exception as error:
             failure = error
         reason = str(failure) if isinstance(failure, GraderAwayError) else None
@@ -150,45 +138,32 @@ class Collection:
             raise RuntimeError("Another process failed to sample or to grade its share.")
         return own
 
-    @contextmanager
-    def _waiting_for(self, work: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self._waited[work] += time.perf_counter() - start
-
-    def _grade(self) -> list[list[Sample]]:
-        groups: dict[int, list[Sample]] = {}
-        while batch := self._next_batch():
-            start = time.perf_counter()
-            numbers, rollouts = zip(*batch, strict=True)
-            graded = grade(self._grading, [self._prompts[i] for i in numbers], rollouts)
-            groups |= zip(numbers, graded, strict=True)
-            self._seconds["grading"] += time.perf_counter() - start
-        if self._given_up:
-            return []
+    def _graded_to_the_end(self) -> list[list[Sample]]:
+        """Raises what ended the grading."""
+        assert self._last_batch is not None, "asked for before all answers were added"
+        self._last_batch.result()
+        if self._failure is not None:
+            raise self._failure
         # Of ranks that sample together only the first grades.
-        return [groups[i] for i in range(len(self._prompts))] if groups else []
+        return [self.graded[place] for place in range(len(self.prompts))] if self.graded else []
 
-    def _next_batch(self) -> list[tuple[int, list[Rollout]]]:
-        """The groups that have come in, ``batch_size`` samples at least if there are so many; none at the end."""
-        batch: list[tuple[int, list[Rollout]]] = []
-        while not self._complete:
-            enough = sum(len(rollouts) for _, rollouts in batch) >= self._grading.batch_size
-            try:
-                group = self._waiting.get(block=not enough)
-            except Empty:
-                break
-            if group is None:
-                self._complete = True
-            else:
-                batch.append(group)
-        return [] if self._given_up else batch
-
-
-@cache
-def _sampling_stream(device: torch.device) -> torch.cuda.Stream:
-    """One for all steps: memory that torch keeps for a stream serves no other."""
-    return torch.cuda.Stream(device)
+    def _grade_batch(self, *, last: bool = False) -> None:
+        """Grade whatever has come in, if it is enough for a batch or the ``last`` one."""
+        with self._lock:
+            if not last and sum(len(rollouts) for _, rollouts in self._waiting) < self._grading.batch_size:
+                return
+            batch, self._waiting = self._waiting, []
+        if not batch or self._failure is not None:
+            return
+        start = time.perf_counter()
+        places, rollouts = zip(*batch, strict=True)
+        try:
+            graded = grade(self._grading, [self.prompts[place] for place in places], rollouts)
+        except BaseException as error:
+            self._failure = error
+            return
+        self.graded |= zip(places, graded, strict=True)
+        self._seconds += time.perf_counter() - start
 
 
 def grade(grading: Grading, prompts: Sequence[Prompt], groups: Sequence[Sequence[Rollout]]) -> list[list[Sample]]:
@@ -208,7 +183,7 @@ def grade(grading: Grading, prompts: Sequence[Prompt], groups: Sequence[Sequence
 
 
 def staleness(groups: Sequence[Sequence[Sample]], version: int, bound: int) -> dict[str, float]:
-    """How many pushes of weights the answers are behind ``version``, in numbers for the metrics.
+    """How many pushes of weights the answers' first tokens are behind ``version``, in numbers for the metrics.
 
     Raises ``RunError`` where one is further behind than ``bound``.
     """
@@ -216,7 +191,11 @@ def staleness(groups: Sequence[Sequence[Sample]], version: int, bound: int) -> d
     if max(behind) > bound:
         message = f"Answers sampled {max(behind)} steps ago were about to be trained on; max_staleness is {bound}."
         raise RunError("stale_rollouts", message, exit_code=ExitCode.BUG)
-    return {"staleness_mean": fmean(behind), "staleness_max": float(max(behind))}
+    return {
+        "staleness_mean": fmean(behind),
+        "staleness_max": float(max(behind)),
+        "partial_rollout_fraction": fmean(sample.rollout.continued > 0 for group in groups for sample in group),
+    }
 
 
 def refuse_a_failing_grader(samples: Iterable[Sample]) -> None:

@@ -1,17 +1,18 @@
 """Answers sampled ahead of the step that learns from them, as they lie in a checkpoint.
 
-    state/ahead.safetensors    token ids and log-probabilities of all answers, one after the other
+    state/ahead.safetensors    token ids and log-probabilities of the next step's answers, one after the other
     state/ahead.json           what else is known of each answer, and how many each prompt has
+    state/ahead-2/ahead.*      the same of the step after it, whose answers may be unfinished; and so on
 
 A resumed run learns from these very answers: by the time it goes on, the weights that sampled them are gone.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -26,8 +27,24 @@ from workers.rollouts.engine import Rollout
 from workers.rollouts.top_log_probs import TopLogProbs
 from workers.training.data.batch import Sample
 
-TENSORS, DESCRIPTION = "ahead.safetensors", "ahead.json"
+TENSORS, DESCRIPTION, AHEAD = "ahead.safetensors", "ahead.json", "ahead-"
 _grades: TypeAdapter[Grade] = TypeAdapter(Grade)
+
+
+class Answered(Protocol):
+    @property
+    def rollout(self) -> Rollout: ...
+    @property
+    def grade(self) -> Grade | None: ...
+
+
+class Kept(NamedTuple):
+    """An answer as it is kept."""
+
+    rollout: Rollout
+    """Perhaps unfinished, or not begun."""
+    grade: Grade | None = None
+    """None where it has not been graded."""
 
 
 def are_in(folder: Path) -> bool:
@@ -39,7 +56,29 @@ def groups_in(folder: Path) -> int:
     return len(json.loads((folder / DESCRIPTION).read_bytes())["groups"])
 
 
-def write(folder: Path, groups: Sequence[Sequence[Sample]], version: int) -> None:
+def write_ahead(folder: Path, step: int, ahead: Mapping[int, Sequence[Sequence[Answered]]], version: int) -> None:
+    """Store the answers of steps after ``step``, as ``write`` does."""
+    for later, groups in ahead.items():
+        own = _folder_of(folder, later - step)
+        own.mkdir(exist_ok=True)
+        write(own, groups, version)
+
+
+def read_ahead(folder: Path, step: int, version: int) -> dict[int, list[list[Kept]]]:
+    """What was stored of each of the steps after ``step``."""
+    ahead = [1, *sorted(int(each.name.removeprefix(AHEAD)) for each in folder.glob(f"{AHEAD}*") if each.is_dir())]
+    return {
+        step + number: read_kept(_folder_of(folder, number), version)
+        for number in ahead
+        if are_in(_folder_of(folder, number))
+    }
+
+
+def _folder_of(folder: Path, steps_ahead: int) -> Path:
+    return folder if steps_ahead == 1 else folder / f"{AHEAD}{steps_ahead}"
+
+
+def write(folder: Path, groups: Sequence[Sequence[Answered]], version: int) -> None:
     """Store ``groups`` in ``folder``; ``version`` is that of the engine's weights now."""
     samples = [sample for group in groups for sample in group]
     rollouts = [sample.rollout for sample in samples]
@@ -57,7 +96,8 @@ def write(folder: Path, groups: Sequence[Sequence[Sample]], version: int) -> Non
         {
             "finish_reason": sample.rollout.finish_reason,
             "staleness": version - sample.rollout.version,
-            "grade": _grades.dump_python(sample.grade, mode="json"),
+            "continued": sample.rollout.continued,
+            "grade": None if sample.grade is None else _grades.dump_python(sample.grade, mode="json"),
         }
         for sample in samples
     ]
@@ -66,17 +106,46 @@ def write(folder: Path, groups: Sequence[Sequence[Sample]], version: int) -> Non
 
 
 def read(folder: Path, prompts: Sequence[Prompt], reader: AnswerReader, version: int) -> list[list[Sample]]:
-    """What was written to ``folder``: answers to ``prompts``, for an engine whose weights now are ``version``."""
-    tensors, described = load_file(folder / TENSORS), json.loads((folder / DESCRIPTION).read_bytes())
-    rollouts = [
-        replace(rollout, finish_reason=answer["finish_reason"], version=version - answer["staleness"])
-        for rollout, answer in zip(_rollouts(tensors), described["answers"], strict=True)
+    """The graded answers to ``prompts`` in ``folder``, for an engine whose weights now are ``version``."""
+    return samples_of(prompts, read_kept(folder, version), reader)
+
+
+def read_kept(folder: Path, version: int) -> list[list[Kept]]:
+    """What was written to ``folder``, for an engine whose weights now are ``version``."""
+    described = json.loads((folder / DESCRIPTION).read_bytes())
+    kept = [
+        Kept(
+            replace(
+                rollout,
+                finish_reason=answer["finish_reason"],
+                version=version - answer["staleness"],
+                continued=answer.get("continued", 0),
+            ),
+            None if answer["grade"] is None else _grades.validate_python(answer["grade"]),
+        )
+        for rollout, answer in zip(_rollouts(load_file(folder / TENSORS)), described["answers"], strict=True)
     ]
-    asked = [prompt for prompt, count in zip(prompts, described["groups"], strict=True) for _ in range(count)]
-    answers = reader.read([prompt.token_ids for prompt in asked], [rollout.token_ids for rollout in rollouts])
-    grades = [_grades.validate_python(answer["grade"]) for answer in described["answers"]]
-    samples = [Sample(*parts) for parts in zip(asked, rollouts, answers, grades, strict=True)]
-    return [samples[start:end] for start, end in _spans(described["groups"])]
+    return [kept[start:end] for start, end in _spans(described["groups"])]
+
+
+def samples_of(
+    prompts: Sequence[Prompt], groups: Sequence[Sequence[Answered]], reader: AnswerReader
+) -> list[list[Sample]]:
+    """The graded answers to each of ``prompts``. Raises ``ValueError`` where one has no grade."""
+    asked = [prompt for prompt, group in zip(prompts, groups, strict=True) for _ in group]
+    kept = [each for group in groups for each in group]
+    answers = reader.read([prompt.token_ids for prompt in asked], [each.rollout.token_ids for each in kept])
+    samples = [
+        Sample(prompt, each.rollout, answer, _graded(each))
+        for prompt, each, answer in zip(asked, kept, answers, strict=True)
+    ]
+    return [samples[start:end] for start, end in _spans([len(group) for group in groups])]
+
+
+def _graded(answered: Answered) -> Grade:
+    if answered.grade is None:
+        raise ValueError("groups: an answer was not graded yet")
+    return answered.grade
 
 
 def _rollouts(tensors: dict[str, Tensor]) -> list[Rollout]:

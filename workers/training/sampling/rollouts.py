@@ -1,17 +1,18 @@
 """A job's graded answers, from asking for them to having them."""
 
+import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-
-import torch
 
 from service.jobs.hyperparameters.reinforcement import ResolvedHyperparameters
 from service.jobs.spec import RunSpec
 from workers.data.prompts import Prompt
-from workers.modeling import seeds
+from workers.modeling import distributed, seeds
+from workers.modeling.policy import Policy
 from workers.rollouts.engine import RolloutEngine, Sampling
 from workers.rollouts.grammar import Grammar
 from workers.training.data import order
@@ -19,14 +20,18 @@ from workers.training.data.batch import Sample
 from workers.training.reporting.clock import Clock
 from workers.training.sampling import prefetched
 from workers.training.sampling.collection import Collection, Grading
+from workers.training.sampling.partial import PartialRollouts, sample
+from workers.training.sampling.prefetched import Kept
 from workers.training.sampling.sets import EvaluationSet
+from workers.training.sampling.window import Window
 
 
 class Rollouts:
     """A job's graded answers: those that steps learn from, ``group_size`` to each prompt, and those of evaluations.
 
-    The answers of one step at most are prefetched: sampled and graded while the step before is trained, or brought
-    along by a checkpoint. Any other step's are sampled when they are asked for.
+    With ``max_staleness`` S the answers of S further steps at most are prefetched: they are begun S windows ahead of
+    the step that learns from them, a window being the time in which a step is trained, and the last window before it
+    samples them to their ends. Any other step's are sampled when they are asked for.
     """
 
     def __init__(
@@ -38,38 +43,58 @@ class Rollouts:
         prompts: Sequence[Prompt],
         grammar: Grammar | None,
         clock: Clock,
-        device: torch.device,
+        policy: Policy,
     ) -> None:
         self.grading = grading
         self._seed, self._hyperparameters, self._engine = spec.job.seed, hyperparameters, engine
-        self._prompts, self._grammar, self._clock, self._device = prompts, grammar, clock, device
-        self._sampling = ThreadPoolExecutor(1, thread_name_prefix="sampling")
-        self._prefetched: Collection | None = None
-        self._restored: list[list[Sample]] | None = None
+        self._prompts, self._grammar, self._clock = prompts, grammar, clock
+        self._device, self._context_length = policy.device, policy.context_length
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="sampling")
+        self._window: Window | None = None
+        self._prefetched: dict[int, PartialRollouts] = {}
 
     def prefetch(self, step: int) -> None:
-        """Sample the answers of ``step`` from now on, in another thread."""
+        """While ``step`` is trained, sample for the steps after it, in another thread."""
         h = self._hyperparameters
-        options = self._options("rollout", step, h.temperature)
-        self._prefetched = self._collection(step)
-        self._prefetched.sample_in(self._sampling, self._engine, h.group_size, options, self._device)
+        for later in range(step + 1, min(step + h.max_staleness, h.n_steps) + 1):
+            if later not in self._prefetched:
+                self._prefetched[later] = self._begin(later)
+        windows = [(begun, self._piece(later - step)) for later, begun in self._prefetched.items()]
+        work = partial(sample, self._engine, windows, h.temperature, self._grammar)
+        self._window = Window(self._thread, work, self._device)
+
+    def _begin(self, step: int, kept: Sequence[Sequence[Kept]] | None = None) -> PartialRollouts:
+        """The answers of ``step``, none of them begun or as far as they were ``kept``."""
+        h = self._hyperparameters
+        collection = self._collection(step)
+        rooms = [
+            min(h.max_completion_tokens, self._context_length - len(prompt.token_ids)) for prompt in collection.prompts
+        ]
+        seed = seeds.derive(self._seed, "rollout", step)
+        begun = PartialRollouts(collection, h.group_size, rooms, seed)
+        if kept is not None:
+            begun.restore(distributed.strided_shard(kept, self._engine.together), self.grading.reader)
+        return begun
+
+    def _piece(self, steps: int) -> int | None:
+        """How many tokens a window samples of an answer that is needed in so many steps; None: the rest of it."""
+        h = self._hyperparameters
+        # No engine goes on with an answer in the middle of what a grammar holds it to.
+        if steps == 1 or not h.partial_rollouts or self._grammar is not None:
+            return None
+        return math.ceil(h.max_completion_tokens / h.max_staleness)
 
     def take(self, step: int) -> list[list[Sample]]:
         """The answers of ``step``; waits for them. Raises as ``Collection`` does."""
-        if self._restored is not None:
-            groups, self._restored = self._restored, None
-            return groups
-        collection, self._prefetched = self._prefetched, None
-        with self._clock("sampling"):
-            if collection is None:
-                collection = self._collection(step)
+        begun = self._prefetched.pop(step, None)
+        collection = begun.collection if begun else self._collection(step)
+        if begun is None:
+            with self._clock("sampling"):
                 options = self._options("rollout", step, self._hyperparameters.temperature)
                 collection.sample(self._engine, self._hyperparameters.group_size, options)
-            collection.wait_until_sampled()
         with self._clock("grading"):
             groups = collection.result()
-        self._clock.seconds["sampling_hidden"] += collection.hidden("sampling")
-        self._clock.seconds["grading_hidden"] += collection.hidden("grading")
+        self._clock.seconds["grading_hidden"] += collection.grading_hidden
         return groups
 
     def size_of(self, step: int) -> int:
@@ -86,7 +111,7 @@ class Rollouts:
             collection.sample(self._engine, h.group_size, options)
         with self._clock("grading"):
             groups = collection.result()
-        self._clock.seconds["grading_hidden"] += collection.hidden("grading")
+        self._clock.seconds["grading_hidden"] += collection.grading_hidden
         return groups
 
     def evaluate(self, evaluated: EvaluationSet) -> list[list[Sample]]:
@@ -94,23 +119,29 @@ class Rollouts:
         return evaluate(evaluated, evaluated.prompts, self._engine, self._clock)
 
     def wait_until_sampled(self) -> None:
-        """Wait until the engine is free for other weights."""
-        if self._prefetched is not None:
+        """Wait until the engine is free for other weights. Raises what ended the sampling."""
+        window, self._window = self._window, None
+        if window is not None:
             with self._clock("sampling"):
-                self._prefetched.wait_until_sampled()
+                window.wait()
+            self._clock.seconds["sampling_hidden"] += window.hidden
 
-    def prefetched(self) -> list[list[Sample]] | None:
-        """The prefetched answers, for a checkpoint; waits for them. None where there are none that can be kept."""
-        if self._prefetched is None:
-            return None
-        # The checkpoint is worth keeping without them; what went wrong ends the run when the answers are needed.
-        with suppress(Exception), self._clock("grading"):
-            return self._prefetched.result()
-        return None
+    def prefetched(self) -> dict[int, list[list[Kept]]]:
+        """The answers of the steps to come, for a checkpoint; waits for those that are being graded.
+
+        Without those that cannot be kept: the checkpoint is worth keeping without them, and what went wrong ends the
+        run when the answers are needed.
+        """
+        kept = {}
+        for step, begun in sorted(self._prefetched.items()):
+            with suppress(Exception), self._clock("grading"):
+                kept[step] = begun.kept()
+        return kept
 
     def restore(self, folder: Path, step: int) -> None:
-        """Have the answers of ``step`` be those that were written to ``folder``."""
-        self._restored = self.read(folder, step)
+        """Have the answers of the steps after ``step`` be those that were written to ``folder``."""
+        for later, kept in prefetched.read_ahead(folder, step, self._engine.version).items():
+            self._prefetched[later] = self._begin(later, kept)
 
     def read(self, folder: Path, step: int) -> list[list[Sample]]:
         """The answers of ``step`` that were written to ``folder``, with those of its refills."""
@@ -122,7 +153,7 @@ class Rollouts:
 
     def close(self) -> None:
         """Begin nothing more."""
-        self._sampling.shutdown(wait=False, cancel_futures=True)
+        self._thread.shutdown(wait=False, cancel_futures=True)
         self.grading.close()
 
     def _collection(self, step: int) -> Collection:
@@ -156,5 +187,5 @@ def evaluate(
         collection.sample(engine, evaluated.samples, replace(evaluated.sampling, first=first))
         with clock("eval_grading"):
             groups = collection.result()
-    clock.seconds["eval_grading_hidden"] += collection.hidden("grading")
+    clock.seconds["eval_grading_hidden"] += collection.grading_hidden
     return groups

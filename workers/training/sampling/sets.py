@@ -56,7 +56,7 @@ def of_validation_file(
 ) -> EvaluationSet:
     h = method.hyperparameters
     own = seeds.derive(seed, "evaluation", 0)
-    sampling = Sampling(h.eval_temperature, h.max_completion_tokens, own, grammar=grammar)
+    sampling = Sampling(h.eval_temperature, h.max_completion_tokens, own, grammar=grammar, top=False)
     return EvaluationSet("", method.grader, prompts, grading, h.eval_samples, sampling)
 
 
@@ -71,6 +71,11 @@ def of_validation_set(
     # By its name, so that a set's numbers do not depend on what else is evaluated.
     own = seeds.derive(seed, f"evaluation of {declared.name}", 0)
     sampling = Sampling(
-        declared.temperature, declared.max_completion_tokens, own, grammar=grammar, top_p=declared.top_p
+        declared.temperature,
+        declared.max_completion_tokens,
+        own,
+        grammar=grammar,
+        top_p=declared.top_p,
+        top=False,
     )
     return EvaluationSet(declared.name, grader, prompts, grading, declared.samples_per_row, sampling)

@@ -2,8 +2,11 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
 
-from workers.training.optim.mismatch import Correction, metrics, weights
+from service.jobs.hyperparameters.reinforcement import MISMATCH_CAPS, MismatchCorrection
+from workers.training.optim import mismatch
+from workers.training.optim.mismatch import CORRECTIONS, metrics
 
 SAMPLER = torch.tensor([-1.0, -2.0, -0.5, -3.0, -0.1])
 SHIFT = torch.tensor([0.1, 0.2, 0.4, 1.0, -0.3])
@@ -11,8 +14,14 @@ OLD = SAMPLER + SHIFT
 SEQUENCES = torch.tensor([0, 0, 1, 1, 2])
 
 
-@pytest.mark.parametrize("correction", ["none", "token-truncate", "sequence-mask"])
-def test_without_mismatch_every_weight_is_exactly_1(correction: Correction) -> None:
+def weights(
+    old: Tensor, sampler: Tensor, sequence_ids: Tensor, correction: MismatchCorrection, cap: float | None = None
+) -> Tensor:
+    return mismatch.weights(old, sampler, sequence_ids, correction, cap or MISMATCH_CAPS[correction])
+
+
+@pytest.mark.parametrize("correction", CORRECTIONS)
+def test_without_mismatch_every_weight_is_exactly_1(correction: MismatchCorrection) -> None:
     assert weights(SAMPLER, SAMPLER, SEQUENCES, correction).tolist() == [1.0] * 5
 
 
@@ -23,6 +32,26 @@ def test_no_correction_weighs_nothing() -> None:
 def test_token_weights_are_ratios_up_to_2() -> None:
     expected = [math.exp(0.1), math.exp(0.2), math.exp(0.4), 2.0, math.exp(-0.3)]
     assert weights(OLD, SAMPLER, SEQUENCES, "token-truncate").tolist() == pytest.approx(expected, rel=1e-5)
+
+
+def test_tokens_beyond_2_either_way_are_masked() -> None:
+    shift = torch.tensor([0.1, 0.7, -0.7, 0.69, -0.69])
+    expected = [math.exp(0.1), 0.0, 0.0, math.exp(0.69), math.exp(-0.69)]
+    assert weights(SAMPLER + shift, SAMPLER, SEQUENCES, "token-mask").tolist() == pytest.approx(expected, rel=1e-5)
+
+
+def test_sequence_weights_are_the_answers_ratios_up_to_3() -> None:
+    expected = [math.exp(0.3)] * 2 + [3.0] * 2 + [math.exp(-0.3)]
+    assert weights(OLD, SAMPLER, SEQUENCES, "sequence-truncate").tolist() == pytest.approx(expected, rel=1e-5)
+
+
+def test_answers_whose_tokens_lean_one_way_are_masked_and_long_noisy_ones_are_not() -> None:
+    long = 0.1 * torch.tensor([1.0, -1.0]).repeat(500)
+    lean = torch.full((10,), -0.02)
+    shift, answers = torch.cat([long, lean]), torch.tensor([0] * 1000 + [1] * 10)
+    values = weights(shift, torch.zeros(1010), answers, "geometric-mask")
+    assert values[:1000].tolist() == pytest.approx(long.exp().tolist(), rel=1e-5)
+    assert values[1000:].tolist() == [0.0] * 10
 
 
 def test_sequence_weights_are_the_answers_ratios_and_0_beyond_3() -> None:
@@ -92,8 +121,8 @@ def test_metrics_tell_how_many_samples_the_weights_are_worth() -> None:
     sampler = torch.zeros(64 * tokens)
     answers = torch.arange(64).repeat_interleave(tokens)
     worth = {
-        name: metrics(noise.flatten(), sampler, weights(noise.flatten(), sampler, answers, name))
-        for name in ("token-truncate", "sequence-mask", "none")
+        name: metrics(noise.flatten(), sampler, mismatch.weights(noise.flatten(), sampler, answers, name, cap))
+        for name, cap in MISMATCH_CAPS.items()
     }
     shares = {name: numbers["mismatch_effective_sample_size"] for name, numbers in worth.items()}
     assert shares["none"] == 1

@@ -33,7 +33,7 @@ from workers.training.optim import mismatch, objective, update
         ("objective", OBJECTIVES.keys()),
         ("advantage", ESTIMATORS.keys() | {"gae"}),
         ("aggregation", AGGREGATIONS.keys()),
-        ("mismatch_correction", set(get_args(mismatch.Correction))),
+        ("mismatch_correction", mismatch.CORRECTIONS.keys()),
     ],
 )
 def test_what_the_service_offers_is_what_the_trainer_has(hyperparameter: str, registry: set[str]) -> None:

@@ -59,6 +59,9 @@ class Scripted(RolloutEngine):
         for number in self._script():
             yield number, [Rollout([8, 9], [-0.5, -0.5], "length")] * samples
 
+    def extend(self, begun: Any, temperature: float, grammar: Any = None) -> Generator[tuple[int, Rollout]]:
+        raise AssertionError("no answer of it is unfinished")
+
 
 class Steered:
     """A grader that notes the sizes of its batches and goes on only when it may."""
@@ -115,8 +118,7 @@ def test_groups_are_graded_while_others_are_sampled_and_the_next_batch_is_what_c
     assert [group[0].prompt.token_ids[0] for group in samples] == [5, 6, 7, 8, 9]
     assert grader.sizes[0] == 2
     assert grader.sizes[1] in (6, 8)
-    assert collection.hidden("grading") > 0
-    assert collection.hidden("sampling") == 0
+    assert collection.grading_hidden > 0
 
 
 def test_a_grader_whose_batches_cost_gets_no_small_ones(reader: AnswerReader, thread: Executor) -> None:
@@ -194,7 +196,8 @@ def test_an_engine_that_breaks_leaves_the_thread_to_the_next(reader: AnswerReade
 
 def test_answers_older_than_allowed_are_not_trained_on(reader: AnswerReader, thread: Executor) -> None:
     samples = collected(reader, thread, Grade(1.0), Grade(0.0))
-    assert staleness(samples, version=1, bound=1) == {"staleness_mean": 1.0, "staleness_max": 1.0}
+    told = staleness(samples, version=1, bound=1)
+    assert told == {"staleness_mean": 1.0, "staleness_max": 1.0, "partial_rollout_fraction": 0.0}
     with pytest.raises(RunError, match="sampled 2 steps ago") as caught:
         staleness(samples, version=2, bound=1)
     assert caught.value.exit_code == ExitCode.BUG

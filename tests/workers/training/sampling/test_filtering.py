@@ -77,7 +77,7 @@ def test_a_filtered_run_learns_from_full_steps_and_resumes_bit_for_bit(
     make_spec: MakeSpec, execute: Execute, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
 ) -> None:
     asked = {"grader": LIKE, "n_steps": 4, "eval_interval": 1, "filter_groups": True, "max_refills": 16} | settings
-    asked |= {"group_size": 2, "n_epochs": 2}
+    asked |= {"group_size": 2, "n_epochs": 2, "learning_rate": 1e-4}
     learned: list[int] = []
     trainable = batch.trainable
 
