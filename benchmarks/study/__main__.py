@@ -6,8 +6,8 @@
     python -m benchmarks.study --budget hours --report      # only write the report of what has been done
 
 What is compared is in ``grid.yaml``. A study that was stopped goes on where it was when it is started again; a run is
-repeated only when its settings, its task or its base model change, or when its file in ``OUT/runs`` is removed. Each of
-``--services`` works on one run at a time, on one core.
+repeated only when its settings, its task or its base model change, or when it is removed from ``OUT/runs`` and from
+``RESULTS``, which a clone brings along. Each of ``--services`` works on one run at a time, on one core.
 """
 
 import argparse
@@ -41,6 +41,7 @@ def main() -> None:
     except ValueError as error:
         parser.error(str(error))
     until = time.time() + 60 * given.minutes
+    runs.Study(given.out).adopt(given.results)
     if not given.report:
         try:
             do(grid, given.out, given.services, until)
@@ -79,7 +80,11 @@ def tell(grid: Grid, out: Path, results: Path, document: Path) -> None:
         sys.exit("No run has ended yet: there is nothing to report.")
     bases = {plan.task: json.loads(study.base(plan).read_text()) for plan in plans if study.base(plan).exists()}
     results.parent.mkdir(parents=True, exist_ok=True)
-    lines = ",\n".join(json.dumps(run) for run in known)
+    # Of another grid or budget perhaps, which this one leaves as they are.
+    others = json.loads(results.read_text()) if results.exists() else {"bases": {}, "runs": []}
+    bases = {**others["bases"], **bases}
+    done = {run["key"]: run for run in [*others["runs"], *known]}
+    lines = ",\n".join(json.dumps(run) for run in done.values())
     results.write_text(f'{{"bases": {json.dumps(bases)},\n"runs": [\n{lines}\n]}}\n')
     report.write(grid, known, bases, document, document.parent / "figures")
     print(f"{len(known)} of {len(plans)} runs are in {document}")

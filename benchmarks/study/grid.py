@@ -20,6 +20,7 @@ class Plan:
 
     task: str
     estimator: str
+    condition: str
     objective: str
     setting: dict[str, Any]
     """Options of the objective that are not its defaults."""
@@ -37,6 +38,12 @@ class Plan:
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
 
+ON_POLICY = "on policy"
+"""The condition without settings of its own."""
+ONLY = {"tasks", "estimators", "objectives"}
+"""What of a condition says where it applies; the rest are its hyperparameters."""
+
+
 @dataclass(frozen=True)
 class Grid:
     budget: str
@@ -47,6 +54,8 @@ class Grid:
     tasks: dict[str, dict[str, Any]]
     """Steps and the like of each task, and the training reward that is its target."""
     estimators: list[str]
+    conditions: dict[str, dict[str, Any]]
+    """Hyperparameters that are the same for all objectives, and how old answers are above all."""
     learning_rates: list[float]
     objectives: dict[str, list[dict[str, Any]]]
     seeds: list[int]
@@ -96,13 +105,36 @@ class Grid:
         for number in range(most + 1):
             for seed in self.seeds:
                 for rate in self.learning_rates:
-                    for task in self.tasks:
-                        for estimator in self.estimators:
-                            for objective, settings in self.objectives.items():
-                                if number <= len(settings):
-                                    yield self._plan(task, estimator, objective, [{}, *settings][number], rate, seed)
+                    for (task, estimator, condition), objectives in self.comparisons().items():
+                        for objective, settings in objectives.items():
+                            if number <= len(settings):
+                                setting = [{}, *settings][number]
+                                yield self._plan(task, estimator, condition, objective, setting, rate, seed)
 
-    def _plan(self, task: str, estimator: str, objective: str, setting: dict[str, Any], rate: float, seed: int) -> Plan:
+    def comparisons(self) -> dict[tuple[str, str, str], dict[str, list[dict[str, Any]]]]:
+        """The objectives and their settings that are compared on each task, with each estimator, under each condition."""
+        return {
+            (task, estimator, name): {
+                objective: settings
+                for objective, settings in self.objectives.items()
+                if objective in told.get("objectives", self.objectives)
+            }
+            for name, told in self.conditions.items()
+            for task in self.tasks
+            for estimator in self.estimators
+            if task in told.get("tasks", self.tasks) and estimator in told.get("estimators", self.estimators)
+        }
+
+    def _plan(
+        self,
+        task: str,
+        estimator: str,
+        condition: str,
+        objective: str,
+        setting: dict[str, Any],
+        rate: float,
+        seed: int,
+    ) -> Plan:
         own = {name: value for name, value in self.tasks[task].items() if name != "target"}
         asked = {
             **self.hyperparameters,
@@ -111,8 +143,9 @@ class Grid:
             "learning_rate": rate,
             "objective": objective,
             "advantage": estimator,
+            **{name: value for name, value in self.conditions[condition].items() if name not in ONLY},
             **setting,
         }
         # It is evaluated before the first step and after the last.
         asked.setdefault("eval_interval", asked["n_steps"])
-        return Plan(task, estimator, objective, setting, rate, seed, asked, self.rows)
+        return Plan(task, estimator, condition, objective, setting, rate, seed, asked, self.rows)

@@ -10,29 +10,30 @@ from statistics import median
 from typing import Any
 
 from benchmarks.study.curves import draw
-from benchmarks.study.grid import Grid
+from benchmarks.study.grid import ON_POLICY, Grid
 from benchmarks.study.summary import FEW, LAST, VERDICTS, Cell, Difference, Settings, best, cells
 from examples.tasks.registry import TASKS
 
 
 def write(grid: Grid, results: Sequence[dict[str, Any]], bases: dict[str, Any], document: Path, figures: Path) -> None:
-    """``document``, and one figure for each task and estimator in the folder ``figures``."""
-    parts = [_introduction(grid, results), *_in_short(grid, results)]
+    """``document``, and one figure for each task, estimator and condition in the folder ``figures``."""
+    parts = [_introduction(grid, results), *_in_short(grid, results), *_by_age(grid, results)]
     figures.mkdir(parents=True, exist_ok=True)
-    for (task, estimator), objectives in cells(results).items():
-        figure = figures / f"study-{task}-{estimator}.svg"
+    for (task, estimator, condition), objectives in cells(results).items():
+        where = [task, estimator, *([] if condition == ON_POLICY else [condition])]
+        figure = figures / ("-".join(["study", *where]).replace(",", "").replace(" ", "-") + ".svg")
         defaults = {name: found for name, by in objectives.items() if (found := _most_taught(by)) is not None}
         if not defaults:
             continue
         draw(figure, defaults)
         parts += [
-            f"## {task}, {estimator}",
+            f"## {', '.join(where)}",
             _base(task, bases),
             *_sentences(grid, objectives),
             _against(grid, objectives),
             *_best(grid, objectives),
             _numbers(grid, task, objectives),
-            f"![Curves of {task} with {estimator}]({os.path.relpath(figure, document.parent)})",
+            f"![Curves of {', '.join(where)}]({os.path.relpath(figure, document.parent)})",
             "Curves: objectives with their defaults at the learning rate with the best validation reward, mean over seeds; "
             "bands from the lowest to the highest seed.",
         ]
@@ -73,19 +74,22 @@ held-out answers. Tasks and base models are those of `examples/tasks/`.
 
 def _in_short(grid: Grid, results: Sequence[dict[str, Any]]) -> list[str]:
     """How often each objective is ahead, defaults against defaults."""
-    told, few = [], len(grid.seeds)
+    told, few, known = [], len(grid.seeds), cells(results)
     for name in grid.objectives:
-        found = [
-            difference
-            for objectives in cells(results).values()
-            for rate in grid.learning_rates
-            if name != grid.baseline and (difference := _default(grid, objectives, name, rate)) is not None
-        ]
-        if found:
-            counts = Counter(difference.verdict for difference in found)
-            words = ", ".join(f"{verdict} in {counts[verdict]}" for verdict in VERDICTS if counts[verdict])
-            told.append(f"- **{name}**: {words} of {_count(len(found), 'comparison')}.")
-            few = min(few, *(len(difference.pairs) for difference in found))
+        for stale in (False, True):
+            found = [
+                difference
+                for (_, _, condition), objectives in known.items()
+                for rate in grid.learning_rates
+                if name != grid.baseline and stale == (condition != ON_POLICY)
+                if (difference := _default(grid, objectives, name, rate)) is not None
+            ]
+            if found:
+                counts = Counter(difference.verdict for difference in found)
+                words = ", ".join(f"{verdict} in {counts[verdict]}" for verdict in VERDICTS if counts[verdict])
+                age = "with older answers" if stale else ON_POLICY
+                told.append(f"- **{name}**, {age}: {words} of {_count(len(found), 'comparison')}.")
+                few = min(few, *(len(difference.pairs) for difference in found))
     if not told:
         return []
     parts = [
@@ -97,6 +101,37 @@ def _in_short(grid: Grid, results: Sequence[dict[str, Any]]) -> list[str]:
     return (
         [*parts, f"That is with as few as {_count(few, 'seed')}, so nothing of it is a claim."] if few < FEW else parts
     )
+
+
+def _by_age(grid: Grid, results: Sequence[dict[str, Any]]) -> list[str]:
+    """How success falls as answers get older: one row for each task, learning rate and condition."""
+    known = cells(results)
+    compared = {(task, estimator) for task, estimator, condition in known if condition != ON_POLICY}
+    named = sorted(
+        {name for where, by in known.items() if where[2] != ON_POLICY for name in by}, key=[*grid.objectives].index
+    )
+    rows = []
+    for task, estimator in sorted(compared):
+        for rate in grid.learning_rates:
+            for condition in grid.conditions:
+                by = known.get((task, estimator, condition), {})
+                found = {name: cell for name in named if (cell := by.get(name, {}).get((rate, ()))) is not None}
+                if grid.baseline in found:
+                    differences = (_default(grid, by, name, rate) for name in found if name != grid.baseline)
+                    success = (_share(found[name].success("sampled")) if name in found else "" for name in named)
+                    rows.append([task, f"{rate:g}", condition, *success, *map(_told, differences)])
+    if not rows:
+        return []
+    others = [name for name in named if name != grid.baseline]
+    head = ["task", "learning rate", "condition", *named, *(f"{name} less {grid.baseline}" for name in others)]
+    return [
+        "## Older answers",
+        "Success of the final model, with defaults. A condition says how many steps the weights that sampled an answer may be behind those "
+        "that learn from it (`max_staleness`; `partial_rollouts` off, so that a whole answer is as old as it may be). The old policy is the "
+        "trainer's before the step, with the default correction for the sampler; around the sampler it is the policy that sampled "
+        "(`old_policy: sampler`).",
+        _table(head, rows),
+    ]
 
 
 def _count(number: int, what: str) -> str:
@@ -223,4 +258,4 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def _name(run: dict[str, Any]) -> str:
     setting = json.dumps(run["setting"]) if run["setting"] else "defaults"
-    return f"{run['task']}, {run['estimator']}, {run['objective']}, {setting}, {run['learning_rate']:g}, seed {run['seed']}"
+    return f"{run['task']}, {run['estimator']}, {run['condition']}, {run['objective']}, {setting}, {run['learning_rate']:g}, seed {run['seed']}"

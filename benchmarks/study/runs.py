@@ -47,6 +47,13 @@ class Study:
         for folder in (self.models, self.rows, self.runs):
             folder.mkdir(parents=True, exist_ok=True)
 
+    def adopt(self, results: Path) -> None:
+        """Take over the runs of a file of results that are not known here: what others have done is not repeated."""
+        for run in json.loads(results.read_text())["runs"] if results.exists() else ():
+            path = self.runs / f"{run['key']}.json"
+            if not path.exists():
+                write(path, run)
+
     def prepare(self, plans: Sequence[Plan]) -> None:
         """Rows and base models, and what these can do."""
         for name, plan in {plan.task: plan for plan in plans}.items():
@@ -227,9 +234,7 @@ def _say(plan: Plan, result: dict[str, Any]) -> None:
         _percent(result["held_out"]["sampled"]) if result["error"] is None else f"{result['status']}: {result['error']}"
     )
     setting = " ".join(f"{name}={value}" for name, value in plan.setting.items())
-    what = (
-        f"{plan.task} {plan.estimator} {plan.objective} {setting or 'defaults'} {plan.learning_rate:g} seed {plan.seed}"
-    )
+    what = f"{plan.task} {plan.estimator} {plan.condition} {plan.objective} {setting or 'defaults'} {plan.learning_rate:g} seed {plan.seed}"
     print(f"{what}: {end} in {result['seconds']['job']:.0f} s", flush=True)
 
 

@@ -94,12 +94,12 @@ def reached(steps: dict[str, list[Any]], target: float) -> int | None:
     return None
 
 
-def cells(results: Sequence[dict[str, Any]]) -> dict[tuple[str, str], dict[str, dict[Settings, Cell]]]:
-    """By task and estimator, then by objective, then by settings."""
+def cells(results: Sequence[dict[str, Any]]) -> dict[tuple[str, str, str], dict[str, dict[Settings, Cell]]]:
+    """By task, estimator and condition, then by objective, then by settings."""
     runs: Any = defaultdict(lambda: defaultdict(lambda: defaultdict(dict)))
     for run in results:
         settings = run["learning_rate"], tuple(sorted(run["setting"].items()))
-        runs[run["task"], run["estimator"]][run["objective"]][settings][run["seed"]] = run
+        runs[run["task"], run["estimator"], run["condition"]][run["objective"]][settings][run["seed"]] = run
     return {
         where: {
             objective: {settings: Cell(dict(seeds)) for settings, seeds in by_settings.items()}

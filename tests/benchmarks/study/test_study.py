@@ -29,6 +29,7 @@ SMALL: dict[str, Any] = {
     "hyperparameters": {"batch_size": 4, "group_size": 2, "mini_batches": 1},
     "tasks": {"additions": {"n_steps": 2, "target": 0.5}},
     "estimators": ["grpo"],
+    "conditions": {"on policy": {}},
     "learning_rates": [1e-4],
     "objectives": {"clip": []},
     "seeds": [1],
@@ -45,7 +46,8 @@ def grid(tmp_path: Path, **changed: Any) -> Grid:
 def ended(seed: int, success: float, valid: float = 0.0, **changed: Any) -> dict[str, Any]:
     """A run as ``runs.run`` tells of it, as far as the summary reads it."""
     measured = {how: {"success": success} for how in ("sampled", "greedy")}
-    run = {"task": "additions", "estimator": "grpo", "objective": "clip", "setting": {}, "learning_rate": 1e-4}
+    run: dict[str, Any] = {"task": "additions", "estimator": "grpo", "condition": "on policy", "objective": "clip"}
+    run |= {"setting": {}, "learning_rate": 1e-4}
     rest = {"seed": seed, "error": None, "held_out": measured, "steps": {"valid_reward": [0.0, valid]}}
     return run | rest | changed
 
@@ -157,7 +159,7 @@ def test_the_best_settings_are_chosen_by_validation_and_not_by_what_is_held_out(
         ended(1, success=0.1, valid=0.6, learning_rate=1e-3),
         ended(1, success=0.8, valid=0.4, setting={"clip_high": 0.3}),
     ]
-    found = best(cells(results)["additions", "grpo"]["clip"])
+    found = best(cells(results)["additions", "grpo", "on policy"]["clip"])
     assert found is not None
     assert found[0] == (1e-3, ())
 
