@@ -117,7 +117,7 @@ def _by_age(grid: Grid, results: Sequence[dict[str, Any]]) -> list[str]:
                 by = known.get((task, estimator, condition), {})
                 found = {name: cell for name in named if (cell := by.get(name, {}).get((rate, ()))) is not None}
                 if grid.baseline in found:
-                    differences = (_default(grid, by, name, rate) for name in found if name != grid.baseline)
+                    differences = (_default(grid, by, name, rate) for name in named if name != grid.baseline)
                     success = (_share(found[name].success("sampled")) if name in found else "" for name in named)
                     rows.append([task, f"{rate:g}", condition, *success, *map(_told, differences)])
     if not rows:
@@ -219,7 +219,7 @@ def _numbers(grid: Grid, task: str, objectives: dict[str, dict[Settings, Cell]])
 
 
 def _default(grid: Grid, objectives: dict[str, dict[Settings, Cell]], name: str, rate: float) -> Difference | None:
-    mine, theirs = objectives[name].get((rate, ())), objectives.get(grid.baseline, {}).get((rate, ()))
+    mine, theirs = objectives.get(name, {}).get((rate, ())), objectives.get(grid.baseline, {}).get((rate, ()))
     return mine.minus(theirs) if mine and theirs else None
 
 

@@ -180,12 +180,68 @@ def test_a_page_tells_runs_that_failed_and_claims_nothing_of_few_seeds(tmp_path:
     page = tmp_path / "docs" / "study.md"
     report.write(small, results, {"additions": ended(0, 0.3)["held_out"]}, page, tmp_path / "figures")
     text = page.read_text()
-    assert "- additions, grpo, troll, defaults, 0.0001, seed 3: it broke" in text
+    assert "- additions, grpo, on policy, troll, defaults, 0.0001, seed 3: it broke" in text
     assert "| 0.0001 | troll | 2 of 3 | 0.500 | 0.500 | +0.100 [+0.100, +0.100] |" in text
-    assert "**troll**: ahead with every seed in 1 of 1 comparison." in text
+    assert "**troll**, on policy: ahead with every seed in 1 of 1 comparison." in text
     assert "as few as 2 seeds, so nothing of it is a claim" in text
     assert "Best against best:" not in text
     assert "](../figures/study-additions-grpo.svg)" in text
+
+
+def test_a_condition_is_asked_of_every_objective_where_it_applies(tmp_path: Path) -> None:
+    stale = {"max_staleness": 4, "partial_rollouts": False, "objectives": ["clip", "troll"]}
+    small = grid(
+        tmp_path,
+        objectives={"clip": [], "troll": [], "dppo": []},
+        conditions={"on policy": {}, "4 steps old": stale},
+    )
+    asked = {(plan.condition, plan.objective): plan.hyperparameters.get("max_staleness") for plan in small.plans()}
+    on_policy = dict.fromkeys(("on policy", name) for name in ("clip", "troll", "dppo"))
+    assert asked == on_policy | {("4 steps old", name): 4 for name in ("clip", "troll")}
+
+
+def test_older_answers_have_a_table_of_their_own(tmp_path: Path) -> None:
+    steps = {name: [None, 0.1, 0.2] for name in ("train_reward", "entropy", "kl", "held_back", "grad_norm")}
+    rest: dict[str, Any] = {
+        "steps": {"step": [0, 1, 2], "valid_reward": [0.1, None, 0.2], **steps},
+        "seconds": {"job": 9, "steps": 4},
+    }
+    results = [
+        *(ended(seed, 0.6, **rest) for seed in (1, 2)),
+        *(ended(seed, 0.4, condition="4 steps old", **rest) for seed in (1, 2)),
+        *(ended(seed, 0.5, condition="4 steps old", objective="troll", **rest) for seed in (1, 2)),
+    ]
+    small = grid(
+        tmp_path,
+        objectives={"clip": [], "troll": []},
+        conditions={"on policy": {}, "4 steps old": {"max_staleness": 4}},
+    )
+    page = tmp_path / "docs" / "study.md"
+    report.write(small, results, {"additions": ended(0, 0.3)["held_out"]}, page, tmp_path / "figures")
+    text = page.read_text()
+    assert "| additions | 0.0001 | on policy | 0.600 |  |  |" in text
+    assert "| additions | 0.0001 | 4 steps old | 0.400 | 0.500 | +0.100 [+0.100, +0.100] |" in text
+    assert "## additions, grpo, 4 steps old" in text
+    assert "](../figures/study-additions-grpo-4-steps-old.svg)" in text
+
+
+def test_results_that_others_left_are_not_done_again_and_not_lost(tmp_path: Path) -> None:
+    small = grid(tmp_path)
+    (plan,) = small.plans()
+    steps = {name: [None, 0.1, 0.2] for name in ("train_reward", "entropy", "kl", "held_back", "grad_norm")}
+    rest: dict[str, Any] = {
+        "steps": {"step": [0, 1, 2], "valid_reward": [0.1, None, 0.2], **steps},
+        "seconds": {"job": 9, "steps": 4},
+    }
+    theirs = [ended(1, 0.6, **rest, key=plan.key), ended(2, 0.5, **rest, key="of another grid")]
+    results = tmp_path / "results.json"
+    bases = {"additions": ended(0, 0.3)["held_out"]}
+    results.write_text(json.dumps({"bases": bases, "runs": theirs}))
+    study = runs.Study(tmp_path / "out")
+    study.adopt(results)
+    assert study.result(plan).exists()
+    command.tell(small, study.out, results, tmp_path / "study.md")
+    assert {run["key"] for run in json.loads(results.read_text())["runs"]} == {plan.key, "of another grid"}
 
 
 def test_several_services_begin_nothing_when_the_time_is_over(tmp_path: Path) -> None:

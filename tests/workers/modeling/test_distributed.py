@@ -58,6 +58,7 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("tied", "lora"):
         in_ranks.save_and_go_on(root, name, root / f"by-one-{name}")
     in_ranks.train_ppo(root, "ppo", root / "by-one-ppo")
+    in_ranks.answers_in_pieces(root / "pieces-of-one")
     command = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", in_ranks.__name__, str(root)]
     ended = subprocess.run(
         [sys.executable, "-m", *command], cwd=ROOT, env=_environment(), capture_output=True, text=True, timeout=PATIENCE
@@ -117,6 +118,15 @@ def test_a_critic_goes_on_in_another_number_of_processes(two_ranks: Path) -> Non
     ours = in_ranks.resume_critic(two_ranks, "ppo", two_ranks / "by-one-ppo")
     assert theirs.keys() == ours.keys() == found.keys()
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_unfinished_answers_go_on_in_another_number_of_processes(two_ranks: Path, tmp_path: Path) -> None:
+    whole = in_ranks.answers_in_pieces(tmp_path / "kept")["answers"]
+    from_two = in_ranks.answers_in_pieces(tmp_path, again=two_ranks / "pieces-of-two")["answers"]
+    by_two, from_one = (load_file(two_ranks / f"{name}.safetensors")["answers"] for name in ("pieces", "pieces-of-one"))
+    assert len(whole.unique(dim=0)) > 5
+    for other in (from_two, by_two, from_one):
+        assert torch.equal(other, whole)
 
 
 def test_supervised_training_is_the_same(two_ranks: Path) -> None:

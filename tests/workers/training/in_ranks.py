@@ -9,6 +9,7 @@ import json
 import random
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,17 +20,26 @@ from torch import Tensor
 
 from service.jobs.hyperparameters.option import resolve
 from service.jobs.hyperparameters.reinforcement import Hyperparameters, ResolvedHyperparameters
+from tests.workers.training import tiny
+from workers.answers import AnswerReader
 from workers.data.conversations import Example
+from workers.data.prompts import Prompt
+from workers.demo import make_tokenizer
+from workers.graders import Grade, GraderSample
 from workers.modeling import distributed, lora, policy, sharding
 from workers.modeling.critic import load_critic
 from workers.modeling.lora import Lora
 from workers.modeling.policy import Policy
 from workers.rollouts.engine import Rollout
+from workers.rollouts.transformers import TransformersEngine
 from workers.training import checkpoint, supervised
 from workers.training.checkpoint import TrainerState
 from workers.training.data.batch import Allowed, TrainingSample
 from workers.training.optim import critic, reference, update
 from workers.training.optim.critic import Critic
+from workers.training.sampling import partial, prefetched
+from workers.training.sampling.collection import Collection, Grading
+from workers.training.sampling.partial import PartialRollouts
 
 STEPS, PPO_STEPS = 5, 3
 EXAMPLES = [Example([5, 6, 7, 8, 9, 10], [3, 4, 5]), Example([7, 8, 9], [1, 2]), Example([3, 4, 5, 6, 7], [4])]
@@ -255,6 +265,35 @@ def resume_critic(root: Path, name: str, folder: Path) -> dict[str, Tensor]:
     return {f"critic/{key}": tensor for key, tensor in kept.items()}
 
 
+class ByLength:
+    def grade(self, samples: list[GraderSample]) -> list[Grade]:
+        return [Grade(float(len(each.output_text))) for each in samples]
+
+
+def answers_in_pieces(kept: Path, again: Path | None = None) -> dict[str, Tensor]:
+    """Answers that are begun, ``kept`` in a folder, or taken from what ``again`` has, and sampled to the end there."""
+    engine = TransformersEngine(tiny.model("qwen3"), (1,), tiny.CONTEXT)
+    prompts = [Prompt({}, [5, 6, number]) for number in (7, 8, 9, 10, 11)]
+    with ThreadPoolExecutor(1) as thread:
+        grading = Grading(ByLength(), AnswerReader(make_tokenizer()), thread=thread)
+        collection = Collection(prompts, grading)
+        begun = PartialRollouts(collection, 2, [8] * len(collection.prompts), seed=3)
+        if again is None:
+            partial.sample(engine, [(begun, 3)], 1.0, None)
+            unfinished = begun.kept()
+            if distributed.rank() == 0:
+                kept.mkdir()
+                prefetched.write_ahead(kept, 4, {6: unfinished}, engine.version)
+        else:
+            found = prefetched.read_ahead(again, 4, engine.version)[6]
+            begun.restore(distributed.strided_shard(found), grading.reader)
+        partial.sample(engine, [(begun, None)], 1.0, None)
+        groups = collection.result()
+    told = [each for group in groups for each in group]
+    ids = [torch.tensor([*each.rollout.token_ids, each.rollout.continued, int(each.reward or 0)]) for each in told]
+    return {"answers": torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=-1)}
+
+
 def main(root: Path) -> None:
     torch.set_num_threads(1)
     distributed.join()
@@ -269,6 +308,8 @@ def main(root: Path) -> None:
         numbers[name], results[f"weights-{name}"] = train_ppo(root, name, root / f"by-two-{name}")
     results["found-ppo"] = resume_critic(root, "ppo", root / "by-one-ppo")
     numbers["supervised"], results["gradients-supervised"] = supervise(root)
+    results["pieces"] = answers_in_pieces(root / "pieces-of-two")
+    results["pieces-of-one"] = answers_in_pieces(root, again=root / "pieces-of-one")
     assert all("lora_" in name for name in lora.tensors(load(root, "lora")[0].model))
     if distributed.rank() == 0:
         for name, tensors in results.items():
