@@ -357,7 +357,6 @@ def operated(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int, int], N
 @pytest.mark.parametrize(
     ("asked", "processes", "tensor_parallel", "name"),
     [
-        ({"old_policy": "sampler"}, 1, 1, "old_policy"),
         ({"max_staleness": 1}, 2, 1, "max_staleness"),
         ({"max_staleness": 1, "rollout_engine": "vllm"}, 2, 2, "max_staleness"),
         ({"max_staleness": 1, "rollout_engine": "vllm"}, 4, 2, "max_staleness"),
@@ -395,6 +394,7 @@ def test_what_does_not_go_together_is_refused_when_the_job_is_created(
         ({"max_staleness": 1, "rollout_engine": "vllm"}, 4, 1),
         ({"max_staleness": 0, "rollout_engine": "vllm"}, 4, 2),
         ({"old_policy": "sampler", "rollout_engine": "vllm"}, 1, 1),
+        ({"old_policy": "sampler", "max_staleness": 16, "mismatch_correction": "geometric-mask"}, 1, 1),
         ({"temperature": 0.001}, 1, 1),
         ({"objective": "dppo", "dppo_threshold": 0.99}, 1, 1),
         ({"objective": "gspo", "ratio": "sequence"}, 1, 1),

@@ -211,7 +211,11 @@ def test_a_run_learns_among_answers_that_all_fit(
     assert not (result_of(recorder).model_path / "chat_template_kwargs.json").exists()
 
 
-@pytest.mark.parametrize("settings", [{}, {"max_staleness": 1}], ids=["on policy", "one step ahead"])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"max_staleness": 1}, {"max_staleness": 2, "old_policy": "sampler"}],
+    ids=["on policy", "one step ahead", "two steps ahead, around the sampler"],
+)
 def test_a_resumed_run_is_the_run_that_was_never_interrupted(
     make_spec: Callable[..., RunSpec], execute: Execute, folder: Path, settings: dict[str, Any]
 ) -> None:
