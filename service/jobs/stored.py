@@ -107,12 +107,12 @@ def _with_sets(content: dict[str, Any]) -> dict[str, Any]:
     return content
 
 
-SINCE_5: dict[str, Any] = {"partial_rollouts": True}
-"""What jobs of version 4 have been run with, whose answers were one step old at most and had no pieces."""
+SINCE_5: dict[str, Any] = {"partial_rollouts": True, "pessimistic": False}
+"""What jobs of version 4 have been run with: their answers were one step old at most and had no pieces."""
 
 
 def _with_partial_rollouts(content: dict[str, Any]) -> dict[str, Any]:
-    """To version 5, in which reinforcement has pieces of answers."""
+    """To version 5, in which reinforcement has pieces of answers, and TROLL a pessimistic form."""
     method = content.get("method")
     hyperparameters = method.get("hyperparameters") if isinstance(method, dict) else None
     if isinstance(method, dict) and isinstance(hyperparameters, dict) and method.get("type") == "reinforcement":

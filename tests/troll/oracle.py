@@ -92,6 +92,7 @@ def row(
     kept: list[int] | None = None,
     target: Array | None = None,
     weight: float | None = None,
+    pessimistic: bool = False,
 ) -> tuple[float, Array]:
     """Loss of one token and the projected row. `kept` and `target` freeze the support and the stopped gradient.
 
@@ -104,7 +105,14 @@ def row(
     pi, eta = project(q, p, bound)
     regression = kl(p, pi if target is None else target) if eta else 0.0
     ratio = float(np.exp(pi[token] - q[token])) if weight is None else weight
+    if pessimistic:
+        ratio = worse(advantage, ratio, float(np.exp(p[token] - q[token])))
     return -advantage * ratio + alpha * regression, pi
+
+
+def worse(advantage: float, projected: float, own: float) -> float:
+    """The ratio with the higher loss; the projected one where the policy's own is beyond 10."""
+    return min((projected, own), key=lambda ratio: advantage * ratio) if own < 10 else projected
 
 
 def gradient(
@@ -120,6 +128,7 @@ def gradient(
     default_prob: float = 1e-12,
     tail: str = "constant",
     weight: float | None = None,
+    pessimistic: bool = False,
 ) -> Array:
     """`d loss / d logits` of one token through the full Jacobians."""
     log_q, log_p = log_softmax(old_logits), log_softmax(new_logits)
@@ -129,6 +138,9 @@ def gradient(
     pi, eta = project(q, p, bound)
     ratio = float(np.exp(pi[token] - q[token])) if weight is None else weight
     by_sparse = -advantage * ratio * projection_jacobian(q, p, bound)[token]
+    own = float(np.exp(p[token] - q[token]))
+    if pessimistic and worse(advantage, ratio, own) != ratio:
+        by_sparse = -advantage * own * np.eye(size)[token]
     if eta:
         by_sparse = by_sparse + alpha * np.exp(p) * (p - pi + 1.0)
     return by_sparse @ sparse_jacobian(log_p, kept, default_prob, tail) @ (np.eye(size) - np.exp(log_p))

@@ -1,15 +1,17 @@
 """TROLL: the projected policy's ratio, and the pull of the network back to its projection.
 
-Per token `loss = -A pi(a) / old(a) + alpha KL(new || stop_grad(pi))`, where `pi` is the new policy projected onto the
-trust region around the old one. Nothing is clipped. Inside the region `pi` is the new policy and the second term is
-exactly zero, in value and in gradient.
+Per token `loss = -A pi(a) / old(a) + alpha KL(new || stop_grad(pi))` (arXiv 2510.03817), where `pi` is the new policy
+projected onto the trust region around the old one. Nothing is clipped. Inside the region `pi` is the new policy and the
+second term is exactly zero, in value and in gradient.
 
 M selected tokens, K slots of a sparse row, U slots of an aligned pair (`troll.sparse`).
 """
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
+import torch
 from torch import Tensor
 
 from troll import checks
@@ -18,10 +20,11 @@ from troll.gradient import Backward
 from troll.metrics import LOSS, MAX, MEAN, Metric
 from troll.objectives.base import Evaluation, Objective, Selection, Sparsity
 from troll.rows import SparseLogProbs, Tail
-from troll.sparse import Kept
+from troll.sparse import Kept, normalise
 from troll.terms import Terms, sparse_entropy, token_terms
 
 Support = Literal["union", "old"]
+_MAX_OWN_LOG_RATIO = math.log(10)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +35,10 @@ class Troll(Objective[SparseLogProbs]):
     """The trust region's size in nats."""
     alpha: float = 1.0
     """Weight of the regression term."""
+    pessimistic: bool = False
+    """Take the worse of the projected and the network's own ratio, `-min(A pi(a), A new(a)) / old(a)`, as clipping.
+    The projection then holds back what moves on in the advantage's direction, and nothing that comes back. Beyond ten
+    times the old probability a token's gradient would drown all others', and the projected ratio counts alone."""
     max_tokens: int = 64
     """The most likely tokens kept of a row, at most; the sampled one is kept beside them."""
     dropped_mass: float = 1e-5
@@ -98,8 +105,15 @@ class Troll(Objective[SparseLogProbs]):
     def evaluate(self, kept: Kept, old: SparseLogProbs, batch: Batch) -> Evaluation:
         terms = token_terms(kept.ids, kept.log_probs, old, self.kl_bound, self.default_prob, self.tail)
         weight = self.importance(terms.log_ratio, batch)
+        losses_of_tokens = -batch.advantages * weight
+        if self.pessimistic:
+            normalised, _, _ = normalise(kept.ids, kept.log_probs, old.vocabulary_size, self.default_prob, self.tail)
+            own = normalised[:, 0] - old.log_probs[:, 0]
+            # Inside the region the two are one, up to how they were computed.
+            own = torch.where(terms.active & (own < _MAX_OWN_LOG_RATIO), own, terms.log_ratio)
+            losses_of_tokens = torch.maximum(losses_of_tokens, -batch.advantages * self.importance(own, batch))
         losses = {
-            "policy_loss": self.total(-batch.advantages * weight, batch),
+            "policy_loss": self.total(losses_of_tokens, batch),
             "regression_loss": self.alpha * self.total(terms.regression, batch),
         }
         return Evaluation(losses, describe(terms, weight.detach(), kept, old))

@@ -165,6 +165,17 @@ class ResolvedHyperparameters(SharedHyperparameters):
         float,
         Option(doc="weight of the regression onto the projected policy", applies_to="TROLL", default=1.0, ge=0, le=100),
     ]
+    pessimistic: Annotated[
+        bool,
+        Option(
+            doc=(
+                "the worse of the projected ratio and the policy's own counts, as with clipping: what comes back into "
+                "the region is not held back"
+            ),
+            applies_to="TROLL",
+            default=False,
+        ),
+    ]
     max_tokens_kept: Annotated[
         int,
         Option(doc="most tokens kept of one position's distribution", applies_to="TROLL", default=64, ge=1, le=1024),

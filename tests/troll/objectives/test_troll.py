@@ -34,7 +34,9 @@ def test_loss_and_gradient_equal_the_oracle(
     assert relative_error(gradient_of(new), gradient) <= LIMITS[dtype]
 
 
-@pytest.mark.parametrize("options", [{}, {"max_tokens": 5}, {"tail": "mass", "max_tokens": 6}, {"alpha": 0.3}])
+@pytest.mark.parametrize(
+    "options", [{}, {"max_tokens": 5}, {"tail": "mass", "max_tokens": 6}, {"alpha": 0.3}, {"pessimistic": True}]
+)
 def test_the_oracles_closed_form_equals_differences(options: dict[str, Any]) -> None:
     case = make_case(6, 12, 1.5, 1.5)
     for new, old, token, advantage in zip(case.new, case.old, case.tokens, case.advantages, strict=True):
@@ -52,17 +54,43 @@ def test_the_oracles_closed_form_equals_differences(options: dict[str, Any]) -> 
         {"dropped_mass": 0.1},
         {"default_prob": 1e-7},
         {"tail": "mass", "max_tokens": 6},
+        {"pessimistic": True},
+        {"pessimistic": True, "kl_bound": 0.01, "max_tokens": 5},
     ],
 )
 def test_options_equal_the_oracle(options: dict[str, Any]) -> None:
     case = make_case(24, 40, 2.0, 1.0)
     new, old_logits, tokens, advantages = case.tensors()
-    sparsity = {key: value for key, value in options.items() if key not in ("kl_bound", "alpha")}
+    sparsity = {key: value for key, value in options.items() if key not in ("kl_bound", "alpha", "pessimistic")}
     old = troll.sparsify(old_logits, tokens, **sparsity)
     troll.Troll(**options).loss(new, old, tokens, advantages).loss.backward()
     renamed = {"bound" if key == "kl_bound" else key: value for key, value in options.items()}
     _, gradient = oracle.batch(case.new, case.old, case.tokens, case.advantages, **renamed)
     assert relative_error(gradient_of(new), gradient) <= 1e-8
+
+
+def test_a_policy_that_moved_against_the_advantage_is_not_held_back() -> None:
+    """From 0.5 the token's probability went to 0.05: where its advantage is positive, the way back is free."""
+    old_logits = torch.tensor([[0.0, 0.0]], dtype=torch.float64)
+    new = torch.tensor([[0.05, 0.95]], dtype=torch.float64).log().requires_grad_()
+    tokens, old = torch.tensor([0]), troll.sparsify(old_logits, torch.tensor([0]))
+    free = {}
+    for advantage in (1.0, -1.0):
+        objective = troll.Troll(pessimistic=True, alpha=0.0)
+        loss = objective.loss(new, old, tokens, torch.tensor([advantage], dtype=torch.float64)).loss
+        (free[advantage],) = torch.autograd.grad(loss, new)
+    # The policy's own ratio is 0.1, and d log p(a) / d z(a) is 0.95.
+    assert float(free[1.0][0, 0]) == pytest.approx(-0.1 * 0.95, rel=1e-6)
+    assert abs(float(free[-1.0][0, 0])) < 1e-6
+
+
+def test_of_a_ratio_beyond_ten_the_pessimistic_loss_takes_the_projected_one() -> None:
+    old_logits, new = torch.tensor([[-30.0, 0.0]]), torch.tensor([[0.0, -30.0]])
+    old, tokens, advantages = troll.sparsify(old_logits, torch.tensor([0])), torch.tensor([0]), torch.tensor([-1.0])
+    pessimistic, plain = (
+        troll.Troll(pessimistic=asked).loss(new, old, tokens, advantages).loss for asked in (True, False)
+    )
+    assert pessimistic == plain
 
 
 def test_temperature_divides_the_logits() -> None:
