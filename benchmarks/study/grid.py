@@ -57,6 +57,8 @@ class Grid:
     conditions: dict[str, dict[str, Any]]
     """Hyperparameters that are the same for all objectives, and how old answers are above all."""
     learning_rates: list[float]
+    forms: dict[str, dict[str, Any]]
+    """Objectives that are another's form: its hyperparameters, under the name they are compared by."""
     objectives: dict[str, list[dict[str, Any]]]
     seeds: list[int]
 
@@ -141,7 +143,7 @@ class Grid:
             "max_completion_tokens": TASKS[task].max_completion_tokens,
             **own,
             "learning_rate": rate,
-            "objective": objective,
+            **self.forms.get(objective, {"objective": objective}),
             "advantage": estimator,
             **{name: value for name, value in self.conditions[condition].items() if name not in ONLY},
             **setting,

@@ -31,6 +31,7 @@ SMALL: dict[str, Any] = {
     "estimators": ["grpo"],
     "conditions": {"on policy": {}},
     "learning_rates": [1e-4],
+    "forms": {},
     "objectives": {"clip": []},
     "seeds": [1],
     "budgets": {"all": {}},
@@ -186,6 +187,14 @@ def test_a_page_tells_runs_that_failed_and_claims_nothing_of_few_seeds(tmp_path:
     assert "as few as 2 seeds, so nothing of it is a claim" in text
     assert "Best against best:" not in text
     assert "](../figures/study-additions-grpo.svg)" in text
+
+
+def test_a_form_of_an_objective_is_compared_under_a_name_of_its_own(tmp_path: Path) -> None:
+    form = {"objective": "troll", "pessimistic": True}
+    small = grid(tmp_path, objectives={"clip": [], "troll, pessimistic": []}, forms={"troll, pessimistic": form})
+    _, plan = small.plans()
+    assert plan.objective == "troll, pessimistic"
+    assert form.items() <= plan.hyperparameters.items()
 
 
 def test_a_condition_is_asked_of_every_objective_where_it_applies(tmp_path: Path) -> None:
