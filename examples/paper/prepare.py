@@ -154,17 +154,23 @@ def held_out(rows: list[Row], count: int) -> tuple[list[Row], list[Row]]:
 
 
 def write(folder: Path, name: str, rows: Iterable[Row], left_out: LeftOut) -> Report:
-    """A file of ``rows``, and what there is to tell of it. Raises ``ValueError`` where there are no rows."""
+    """A file of ``rows``, which appears when it is complete, and what there is to tell of it.
+
+    Raises ``ValueError`` where there are no rows.
+    """
     path = folder / DATA / f"{name}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
-    count = 0
-    with path.open("w", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps(row) + "\n")
-            count += 1
-    if count == 0:
-        path.unlink()
-        raise ValueError(f"There are no rows for {path.name}. Left out: {dict(left_out) or 'none'}.")
+    partial, count = path.with_suffix(".partial"), 0
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            for row in rows:
+                file.write(json.dumps(row) + "\n")
+                count += 1
+        if count == 0:
+            raise ValueError(f"There are no rows for {path.name}. Left out: {dict(left_out) or 'none'}.")
+        partial.rename(path)
+    finally:
+        partial.unlink(missing_ok=True)
     return {name: {"rows": count, "left_out": dict(left_out)}}
 
 
