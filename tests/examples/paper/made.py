@@ -63,9 +63,9 @@ MANY = {"inputs": [str(n) for n in range(25)], "outputs": [str(2 * n) for n in r
 LARGE = {"inputs": ["x" * 400_000] * 3, "outputs": ["400000"] * 3}
 
 
-def program(question: str, tests: Any, source: str = "taco") -> Source:
+def program(question: str, tests: Any, source: str = "taco", system: str | None = SYSTEM) -> Source:
     truth = tests if isinstance(tests, str) or tests is None else json.dumps(tests)
-    return chat(source, asked(question + CODE_REQUEST, SYSTEM), truth, "code", index=0, split="train")
+    return chat(source, asked(question + CODE_REQUEST, system), truth, "code", index=0, split="train")
 
 
 CODE: list[Source] = [
