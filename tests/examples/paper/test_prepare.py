@@ -87,11 +87,12 @@ def test_gsm8ks_own_solutions_earn_the_reward_and_others_do_not(prepared: Prepar
     path = made.write_jsonl(tmp_path / "train.jsonl", made.GSM8K)
     prepared("gsm8k", "--train", path, "--valid", path)
     rows = rows_of(tmp_path, "gsm8k-train")
-    solutions = [source["answer"] for source in made.GSM8K[:3]]
-    assert rewards("gsm8k", rows[:3], solutions, jailed=True) == [1.0] * 3
+    # As verl's, the grader reads no dollar before the number.
+    solutions = [source["answer"].replace("#### $", "#### ") for source in made.GSM8K[:4]]
+    assert rewards("gsm8k", rows, solutions, jailed=True) == [1.0] * 4
     # Without the hashes, with another number, and with another one behind it.
-    wrong = ["It is 1,234.", "#### 5", "#### 2.5 or rather #### 25"]
-    assert rewards("gsm8k", rows[:3], wrong, jailed=True) == [0.0] * 3
+    wrong = ["It is 1,234.", "#### 5", "#### 2.5 or rather #### 25", "####4"]
+    assert rewards("gsm8k", rows, wrong, jailed=True) == [0.0] * 4
 
 
 def test_dapos_repetitions_are_left_out_and_questions_held_out_are_not_learned(

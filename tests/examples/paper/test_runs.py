@@ -1,6 +1,7 @@
 """The published runs as jobs: which there are, and that the service takes every one as it is written."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from tests import factories
 
 TABLE = runs.read_table()
 JOBS = runs.training_jobs(TABLE)
+README = runs.TABLE.with_name("README.md").read_text()
 
 
 def settings_of(name: str) -> dict[str, Any]:
@@ -56,6 +58,30 @@ def test_an_ablation_changes_what_its_name_says() -> None:
     }
     for name, change in changed.items():
         assert settings_of(f"dapo-qwen3-1.7b-grpo-troll-{name}") == plain | change
+
+
+def cells(first: str) -> list[list[str]]:
+    """The rows of the table of README.md whose first column is called so."""
+    body = README.split(f"| {first} |", 1)[1].split("\n\n", 1)[0]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in body.splitlines()[2:]]
+
+
+def test_the_readme_tells_every_setting_that_runs_share() -> None:
+    told: dict[str, Any] = {}
+    for first, values, _ in cells("setting"):
+        if re.sub(r"`\w+`|\([εαKδ]\)|[, ]", "", first) == "":
+            told |= zip(re.findall(r"`(\w+)`", first), values.replace("`", "").split(", "), strict=False)
+    ppo = TABLE["estimators"]["ppo"]["hyperparameters"]
+    shared = TABLE["hyperparameters"] | TABLE["objectives"]["troll"] | TABLE["objectives"]["clip"] | ppo
+    wanted = {name: value for name, value in shared.items() if name not in ("objective", "advantage", "aggregation")}
+    found = {name: float(told[name]) if told[name][0].isdigit() else told[name] for name in wanted}
+    assert found == wanted
+
+
+def test_the_readme_counts_the_runs_of_every_configuration() -> None:
+    assert sum(int(number) for number, *_ in cells("runs")) == len(JOBS)
+    named = {number for *_, configuration in cells("runs") for number in re.findall(r"`(\d+)_", configuration)}
+    assert named == {number for source in runs.sources(TABLE).values() for number in source.split(", ")}
 
 
 def test_two_lines_that_make_the_same_run_are_refused() -> None:
