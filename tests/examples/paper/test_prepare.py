@@ -222,10 +222,12 @@ def test_the_units_and_orders_of_test_sets_are_no_obstacle(prepared: Prepared, t
         "omnimath": [made.OMNI],
     }
     named = [f"{name}={made.write_jsonl(tmp_path / f'{name}.jsonl', rows)}" for name, rows in sets.items()]
-    prepared("math", "--sets", *named)
+    listed = tmp_path / "more.json"
+    listed.write_text(json.dumps([made.BOXED_ONLY]))
+    prepared("math", "--sets", *named, f"omni-math={listed}")
     rows = [row for name in ("minerva", "olympiadbench", "omni-math") for row in rows_of(tmp_path, name)]
-    assert rewards("math", rows, ["\\boxed{1500}", "\\boxed{-3, 2}", "\\boxed{1/3}"]) == [1.0] * 3
-    assert rewards("math", rows, ["\\boxed{1.5}", "\\boxed{2}", "\\boxed{3}"]) == [0.0] * 3
+    assert rewards("math", rows, ["\\boxed{1500}", "\\boxed{-3, 2}", "\\boxed{1/3}", "\\boxed{a/b}"]) == [1.0] * 4
+    assert rewards("math", rows, ["\\boxed{1.5}", "\\boxed{2}", "\\boxed{3}", "\\boxed{b/a}"]) == [0.0] * 4
 
 
 @pytest.mark.parametrize(
