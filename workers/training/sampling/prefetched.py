@@ -36,6 +36,8 @@ class Answered(Protocol):
     def rollout(self) -> Rollout: ...
     @property
     def grade(self) -> Grade | None: ...
+    @property
+    def least(self) -> float: ...
 
 
 class Kept(NamedTuple):
@@ -45,6 +47,8 @@ class Kept(NamedTuple):
     """Perhaps unfinished, or not begun."""
     grade: Grade | None = None
     """None where it has not been graded."""
+    least: float = 0.0
+    """What it earned where it was at fault, if that was settled; earlier releases did not keep it."""
 
 
 def are_in(folder: Path) -> bool:
@@ -98,6 +102,7 @@ def write(folder: Path, groups: Sequence[Sequence[Answered]], version: int) -> N
             "staleness": version - sample.rollout.version,
             "continued": sample.rollout.continued,
             "grade": None if sample.grade is None else _grades.dump_python(sample.grade, mode="json"),
+            "least": sample.least,
         }
         for sample in samples
     ]
@@ -122,6 +127,7 @@ def read_kept(folder: Path, version: int) -> list[list[Kept]]:
                 continued=answer.get("continued", 0),
             ),
             None if answer["grade"] is None else _grades.validate_python(answer["grade"]),
+            answer.get("least", 0.0),
         )
         for rollout, answer in zip(_rollouts(load_file(folder / TENSORS)), described["answers"], strict=True)
     ]
@@ -136,7 +142,7 @@ def samples_of(
     kept = [each for group in groups for each in group]
     answers = reader.read([prompt.token_ids for prompt in asked], [each.rollout.token_ids for each in kept])
     samples = [
-        Sample(prompt, each.rollout, answer, _graded(each))
+        Sample(prompt, each.rollout, answer, _graded(each), each.least)
         for prompt, each, answer in zip(asked, kept, answers, strict=True)
     ]
     return [samples[start:end] for start, end in _spans([len(group) for group in groups])]

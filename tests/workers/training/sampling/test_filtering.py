@@ -28,6 +28,14 @@ Execute = Callable[..., tuple[int, Recorder]]
 LIKE = tiny.EXACT | {"name": "like", "reference": "1", "operation": "like"}
 """Gives 1 or 0, so that many groups of two do not differ."""
 
+UNREADABLE = {
+    "type": "multi",
+    "name": "unreadable",
+    "calculate_output": "found - 1",
+    "graders": {"found": tiny.EXACT | {"input": "{{sample.output_json.answer}}"}},
+}
+"""Gives -1 to whatever is no JSON."""
+
 
 def hyperparameters(**asked: Any) -> ResolvedHyperparameters:
     return resolve(Hyperparameters(**{"batch_size": 2, "max_completion_tokens": 4} | asked), training_rows=8)
@@ -105,16 +113,17 @@ def test_a_filtered_run_learns_from_full_steps_and_resumes_bit_for_bit(
     assert all(torch.equal(left[name], right[name]) for name in left)
 
 
+@pytest.mark.parametrize(("grader", "refills"), [(LIKE, 1), (UNREADABLE, 4)], ids=["refills", "answers at fault"])
 def test_a_step_that_was_not_evaluated_yet_is_gone_on_with_whole(
-    make_spec: MakeSpec, execute: Execute, monkeypatch: pytest.MonkeyPatch
+    make_spec: MakeSpec, execute: Execute, monkeypatch: pytest.MonkeyPatch, grader: dict[str, Any], refills: int
 ) -> None:
-    """A grader that goes away during the evaluation leaves a checkpoint with all answers, those of refills too."""
+    """A grader that goes away during the evaluation leaves a checkpoint with all answers and what each has earned."""
     from workers.training import reinforcement
     from workers.training.sampling.patience import GraderAwayError
 
-    asked = {"grader": LIKE, "n_steps": 1, "filter_groups": True, "max_refills": 4, "group_size": 2}
+    asked = {"grader": grader, "n_steps": 1, "filter_groups": True, "max_refills": 4, "group_size": 2}
     _, whole = execute(make_spec("whole", **asked))
-    assert whole.metrics()[1]["troll"]["refills"] > 0
+    assert whole.metrics()[1]["troll"]["refills"] >= refills
     evaluate = reinforcement.evaluate
 
     def away(job: reinforcement.Run) -> reinforcement.Evaluated:
