@@ -1,6 +1,8 @@
 """As much of an MLflow server as keeps runs: its REST API, with the answers of MLflow 3."""
 
 import json
+import posixpath
+import re
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,6 +23,13 @@ class KeptRun:
 
     def values(self, key: str) -> list[tuple[int, float]]:
         return [(each["step"], each["value"]) for each in self.metrics if each["key"] == key]
+
+
+def is_name(name: str) -> bool:
+    """Whether MLflow takes it for a metric, a parameter or a tag."""
+    spelled = len(name) <= 250 and re.fullmatch(r"[/\w.\- ]*", name)
+    path = posixpath.normpath(name)
+    return bool(spelled) and path == name and path != "." and not path.startswith(("..", "/"))
 
 
 class MlflowServer:
@@ -91,6 +100,8 @@ class MlflowServer:
     def _runs_create(
         self, experiment_id: str, run_name: str, start_time: int, tags: list[dict[str, str]]
     ) -> tuple[int, dict[str, Any]]:
+        if not all(is_name(each["key"]) for each in tags):
+            return 400, {"error_code": "INVALID_PARAMETER_VALUE", "message": "invalid names"}
         id = f"{len(self.runs):032x}"
         self.runs[id] = KeptRun(experiment_id, run_name, {each["key"]: each["value"] for each in tags})
         return 200, {"run": {"info": {"run_id": id}}}
@@ -100,6 +111,9 @@ class MlflowServer:
     ) -> tuple[int, dict[str, Any]]:
         if len(metrics or []) > 1000 or len(params or []) > 100:
             return 400, {"error_code": "INVALID_PARAMETER_VALUE", "message": "too many"}
+        wrong = [each["key"] for each in (*(metrics or []), *(params or [])) if not is_name(each["key"])]
+        if wrong:
+            return 400, {"error_code": "INVALID_PARAMETER_VALUE", "message": f"invalid names: {wrong}"}
         self.runs[run_id].metrics += metrics or []
         self.runs[run_id].params |= {each["key"]: each["value"] for each in params or []}
         return 200, {}

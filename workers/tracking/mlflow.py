@@ -4,8 +4,11 @@ MLflow's own client is not used: it wants older versions of packages that vLLM b
 same since MLflow 1. An attempt finds the run of the one before it by a tag.
 """
 
+import itertools
 import os
+import re
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +21,8 @@ from workers.tracking.run import End, Header, Row, Run, TrackedRun
 TIMEOUT_SECONDS = 20.0
 MAX_METRICS, MAX_PARAMS = 1000, 100
 """Of one request."""
-MAX_VALUE = 6000
-"""Characters of a parameter."""
+MAX_NAME, MAX_VALUE = 250, 6000
+"""Characters of a metric's or parameter's name, and of a parameter."""
 TAG = "troll.run"
 STATUSES = {"succeeded": "FINISHED", "failed": "FAILED", "preempted": "SCHEDULED"}
 
@@ -60,7 +63,7 @@ class MlflowRun(TrackedRun):
     def log(self, row: Row) -> None:
         at = int(row.time * 1000)
         measured = [
-            {"key": key, "value": value, "timestamp": at, "step": row.step} for key, value in row.numbers.items()
+            {"key": key, "value": value, "timestamp": at, "step": row.step} for key, value in named(row.numbers).items()
         ]
         if len(self._waiting) + len(measured) > MAX_METRICS:
             self.flush()
@@ -97,7 +100,9 @@ class MlflowRun(TrackedRun):
         return runs[0] if runs else None
 
     def _begin(self, experiment: str, run: Run, tags: dict[str, str], header: Header) -> str:
-        given = {**tags, "troll.model": header.model, TAG: run.id}
+        # Ours first, whose names then stay as they are.
+        given = {TAG: run.id, "troll.model": header.model}
+        given = {**given, **tags, **given}
         made = self._ask(
             "POST",
             "runs/create",
@@ -105,11 +110,11 @@ class MlflowRun(TrackedRun):
                 "experiment_id": experiment,
                 "run_name": run.name,
                 "start_time": int(time.time() * 1000),
-                "tags": [{"key": key, "value": value} for key, value in given.items()],
+                "tags": [{"key": key, "value": value} for key, value in named(given).items()],
             },
         )
         id = str((made or {})["run"]["info"]["run_id"])
-        params = [{"key": key, "value": value[:MAX_VALUE]} for key, value in _flat(header.config).items()]
+        params = [{"key": key, "value": value[:MAX_VALUE]} for key, value in named(_flat(header.config)).items()]
         for first in range(0, len(params), MAX_PARAMS):
             self._ask("POST", "runs/log-batch", {"run_id": id, "params": params[first : first + MAX_PARAMS]})
         return id
@@ -133,6 +138,18 @@ def _credentials(environment: Any) -> dict[str, Any]:
     if token:
         return {"headers": {"authorization": f"Bearer {token}"}}
     return {"auth": (user, environment.get("MLFLOW_TRACKING_PASSWORD", ""))} if user else {}
+
+
+def named(values: Mapping[str, Any]) -> dict[str, Any]:
+    """``values`` under names that a server takes: models, schemas and chat templates have others in theirs."""
+    given: dict[str, Any] = {}
+    for key, value in values.items():
+        # A server may keep them as files, so that each part of a path has to be a name.
+        parts = [part.strip(".") or "_" for part in re.sub(r"[^\w.\- /]", "_", key).split("/")]
+        name = "/".join(parts)[:MAX_NAME].rstrip("/.")
+        numbered = (f"{name[: MAX_NAME - 8]}_{number}" for number in itertools.count(2))
+        given[next(each for each in itertools.chain([name], numbered) if each not in given)] = value
+    return given
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, str]:

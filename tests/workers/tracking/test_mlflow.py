@@ -107,17 +107,38 @@ def test_a_server_that_never_answers_holds_nothing_up(
     assert row(id).status == "succeeded"
 
 
-def test_long_histories_are_sent_in_parts_that_the_server_takes(
-    server: MlflowServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+@pytest.fixture
+def begin(server: MlflowServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., MlflowRun]:
+    """``begin(tags, **config)``: a run of a job that was asked to do ``config``."""
     for name, value in {"MLFLOW_TRACKING_URI": server.url, "MLFLOW_TRACKING_TOKEN": TOKEN}.items():
         monkeypatch.setenv(name, value)
-    settings = {"type": "mlflow", "mlflow": {"experiment": "e"}}
-    asked = Run(index=0, id="ftjob-1", name="n", settings=settings)
-    header = Header(runs=[], job_id="ftjob-1", model="m", config={f"p{n}": n for n in range(250)}, folder=tmp_path)
-    run = MlflowRun(asked, header)
+
+    def make(tags: dict[str, str] | None = None, **config: Any) -> MlflowRun:
+        settings = {"type": "mlflow", "mlflow": {"experiment": "e", "tags": tags}}
+        asked = Run(index=0, id="ftjob-1", name="n", settings=settings)
+        return MlflowRun(asked, Header(runs=[], job_id="ftjob-1", model="m", config=config, folder=tmp_path))
+
+    return make
+
+
+def test_long_histories_are_sent_in_parts_that_the_server_takes(
+    server: MlflowServer, begin: Callable[..., MlflowRun]
+) -> None:
+    run = begin(**{f"p{n}": n for n in range(250)})
     for step in range(30):
         run.log(Row(step=step, time=1.5, numbers={f"m{n}": n for n in range(90)}))
     run.finish(End(end="succeeded"))
     assert (len(only(server).params), len(only(server).metrics)) == (250, 2700)
-    assert MlflowRun(asked, header).step == 30
+    assert begin().step == 30
+
+
+def test_what_a_server_would_not_take_has_another_name(server: MlflowServer, begin: Callable[..., MlflowRun]) -> None:
+    schema = {"$defs": {"wie viel?": 1}, "_defs": {"wie viel_": 2}, "../x": 3, "": 4, "n" * 300: 5}
+    run = begin({"..": "dots", "troll.run": "another's"}, schema=schema)
+    run.log(Row(step=0, time=1.5, numbers={"usage/org//judge@v1:8b/tokens": 7, "plain/name_1.2": 8}))
+    run.finish(End(end="succeeded"))
+    kept = only(server)
+    assert sorted(kept.params.values()) == ["1", "2", "3", "4", "5"]
+    assert {each["key"] for each in kept.metrics} == {"usage/org/_/judge_v1_8b/tokens", "plain/name_1.2"}
+    assert kept.tags == {"troll.run": "ftjob-1", "troll.model": "m", "_": "dots"}
+    assert begin().step == 1
