@@ -33,13 +33,17 @@ def is_name(name: str) -> bool:
 
 
 class MlflowServer:
-    """A server on loopback. ``refusing`` answers 401; ``silent`` takes requests and never answers."""
+    """A server on loopback. ``refusing`` answers 401; ``silent`` takes requests and never answers.
+
+    ``away`` is how it behaves to the next requests: "hangs up" on one, or answers with that status.
+    """
 
     def __init__(self) -> None:
         server = self
         self.experiments: dict[str, str] = {}
         self.runs: dict[str, KeptRun] = {}
         self.refusing = self.silent = False
+        self.away: list[str | int] = []
         self._let_go = threading.Event()
 
         class Handler(BaseHTTPRequestHandler):
@@ -47,11 +51,17 @@ class MlflowServer:
                 body = self.rfile.read(int(self.headers.get("content-length") or 0))
                 url = urlsplit(self.path)
                 given = json.loads(body) if body else {name: each[0] for name, each in parse_qs(url.query).items()}
+                away = server.away.pop(0) if server.away else None
+                if away == "hangs up":
+                    self.close_connection = True
+                    return
                 if server.silent:
                     server._let_go.wait(60)
                     return
                 named = url.path.removeprefix("/api/2.0/mlflow/").replace("/", "_").replace("-", "_")
-                if server.refusing or self.headers.get("authorization") != f"Bearer {TOKEN}":
+                if isinstance(away, int):
+                    status, answer = away, {"error_code": "TEMPORARILY_UNAVAILABLE", "message": "later"}
+                elif server.refusing or self.headers.get("authorization") != f"Bearer {TOKEN}":
                     status, answer = 401, {"error_code": "UNAUTHENTICATED", "message": "who are you?"}
                 else:
                     status, answer = getattr(server, f"_{named}")(**given)

@@ -8,7 +8,7 @@ import itertools
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,13 @@ from service.settings import settings
 from workers.tracking.run import End, Header, Row, Run, TrackedRun
 
 TIMEOUT_SECONDS = 20.0
+FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 1.0, 60.0
+PATIENCE_SECONDS = 600.0
+"""How long a server may be away, restarting perhaps, before a run is given up."""
+AWAY = (429, 502, 503, 504)
+"""Statuses of a server, or of what stands before it, that may answer later."""
+LOST = (httpx2.NetworkError, httpx2.TimeoutException, httpx2.RemoteProtocolError)
+"""A request that was lost on its way, or its answer."""
 MAX_METRICS, MAX_PARAMS = 1000, 100
 """Of one request."""
 MAX_NAME, MAX_VALUE = 250, 6000
@@ -122,15 +129,35 @@ class MlflowRun(TrackedRun):
     def _ask(
         self, method: str, path: str, given: dict[str, Any], tolerated: int | None = None
     ) -> dict[str, Any] | None:
-        """What the server answers; None where it refuses with the status ``tolerated``."""
+        """What the server answers, which is waited for if it is away; None where it refuses with ``tolerated``."""
         sent = {"params": given} if method == "GET" else {"json": given}
-        answer = self._client.request(method, path, **sent)  # type: ignore[arg-type]
+        # A second run would be one too many, and of one that was asked for nobody knows whether it was made.
+        away = httpx2.ConnectError if path == "runs/create" else LOST
+        answer = patiently(lambda: self._client.request(method, path, **sent), away)  # type: ignore[arg-type]
         if answer.status_code == tolerated:
             return None
         if answer.status_code != 200:
             raise MlflowError(f"{path} was answered with {answer.status_code}: {answer.text[:200]}")
         found: dict[str, Any] = answer.json()
         return found
+
+
+def patiently(
+    ask: Callable[[], httpx2.Response], away: type[Exception] | tuple[type[Exception], ...]
+) -> httpx2.Response:
+    """What a server answers that may be ``away`` for a while. Raises as ``ask`` does where it stays away."""
+    give_up_at, wait = time.monotonic() + PATIENCE_SECONDS, FIRST_WAIT_SECONDS
+    while True:
+        last = time.monotonic() + wait > give_up_at
+        try:
+            answer = ask()
+            if answer.status_code not in AWAY or last:
+                return answer
+        except away:
+            if last:
+                raise
+        time.sleep(wait)
+        wait = min(2 * wait, LONGEST_WAIT_SECONDS)
 
 
 def _credentials(environment: Any) -> dict[str, Any]:

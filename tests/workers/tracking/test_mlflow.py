@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 from fastapi.testclient import TestClient
 
@@ -13,8 +14,8 @@ from tests.workers.conftest import events, row
 from tests.workers.jobs.test_supervisor import wait_for
 from tests.workers.mlflow_server import TOKEN, KeptRun, MlflowServer
 from workers.jobs import supervisor
-from workers.tracking import reporter
-from workers.tracking.mlflow import MlflowRun
+from workers.tracking import mlflow, reporter
+from workers.tracking.mlflow import MlflowError, MlflowRun
 from workers.tracking.run import End, Header, Row, Run
 
 pytestmark = pytest.mark.usefixtures("stub")
@@ -142,3 +143,49 @@ def test_what_a_server_would_not_take_has_another_name(server: MlflowServer, beg
     assert {each["key"] for each in kept.metrics} == {"usage/org/_/judge_v1_8b/tokens", "plain/name_1.2"}
     assert kept.tags == {"troll.run": "ftjob-1", "troll.model": "m", "_": "dots"}
     assert begin().step == 1
+
+
+AWAY: list[str | int] = [503, "hangs up", 429, "hangs up"]
+
+
+def test_a_server_that_is_away_for_a_while_misses_nothing(
+    server: MlflowServer, begin: Callable[..., MlflowRun], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mlflow, "FIRST_WAIT_SECONDS", 0.0)
+    server.away = [*AWAY]
+    run = begin(batch_size=8)
+    server.away = [*AWAY]
+    run.log(Row(step=0, time=1.5, numbers={"reward": 0.5}))
+    run.finish(End(end="succeeded"))
+    assert (only(server).values("reward"), only(server).params) == ([(0, 0.5)], {"batch_size": "8"})
+    assert server.away == []
+
+
+def test_a_server_that_stays_away_is_given_up(
+    server: MlflowServer, begin: Callable[..., MlflowRun], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mlflow, "PATIENCE_SECONDS", 0.0)
+    server.away = [503]
+    with pytest.raises(MlflowError, match="503"):
+        begin()
+    server.away = ["hangs up"]
+    with pytest.raises(httpx2.RemoteProtocolError):
+        begin()
+
+
+def test_a_run_of_which_nobody_knows_whether_it_was_made_is_not_made_twice(
+    server: MlflowServer, begin: Callable[..., MlflowRun], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mlflow, "FIRST_WAIT_SECONDS", 0.0)
+    begin()
+    server.runs.clear()
+
+    # No run is found, and the answer to the one that is asked for gets lost.
+    def search(**given: Any) -> tuple[int, dict[str, Any]]:
+        server.away = ["hangs up"]
+        return 200, {}
+
+    monkeypatch.setattr(server, "_runs_search", search)
+    with pytest.raises(httpx2.RemoteProtocolError):
+        begin()
+    assert server.away == []
