@@ -1,18 +1,24 @@
 """Exports on the wire."""
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, StringConstraints, field_validator
 
 from service.contracts.export_formats import Format, GGUFType
 from service.contracts.spelling import Spelled
 from service.core.pagination import Listed
 from service.exports.models import Export
 
+_NAME = "[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
 Repository = Annotated[
     str,
-    StringConstraints(max_length=192),
-    Spelled(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}/[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}", "a name such as 'owner/model'"),
+    StringConstraints(max_length=193),
+    Spelled(
+        rf"(?!.*(?:--|\.\.|\.git$)){_NAME}/{_NAME}",
+        "a name such as 'owner/model', as hubs take it: letters, digits, '_', '-' and '.', of which the last two stand "
+        "alone and not at an end, and no '.git' at the end",
+    ),
 ]
 
 
@@ -24,6 +30,13 @@ class HubTarget(BaseModel):
     repository: Repository
     token: SecretStr = Field(min_length=1, max_length=1000, description="The hub's, with the right to write there.")
     private: bool = Field(True, description="Of a repository that is made.")
+
+    @field_validator("token")
+    @classmethod
+    def _can_be_sent(cls, value: SecretStr) -> SecretStr:
+        if not re.fullmatch("[!-~]+", value.get_secret_value()):
+            raise ValueError("use only what a header can hold: ASCII, without spaces and line breaks")
+        return value
 
 
 class CreateExport(BaseModel):

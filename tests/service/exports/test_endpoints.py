@@ -11,6 +11,7 @@ from typing import Any
 import psycopg
 import pytest
 from fastapi.testclient import TestClient
+from huggingface_hub.utils import validate_repo_id
 
 from service.core.db import transaction
 from service.embedded.servers import Servers
@@ -138,11 +139,32 @@ def test_a_family_that_llama_cpp_does_not_know_is_refused_before_any_work(client
 
 
 @pytest.mark.usefixtures("allowed")
-@pytest.mark.parametrize("repository", ["mine", "../x/y", "me/mine/yours", "https://elsewhere/me"])
+@pytest.mark.parametrize(
+    "repository",
+    [
+        *("mine", "../x/y", "me/mine/yours", "https://elsewhere/me"),
+        *("me/a--b", "me/a..b", "me/a-", "me/a.", "a-/b", "me/a.git", "me/a\n", f"me/{'a' * 97}"),
+    ],
+)
 def test_a_repository_is_an_owner_and_a_name(client: TestClient, model: str, repository: str) -> None:
     error = ask(client, model, status=400, hub=HUB | {"repository": repository})
     assert error["param"] == "hub.repository"
     assert "hf_secret" not in json.dumps(error)
+
+
+@pytest.mark.usefixtures("allowed")
+@pytest.mark.parametrize("repository", ["me/a.b-c_d", "_/x", f"me/{'a' * 96}", "a.git.b/git", "me/a.-b"])
+def test_a_repository_that_is_taken_is_one_to_the_hubs_library(client: TestClient, model: str, repository: str) -> None:
+    ask(client, model, hub=HUB | {"repository": repository})
+    validate_repo_id(repository)
+
+
+@pytest.mark.usefixtures("allowed")
+@pytest.mark.parametrize("token", ["hf_secret\n", " hf_secret", "hf_secr\u00e9t", "hf_\0secret"])
+def test_a_token_that_no_header_can_hold_is_refused(client: TestClient, model: str, token: str) -> None:
+    error = ask(client, model, status=400, hub=HUB | {"token": token})
+    assert error["param"] == "hub.token"
+    assert "secr" not in json.dumps(error)
 
 
 def test_an_organisation_has_so_many_at_a_time(client: TestClient, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
