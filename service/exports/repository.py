@@ -66,14 +66,18 @@ def waits(session: Session) -> bool:
 
 
 def claim(session: Session, *, lease: timedelta, kept_for: timedelta, each: int) -> Export | None:
-    """Take the oldest export of the organisation that has the fewest at work, and at most ``each``."""
+    """Take the oldest export of the organisation that has the fewest at work, and at most ``each``.
+
+    Of several organisations it is the one whose last export ended longest ago.
+    """
     session.execute(text("SELECT pg_advisory_xact_lock(hashtext(:name))"), {"name": CLAIMS_LOCK})
     other = aliased(Export)
     own = other.organization_id == Export.organization_id
     at_work = select(func.count()).where(own, other.status == "running", other.lease_expires_at > func.now())
     number = at_work.scalar_subquery()
     query = select(Export.id).where(*_undone(), number < each)
-    id = session.scalar(query.order_by(number, Export.sequence).limit(1))
+    served = select(func.max(other.finished_at)).where(own).scalar_subquery()
+    id = session.scalar(query.order_by(number, served.nulls_first(), Export.sequence).limit(1))
     taken = (
         update(Export)
         .where(Export.id == id)

@@ -279,6 +279,27 @@ def test_one_organisations_many_exports_do_not_hold_up_anothers(
     assert taken == [mine[0]["id"], theirs["id"]]
 
 
+def test_whoever_was_served_last_waits_for_the_others(
+    client: TestClient, model: str, new_key: Callable[..., Key], database: Servers
+) -> None:
+    """One worker makes one export at a time, so that nobody has any at work when the next is chosen."""
+    with psycopg.connect(database.database_owner_url, autocommit=True) as owner:
+        owner.execute("DELETE FROM exports")
+    mine = [ask(client, model)["id"] for _ in range(3)]
+    other = {"Authorization": f"Bearer {new_key(organization='globex').plain}"}
+    address, body = f"/v1/models/{model}/exports", {"format": "huggingface"}
+    theirs = [client.post(address, json=body, headers=other).json()["id"] for _ in range(2)]
+    taken = []
+    for _ in range(5):
+        with transaction("troll_control") as session:
+            row = repository.claim(session, lease=LEASE, kept_for=exports.kept_for(), each=1)
+            assert row is not None
+            taken.append(row.id)
+        with transaction("troll_control") as session:
+            assert repository.finish(session, row, "failed", exports.kept_for())
+    assert taken == [mine[0], theirs[0], mine[1], theirs[1], mine[2]]
+
+
 def test_an_export_that_is_removed_at_work_ends(
     client: TestClient, model: str, process: Callable[[str], Path], data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
