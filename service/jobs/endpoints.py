@@ -144,15 +144,15 @@ def metrics(
 
 @router.get(
     "/{fine_tuning_job_id}/tensorboard",
-    response_class=Response,
+    response_class=StreamingResponse,
     responses={200: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}},
 )
 @needs("read")
-def tensorboard(caller: Caller, fine_tuning_job_id: str) -> Response:
+def tensorboard(caller: Caller, fine_tuning_job_id: str) -> StreamingResponse:
     """The job's metrics as an event file of TensorBoard, as far as it is written."""
     file = service.event_file(service.retrieve(caller.session, fine_tuning_job_id))
-    named = {"content-disposition": f'attachment; filename="{file.name}"'}
-    return Response(file.content, media_type="application/octet-stream", headers=named)
+    headers = {"content-disposition": f'attachment; filename="{file.name}"', "content-length": str(file.size)}
+    return StreamingResponse(file.content(), media_type="application/octet-stream", headers=headers)
 
 
 @router.get("/{fine_tuning_job_id}/checkpoints")

@@ -6,7 +6,7 @@ that lost its lease changes nothing.
 What a worker takes up it has read before. Rows that it cannot read are left to workers that can.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Generic, TypeVar
@@ -188,9 +188,10 @@ def count_events(session: Session, job_id: str, key: str) -> int:
     return session.scalar(query) or 0
 
 
-def metric_events(session: Session, job_id: str) -> Sequence[Event]:
-    query = select(Event).where(Event.job_id == job_id, Event.type == "metrics")
-    return session.scalars(query.order_by(Event.seq)).all()
+def metric_events(session: Session, job_id: str, number: int) -> Iterator[Sequence[Event]]:
+    """Metrics events in the order in which they were written, ``number`` at a time."""
+    query = select(Event).where(Event.job_id == job_id, Event.type == "metrics").order_by(Event.seq)
+    yield from session.scalars(query, execution_options={"yield_per": number}).partitions()
 
 
 def remove_old_events(session: Session, ended_for: timedelta, limit: int) -> int:

@@ -1,9 +1,10 @@
 """What becomes of jobs, and changing what is wanted of them."""
 
 import contextlib
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 from sqlalchemy.orm import Session
 
@@ -33,7 +34,17 @@ class EventFile:
     """What a job has written for TensorBoard so far."""
 
     name: str
-    content: bytes
+    size: int
+    """Bytes at the moment: it may be written on."""
+    opened: BinaryIO
+
+    def content(self) -> Iterator[bytes]:
+        """The first ``size`` bytes, once."""
+        left = self.size
+        with self.opened as file:
+            while left and (chunk := file.read(min(storage.CHUNK, left))):
+                left -= len(chunk)
+                yield chunk
 
 
 def event_file(job: Job) -> EventFile:
@@ -42,7 +53,8 @@ def event_file(job: Job) -> EventFile:
     for path in files:
         # Another attempt may begin a file of its own in this moment and remove this one.
         with contextlib.suppress(FileNotFoundError):
-            return EventFile(path.name, path.read_bytes())
+            opened = path.open("rb")
+            return EventFile(path.name, os.fstat(opened.fileno()).st_size, opened)
     raise not_found("event file", job.id, "fine_tuning_job_id")
 
 

@@ -27,6 +27,8 @@ from workers.flatten import flatten
 from workers.jobs.outcome import Action, Outcome
 
 MESSAGE_LENGTH = 2000
+HISTORY_PART = 500
+"""Steps' events that are in memory at a time."""
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 30.0, 900.0
 log = logging.getLogger(__name__)
 
@@ -126,7 +128,8 @@ def _queue_again(session: Session, job: Job, outcome: Outcome) -> None:
 
 def _result_file(session: Session, job: Job) -> File:
     """The job's metrics as a CSV, one row for each step, as OpenAI's result files are."""
-    rows = [row for event in repository.metric_events(session, job.id) if (row := flatten(event.data or {}))]
+    history = repository.metric_events(session, job.id, HISTORY_PART)
+    rows = [row for part in history for event in part if (row := flatten(event.data or {}))]
     named = job.as_spec().method.result_columns
     if named is not None:
         rows = [{ours: row[theirs] for ours, theirs in named.items() if theirs in row} for row in rows]

@@ -29,6 +29,8 @@ from workers.tracking.tensorboard import EventFile
 
 FINISH_SECONDS = 30.0
 """How long the last rows may take to arrive once the job has ended; it happens at the tracker's pace, not ours."""
+HISTORY_PART = 500
+"""Steps of earlier attempts that are in memory at a time."""
 ENVIRONMENT = ("PATH", "HOME", "LANG", "TZ", "TMPDIR", "PYTHONPATH", "VIRTUAL_ENV", "SSL_CERT_FILE", "SSL_CERT_DIR")
 PROXIES = ("HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY", "https_proxy", "http_proxy", "no_proxy")
 
@@ -45,18 +47,26 @@ class Tracking:
         self._trackers: list[Tracker] = []
         self._board: EventFile | None = None
         spec = job.as_spec()
-        try:
-            with transaction("troll_worker") as session:
-                history = repository.metric_events(session, job.id)
-        except SQLAlchemyError as error:
-            log.warning("%s: trackers and the file for TensorBoard are left out: %s", job.id, error)
-            return
-        self._open_board(job)
+        earlier, own = self._open_board(job)
         try:
             self._trackers = [Tracker(job, spec, runs, folder) for runs in _by_kind(self._allowed(job, spec)).values()]
         except OSError as error:
             log.warning("%s: trackers are left out: %s", job.id, error)
-        self.record(history)
+        told = self._tell_again()
+        if not told:
+            self.close("preempted")
+        self._remove(earlier if told and self._board is not None else own)
+
+    def _tell_again(self) -> bool:
+        """Tell what earlier attempts measured. Whether that is done: a run takes no step behind one that it has."""
+        try:
+            with transaction("troll_worker") as session:
+                for part in repository.metric_events(session, self.job_id, HISTORY_PART):
+                    self.record(part)
+        except SQLAlchemyError as error:
+            log.warning("%s: trackers and the file for TensorBoard are left out: %s", self.job_id, error)
+            return False
+        return True
 
     def record(self, events: Sequence[Event]) -> None:
         """Tell the runs the metrics among ``events``, which are committed."""
@@ -97,17 +107,25 @@ class Tracking:
             self._news.append(wire.Event(message=message, level="warn", key=f"{each.type}-{index}-refused"))
         return allowed
 
-    def _open_board(self, job: Job) -> None:
+    def _open_board(self, job: Job) -> tuple[list[Path], list[Path]]:
+        """The files of earlier attempts, and the one that is begun, if it can be."""
         folder = storage.job_dir(job.id) / "tensorboard"
+        name = f"events.out.tfevents.{int(job.created_at.timestamp())}.{job.id}.{job.attempt:06d}"
         try:
             folder.mkdir(exist_ok=True)
             earlier = list(folder.iterdir())
-            name = f"events.out.tfevents.{int(job.created_at.timestamp())}.{job.id}.{job.attempt:06d}"
             self._board = EventFile(folder / name, job.created_at.timestamp())
-            for path in earlier:
-                path.unlink(missing_ok=True)
         except OSError as error:
             self._board_failed(error)
+            return [], []
+        return earlier, [folder / name]
+
+    def _remove(self, boards: Sequence[Path]) -> None:
+        try:
+            for path in boards:
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            log.warning("%s: a file for TensorBoard could not be removed: %s", self.job_id, error)
 
     def _to_board(self, row: Row) -> None:
         if self._board is None:

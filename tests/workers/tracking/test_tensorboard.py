@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from sqlalchemy.exc import OperationalError
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from service.core import storage
+from service.jobs import repository, service
 from tests.workers.conftest import events, row
 from workers.jobs import supervisor
 from workers.tracking import reporter
@@ -39,7 +41,10 @@ def test_numbers_of_every_size_are_read_as_they_were(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("stub")
-def test_a_job_has_each_step_once_however_many_attempts_it_took(submit: Submit, client: TestClient) -> None:
+def test_a_job_has_each_step_once_however_many_attempts_it_took(
+    submit: Submit, client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reporter, "HISTORY_PART", 2)
     id = submit("crash-once")
     route = f"/v1/fine_tuning/jobs/{id}/tensorboard"
     assert client.get(route).json()["error"]["code"] == "event_file_not_found"
@@ -52,6 +57,46 @@ def test_a_job_has_each_step_once_however_many_attempts_it_took(submit: Submit, 
     answer = client.get(route)
     assert (answer.status_code, answer.content) == (200, kept.read_bytes())
     assert kept.name in answer.headers["content-disposition"]
+
+
+@pytest.mark.usefixtures("stub")
+def test_a_file_is_sent_in_pieces_as_it_was_when_it_was_asked_for(
+    submit: Submit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    id = submit("succeed")
+    supervisor.run("worker-1")
+    (path,) = (storage.job_dir(id) / "tensorboard").iterdir()
+    content = path.read_bytes()
+    monkeypatch.setattr(storage, "CHUNK", 100)
+    file = service.event_file(row(id))
+    with path.open("ab") as writer:
+        writer.write(b"the next step")
+    path.unlink()
+    pieces = list(file.content())
+    assert b"".join(pieces) == content
+    assert (file.size, max(map(len, pieces))) == (len(content), 100)
+    assert file.opened.closed
+
+
+@pytest.mark.usefixtures("stub")
+def test_what_cannot_be_told_again_stays_as_it_was_told(submit: Submit, monkeypatch: pytest.MonkeyPatch) -> None:
+    id = submit("crash-once")
+    supervisor.run("worker-1")
+    (path,) = (storage.job_dir(id) / "tensorboard").iterdir()
+    content = path.read_bytes()
+    history = repository.metric_events
+
+    def broken(*given: Any) -> Any:
+        yield from history(*given)
+        raise OperationalError("SELECT", {}, Exception("the server closed the connection"))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(repository, "metric_events", broken)
+        again = row(id)
+        again.attempt = 2
+        tracking = reporter.Tracking(again, path.parent)
+    assert {each: each.read_bytes() for each in path.parent.iterdir()} == {path: content}
+    tracking.close("preempted")
 
 
 @pytest.mark.usefixtures("stub")
