@@ -1,5 +1,6 @@
 """Who somebody is here whom the provider knows, what they may do, and the session of their browser."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -18,7 +19,7 @@ from service.administration import service as administration
 from service.audit import repository as audit
 from service.audit.repository import Actor
 from service.core import clock
-from service.core.db import WholeOrganization, across_projects, act_for
+from service.core.db import WholeOrganization, across_projects, act_for, lock
 from service.core.errors import DomainError, not_found
 from service.dashboard.oidc import SignInError
 from service.settings import settings
@@ -42,6 +43,8 @@ class Claimed:
 def claimed(claims: dict[str, Any]) -> Claimed:
     """Raises ``SignInError`` for whom the operator lets in under no circumstances."""
     ours = settings()
+    if "\\u0000" in json.dumps(claims):
+        raise SignInError("refused", "a claim holds a NUL, which cannot be stored")
     email, verified = claims.get("email"), claims.get(ours.oidc_verified_claim)
     if not isinstance(email, str) or "@" not in email or verified not in (True, "true", "1"):
         raise SignInError("unverified", f"'{email}' is not verified by the claim '{ours.oidc_verified_claim}'")
@@ -73,6 +76,8 @@ def sign_in(session: Session, who: Claimed, address: str | None) -> str:
     """The key of a new session of somebody's browser. Raises ``SignInError``."""
     organization = _organization(session, who)
     act_for(session, WholeOrganization(organization.id))
+    # Two windows may bring somebody who is new, and both would add them.
+    lock(session, f"dashboard.sign_in/{organization.id}/{who.email.lower()}")
     audit.act_as(session, _actor(None, who.email, address))
     user = _user(session, organization, who)
     audit.act_as(session, _actor(user.id, user.email, address))

@@ -2,9 +2,11 @@
 
 import hmac
 import json
+import threading
 import time
 from base64 import urlsafe_b64encode
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -257,7 +259,58 @@ def test_who_is_in_no_project_is_told(browser: TestClient) -> None:
     assert refusal(browser) == "not_allowed"
 
 
+def test_somebody_new_may_come_in_two_windows_at_once(
+    browser: TestClient, provider: Provider, database: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    invite("somebody-else@acme.example")
+    configure(monkeypatch, oidc_provision="member")
+    provider.person = {"sub": "2", "email": "new@acme.example", "email_verified": True}
+    reached, go_on, first_only = threading.Event(), threading.Event(), threading.Lock()
+    was_removed = repository.was_removed
+
+    def held_up(*given: Any) -> bool:
+        if first_only.acquire(blocking=False):
+            reached.set()
+            assert go_on.wait(60)
+        return was_removed(*given)
+
+    monkeypatch.setattr(repository, "was_removed", held_up)
+    other = TestClient(create_app(), base_url=HOME, follow_redirects=False)
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(sign_in, browser)
+        assert reached.wait(60)
+        second = threads.submit(sign_in, other)
+        try:
+            while not second.done() and not waits_for_a_lock(database):
+                time.sleep(0.01)
+        finally:
+            go_on.set()
+    assert (first.result(), second.result()) == ("/#/jobs", "/#/jobs")
+    assert browser.get("/dashboard/person").json() == other.get("/dashboard/person").json()
+
+
+def waits_for_a_lock(database: Servers) -> bool:
+    with psycopg.connect(database.database_owner_url) as owner:
+        return (
+            owner.execute("SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted").fetchone() is not None
+        )
+
+
 # What is no proof
+
+
+@pytest.mark.parametrize(
+    "claims",
+    [{"name": "A\0da"}, {"email": f"a\0{EMAIL}"}, {"sub": "1\0"}, {"groups": ["acme", "a\0"]}],
+    ids=lambda claims: next(iter(claims)),
+)
+def test_a_claim_that_cannot_be_stored_is_refused(
+    browser: TestClient, provider: Provider, monkeypatch: pytest.MonkeyPatch, claims: dict[str, Any]
+) -> None:
+    invite("somebody-else@acme.example")
+    configure(monkeypatch, oidc_provision="member", oidc_organization_claim="groups")
+    provider.person |= {"groups": ["acme"]} | claims
+    assert refusal(browser) == "refused"
 
 
 def changed(**claims: Any) -> Callable[[Provider], None]:
