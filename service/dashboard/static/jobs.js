@@ -271,7 +271,8 @@ export async function one(main, [id], signal) {
 export async function compare(main, ids, signal) {
   const jobs = await Promise.all(ids.slice(0, MOST_COMPARED).map((id) => get(path(id), signal)));
   const charts = chartsOf(jobs);
-  const curves = await Promise.all(jobs.map((job) => get(metricsPath(job.id, charts), signal)));
+  // Of each job what it has: all names of all jobs may be more than may be asked for at once.
+  const curves = await Promise.all(jobs.map((job) => get(metricsPath(job.id, chartsOf([job])), signal)));
   const names = jobs.map((job) => job.user_provided_suffix ? `${job.user_provided_suffix} ${job.id.slice(-6)}` : job.id.slice(-6));
   const place = h("div", { class: "charts" });
   const axis = h("select", { onchange: () => draw() }, Object.entries(AXES).map(([value, text]) => h("option", { value }, text)));
@@ -281,7 +282,7 @@ export async function compare(main, ids, signal) {
       for (const [name, label] of Object.entries(chart.lines)) {
         const drawn = new Chart(`${chart.title}: ${label}`, names, "compare", { axis: axis.value, latest: false });
         place.append(drawn.figure);
-        drawn.set(uPlot.join(curves.map((each) => [each[axis.value], each.values[name]])));
+        drawn.set(uPlot.join(curves.map((each) => [each[axis.value], each.values[name] ?? each.step.map(() => null)])));
       }
     }
   };
