@@ -108,6 +108,7 @@ def _call_off(session: Session, job_id: str) -> None:
             organization_id=job.organization_id,
             project_id=job.project_id,
         )
+        job_service.forget_answers(job)
         job_service.call_off(session, job)
 
 

@@ -66,7 +66,14 @@ def cancel(session: Session, id: str) -> Job:
     if job.status in TERMINAL:
         raise _wrong_state(job, "cancelled")
     audit.record(session, "fine_tuning.job.cancelled", job.id)
+    forget_answers(job)
     return call_off(session, job)
+
+
+def forget_answers(job: Job) -> None:
+    """Count no longer what an evaluation has kept while it was paused: it ends, or its next attempt counts again."""
+    if not job.training_file:
+        job.stored_bytes = 0
 
 
 def call_off(session: Session, job: Job) -> Job:
@@ -113,6 +120,7 @@ def resume(session: Session, id: str) -> Job:
         raise _wrong_state(job, "resumed")
     check_quota(session, job.organization_id, is_new=False)
     audit.record(session, "fine_tuning.job.resumed", job.id)
+    forget_answers(job)
     move(job, Status.QUEUED)
     job.desired, job.eligible_at = Desired.RUN, clock.now(session)
     tell(session, job, [EventDraft("Job resumed; waiting for a worker")])

@@ -82,6 +82,11 @@ class Stub:
                 (self.run.output_dir / name / "ahead.json").write_text("{}")
                 self.send(wire.Progress(step=step, total_steps=total, trained_tokens=0, seconds_left=1.0))
                 self.misbehave()
+                deadline = time.monotonic() + (60 if self.plan == "wait" else 0)
+                while time.monotonic() < deadline:
+                    if self.told_to_stop():
+                        return wire.ExitCode.STOPPED
+                    time.sleep(0.01)
         data = {"step": total, "total_steps": total, "validation_sets": {"a": {"mean_at_k": 0.5}}}
         self.send(wire.Event(type="metrics", message="a: mean@1=0.5", data=data, key=f"step-{total}"))
         self.send(wire.Evaluated(step=total))

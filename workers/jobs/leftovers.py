@@ -44,12 +44,13 @@ def of(session: Session, job: Job) -> list[Path]:
 
 
 def written_bytes(job: Job) -> int:
-    """Checkpoints and models that attempts at a job have written and nobody has removed.
+    """Checkpoints, models and answers that attempts at a job have written and nobody has removed.
 
     Their logs count for nobody: they are the operator's, and no key could delete them.
     """
     folder = storage.job_dir(job.id)
-    return storage.bytes_in([*folder.glob("attempt-*/checkpoints"), *folder.glob("attempt-*/*model*")])
+    models_made = [*folder.glob("attempt-*/checkpoints"), *folder.glob("attempt-*/*model*")]
+    return storage.bytes_in([*models_made, *storage.answers(job.id)])
 
 
 def remove(paths: Iterable[Path]) -> None:

@@ -91,6 +91,26 @@ def test_an_evaluation_ends_with_a_result_file_and_without_a_model(submit: Submi
     table = client.get(f"/v1/files/{job['result_files'][0]}/content").text.splitlines()
     assert table == ["step,total_steps,validation_sets.a.mean_at_k", "4,4,0.5"]
     assert [path.name for path in storage.job_dir(id).rglob("answered")] == []
+    assert row(id).stored_bytes == 0
+
+
+@pytest.mark.parametrize("verb", ["cancel", "resume"])
+def test_answers_of_a_paused_evaluation_count_as_stored(submit: Submit, client: TestClient, verb: str) -> None:
+    def stored() -> int:
+        return int(client.get("/v1/organization/limits").json()["used"]["storage_bytes"])
+
+    id = submit("wait", evaluation=True)
+    before = stored()
+    thread = threading.Thread(target=supervisor.run, args=["worker-1"])
+    thread.start()
+    wait_for(lambda: row(id).step >= 1)
+    client.post(f"/v1/fine_tuning/jobs/{id}/pause")
+    thread.join(20)
+    kept = storage.bytes_in(storage.answers(id))
+    assert (row(id).status, row(id).stored_bytes, kept > 0) == ("paused", kept, True)
+    assert stored() == before + kept
+    assert client.post(f"/v1/fine_tuning/jobs/{id}/{verb}").status_code == 200
+    assert stored() == before
 
 
 def test_an_evaluation_that_gets_on_with_every_attempt_does_not_run_out_of_them(
