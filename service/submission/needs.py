@@ -4,12 +4,8 @@ It is a bound from below: activations, keys and values, and what allocators wast
 run the job; one with more may still run out, which the check before training finds.
 """
 
+from service.jobs.methods.definition import FROZEN_BYTES
 from service.jobs.spec import JobSpec
-
-TRAINED_BYTES = 16
-"""Of a parameter that is trained: weight, gradient, and AdamW's two moments, in float32."""
-FROZEN_BYTES = 2
-"""Of one that is not, and of one that samples."""
 
 
 def gpu_bytes(
@@ -24,7 +20,7 @@ def gpu_bytes(
     if parameters is None:
         return 0
     method, engine = spec.method, spec.method.engine
-    trained = parameters * (TRAINED_BYTES if method.trains_all_weights else FROZEN_BYTES)
+    trained = parameters * method.bytes_of_parameter
     if engine is None or not engine.own_weights:
         return trained
     samplers = max(1, processes // tensor_parallel)

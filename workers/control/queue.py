@@ -102,7 +102,8 @@ def _lacking(job: Queued, workers: Sequence[Worker], account: Account) -> str | 
         most = max(worker.gpu_bytes for worker in able)
         return (
             f"The job needs at least {job.gpu_bytes / 1e9:.1f} GB of GPU memory, and the training workers have "
-            f"{most / 1e9:.1f} GB at most. Training all weights takes 16 bytes a parameter, LoRA 2."
+            f"{most / 1e9:.1f} GB at most. Training all weights takes 16 bytes a parameter, LoRA 2, and a critic as "
+            "much again."
         )
     return None
 

@@ -18,6 +18,13 @@ from service.jobs.hyperparameters.option import Asked, Frozen, ToldToTemplates
 from service.jobs.hyperparameters.shared import SharedHyperparameters
 from service.jobs.validation import ValidationSet
 
+TRAINED_BYTES = 16
+"""Of a parameter that is trained: weight, gradient, and AdamW's two moments, in float32."""
+FROZEN_BYTES = 2
+"""Of one beneath an adapter, and of one that samples."""
+READ_BYTES = 4
+"""Of one that is only read, in float32 as if it were trained."""
+
 
 class MethodDefinition(Frozen, ABC):
     asked: ClassVar[type[Asked[Any]]]
@@ -89,6 +96,11 @@ class MethodDefinition(Frozen, ABC):
 
     @property
     @abstractmethod
+    def bytes_of_parameter(self) -> int:
+        """GPU memory that a parameter of the base model takes at least, without what a sampler's own weights take."""
+
+    @property
+    @abstractmethod
     def cost_factors(self) -> tuple[object, ...]:
         """What makes a sample of one job as dear as another's."""
 
@@ -118,6 +130,10 @@ class Training(MethodDefinition):
     @property
     def trains_all_weights(self) -> bool:
         return not self.hyperparameters.lora_rank
+
+    @property
+    def bytes_of_parameter(self) -> int:
+        return TRAINED_BYTES if self.trains_all_weights else FROZEN_BYTES
 
     @property
     def cost_factors(self) -> tuple[object, ...]:

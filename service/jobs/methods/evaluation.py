@@ -12,7 +12,7 @@ from service.contracts.engines import ENGINES, Engine
 from service.files import dataset
 from service.graders.schemas import Grader
 from service.jobs.hyperparameters.evaluation import EvaluationHyperparameters, ResolvedEvaluationHyperparameters
-from service.jobs.methods.definition import MethodDefinition
+from service.jobs.methods.definition import READ_BYTES, MethodDefinition
 from service.jobs.metrics import EvaluationMetrics
 from service.jobs.validation import ValidationSet
 
@@ -69,6 +69,10 @@ class Evaluation(MethodDefinition):
     @property
     def samples(self) -> int:
         return sum(each.rows * each.samples_per_row for each in self.validation_sets)
+
+    @property
+    def bytes_of_parameter(self) -> int:
+        return READ_BYTES
 
     @property
     def cost_factors(self) -> tuple[object, ...]:

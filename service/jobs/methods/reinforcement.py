@@ -11,7 +11,7 @@ from service.contracts.engines import ENGINES, Engine
 from service.files import dataset
 from service.graders.schemas import Grader
 from service.jobs.hyperparameters.reinforcement import Hyperparameters, ResolvedHyperparameters
-from service.jobs.methods.definition import Training
+from service.jobs.methods.definition import READ_BYTES, Training
 from service.jobs.metrics import ReinforcementMetrics
 from service.jobs.validation import ValidationSet
 
@@ -68,6 +68,14 @@ class Reinforcement(Training):
     @property
     def samples_per_row(self) -> int:
         return self.hyperparameters.group_size
+
+    @property
+    def bytes_of_parameter(self) -> int:
+        h, trained = self.hyperparameters, super().bytes_of_parameter
+        critic = trained if h.advantage == "gae" else 0
+        # An adapter's reference is the model without it.
+        reference = READ_BYTES if h.kl_coefficient and self.trains_all_weights else 0
+        return trained + critic + reference
 
     @property
     def cost_factors(self) -> tuple[object, ...]:

@@ -16,7 +16,7 @@ from service.models import size
 from service.submission import needs
 from tests import factories
 
-ROWS = Path(__file__).parents[1] / "jobs" / "rows" / "2" / "specifications"
+ROWS = Path(__file__).parents[1] / "jobs" / "rows" / "4" / "specifications"
 BILLION = 1_000_000_000
 
 
@@ -37,6 +37,20 @@ def test_all_weights_or_adapters() -> None:
     assert needed(spec(lora_rank=8)) == 2
     assert needed(spec("supervised")) == 16
     assert needed(spec("supervised", lora_rank=8)) == 2
+
+
+def test_a_critic_and_a_reference_are_models_as_well() -> None:
+    gae: dict[str, Any] = {"advantage": "gae"}
+    assert needed(spec(**gae)) == 32
+    assert needed(spec(**gae, lora_rank=8)) == 4
+    assert needed(spec(kl_coefficient=0.1)) == 20
+    assert needed(spec(kl_coefficient=0.1, lora_rank=8)) == 2
+    assert needed(spec(**gae, kl_coefficient=0.1, kl_in="reward")) == 36
+
+
+def test_what_is_only_evaluated_is_read_in_float32() -> None:
+    assert needed(spec("evaluation")) == 4
+    assert needed(spec("evaluation", rollout_engine="vllm")) == 5
 
 
 def test_a_sampler_with_its_own_weights_has_its_share() -> None:
