@@ -83,7 +83,8 @@ async def signed_in(request: Request) -> dict[str, bool]:
 @router.post("/dashboard/session", dependencies=MARKED)
 async def sign_in(request: Request, body: SignIn) -> Response:
     """Raises a 401 for what cannot be a key."""
-    return _with_key(request, Response(status_code=204), presented_key(f"Bearer {body.key.strip()}"))
+    key = presented_key(f"Bearer {body.key.strip()}")
+    return _with_key(Response(status_code=204), key, secure=request.url.scheme == "https")
 
 
 @router.delete("/dashboard/session", dependencies=MARKED)
@@ -101,9 +102,9 @@ async def sign_out(request: Request) -> Response:
     return response
 
 
-def _with_key(request: Request, response: Response, key: str) -> Response:
+def _with_key(response: Response, key: str, *, secure: bool) -> Response:
     # Without an end of its own it ends with the browser.
-    response.set_cookie(COOKIE, key, httponly=True, samesite="strict", secure=request.url.scheme == "https")
+    response.set_cookie(COOKIE, key, httponly=True, samesite="strict", secure=secure)
     return response
 
 
@@ -144,7 +145,7 @@ async def callback(
         response = _refused(fault)
     else:
         response = RedirectResponse(f"/#/{attempt.page}", 303, {"cache-control": "no-store"})
-        _with_key(request, response, key)
+        _with_key(response, key, secure=_is_secure())
     response.delete_cookie(ATTEMPT, path=oidc.CALLBACK, httponly=True, samesite="lax")
     return response
 
@@ -168,6 +169,7 @@ def _refused(error: SignInError | RedisError) -> Response:
 
 
 def _is_secure() -> bool:
+    """Whether browsers find the page by TLS, which a proxy may speak in our place without saying so."""
     return (settings().public_url or "").startswith("https:")
 
 
@@ -196,7 +198,7 @@ def _person(session: Session, caller: Principal) -> dict[str, Any]:
 async def go_to(request: Request, body: GoTo) -> Response:
     """Go on in another project."""
     key: str = await _as_signed_in(request, people.go_to, body.project_id)
-    return _with_key(request, Response(status_code=204), key)
+    return _with_key(Response(status_code=204), key, secure=_is_secure())
 
 
 @router.get("/dashboard/keys")

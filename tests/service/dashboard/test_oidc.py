@@ -137,6 +137,24 @@ def test_cookies_are_for_no_script_and_no_other_site(browser: TestClient) -> Non
     assert {"httponly", "samesite=lax", "secure", f"path={oidc.CALLBACK}"} <= attributes[ATTEMPT]
 
 
+@pytest.mark.usefixtures("provider")
+def test_cookies_are_for_tls_alone_behind_a_proxy_that_does_not_tell() -> None:
+    invite()
+    behind = TestClient(create_app(), base_url="http://api:8000", follow_redirects=False)
+    begun = behind.get("/dashboard/oidc/start")
+    back = httpx2.get(begun.headers["location"], trust_env=False).headers["location"].removeprefix(HOME)
+    # Like the browser, which sends to the proxy what is for TLS alone.
+    cookies = {"cookie": begun.headers["set-cookie"].partition(";")[0]}
+    ended = behind.get(back, headers=cookies)
+    (session,) = [each for each in ended.headers.get_list("set-cookie") if each.startswith(f"{COOKIE}=")]
+    key = session.partition(";")[0]
+    project = behind.get("/dashboard/person", headers={"cookie": key}).json()["project_id"]
+    moved = behind.post("/dashboard/session/project", json={"project_id": project}, headers=MARK | {"cookie": key})
+    assert moved.status_code == 204, moved.text
+    for cookie in (session, moved.headers["set-cookie"]):
+        assert "secure" in {part.strip().lower() for part in cookie.split(";")}
+
+
 def test_what_the_provider_is_sent_binds_the_answer_to_the_browser(browser: TestClient) -> None:
     sent = [parse_qs(urlsplit(browser.get("/dashboard/oidc/start").headers["location"]).query) for _ in range(2)]
     own = ("state", "nonce", "code_challenge")
