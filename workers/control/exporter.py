@@ -82,6 +82,8 @@ def make(export: Export) -> None:
     """Make a claimed export and write down what came of it, unless it was removed or taken over meanwhile."""
     begun = storage.export_dir(export.id).with_suffix(storage.PARTIAL)
     partial = begun / f"attempt-{export.attempt}"
+    # A worker that was lost could not remove what it had begun, which may be large.
+    shutil.rmtree(begun, ignore_errors=True)
     try:
         told = {"failure": _failure("export_failed", LOST)} if export.attempt > MAX_ATTEMPTS else _run(export, partial)
         if told is None:

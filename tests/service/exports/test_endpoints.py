@@ -247,6 +247,22 @@ def test_a_process_that_dies_is_begun_again_and_in_the_end_given_up(
     assert list((data_dir / "exports").glob(f"{made['id']}*")) == []
 
 
+def test_what_a_lost_worker_has_begun_is_removed_by_whoever_goes_on(
+    client: TestClient, model: str, process: Callable[[str], Path], database: Servers, data_dir: Path
+) -> None:
+    process(DONE)
+    made = ask(client, model, "gguf")
+    with transaction("troll_control") as session:
+        assert repository.claim(session, lease=LEASE, kept_for=exports.kept_for(), each=1)
+    begun = data_dir / "exports" / f"{made['id']}.partial" / "attempt-1"
+    begun.mkdir(parents=True)
+    (begun / "model.gguf").write_bytes(b"half of it")
+    expire(database, made["id"])
+    exporter.work()
+    assert again(client, made)["status"] == "succeeded"
+    assert [path.name for path in (data_dir / "exports").glob(f"{made['id']}*")] == [made["id"]]
+
+
 def test_a_lost_worker_changes_nothing(client: TestClient, model: str, database: Servers) -> None:
     made = ask(client, model)
 
