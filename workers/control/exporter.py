@@ -45,6 +45,8 @@ LOST = (
 log = logging.getLogger(__name__)
 _places = threading.BoundedSemaphore(AT_ONCE)
 _running: set["subprocess.Popen[bytes]"] = set()
+closing = threading.Event()
+"""That this worker ends."""
 
 
 def start() -> None:
@@ -54,7 +56,8 @@ def start() -> None:
 
 
 def close() -> None:
-    """End what is under way: another worker begins it again."""
+    """End what is under way, and begin nothing more: another worker begins it again."""
+    closing.set()
     for process in list(_running):
         process.kill()
 
@@ -70,7 +73,7 @@ def _work() -> None:
 
 def work() -> None:
     """Make one export after the other until none waits."""
-    while True:
+    while not closing.is_set():
         with transaction("troll_control") as session:
             export = repository.claim(session, lease=LEASE, kept_for=exports.kept_for(), each=AT_ONCE_EACH)
         if export is None:
@@ -129,6 +132,8 @@ def _run(export: Export, partial: Path) -> dict[str, Any] | None:
         start_new_session=True,
     )
     _running.add(process)
+    if closing.is_set():
+        process.kill()
     try:
         assert process.stdin is not None
         with process.stdin as stdin:

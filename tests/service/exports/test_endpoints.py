@@ -4,6 +4,8 @@ import hashlib
 import io
 import json
 import tarfile
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -261,6 +263,25 @@ def test_what_a_lost_worker_has_begun_is_removed_by_whoever_goes_on(
     exporter.work()
     assert again(client, made)["status"] == "succeeded"
     assert [path.name for path in (data_dir / "exports").glob(f"{made['id']}*")] == [made["id"]]
+
+
+def test_a_worker_that_ends_begins_no_other_export(
+    client: TestClient, model: str, process: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = process("tell(progress=0.1); time.sleep(600)")
+    monkeypatch.setattr(exporter, "closing", threading.Event())
+    monkeypatch.setattr(exporter, "AT_ONCE_EACH", 2)
+    first, second = (ask(client, model) for _ in range(2))
+    working = threading.Thread(target=exporter.work)
+    working.start()
+    while not (runs.exists() and runs.read_text().endswith("\n")):
+        assert working.is_alive()
+        time.sleep(0.01)
+    exporter.close()
+    working.join(60)
+    assert not working.is_alive()
+    assert len(runs.read_text().splitlines()) == 1
+    assert [again(client, each)["status"] for each in (first, second)] == ["running", "queued"]
 
 
 def test_a_lost_worker_changes_nothing(client: TestClient, model: str, database: Servers) -> None:
