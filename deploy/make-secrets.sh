@@ -19,10 +19,14 @@ keep() {
     [ -e "$folder/$1" ] || put "$1" "${2:-$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')}"
 }
 
-url() {
-    case $(cat "$folder/$3") in
-    *[!A-Za-z0-9._~-]*) echo "$folder/$3 has characters that a URL cannot hold: use letters and digits" >&2 && exit 1 ;;
+plain() {
+    case $(cat "$folder/$1") in
+    *[!A-Za-z0-9._~-]*) echo "$folder/$1 has characters that a URL cannot hold: use letters and digits" >&2 && exit 1 ;;
     esac
+}
+
+url() {
+    plain "$3"
     put "$1" "postgresql://$2:$(cat "$folder/$3")@postgres:5432/troll"
 }
 
@@ -40,4 +44,5 @@ url api_database_url troll_api api_password
 url worker_database_url troll_worker worker_password
 url control_database_url troll_control control_password
 url operator_database_url troll_operator operator_password
+plain redis_password
 put redis_url "redis://:$(cat "$folder/redis_password")@redis:6379/0"

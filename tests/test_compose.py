@@ -72,10 +72,11 @@ def test_the_script_makes_every_secret_that_is_mounted_and_keeps_it(tmp_path: Pa
     assert {stat.S_IMODE(file.stat().st_mode) for file in folder.iterdir()} == {0o444}
 
 
-def test_a_password_that_a_url_cannot_hold_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("login", ["worker", "redis"])
+def test_a_password_that_a_url_cannot_hold_is_refused(tmp_path: Path, login: str) -> None:
     with pytest.raises(subprocess.CalledProcessError) as refused:
-        make_secrets(tmp_path / "secrets", TROLL_WORKER_PASSWORD="p@ss")
-    assert "worker_password" in refused.value.stderr
+        make_secrets(tmp_path / "secrets", **{f"TROLL_{login.upper()}_PASSWORD": "p@ss"})
+    assert f"{login}_password" in refused.value.stderr
 
 
 def make_secrets(folder: Path, **environment: str) -> dict[str, str]:
