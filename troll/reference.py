@@ -31,8 +31,8 @@ class Reference:
 def reference_kl(log_probs: Tensor, reference_log_probs: Tensor, estimator: Estimator = "k3") -> Tensor:
     """Per-token estimate of `KL(policy || reference)` in nats, differentiable in `log_probs`, both `[...]`.
 
-    With `d = log reference - log policy`: k1 is `-d` (unbiased, can be negative), k2 is `d^2 / 2` (its gradient is the
-    unbiased one), k3 is `exp(d) - 1 - d` (unbiased and never negative).
+    With `d = log reference - log policy`: k1 is `-d` (unbiased, and can be negative; its gradient is 0 on average), k2
+    is `d^2 / 2` (its gradient is the unbiased one), k3 is `exp(d) - 1 - d` (unbiased and never negative).
     """
     checks.one_of("estimator", estimator, get_args(Estimator))
     difference = reference_log_probs - log_probs

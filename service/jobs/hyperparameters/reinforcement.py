@@ -75,6 +75,13 @@ def _reads_every_answer(h: "ResolvedHyperparameters", at: Installation) -> str |
     return f"{why} Set kl_in to 'loss', or mask_truncated to false."
 
 
+def _holds_the_policy(h: "ResolvedHyperparameters", at: Installation) -> str | None:
+    if not h.kl_coefficient or h.kl_in != "loss" or h.kl_estimator != "k1":
+        return None
+    why = "In the loss its gradient is 0 on average, whatever the divergence: it would hold nothing back."
+    return f"{why} Set kl_estimator to 'k2' or 'k3', or kl_in to 'reward'."
+
+
 def _is_a_part_of_the_answer(h: "ResolvedHyperparameters", at: Installation) -> str | None:
     if h.overlong_buffer <= h.max_completion_tokens:
         return None
@@ -268,6 +275,7 @@ class ResolvedHyperparameters(SharedHyperparameters):
         Option(
             doc="how it is [estimated](docs/objective.md#around-the-token) from sampled tokens",
             auto=Auto(lambda known: KL_ESTIMATORS[known.kl_in], "`k3` in the loss, `k1` in the reward"),
+            conflicts=(_holds_the_policy,),
         ),
     ]
     dppo_divergence: Annotated[

@@ -370,6 +370,7 @@ def operated(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int, int], N
         ({"group_size": 1, "advantage": "reinforce_plus_plus"}, 1, 1, "group_size"),
         ({"advantage": "gae", "n_steps": 3, "critic_warmup_steps": 3}, 1, 1, "critic_warmup_steps"),
         ({"kl_coefficient": 0.1, "kl_in": "reward", "mask_truncated": True}, 1, 1, "kl_in"),
+        ({"kl_coefficient": 0.1, "kl_estimator": "k1"}, 1, 1, "kl_estimator"),
     ],
 )
 def test_what_does_not_go_together_is_refused_when_the_job_is_created(
@@ -403,6 +404,7 @@ def test_what_does_not_go_together_is_refused_when_the_job_is_created(
         ({"group_size": 1, "advantage": "gae", "n_steps": 3, "critic_warmup_steps": 2}, 1, 1),
         ({"kl_coefficient": 0.1, "kl_in": "reward", "mask_truncated": True, "advantage": "gae"}, 1, 1),
         ({"kl_coefficient": 0.1, "mask_truncated": True}, 1, 1),
+        ({"kl_coefficient": 0.1, "kl_in": "reward", "kl_estimator": "k1"}, 1, 1),
         ({"objective": "dppo", "dppo_divergence": "kl", "dppo_threshold": 1}, 1, 1),
         ({"objective": "troll", "dppo_threshold": 1}, 1, 1),
         ({"temperature": 0.01, "eval_temperature": 0, "rollout_engine": "vllm"}, 1, 1),
