@@ -22,20 +22,22 @@ def gpu_seconds(session: Session, spec: JobSpec) -> float | None:
 
     A sample is an answer that is learned from or evaluated, or a conversation.
     """
-    costs = list(_costs(repository.succeeded_from(session, spec.model, RECENT), spec))[:COUNTED]
+    costs = _costs(repository.succeeded_from(session, spec.model, RECENT), spec)[:COUNTED]
     return statistics.median(costs) * spec.method.samples if costs else None
 
 
-def _costs(done: Sequence[Job], spec: JobSpec) -> Sequence[float]:
+def _costs(done: Sequence[Job], spec: JobSpec) -> list[float]:
     """GPU-seconds a sample of each job that was trained like ``spec``."""
-    costs = []
+    costs: list[float] = []
     for job in done:
         try:
             theirs = job.as_spec()
         except UnreadableError:
             continue
         if _kind(theirs) == _kind(spec):
-            costs.append(job.gpu_seconds / theirs.method.samples)
+            # One that stopped early has not taken all of its samples.
+            taken = theirs.method.samples * job.step / theirs.method.total_steps
+            costs += [job.gpu_seconds / taken] if taken else []
     return costs
 
 

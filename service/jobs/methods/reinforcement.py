@@ -79,7 +79,9 @@ class Reinforcement(Training):
 
     @property
     def cost_factors(self) -> tuple[object, ...]:
-        return (*super().cost_factors, self.hyperparameters.rollout_engine, self.longest_answer)
+        h = self.hyperparameters
+        others = (h.advantage == "gae", h.kl_coefficient > 0, h.filter_groups)
+        return (*super().cost_factors, h.rollout_engine, self.longest_answer, *others)
 
     def with_answers_of(self, most: int) -> Self:
         sets = [each.with_answers_of(most) for each in self.validation_sets]

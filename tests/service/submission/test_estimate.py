@@ -22,13 +22,19 @@ def model(models_dir: Path) -> str:
 
 @pytest.fixture
 def done(client: TestClient, model: str, database: Servers) -> Done:
-    """``done(32.0, n_steps=2)``: a job of ``acme`` that has succeeded, and what it cost."""
+    """``done(32.0, n_steps=2)``: a job of ``acme`` that has succeeded, and what it cost; ``step`` is where it ended."""
 
-    def make(gpu_seconds: float, by: TestClient = client, status: str = "succeeded", **hyperparameters: Any) -> None:
-        id = factories.create_job(by, model, **hyperparameters)["id"]
+    def make(
+        gpu_seconds: float,
+        by: TestClient = client,
+        status: str = "succeeded",
+        step: int | None = None,
+        **hyperparameters: Any,
+    ) -> None:
+        job = factories.create_job(by, model, **hyperparameters)
         with psycopg.connect(database.database_owner_url, autocommit=True) as owner:
-            changed = "UPDATE fine_tuning_jobs SET status = %s, gpu_seconds = %s WHERE id = %s"
-            owner.execute(changed, [status, gpu_seconds, id])
+            changed = "UPDATE fine_tuning_jobs SET status = %s, gpu_seconds = %s, step = %s WHERE id = %s"
+            owner.execute(changed, [status, gpu_seconds, step or job["progress"]["total_steps"], job["id"]])
 
     return make
 
@@ -54,13 +60,24 @@ def test_a_sample_costs_what_it_did(client: TestClient, model: str, done: Done) 
     assert estimated(client, model, batch_size=4, group_size=8, n_steps=3) == 2 * 96
 
 
+def test_of_a_job_that_stopped_early_the_samples_count_that_it_took(client: TestClient, model: str, done: Done) -> None:
+    done(32.0, step=2, **SMALL | {"n_steps": 100})
+    assert estimated(client, model, **SMALL) == 32
+
+
 def test_the_median_counts(client: TestClient, model: str, done: Done) -> None:
     for cost in (16.0, 1600.0, 32.0):
         done(cost, **SMALL)
     assert estimated(client, model, **SMALL) == 32
 
 
-@pytest.mark.parametrize("unlike", [{"lora_rank": 8}, {"max_completion_tokens": 7}, {"rollout_engine": "vllm"}])
+@pytest.mark.parametrize(
+    "unlike",
+    [
+        *({"lora_rank": 8}, {"max_completion_tokens": 7}, {"rollout_engine": "vllm"}),
+        *({"advantage": "gae"}, {"kl_coefficient": 0.1}, {"filter_groups": True}),
+    ],
+)
 def test_jobs_unlike_it_say_nothing(client: TestClient, model: str, done: Done, unlike: dict[str, Any]) -> None:
     done(32.0, **SMALL)
     assert estimated(client, model, **SMALL, **unlike) is None
