@@ -143,7 +143,7 @@ def take_steps(job: Run) -> int:
                 step.evaluated.settle(groups, job.channel, first=True)
             keep(job, step, groups)
             taken += 1
-        answers += groups if known is None else known
+        answers += sets.without_tokens(groups if known is None else known)
         if step.ends_set:
             report(job, step, step.evaluated.settle(answers, job.channel, first=False))
             answers = []

@@ -289,12 +289,13 @@ def learn(job: Run, step: int, samples: list[list[Sample]]) -> update.Numbers:
 
 def evaluate(job: Run) -> Evaluated:
     """Graded answers to every row of the validation file and of the validation sets."""
-    validation = settle(job, job.rollouts.evaluate(job.validation))
+    validation = settle(job, sets.without_tokens(job.rollouts.evaluate(job.validation)))
     first = job.trainer.step == 0
-    return Evaluated(
-        validation,
-        {each.name: each.settle(job.rollouts.evaluate(each), job.channel, first=first) for each in job.sets},
-    )
+    by_set = {}
+    for each in job.sets:
+        answers = sets.without_tokens(job.rollouts.evaluate(each))
+        by_set[each.name] = each.settle(answers, job.channel, first=first)
+    return Evaluated(validation, by_set)
 
 
 def stop_early(job: Run) -> None:

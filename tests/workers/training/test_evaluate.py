@@ -95,6 +95,29 @@ def test_an_attempt_goes_on_behind_what_is_answered(
     assert figures(first, second) == figures(expected)
 
 
+def test_answers_wait_for_their_figures_without_their_tokens(
+    spec: RunSpec, execute: Execute, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a set with hundreds of answers to thousands of rows they would fill the memory of a machine."""
+    told: list[Sample] = []
+    settle = EvaluationSet.settle
+
+    def watched(self: EvaluationSet, groups: Any, channel: Any, *, first: bool) -> Any:
+        if not first:
+            told.extend(sample for group in groups for sample in group)
+        return settle(self, groups, channel, first=first)
+
+    monkeypatch.setattr(EvaluationSet, "settle", watched)
+    with_both = with_sets(spec, GREEDY, LOOSE)
+    assert execute(with_both)[0] == ExitCode.DONE
+    trained, told[:] = len(told), []
+    assert execute(attempt(evaluation(spec, GREEDY, LOOSE), 2, []))[0] == ExitCode.DONE
+    assert (trained > 0, len(told)) == (True, 5 * len(tiny.ROWS))
+    for sample in told:
+        assert sample.rollout.token_ids == [0] * len(sample.rollout.token_ids)
+        assert (sample.rollout.log_probs, sample.rollout.top) == ([], None)
+
+
 def test_a_grader_that_never_works_ends_it_at_the_first_step(spec: RunSpec, execute: Execute) -> None:
     like = tiny.EXACT | {"name": "like", "operation": "like"}
     broken = {"type": "multi", "calculate_output": "1 / (x - x)", "graders": {"x": like}}

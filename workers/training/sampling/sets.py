@@ -1,7 +1,7 @@
 """What a job is evaluated on: its validation file, and its validation sets beside it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from service.graders.schemas import Grader
 from service.graders.settings import GraderSettings
@@ -11,7 +11,7 @@ from workers import graders
 from workers.answers import AnswerReader
 from workers.data.prompts import Prompt
 from workers.modeling import seeds
-from workers.rollouts.engine import Sampling
+from workers.rollouts.engine import Rollout, Sampling
 from workers.rollouts.grammar import Grammar
 from workers.training.data.batch import Sample
 from workers.training.processes.channel import Channel
@@ -44,6 +44,19 @@ class EvaluationSet:
         """
         # Of a grader that tells no least reward 0 is the least or more than that.
         return Rewards(self.grader, channel, given=None if first else 0.0).settle(groups)
+
+
+def without_tokens(groups: Sequence[Sequence[Sample]]) -> list[list[Sample]]:
+    """Graded samples of which nothing is kept of their tokens but how many there are.
+
+    An evaluation asks no more of them, and has them all in memory at a time: a token takes 70 bytes otherwise, and the
+    most likely ones beside it half a kilobyte.
+    """
+    return [[replace(sample, rollout=_counted(sample.rollout)) for sample in group] for group in groups]
+
+
+def _counted(rollout: Rollout) -> Rollout:
+    return replace(rollout, token_ids=[0] * len(rollout.token_ids), log_probs=[], top=None)
 
 
 def grading_by(grader: Grader, settings: GraderSettings, reader: AnswerReader, channel: Channel) -> Grading:
