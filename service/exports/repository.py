@@ -99,6 +99,11 @@ def renew(session: Session, export: Export, progress: float, lease: timedelta) -
     return _update(session, export, values)
 
 
+def release(session: Session, export: Export) -> bool:
+    """Put the export back as if the attempt, which has ended, had not begun. Returns whether it still had it."""
+    return _update(session, export, {"status": "queued", "attempt": Export.attempt - 1, "lease_expires_at": None})
+
+
 def finish(session: Session, export: Export, status: str, kept_for: timedelta, **values: Any) -> bool:
     """End the export, unless another attempt has it, or it was removed. Returns whether it did."""
     over = {"status": status, "finished_at": func.now(), "expires_at": func.now() + kept_for, "sealed_token": None}

@@ -36,6 +36,7 @@ LEASE = timedelta(seconds=60)
 RENEW_SECONDS = 5.0
 SECONDS = 12 * 3600.0
 """How long one export may take: a hub that never answers does not hold up the others for good."""
+CLOSE_SECONDS = 10.0
 MAX_ATTEMPTS = 3
 LOST = (
     "Exporting the model ended its process several times. The log of the control worker says why; it may have too "
@@ -60,6 +61,9 @@ def close() -> None:
     closing.set()
     for process in list(_running):
         process.kill()
+    # Its thread is to say so before it ends with the worker.
+    if _places.acquire(timeout=CLOSE_SECONDS):
+        _places.release()
 
 
 def _work() -> None:
@@ -90,6 +94,10 @@ def make(export: Export) -> None:
     try:
         told = {"failure": _failure("export_failed", LOST)} if export.attempt > MAX_ATTEMPTS else _run(export, partial)
         if told is None:
+            if closing.is_set():
+                # That was no fault of the export's.
+                with transaction("troll_control") as session:
+                    repository.release(session, export)
             return
         if "failure" in told:
             log.info("%s failed: %s", export.id, told["failure"]["message"])

@@ -265,7 +265,7 @@ def test_what_a_lost_worker_has_begun_is_removed_by_whoever_goes_on(
     assert [path.name for path in (data_dir / "exports").glob(f"{made['id']}*")] == [made["id"]]
 
 
-def test_a_worker_that_ends_begins_no_other_export(
+def test_a_worker_that_ends_leaves_its_export_to_another_and_begins_none(
     client: TestClient, model: str, process: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs = process("tell(progress=0.1); time.sleep(600)")
@@ -281,7 +281,11 @@ def test_a_worker_that_ends_begins_no_other_export(
     working.join(60)
     assert not working.is_alive()
     assert len(runs.read_text().splitlines()) == 1
-    assert [again(client, each)["status"] for each in (first, second)] == ["running", "queued"]
+    assert [again(client, each)["status"] for each in (first, second)] == ["queued", "queued"]
+    with transaction("troll_control") as session:
+        row = repository.claim(session, lease=LEASE, kept_for=exports.kept_for(), each=1)
+        # As often as it was begun by workers that did not end on purpose.
+        assert (row.id, row.attempt) == (first["id"], 1) if row else False
 
 
 def test_a_lost_worker_changes_nothing(client: TestClient, model: str, database: Servers) -> None:
