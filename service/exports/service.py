@@ -11,7 +11,7 @@ from service.accounts.known import Principal
 from service.audit import repository as audit
 from service.contracts.export_formats import BITS, GGUF_FAMILIES
 from service.core import broker, clock, storage
-from service.core.db import across_projects, after_commit
+from service.core.db import across_projects, after_commit, lock
 from service.core.errors import DomainError, invalid, not_found
 from service.core.ids import new_id
 from service.exports import repository, seal
@@ -32,6 +32,8 @@ def create(session: Session, principal: Principal, model_id: str, request: Creat
     """Queue an export. Raises where the model cannot have that form, or the operator does not allow where it goes."""
     model = models.hold(session, model_id, param="model", status=404)
     _check(model, request)
+    # Two that are asked for at once would each find room for one.
+    lock(session, f"exports/{principal.organization_id}")
     with across_projects(session):
         waiting = repository.count_open(session, principal.organization_id)
     if waiting >= MAX_OPEN:

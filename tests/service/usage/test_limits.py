@@ -17,6 +17,8 @@ from service.core import forms, stream_slots
 from service.core.bodies import MULTIPART_ALLOWANCE
 from service.core.db import WholeOrganization, tenant, transaction
 from service.core.errors import DomainError
+from service.exports import service as exports
+from service.exports.schemas import CreateExport
 from service.jobs import repository as jobs
 from service.jobs.models import Job
 from service.settings import settings
@@ -162,22 +164,31 @@ def test_jobs_that_are_paused_before_they_begin_make_no_room(
     assert client.post(f"{path}/resume").json()["status"] == "queued"
 
 
-@pytest.mark.parametrize("what", ["uploads", "webhook endpoints"])
-def test_two_at_once_are_no_more_than_one_may_have(api_key: Key, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+@pytest.mark.parametrize("what", ["uploads", "webhook endpoints", "exports"])
+def test_two_at_once_are_no_more_than_one_may_have(
+    api_key: Key, monkeypatch: pytest.MonkeyPatch, models_dir: Path, what: str
+) -> None:
     monkeypatch.setattr(uploads, "MAX_PENDING", 1)
     monkeypatch.setattr(webhooks, "MAX_ENDPOINTS", 1)
+    monkeypatch.setattr(exports, "MAX_OPEN", 1)
+    model = factories.offer_model(models_dir)
     upload = CreateUpload(bytes=1, filename="a", mime_type="text/plain", purpose="fine-tune")
     endpoint = CreateEndpoint(name="a", url="https://example.com/", event_types=["fine_tuning.job.failed"])
-    make: Any = uploads.create if what == "uploads" else webhooks.create
-    asked = upload if what == "uploads" else endpoint
+    who: Any = api_key
+    making: dict[str, Callable[[Any], Any]] = {
+        "uploads": lambda session: uploads.create(session, who, upload),
+        "webhook endpoints": lambda session: webhooks.create(session, who, endpoint),
+        "exports": lambda session: exports.create(session, who, model, CreateExport(format="huggingface")),
+    }
+    make = making[what]
 
     def second() -> None:
         with tenant(api_key) as session:
-            make(session, api_key, asked)
+            make(session)
 
     with ThreadPoolExecutor() as threads:
         with tenant(api_key) as session:
-            make(session, api_key, asked)
+            make(session)
             late = threads.submit(second)
             wait([late], timeout=0.5)
         with pytest.raises(DomainError):
