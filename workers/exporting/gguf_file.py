@@ -101,7 +101,7 @@ def write(source: Source, path: Path, name: str, type: str | None, progress: Pro
 
     ``name`` is what programs show of the model. Returns the type. Raises ``RunError``.
     """
-    type = type or EXACT[model_folder.saved_dtype(source.folder)]
+    type = type or _exact(source.folder)
     planned = list(plan(source, TYPES[type][0]))
     writer = GGUFWriter(None, MODEL_ARCH_NAMES[source.family.arch])
     writer.add_name(name)
@@ -126,6 +126,15 @@ def write(source: Source, path: Path, name: str, type: str | None, progress: Pro
         done += read
         progress(done / total)
     return type
+
+
+def _exact(folder: Path) -> str:
+    stored = model_folder.saved_dtype(folder)
+    if stored not in EXACT:
+        dtype = str(stored).removeprefix("torch.")
+        message = f"The weights are stored in {dtype}, which no type of GGUF holds: name one ({', '.join(TYPES)})."
+        raise RunError("invalid_export", message)
+    return EXACT[stored]
 
 
 def check(source: Source, path: Path, planned: list[Planned]) -> Iterator[int]:

@@ -91,6 +91,14 @@ def test_without_a_type_nothing_is_rounded(tmp_path: Path, dtype: torch.dtype) -
     assert torch.equal(found, model.model.layers[1].mlp.down_proj.weight)
 
 
+def test_weights_that_no_type_holds_ask_for_one(tmp_path: Path) -> None:
+    folder = models.save(tmp_path / "model", dtype=torch.float64)
+    with pytest.raises(RunError, match="stored in float64, which no type of GGUF holds: name one") as refused:
+        export(folder)
+    assert refused.value.code == "invalid_export"
+    assert values(export(folder, "f32"))["general.file_type"] == 0
+
+
 def test_a_number_that_f16_cannot_hold_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     tokenizer = models.byte_level()
