@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,11 @@ def carry_out(order: Told, progress: Callable[[float], object]) -> Told:
     except Exception as error:
         if is_out_of_memory(error):
             return _failed("out_of_memory", "The control worker has too little memory for this export.")
-        raise
+        # It would be the same the next time. The log has it in full.
+        traceback.print_exc()
+        kind = type(error).__name__
+        message = f"The export ended with an error that was not foreseen ({kind}). Ask your operator for the log."
+        return _failed("export_failed", message)
 
 
 def _carry_out(order: Told, progress: Callable[[float], object]) -> Told:

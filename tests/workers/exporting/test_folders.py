@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from service.contracts import chat_template
 from tests.workers.exporting import models
 from tests.workers.exporting.test_gguf import logits
+from workers.exporting import folders
 from workers.exporting.__main__ import carry_out
 from workers.modeling import export, policy
 from workers.modeling.lora import Lora
@@ -110,3 +111,18 @@ def test_what_is_wrong_is_told(tmp_path: Path) -> None:
     assert "tokenizer" in told["failure"]["message"]
     _, told = make(tmp_path / "gone", "gguf")
     assert told["failure"]["code"] == "model_not_found"
+
+
+def test_an_error_that_was_not_foreseen_is_told_and_not_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, _ = tuned(tmp_path, None, {})
+
+    def fail(*_: Any) -> None:
+        raise ZeroDivisionError("in the library")
+
+    monkeypatch.setattr(folders, "write", fail)
+    _, told = make(source, "huggingface")
+    assert told["failure"]["code"] == "export_failed"
+    assert "ZeroDivisionError" in told["failure"]["message"]
+    assert "in the library" in capsys.readouterr().err
