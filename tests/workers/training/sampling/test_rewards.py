@@ -9,7 +9,7 @@ from service.jobs.hyperparameters.option import resolve
 from service.jobs.hyperparameters.reinforcement import Hyperparameters
 from tests.workers.training import tiny
 from tests.workers.training.tiny import Recorder
-from workers import graders
+from workers import graders, wire
 from workers.answers import Answer
 from workers.data.prompts import Prompt
 from workers.errors import RunError
@@ -52,6 +52,20 @@ def test_an_answer_at_fault_earns_what_a_wrong_one_earns() -> None:
     assert rewards(settled) == [1.0, -1.0, -1.0, -1.0]
     advantages = [each.advantage for each in batch.trainable(settled, resolve(Hyperparameters(), training_rows=8))[0]]
     assert advantages[1] == advantages[2] == advantages[3] < 0
+
+
+def test_what_a_service_says_may_hold_half_a_character() -> None:
+    """As of a text that was cut in JavaScript, whose characters are UTF-16's."""
+    recorder = Recorder()
+    said = Grade(None, error="other_error", detail="The scoring service: cannot read 'größe 🦙 \ud83d'")
+    of(tiny.EXACT, recorder).settle(samples(said, Grade(1.0)))
+    assert recorder.messages()[0].endswith("cannot read 'größe 🦙 \ufffd'")
+    event = wire.Event(message="m", data={"a\udc00": ["\ud800"]})
+    failure = wire.Failure(code="c", message="\ud800")
+    recorder.channel.send(event)
+    recorder.channel.send(failure)
+    assert recorder.lines[1:] == [event, failure]
+    assert event.data == {"a\ufffd": ["\ufffd"]}
 
 
 def test_a_formula_that_fails_on_a_score_earns_the_least() -> None:
