@@ -287,7 +287,9 @@ class ResolvedHyperparameters(SharedHyperparameters):
         ),
     ]
     advantage: Annotated[
-        Literal["grpo", "dr_grpo", "rloo", "reinforce_plus_plus", "reinforce_plus_plus_baseline", "maxrl", "gae"],
+        Literal[
+            "grpo", "dr_grpo", "rloo", "reinforce_plus_plus", "reinforce_plus_plus_baseline", "maxrl", "opo", "gae"
+        ],
         Option(
             doc=(
                 "how rewards become [advantages](docs/objective.md#advantages); `gae` is PPO's, with a critic, "
