@@ -54,19 +54,6 @@ def maxrl(rewards: Tensor, group_ids: Tensor) -> Tensor:
     return torch.where(means[groups] > 0, _centred(parts, groups, counts) / means[groups], 0.0)
 
 
-def opo(rewards: Tensor, group_ids: Tensor, lengths: Tensor) -> Tensor:
-    """`r` minus the group's mean reward weighted by `lengths` `[B]`, `[B]` (OPO, arXiv 2505.23585).
-
-    Of all baselines of a group it makes the gradient vary least, where its size grows with the length.
-    """
-    groups, counts = _groups(rewards, group_ids)
-    checks.same_shape("lengths", lengths, "rewards", rewards.shape)
-    weights = lengths.to(rewards.dtype)
-    above = rewards - _extremes(rewards, groups, counts, "amin")[groups]
-    totals = counts.new_zeros(len(counts)).index_add(0, groups, weights).clamp(min=1)
-    return above - (counts.new_zeros(len(counts)).index_add(0, groups, weights * above) / totals)[groups]
-
-
 def reinforce_plus_plus_of_sequences(rewards: Tensor, lengths: Tensor) -> Tensor:
     """`reinforce_plus_plus` where sequences of `lengths` `[B]` tokens earn a reward at the end, undiscounted: `[B]`.
 
@@ -149,7 +136,6 @@ ESTIMATORS: dict[str, Callable[[Scored], Tensor]] = {
     "reinforce_plus_plus": lambda of: reinforce_plus_plus_of_sequences(of.rewards, of.lengths),
     "reinforce_plus_plus_baseline": lambda of: reinforce_plus_plus_baseline_of_sequences(*of),
     "maxrl": lambda of: maxrl(of.rewards, of.group_ids),
-    "opo": lambda of: opo(*of),
 }
 """Those that make an advantage for each sequence, `[B]`, by name. `gae` makes one for each token."""
 

@@ -56,11 +56,6 @@ def test_rloo_leaves_one_out() -> None:
     assert advantages.rloo(rewards, groups).tolist() == pytest.approx([1 - 4, 2 - 3.5, 6 - 1.5, 0.0])
 
 
-def test_opo_weighs_the_baseline_by_length() -> None:
-    rewards, groups, lengths = torch.tensor([1.0, 0.0, 5.0]), torch.tensor([0, 0, 1]), torch.tensor([3, 1, 7])
-    assert advantages.opo(rewards, groups, lengths).tolist() == [0.25, -0.75, 0.0]
-
-
 def test_reinforce_plus_plus_whitens_discounted_returns() -> None:
     token_rewards = torch.tensor([[0.0, 0.0, 1.0], [0.0, 2.0, 9.0]], dtype=torch.float64)
     mask = torch.tensor([[1, 1, 1], [1, 1, 0]])

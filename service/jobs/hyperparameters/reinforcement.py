@@ -287,9 +287,7 @@ class ResolvedHyperparameters(SharedHyperparameters):
         ),
     ]
     advantage: Annotated[
-        Literal[
-            "grpo", "dr_grpo", "rloo", "reinforce_plus_plus", "reinforce_plus_plus_baseline", "maxrl", "opo", "gae"
-        ],
+        Literal["grpo", "dr_grpo", "rloo", "reinforce_plus_plus", "reinforce_plus_plus_baseline", "maxrl", "gae"],
         Option(
             doc=(
                 "how rewards become [advantages](docs/objective.md#advantages); `gae` is PPO's, with a critic, "
