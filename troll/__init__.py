@@ -9,7 +9,7 @@ Advantages are in `troll.advantages`, and `cross_entropy` is what comes before i
 from troll.batch import LossOutput
 from troll.cross_entropy import cross_entropy, fused_cross_entropy
 from troll.fused import fused_sparsify
-from troll.objectives import OBJECTIVES, Cispo, Clip, Dppo, Gspo, Objective, Reinforce, Sapo, Troll
+from troll.objectives import OBJECTIVES, Cispo, Clip, Dppo, Gspo, Objective, Sapo, Troll
 from troll.projection import Projection, project
 from troll.reference import Reference
 from troll.rows import SparseLogProbs
@@ -25,7 +25,6 @@ __all__ = [
     "Objective",
     "Projection",
     "Reference",
-    "Reinforce",
     "Sapo",
     "SparseLogProbs",
     "Troll",

@@ -7,7 +7,6 @@ from troll.objectives.cispo import Cispo
 from troll.objectives.clip import Clip
 from troll.objectives.dppo import Dppo
 from troll.objectives.gspo import Gspo
-from troll.objectives.reinforce import Reinforce
 from troll.objectives.sapo import Sapo
 from troll.objectives.troll import Troll
 
@@ -18,7 +17,6 @@ OBJECTIVES: dict[str, type[Objective[Any]]] = {
     "gspo": Gspo,
     "cispo": Cispo,
     "sapo": Sapo,
-    "reinforce": Reinforce,
 }
 
-__all__ = ["OBJECTIVES", "Cispo", "Clip", "Dppo", "Gspo", "Objective", "Reinforce", "Sapo", "Troll"]
+__all__ = ["OBJECTIVES", "Cispo", "Clip", "Dppo", "Gspo", "Objective", "Sapo", "Troll"]

@@ -131,7 +131,7 @@ class ResolvedHyperparameters(SharedHyperparameters):
         ),
     ]
     objective: Annotated[
-        Literal["troll", "clip", "dppo", "gspo", "cispo", "sapo", "reinforce"],
+        Literal["troll", "clip", "dppo", "gspo", "cispo", "sapo"],
         Option(
             doc=(
                 "TROLL's projection, PPO's clipping, [DPPO](https://arxiv.org/abs/2602.04879), "

@@ -9,7 +9,7 @@ from torch import Tensor
 
 import troll
 from tests.troll.cases import gradient_of, make_case
-from troll.objectives import Cispo, Clip, Dppo, Gspo, Objective, Reinforce, Sapo
+from troll.objectives import Cispo, Clip, Dppo, Gspo, Objective, Sapo
 from troll.objectives.dppo import Divergence
 
 
@@ -163,14 +163,6 @@ def by_loops(name: str, new: list[float], old: list[float], lengths: list[int], 
                 total -= 0.0 if out and abs(q - p) > 0.2 else ratio * advantage
         start += length
     return total / sum(lengths)
-
-
-@pytest.mark.parametrize("advantage", [2.0, -2.0])
-def test_reinforce_weighs_by_the_advantage_alone(advantage: float) -> None:
-    loss, gradient, cut = run(Reinforce(), 0.9, 0.5, advantage)
-    assert loss == pytest.approx(-advantage * math.log(0.9))
-    assert gradient == pytest.approx(-advantage * 0.1)
-    assert cut == 0
 
 
 @pytest.mark.parametrize("kind", [Clip, Gspo, Cispo, Sapo, Dppo])
