@@ -8,7 +8,6 @@ from service.graders.kinds.http import Http
 from service.graders.kinds.label_model import LabelModel
 from service.graders.kinds.length import Length
 from service.graders.kinds.math_verify import MathVerify
-from service.graders.kinds.number import Number
 from service.graders.kinds.python import Python
 from service.graders.kinds.score_model import ScoreModel
 from service.graders.kinds.string_check import StringCheck
@@ -25,7 +24,6 @@ Single = (
     | CodeTests
     | Http
     | Length
-    | Number
 )  # fmt: skip
 
 

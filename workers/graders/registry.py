@@ -10,7 +10,6 @@ from workers.graders.label_model import LabelModelGrader
 from workers.graders.length import LengthGrader
 from workers.graders.math_verify import MathVerifyGrader
 from workers.graders.multi import MultiGrader
-from workers.graders.number import NumberGrader
 from workers.graders.python import PythonGrader
 from workers.graders.score_model import ScoreModelGrader
 from workers.graders.string_check import StringCheckGrader
@@ -26,7 +25,6 @@ SINGLE_GRADERS: dict[str, type[SingleGrader]] = {
     "code_tests": CodeTestsGrader,
     "http": HttpGrader,
     "length": LengthGrader,
-    "number": NumberGrader,
 }
 
 
