@@ -60,7 +60,6 @@ class Completions(_Told):
     mean_length: Mean
     min_length: Count
     max_length: Count
-    median_length: Mean = Field(description="Half of them are shorter.")
     clipped_ratio: Mean = Field(description="Share that reached `max_completion_tokens`.")
 
 

@@ -26,12 +26,7 @@ from troll.sparse import Kept
 class Surrogate(Objective[Tensor]):
     """A loss per token made of its probability ratio. An entropy bonus is given on the entropy of the whole row."""
 
-    metrics: ClassVar[dict[str, Metric]] = {
-        **Objective.metrics,
-        "fraction_clipped": MEAN,
-        "kl_old_new": MEAN,
-        "moved": MEAN,
-    }
+    metrics: ClassVar[dict[str, Metric]] = {**Objective.metrics, "fraction_clipped": MEAN, "kl_old_new": MEAN}
 
     @abstractmethod
     def rule(self, ratio: Tensor, advantages: Tensor, new: Tensor, old: Tensor) -> tuple[Tensor, Tensor]:
@@ -71,7 +66,6 @@ class Surrogate(Objective[Tensor]):
         metrics |= {"fraction_clipped": mean(cut.to(new.dtype)), "entropy": mean(kept.entropy)}
         # Schulman's k3 from old samples: an estimate of KL(old || new).
         metrics["kl_old_new"] = mean(torch.expm1(log_ratio) - log_ratio)
-        metrics["moved"] = mean(log_ratio.abs())
         return Evaluation({"policy_loss": self.total(losses, batch)}, metrics)
 
     def entropy(self, kept: Kept, old: Tensor) -> Tensor:

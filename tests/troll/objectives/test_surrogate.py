@@ -277,9 +277,3 @@ def test_old_log_probs_must_be_finite_and_match() -> None:
         Clip().loss(logits, torch.tensor([-1.0, torch.nan]), tokens, advantages)
     with pytest.raises(ValueError, match=r"old: shape \[3\]"):
         Clip().loss(logits, torch.zeros(3), tokens, advantages)
-
-
-def test_moved_is_how_far_tokens_are_from_the_old_policy() -> None:
-    logits, old = two_tokens(0.9), torch.tensor([math.log(0.5)], dtype=torch.float64)
-    out = Clip().loss(logits, old, torch.tensor([0]), torch.tensor([1.0], dtype=torch.float64))
-    assert out.metrics["moved"].item() == pytest.approx(math.log(0.9 / 0.5))

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from statistics import fmean, median, stdev
+from statistics import fmean, stdev
 from typing import Any
 
 from service.graders.errors import GRADE_ERRORS
@@ -220,7 +220,6 @@ def _completions(train: list[Sample]) -> Completions:
         mean_length=_mean(lengths),
         min_length=min(lengths, default=None),
         max_length=max(lengths, default=None),
-        median_length=median(lengths) if lengths else None,
         clipped_ratio=_share(train, lambda sample: sample.rollout.finish_reason == "length"),
     )
 
