@@ -19,7 +19,7 @@ from service.contracts.wording import reason_of
 from service.jobs.examination import Question
 from service.jobs.spec import JobSpec
 
-VERSION = 6
+VERSION = 5
 """Of what this version of the service writes, and the newest that it reads."""
 NUMBER = "version"
 
@@ -75,7 +75,6 @@ LATER: dict[int, dict[str, dict[str, Any]]] = {
     },
     # Whose answers were one step old at most and had no pieces.
     4: {"reinforcement": {"partial_rollouts": True, "pessimistic": False}},
-    5: {"reinforcement": {"beta2": 0.999}, "supervised": {"beta2": 0.999}},
 }
 """By version and method: hyperparameters that came after it, and what jobs of that version have been run with."""
 

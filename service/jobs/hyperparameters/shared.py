@@ -125,9 +125,6 @@ class SharedHyperparameters(ToldToTemplates):
     ]
     weight_decay: Annotated[float, Option(doc="AdamW's weight decay", default=0.0, ge=0, le=1)]
     max_grad_norm: Annotated[float, Option(doc="gradients are scaled down to this norm", default=1.0, gt=0, le=1000)]
-    beta2: Annotated[
-        float, Option(doc="how slowly AdamW's mean of squared gradients changes", default=0.999, ge=0, lt=1)
-    ]
     chat_template_kwargs: Annotated[
         dict[str, Any],
         Option(

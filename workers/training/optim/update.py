@@ -46,7 +46,6 @@ def make_optimizer(policy: Policy, hyperparameters: SharedHyperparameters) -> to
     return torch.optim.AdamW(
         [parameter for parameter in policy.model.parameters() if parameter.requires_grad],
         lr=hyperparameters.learning_rate,
-        betas=(0.9, hyperparameters.beta2),
         weight_decay=hyperparameters.weight_decay,
         fused=True,
     )

@@ -147,8 +147,3 @@ def test_hidden_states_that_are_not_numbers_end_the_run(tmp_path: Path) -> None:
     with pytest.raises(RunError) as caught:
         train(loaded, groups, hyperparameters())
     assert caught.value.code == "non_finite_loss"
-
-
-def test_beta2_is_the_optimizers(tmp_path: Path) -> None:
-    optimizer = update.make_optimizer(load(tmp_path), hyperparameters(beta2=0.95))
-    assert optimizer.param_groups[0]["betas"] == (0.9, 0.95)
