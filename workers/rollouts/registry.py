@@ -2,10 +2,12 @@
 
 from service.contracts.engines import EngineName
 from workers.rollouts.engine import RolloutEngine
+from workers.rollouts.replay import ReplayEngine
 from workers.rollouts.transformers import TransformersEngine
 from workers.rollouts.vllm.engine import VLLMEngine
 
 ENGINES: dict[EngineName, type[RolloutEngine]] = {
     "transformers": TransformersEngine,
     "vllm": VLLMEngine,
+    "replay": ReplayEngine,
 }
