@@ -6,7 +6,7 @@ from typing import Literal
 
 MEMORY_SHARE = 0.45
 """Of a GPU's memory, for an engine with weights of its own, where the operator says nothing."""
-EngineName = Literal["transformers", "vllm", "replay"]
+EngineName = Literal["transformers", "vllm"]
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,6 @@ ENGINES: dict[EngineName, Engine] = {
         module="vllm",
         own_weights=True,
         lowest_temperature=0.01,
-    ),
-    "replay": Engine(
-        "replay",
-        samples_ahead_in_processes=False,
-        is_split=False,
-        module="transformers",
-        own_weights=False,
     ),
 }
 

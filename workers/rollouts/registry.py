@@ -2,12 +2,10 @@
 
 from service.contracts.engines import EngineName
 from workers.rollouts.engine import RolloutEngine
-from workers.rollouts.replay import ReplayEngine
 from workers.rollouts.transformers import TransformersEngine
 from workers.rollouts.vllm.engine import VLLMEngine
 
 ENGINES: dict[EngineName, type[RolloutEngine]] = {
     "transformers": TransformersEngine,
     "vllm": VLLMEngine,
-    "replay": ReplayEngine,
 }
