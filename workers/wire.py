@@ -8,10 +8,19 @@ most: ``Start``, which a warm child waits for, and ``Stop``. Either side takes t
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter
 
 RESUMABLE = 2
 """How many of a job's newest checkpoints keep what a resume needs beside the weights."""
+
+
+def _characters(value: Any) -> Any:
+    """``value`` without halves of surrogate pairs, which JSON may bring and no UTF-8 can hold."""
+    if isinstance(value, str):
+        return value if value.isascii() else value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, dict):
+        return {_characters(name): _characters(each) for name, each in value.items()}
+    return [_characters(each) for each in value] if isinstance(value, list) else value
 
 
 class _Line(BaseModel):
@@ -24,8 +33,8 @@ class Event(_Line):
     line: Literal["event"] = "event"
     type: Literal["message", "metrics"] = "message"
     level: Literal["info", "warn", "error"] = "info"
-    message: str
-    data: dict[str, Any] | None = None
+    message: Annotated[str, BeforeValidator(_characters)]
+    data: Annotated[dict[str, Any] | None, BeforeValidator(_characters)] = None
     key: str | None = None
 
 
@@ -70,7 +79,7 @@ class Failure(_Line):
 
     line: Literal["failure"] = "failure"
     code: str
-    message: str
+    message: Annotated[str, BeforeValidator(_characters)]
     param: str | None = None
 
 
