@@ -22,6 +22,6 @@ CMD ["uvicorn", "--factory", "service.app:create_app", "--host", "0.0.0.0", "--p
 FROM base AS worker
 # Triton compiles its kernel launchers with the C compiler when they are first used.
 RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/* \
-    && pip install -c constraints.txt '.[worker,graders,wandb]'
+    && pip install -c constraints.txt '.[worker,graders,wandb,trackio]'
 USER troll
 CMD ["celery", "-A", "workers.app", "worker", "-Q", "training", "--pool", "threads", "-c", "1"]

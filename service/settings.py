@@ -109,9 +109,11 @@ class Settings(BaseSettings):
     mlflow_token: SecretStr | None = None
     mlflow_username: str | None = None
     mlflow_password: SecretStr | None = None
+    trackio_dir: Path | None = None
+    """The folder of the trackio store that jobs may report to, the same for all workers; unset, they may not."""
     tracker_projects: str = "*"
-    """W&B projects and MLflow experiments that jobs may name: ``*`` stands for anything, ``{organization}`` and
-    ``{project}`` for the ids of who asks."""
+    """Projects of W&B and trackio and experiments of MLflow that jobs may name: ``*`` stands for anything,
+    ``{organization}`` and ``{project}`` for the ids of who asks."""
 
     hub_url: str | None = None
     """A Hugging Face hub that users may push exports to by a token of theirs, such as ``https://huggingface.co``."""
@@ -183,6 +185,13 @@ class Settings(BaseSettings):
     def _without_secret(cls, value: str | None) -> str | None:
         if value is not None and not re.fullmatch(r"https?://[^/@?#\s]+(/[^@?#\s]*)?", value):
             raise ValueError("must be an http or https address without user, password or query")
+        return value
+
+    @field_validator("trackio_dir")
+    @classmethod
+    def _whole_path(cls, value: Path | None) -> Path | None:
+        if value is not None and not value.is_absolute():
+            raise ValueError("must be the whole path of a folder, such as /data/trackio")
         return value
 
     @field_validator("tracker_projects")

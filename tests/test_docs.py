@@ -3,8 +3,6 @@
 import ast
 import dataclasses
 import re
-import subprocess
-import sys
 import typing
 from collections.abc import Iterator
 from pathlib import Path
@@ -307,18 +305,6 @@ def targets_of(node: ast.AST) -> list[ast.Name]:
     """What a statement gives a value."""
     targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
     return [target for target in targets if isinstance(target, ast.Name)]
-
-
-def test_the_site_is_built_without_a_warning_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "sphinx", "--fail-on-warning", "--keep-going", "--quiet", "docs", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    loaded = re.compile(r'<(?:script|img|iframe)[^>]+src="(?:https?:)?//|<link[^>]+stylesheet[^>]+href="(?:https?:)?//')
-    pages = list(tmp_path.glob("*.html"))
-    assert len(pages) > 15
-    assert [page.name for page in pages if loaded.search(page.read_text())] == []
-    formulas = [formula for page in pages for formula in re.findall(r"<math.*?</math>", page.read_text(), re.DOTALL)]
-    assert [formula for formula in formulas if "\\" in re.sub(r"<[^>]+>", "", formula)] == []
 
 
 def test_the_example_is_a_valid_job() -> None:

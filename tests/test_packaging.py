@@ -82,7 +82,7 @@ for module in sys.argv[2].split():
 
 
 def test_what_the_image_of_the_service_runs_needs_no_more_than_it_has(servers: Servers) -> None:
-    extras = [each for extra in ("worker", "graders", "wandb", "embedded") for each in EXTRAS[extra]]
+    extras = [each for extra in ("worker", "graders", "wandb", "trackio", "embedded") for each in EXTRAS[extra]]
     more = closure([*PROJECT["dependencies"], *extras]) - closure(EXTRAS["service"]) - {PROJECT["name"]}
     of_them = [
         name
@@ -125,7 +125,9 @@ def test_the_worker_brings_models() -> None:
 def test_every_package_that_is_brought_is_pinned() -> None:
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pinned = {line.partition("==")[0].lower().replace("_", "-") for line in lines if "==" in line}
-    installed = [each for extra in ("worker", "embedded", "graders", "wandb", "dev") for each in EXTRAS[extra]]
+    installed = [
+        each for extra in ("worker", "embedded", "graders", "wandb", "trackio", "dev") for each in EXTRAS[extra]
+    ]
     brought = closure([*PROJECT["dependencies"], *installed])
     # torch's own companions differ from platform to platform.
     companions = {name for name in brought if name.startswith(("nvidia-", "cuda-", "triton", "setuptools"))}

@@ -16,6 +16,12 @@ Name = Annotated[
 ]
 """A project's or an entity's, as W&B allows them."""
 Tag = Annotated[str, StringConstraints(min_length=1, max_length=TAG_LENGTH)]
+FolderName = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=128),
+    # trackio drops all others from the name of a project's file, which two names would then share.
+    Spelled(r"[A-Za-z0-9_-]*", "letters A to Z and a to z, digits, '_' and '-'"),
+]
 RunName = Annotated[
     str | None, StringConstraints(min_length=1, max_length=128), Field(description="Of the run. Default: the job's id.")
 ]
@@ -48,6 +54,15 @@ class Mlflow(BaseModel):
     tags: dict[TagKey, TagValue] | None = Field(None, max_length=20)
 
 
+class Trackio(BaseModel):
+    """A run of a project in the operator's trackio store."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    project: FolderName
+    name: RunName = None
+
+
 class WandbIntegration(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -70,7 +85,18 @@ class MlflowIntegration(BaseModel):
         return self.mlflow.experiment
 
 
-Integration = Annotated[WandbIntegration | MlflowIntegration, Field(discriminator="type")]
+class TrackioIntegration(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    type: Literal["trackio"]
+    trackio: Trackio
+
+    @property
+    def destination(self) -> str:
+        return self.trackio.project
+
+
+Integration = Annotated[WandbIntegration | MlflowIntegration | TrackioIntegration, Field(discriminator="type")]
 
 
 class WandbRun(Wandb):
@@ -84,13 +110,26 @@ class WandbObject(BaseModel):
     wandb: WandbRun
 
 
-IntegrationObject = Annotated[WandbObject | MlflowIntegration, Field(discriminator="type")]
+class TrackioRun(Trackio):
+    run_id: str
+
+
+class TrackioObject(BaseModel):
+    """An integration of a job, and the run that it writes."""
+
+    type: Literal["trackio"] = "trackio"
+    trackio: TrackioRun
+
+
+IntegrationObject = Annotated[WandbObject | MlflowIntegration | TrackioObject, Field(discriminator="type")]
 
 
 def shown(integration: Integration, job_id: str, index: int) -> IntegrationObject:
     """An integration as the job's object has it."""
     if isinstance(integration, WandbIntegration):
         return WandbObject(wandb=WandbRun(**integration.wandb.model_dump(), run_id=run_id(job_id, index)))
+    if isinstance(integration, TrackioIntegration):
+        return TrackioObject(trackio=TrackioRun(**integration.trackio.model_dump(), run_id=run_id(job_id, index)))
     return integration
 
 

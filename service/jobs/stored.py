@@ -37,90 +37,87 @@ EARLY: dict[str, dict[str, Any]] = {
     },
 }
 """What jobs of version 1 have been run with that were stored before there was such a hyperparameter."""
-DPPO: dict[str, Any] = {"dppo_divergence": "tv", "dppo_threshold": 0.2}
-
-
-def _with_dppo(content: dict[str, Any]) -> dict[str, Any]:
-    """To version 2, in which every hyperparameter is stored, and reinforcement has those of the objective DPPO."""
-    method = content.get("method")
-    hyperparameters = method.get("hyperparameters") if isinstance(method, dict) else None
-    # Anything else than an object is told as such when it is read.
-    if isinstance(method, dict) and isinstance(hyperparameters, dict):
-        kind = str(method.get("type"))
-        new = DPPO if kind == "reinforcement" else {}
-        method["hyperparameters"] = {**EARLY.get(kind, {}), **hyperparameters, **new}
-    return content
-
-
-METHODS: dict[str, Any] = {
-    "ratio": "token",
-    "support": "union",
-    "tail": "constant",
-    "dual_clip": 10.0,
-    "sapo_temperature_pos": 1.0,
-    "sapo_temperature_neg": 1.05,
-    "entropy_coefficient": 0.0,
-    "epochs": 1,
-    "schedule": "constant",
-    "mask_truncated": False,
-    "overlong_buffer": 0,
-    "overlong_penalty": 1.0,
+LATER: dict[int, dict[str, dict[str, Any]]] = {
+    1: {"reinforcement": {"dppo_divergence": "tv", "dppo_threshold": 0.2}},
+    2: {
+        "reinforcement": {
+            "ratio": "token",
+            "support": "union",
+            "tail": "constant",
+            "dual_clip": 10.0,
+            "sapo_temperature_pos": 1.0,
+            "sapo_temperature_neg": 1.05,
+            "entropy_coefficient": 0.0,
+            "epochs": 1,
+            "schedule": "constant",
+            "mask_truncated": False,
+            "overlong_buffer": 0,
+            "overlong_penalty": 1.0,
+        },
+    },
+    3: {
+        # Without a reference, a critic, or an end before the last step.
+        "reinforcement": {
+            "kl_coefficient": 0.0,
+            "kl_in": "loss",
+            "kl_estimator": "k3",
+            "gae_gamma": 1.0,
+            "gae_lambda": 1.0,
+            "critic_learning_rate": 1e-5,
+            "critic_warmup_steps": 0,
+            "value_clip": 0.5,
+            "filter_groups": False,
+            "max_refills": 3,
+            "target_reward": None,
+            "early_stopping_patience": 0,
+            "early_stopping_threshold": 0.0,
+        },
+    },
+    # Whose answers were one step old at most and had no pieces.
+    4: {"reinforcement": {"partial_rollouts": True, "pessimistic": False}},
 }
-"""What jobs of version 2 have been run with, whose objectives and schedules had no such hyperparameters."""
+"""By version and method: hyperparameters that came after it, and what jobs of that version have been run with."""
 
 
-def _with_methods(content: dict[str, Any]) -> dict[str, Any]:
-    """To version 3, in which reinforcement has the options of GSPO, CISPO and SAPO, and more of the others'."""
+def _method(content: dict[str, Any]) -> dict[str, Any] | None:
+    """The method, where it and its hyperparameters are objects. Anything else is told as such when it is read."""
     method = content.get("method")
-    hyperparameters = method.get("hyperparameters") if isinstance(method, dict) else None
-    if isinstance(method, dict) and isinstance(hyperparameters, dict) and method.get("type") == "reinforcement":
-        method["hyperparameters"] = {**hyperparameters, **METHODS}
+    return method if isinstance(method, dict) and isinstance(method.get("hyperparameters"), dict) else None
+
+
+def _with_early(content: dict[str, Any]) -> dict[str, Any]:
+    """For version 2, in which every hyperparameter is stored."""
+    if (method := _method(content)) is not None:
+        method["hyperparameters"] = EARLY.get(str(method.get("type")), {}) | method["hyperparameters"]
     return content
-
-
-SINCE_4: dict[str, Any] = {
-    "kl_coefficient": 0.0,
-    "kl_in": "loss",
-    "kl_estimator": "k3",
-    "gae_gamma": 1.0,
-    "gae_lambda": 1.0,
-    "critic_learning_rate": 1e-5,
-    "critic_warmup_steps": 0,
-    "value_clip": 0.5,
-    "filter_groups": False,
-    "max_refills": 3,
-    "target_reward": None,
-    "early_stopping_patience": 0,
-    "early_stopping_threshold": 0.0,
-}
-"""What jobs of version 3 have been run with: without a reference, a critic, or an end before their last step."""
 
 
 def _with_sets(content: dict[str, Any]) -> dict[str, Any]:
-    """To version 4: reinforcement has validation sets, and hyperparameters of a reference, a critic, of what to leave
-    out and when to stop.
-    """
-    method = content.get("method")
-    hyperparameters = method.get("hyperparameters") if isinstance(method, dict) else None
-    if isinstance(method, dict) and isinstance(hyperparameters, dict) and method.get("type") == "reinforcement":
-        method |= {"hyperparameters": {**hyperparameters, **SINCE_4}, "validation_sets": []}
+    """For version 4, in which reinforcement has validation sets."""
+    if (method := _method(content)) is not None and method.get("type") == "reinforcement":
+        method["validation_sets"] = []
     return content
 
 
-SINCE_5: dict[str, Any] = {"partial_rollouts": True, "pessimistic": False}
-"""What jobs of version 4 have been run with: their answers were one step old at most and had no pieces."""
+RESHAPED: dict[int, Upgrade] = {1: _with_early, 3: _with_sets}
+"""What else is another way in the version after this one."""
 
 
-def _with_partial_rollouts(content: dict[str, Any]) -> dict[str, Any]:
-    """To version 5, in which reinforcement has pieces of answers, and TROLL a pessimistic form."""
-    method = content.get("method")
-    hyperparameters = method.get("hyperparameters") if isinstance(method, dict) else None
-    if isinstance(method, dict) and isinstance(hyperparameters, dict) and method.get("type") == "reinforcement":
-        method["hyperparameters"] = {**hyperparameters, **SINCE_5}
+def _after(version: int) -> Upgrade:
+    def upgrade(content: dict[str, Any]) -> dict[str, Any]:
+        content = RESHAPED.get(version, _unchanged)(content)
+        if (method := _method(content)) is not None:
+            method["hyperparameters"] |= LATER.get(version, {}).get(str(method.get("type")), {})
+        return content
+
+    return upgrade
+
+
+def _unchanged(content: dict[str, Any]) -> dict[str, Any]:
     return content
 
 
-SPECIFICATIONS: dict[int, Upgrade] = {1: _with_dppo, 2: _with_methods, 3: _with_sets, 4: _with_partial_rollouts}
+SPECIFICATIONS: dict[int, Upgrade] = {version: _after(version) for version in sorted({*LATER, *RESHAPED})}
 """By the version that they start from; a version without one has the shape of the next."""
 QUESTIONS: dict[int, Upgrade] = {}
 
@@ -197,10 +194,6 @@ def _read(model: type[Model], stored: Any, upgrades: Mapping[int, Upgrade]) -> M
     except (LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
         message = f"It could not be brought from version {version} to {VERSION} ({type(error).__name__}: {error})."
         raise UnreadableError(message) from error
-
-
-def _unchanged(content: dict[str, Any]) -> dict[str, Any]:
-    return content
 
 
 def _told(error: ValidationError) -> str:

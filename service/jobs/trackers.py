@@ -2,14 +2,23 @@
 
 import re
 
-from service.jobs.integrations import Integration, WandbIntegration
+from service.jobs.integrations import Integration, MlflowIntegration, TrackioIntegration, WandbIntegration
 from service.settings import settings
 
 
 def refusal(integration: Integration, organization_id: str, project_id: str) -> str | None:
     """Why a job of this project may not report there; None where it may."""
-    why = _of_wandb(integration) if isinstance(integration, WandbIntegration) else _of_mlflow()
-    return why or _of_name(integration.destination, organization_id, project_id)
+    return _turned_off(integration) or _of_name(integration.destination, organization_id, project_id)
+
+
+def _turned_off(integration: Integration) -> str | None:
+    match integration:
+        case WandbIntegration():
+            return _of_wandb(integration)
+        case MlflowIntegration():
+            return _of_mlflow()
+        case TrackioIntegration():
+            return _of_trackio()
 
 
 def _of_wandb(integration: WandbIntegration) -> str | None:
@@ -30,6 +39,15 @@ def _of_mlflow() -> str | None:
     return (
         "MLflow is turned off on this server. Leave it out of 'integrations', or ask the operator to set "
         "TROLL_MLFLOW_URI."
+    )
+
+
+def _of_trackio() -> str | None:
+    if settings().trackio_dir is not None:
+        return None
+    return (
+        "trackio is turned off on this server. Leave it out of 'integrations', or ask the operator to set "
+        "TROLL_TRACKIO_DIR."
     )
 
 

@@ -183,6 +183,14 @@ def wandb(project: str = "additions", **more: Any) -> dict[str, Any]:
     return {"type": "wandb", "wandb": {"project": project, **more}}
 
 
+def mlflow(experiment: str, **more: Any) -> dict[str, Any]:
+    return {"type": "mlflow", "mlflow": {"experiment": experiment, **more}}
+
+
+def trackio(project: str, **more: Any) -> dict[str, Any]:
+    return {"type": "trackio", "trackio": {"project": project, **more}}
+
+
 def test_integrations_are_answered_with_their_runs(official: Official, create: Any, wandb_on: None) -> None:
     job = create(integrations=[wandb(), wandb("b", entity="e", name="n", tags=["t"])])
     first, second = official.ask(official.client.fine_tuning.jobs.retrieve(job.id)).integrations
@@ -196,10 +204,12 @@ def test_integrations_are_answered_with_their_runs(official: Official, create: A
         ([{"type": "comet", "wandb": {"project": "p"}}], "integrations.0"),
         ([{"type": "wandb"}], "integrations.0.wandb"),
         ([wandb("a/b")], "integrations.0.wandb.project"),
+        # trackio would keep it in the file of the project 'ab'.
+        ([trackio("a.b")], "integrations.0.trackio.project"),
         ([wandb(tags=["t" * 65])], "integrations.0.wandb.tags.0"),
         ([wandb(str(n)) for n in range(6)], "integrations"),
     ],
-    ids=["type", "missing", "project", "tag", "six"],
+    ids=["type", "missing", "project", "file", "tag", "six"],
 )
 def test_a_wrong_integration_is_named(
     acme: openai.OpenAI, body: dict[str, Any], wandb_on: None, integrations: Any, param: str
@@ -209,15 +219,12 @@ def test_a_wrong_integration_is_named(
     assert refusal.value.param == param
 
 
-def mlflow(experiment: str, **more: Any) -> dict[str, Any]:
-    return {"type": "mlflow", "mlflow": {"experiment": experiment, **more}}
-
-
 @pytest.fixture
 def bounded(wandb_on: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Trackers that take runs of one entity, into projects that begin with the organisation's id."""
     monkeypatch.setenv("TROLL_WANDB_ENTITY", "ours")
     monkeypatch.setenv("TROLL_MLFLOW_URI", "https://mlflow.example.com")
+    monkeypatch.setenv("TROLL_TRACKIO_DIR", "/data/trackio")
     monkeypatch.setenv("TROLL_TRACKER_PROJECTS", "{organization}-*")
     settings.cache_clear()
 
@@ -227,12 +234,14 @@ def bounded(wandb_on: None, monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (wandb("org-of-others-a"), "named 'org-"),
         (mlflow("additions"), "named 'org-"),
+        (trackio("additions"), "named 'org-"),
         (wandb("MINE-a", entity="others"), "the entity 'ours' alone"),
         (wandb("MINE-a", entity="ours"), None),
         (wandb("MINE-.*"), None),
         (mlflow("MINE-a", tags={"team": "night"}), None),
+        (trackio("MINE-a", name="night"), None),
     ],
-    ids=["project", "experiment", "entity", "ours", "literal", "mlflow"],
+    ids=["project", "experiment", "trackio elsewhere", "entity", "ours", "literal", "mlflow", "trackio"],
 )
 def test_runs_go_only_where_the_operator_lets_them(
     acme: openai.OpenAI, body: dict[str, Any], bounded: None, integration: dict[str, Any], told: str | None
@@ -250,11 +259,18 @@ def test_runs_go_only_where_the_operator_lets_them(
     assert told in refusal.value.message
 
 
-def test_integrations_that_are_turned_off_say_what_turns_them_on(acme: openai.OpenAI, body: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("integration", "setting"),
+    [(wandb(), "TROLL_WANDB_MODE"), (mlflow("a"), "TROLL_MLFLOW_URI"), (trackio("a"), "TROLL_TRACKIO_DIR")],
+    ids=["wandb", "mlflow", "trackio"],
+)
+def test_integrations_that_are_turned_off_say_what_turns_them_on(
+    acme: openai.OpenAI, body: dict[str, Any], integration: dict[str, Any], setting: str
+) -> None:
     with pytest.raises(openai.BadRequestError) as refusal:
-        acme.fine_tuning.jobs.create(**body, integrations=cast(Any, [wandb()]))
+        acme.fine_tuning.jobs.create(**body, integrations=cast(Any, [integration]))
     assert refusal.value.param == "integrations"
-    assert "TROLL_WANDB_MODE" in refusal.value.message
+    assert setting in refusal.value.message
 
 
 def test_an_unknown_field_of_extra_body_is_named(create: Any) -> None:

@@ -125,7 +125,7 @@ def test_validation_file_is_needed(client: TestClient, body: dict[str, Any]) -> 
         ("group_size", 0, "'auto'"),
         ("mini_batches", 65, "less than or equal to 64"),
         ("temperature", 3, "less than or equal to 2"),
-        ("objective", "ppo", "'cispo' or 'sapo'"),
+        ("objective", "ppo", "it should be 'troll', 'clip', "),
         ("learning_rat", 1e-4, "Known ones:"),
     ],
 )

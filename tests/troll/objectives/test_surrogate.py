@@ -277,3 +277,19 @@ def test_old_log_probs_must_be_finite_and_match() -> None:
         Clip().loss(logits, torch.tensor([-1.0, torch.nan]), tokens, advantages)
     with pytest.raises(ValueError, match=r"old: shape \[3\]"):
         Clip().loss(logits, torch.zeros(3), tokens, advantages)
+
+
+@pytest.mark.parametrize(("moved", "low", "high"), [(6e-4, 3e-4, 4e-4), (0.5, 0.2, 0.2)])
+def test_gspo_averaged_over_answers_is_the_papers_sequence_form(moved: float, low: float, high: float) -> None:
+    new, old_logits, tokens, _ = make_case(12, 20, 1.0, moved).tensors()
+    advantages = torch.tensor([0.7, -1.0, 1.5, -0.2], dtype=torch.float64)
+    old = old_logits.log_softmax(-1).gather(-1, tokens[:, None])[:, 0].view(4, 3)
+    made = Gspo(aggregation="seq-mean-token-mean", clip_low=low, clip_high=high)
+    out = made.loss(new.view(4, 3, 20), old, tokens.view(4, 3), advantages)
+    log_probs = new.log_softmax(-1).gather(-1, tokens[:, None])[:, 0].view(4, 3)
+    s = (log_probs - old).mean(-1).exp()
+    expected = -torch.minimum(s * advantages, s.clamp(1 - low, 1 + high) * advantages).mean()
+    assert out.loss.item() == pytest.approx(expected.item())
+    got, want = (torch.autograd.grad(each, new)[0] for each in (out.loss, expected))
+    assert 0 < out.metrics["fraction_clipped"].item() < 1
+    torch.testing.assert_close(got, want)
