@@ -129,6 +129,12 @@ def test_unfinished_answers_go_on_in_another_number_of_processes(two_ranks: Path
         assert torch.equal(other, whole)
 
 
+def test_ranks_agree_on_which_answers_are_over(two_ranks: Path) -> None:
+    found = load_file(two_ranks / "kept-again.safetensors")
+    assert found["kept"].tolist() == [3, 3, 3, 3]
+    assert torch.equal(found["restored"], found["kept"])
+
+
 def test_supervised_training_is_the_same(two_ranks: Path) -> None:
     numbers, gradients = in_ranks.supervise(two_ranks)
     assert json.loads((two_ranks / "numbers.json").read_text())["supervised"] == pytest.approx(numbers, rel=2e-6)

@@ -294,6 +294,24 @@ def answers_in_pieces(kept: Path, again: Path | None = None) -> dict[str, Tensor
     return {"answers": torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=-1)}
 
 
+def kept_again_where_one_rank_has_all() -> dict[str, Tensor]:
+    """How long answers are, kept and kept again when restored: only those of the second rank are over."""
+    engine = TransformersEngine(tiny.model("qwen3"), (1,), tiny.CONTEXT)
+    prompts = [Prompt({}, [5, 6, 7]), Prompt({}, [5, 6, 8])]
+    with ThreadPoolExecutor(1) as thread:
+        grading = Grading(ByLength(), AnswerReader(make_tokenizer()), thread=thread)
+        rooms = distributed.strided_shard([8, 3])
+        begun, again = (PartialRollouts(Collection(prompts, grading), 2, rooms, seed=3) for _ in range(2))
+        partial.sample(engine, [(begun, 3)], 1.0, None)
+        unfinished = begun.kept()
+        again.restore(distributed.strided_shard(unfinished), grading.reader)
+        restored = again.kept()
+    return {
+        name: torch.tensor([len(each.rollout.token_ids) for group in groups for each in group])
+        for name, groups in (("kept", unfinished), ("restored", restored))
+    }
+
+
 def main(root: Path) -> None:
     torch.set_num_threads(1)
     distributed.join()
@@ -310,6 +328,7 @@ def main(root: Path) -> None:
     numbers["supervised"], results["gradients-supervised"] = supervise(root)
     results["pieces"] = answers_in_pieces(root / "pieces-of-two")
     results["pieces-of-one"] = answers_in_pieces(root, again=root / "pieces-of-one")
+    results["kept-again"] = kept_again_where_one_rank_has_all()
     assert all("lora_" in name for name in lora.tensors(load(root, "lora")[0].model))
     if distributed.rank() == 0:
         for name, tensors in results.items():

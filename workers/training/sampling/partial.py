@@ -33,14 +33,16 @@ class PartialRollouts:
         self._sampled_to_the_end = False
 
     def restore(self, kept: Sequence[Sequence[Kept]], reader: AnswerReader) -> None:
-        """Go on from answers as they were kept, those to each of the collection's prompts."""
+        """Go on from answers as they were kept, those to each of the collection's prompts; all ranks do so together."""
         for place, group in enumerate(kept):
             self._rollouts[place] = [each.rollout for each in group]
             if all(each.grade for each in group):
                 (self.collection.graded[place],) = samples_of([self.collection.prompts[place]], [group], reader)
             elif self._is_over(place):
                 self.collection.add(place, self._rollouts[place])
-        if all(map(self._is_over, range(len(kept)))):
+        open_ones = not all(map(self._is_over, range(len(kept))))
+        # All ranks ask for the grades of whole collections together.
+        if not distributed.any_rank(open_ones):
             self.end()
 
     def unfinished(self, most: int | None) -> list[tuple[int, int, Begun]]:
