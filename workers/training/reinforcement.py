@@ -219,11 +219,12 @@ def restore(job: Run, state: Path) -> None:
 def take(job: Run, step: int) -> list[list[Sample]]:
     """The step's answers with what they earn, and where groups are filtered those of further prompts behind them."""
     samples = settle(job, job.rollouts.take(step))
-    if not job.hyperparameters.filter_groups:
-        return samples
-    return filtering.refilled(
-        samples, job.hyperparameters, lambda number: settle(job, job.rollouts.refill(step, number))
-    )
+    if job.hyperparameters.filter_groups:
+        samples = filtering.refilled(
+            samples, job.hyperparameters, lambda number: settle(job, job.rollouts.refill(step, number))
+        )
+    job.rollouts.release(step)
+    return samples
 
 
 def settle(job: Run, samples: list[list[Sample]]) -> list[list[Sample]]:

@@ -7,13 +7,14 @@ that a run is the same every time, and resumes with the answers as they were.
 """
 
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 
 from workers.answers import AnswerReader
 from workers.modeling import distributed, seeds
 from workers.rollouts.engine import UNBEGUN, Begun, Rollout, RolloutEngine
 from workers.rollouts.grammar import Grammar
 from workers.training.sampling.collection import Collection
+from workers.training.sampling.patience import GraderAwayError
 from workers.training.sampling.prefetched import Kept, samples_of
 
 
@@ -74,10 +75,12 @@ class PartialRollouts:
     def kept(self) -> list[list[Kept]]:
         """The answers of all ranks as they are, those that are graded with their grades.
 
-        Where all are over it waits for the grades, and raises as ``Collection.result`` does.
+        Where all are over it waits for the grades, and raises as ``Collection.result`` does unless the grader is away.
         """
         if self._sampled_to_the_end:
-            return [[Kept(each.rollout, each.grade) for each in group] for group in self.collection.result()]
+            # Who goes on from answers without grades has them graded when the grader is back.
+            with suppress(GraderAwayError):
+                return [[Kept(each.rollout, each.grade) for each in group] for group in self.collection.result()]
         own = []
         for place, group in enumerate(self._rollouts):
             graded = self.collection.graded.get(place)

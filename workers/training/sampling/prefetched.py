@@ -3,6 +3,7 @@
     state/ahead.safetensors    token ids and log-probabilities of the next step's answers, one after the other
     state/ahead.json           what else is known of each answer, and how many each prompt has
     state/ahead-2/ahead.*      the same of the step after it, whose answers may be unfinished; and so on
+    state/ahead-1/ahead.*      the next step's, in place of the first two, where some were not graded yet
 
 A resumed run learns from these very answers: by the time it goes on, the weights that sampled them are gone.
 """
@@ -63,23 +64,18 @@ def groups_in(folder: Path) -> int:
 def write_ahead(folder: Path, step: int, ahead: Mapping[int, Sequence[Sequence[Answered]]], version: int) -> None:
     """Store the answers of steps after ``step``, as ``write`` does."""
     for later, groups in ahead.items():
-        own = _folder_of(folder, later - step)
+        graded = all(each.grade is not None for group in groups for each in group)
+        own = folder if later == step + 1 and graded else folder / f"{AHEAD}{later - step}"
         own.mkdir(exist_ok=True)
         write(own, groups, version)
 
 
 def read_ahead(folder: Path, step: int, version: int) -> dict[int, list[list[Kept]]]:
     """What was stored of each of the steps after ``step``."""
-    ahead = [1, *sorted(int(each.name.removeprefix(AHEAD)) for each in folder.glob(f"{AHEAD}*") if each.is_dir())]
-    return {
-        step + number: read_kept(_folder_of(folder, number), version)
-        for number in ahead
-        if are_in(_folder_of(folder, number))
-    }
-
-
-def _folder_of(folder: Path, steps_ahead: int) -> Path:
-    return folder if steps_ahead == 1 else folder / f"{AHEAD}{steps_ahead}"
+    found = {int(each.name.removeprefix(AHEAD)): each for each in folder.glob(f"{AHEAD}*") if each.is_dir()}
+    if are_in(folder):
+        found[1] = folder
+    return {step + number: read_kept(found[number], version) for number in sorted(found)}
 
 
 def write(folder: Path, groups: Sequence[Sequence[Answered]], version: int) -> None:

@@ -85,8 +85,11 @@ class Rollouts:
         return math.ceil(h.max_completion_tokens / h.max_staleness)
 
     def take(self, step: int) -> list[list[Sample]]:
-        """The answers of ``step``; waits for them. Raises as ``Collection`` does."""
-        begun = self._prefetched.pop(step, None)
+        """The answers of ``step``; waits for them. Raises as ``Collection`` does.
+
+        Those that were sampled ahead stay for a checkpoint until ``release``.
+        """
+        begun = self._prefetched.get(step)
         collection = begun.collection if begun else self._collection(step)
         if begun is None:
             with self._clock("sampling"):
@@ -96,6 +99,10 @@ class Rollouts:
             groups = collection.result()
         self._clock.seconds["grading_hidden"] += collection.grading_hidden
         return groups
+
+    def release(self, step: int) -> None:
+        """The answers of ``step`` are with whoever learns from them."""
+        self._prefetched.pop(step, None)
 
     def size_of(self, step: int) -> int:
         """How many prompts ``step`` learns from; the last one may have fewer than the others."""

@@ -13,11 +13,13 @@ from service.graders.settings import GraderSettings, ScoringService
 from service.jobs.spec import RunSpec
 from tests.workers.graders.servers import Answer, Asked, serve
 from tests.workers.training import tiny
+from tests.workers.training.sampling.test_filtering import LIKE
 from tests.workers.training.tiny import Recorder
 from workers import graders, wire
 from workers.graders import Grade, GraderSample, TokenUsage, http
 from workers.training.sampling import patience
 from workers.training.sampling.patience import GraderAwayError, Patient
+from workers.training.sampling.rollouts import Rollouts
 from workers.wire import ExitCode
 
 MakeSpec = Callable[..., RunSpec]
@@ -144,7 +146,7 @@ def step(number: int) -> Callable[[wire.Line], bool]:
     return lambda line: isinstance(line, wire.Progress) and line.step == number
 
 
-@pytest.mark.parametrize("ahead", [0, 1])
+@pytest.mark.parametrize("ahead", [0, 1, 3])
 def test_an_outage_in_a_step_costs_none_before_it(
     make_spec: MakeSpec, execute: Execute, outage: Outage, ahead: int
 ) -> None:
@@ -159,9 +161,31 @@ def test_an_outage_in_a_step_costs_none_before_it(
     assert [folder.name for folder in first.checkpoints()] == [f"step-{done:06d}"]
     code, second = execute(following(spec, first.checkpoints()))
     assert (code, min(second.metrics())) == (ExitCode.DONE, done + 1)
-    if not ahead:
-        together = tiny.without_times(first.metrics() | second.metrics())
-        assert together == tiny.without_times(whole.metrics())
+    together = tiny.without_times(first.metrics() | second.metrics())
+    assert together == tiny.without_times(whole.metrics())
+
+
+def test_an_outage_while_a_step_is_refilled_costs_none_of_its_answers(
+    make_spec: MakeSpec, execute: Execute, outage: Outage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {"n_steps": 4, "eval_interval": 4, "max_staleness": 2, "grader": LIKE, "group_size": 2}
+    asked |= {"filter_groups": True}
+    _, whole = execute(make_spec("whole", **asked))
+    assert whole.metrics()[3]["troll"]["refills"] > 0
+    spec, refill = make_spec(**asked), Rollouts.refill
+
+    def in_an_outage(rollouts: Rollouts, step: int, number: int) -> Any:
+        outage.now = step == 3
+        return refill(rollouts, step, number)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Rollouts, "refill", in_an_outage)
+        code, first = execute(spec)
+    assert (code, max(first.metrics())) == (ExitCode.GRADER_AWAY, 2)
+    outage.now = False
+    _, second = execute(following(spec, first.checkpoints()))
+    together = tiny.without_times(first.metrics() | second.metrics())
+    assert together == tiny.without_times(whole.metrics())
 
 
 def test_an_outage_in_an_evaluation_costs_no_step_and_the_evaluation_is_made_up_for(
