@@ -54,6 +54,21 @@ def test_the_most_likely_tokens_are_the_models_over_all_pieces(temperature: floa
     assert whole.top.ids.tolist() == expected.indices.tolist()
 
 
+@pytest.mark.parametrize("family", list(tiny.CONFIGS))
+def test_pieces_of_answers_are_as_likely_as_the_model_finds_them(family: str) -> None:
+    begun = [
+        Begun([5, 6, 7], [], 6, seed=1),
+        Begun([5, 6, 7], [], 3, seed=2),
+        Begun([8, 9], [10, 11, 12, 13, 14, 6, 7, 8, 9], 5, seed=3),
+        Begun([15], [5], 6, seed=4),
+    ]
+    for number, piece in engine(family).extend(begun, 0.7):
+        each = begun[number]
+        assert len(piece.token_ids) == each.max_tokens or piece.token_ids[-1] == 1
+        expected = log_probs_of(family, each.context, piece.token_ids, 0.7)
+        torch.testing.assert_close(torch.tensor(piece.log_probs), expected, atol=2e-5, rtol=0)
+
+
 def test_evaluations_carry_no_distributions() -> None:
     sampler = TransformersEngine(tiny.model("qwen3"), (1,), tiny.CONTEXT, top_log_probs=6)
     ((rollout,),) = sampler.generate(PROMPTS[:1], 1, Sampling(1.0, 3, seed=2, top=False))
