@@ -4,7 +4,7 @@ It is a bound from below: activations, keys and values, and what allocators wast
 run the job; one with more may still run out, which the check before training finds.
 """
 
-from service.jobs.methods.definition import FROZEN_BYTES
+from service.jobs.methods.definition import FROZEN_BYTES, READ_BYTES
 from service.jobs.spec import JobSpec
 
 
@@ -22,7 +22,9 @@ def gpu_bytes(
     method, engine = spec.method, spec.method.engine
     trained = parameters * method.bytes_of_parameter
     if engine is None or not engine.own_weights:
-        return trained
+        # A copy samples. Adapters are small, and the frozen weights beneath them serve both.
+        copied = method.samples_ahead and method.trains_all_weights
+        return trained + (parameters * READ_BYTES if copied else 0)
     samplers = max(1, processes // tensor_parallel)
     sampling = round(parameters * FROZEN_BYTES * samplers / memory_share)
     training = round(trained / (1 - memory_share)) if method.samples_ahead else trained

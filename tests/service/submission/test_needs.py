@@ -62,6 +62,11 @@ def test_a_sampler_with_its_own_weights_has_its_share() -> None:
     assert needed(spec(rollout_engine="vllm", max_staleness=1)) == pytest.approx(16 / 0.6)
 
 
+def test_what_is_trained_while_it_samples_is_there_twice() -> None:
+    assert needed(spec(max_staleness=2)) == 20
+    assert needed(spec(max_staleness=2, lora_rank=8)) == 2
+
+
 def test_nothing_is_needed_of_what_is_not_known() -> None:
     assert needs.gpu_bytes(None, spec(), memory_share=0.4, tensor_parallel=1, processes=1) == 0
 
