@@ -33,6 +33,8 @@ from workers.rollouts.top_log_probs import TopLogProbs
 CACHE_BYTES = 4 << 30
 LOGITS_PER_BATCH = 1 << 26
 MAX_ROWS = 1024
+READ_TOKENS = 1 << 15
+"""Tokens of prompts, padding included, that are read at once: reading takes far more memory than what is kept of it."""
 PROBE_LENGTHS = 8, 24
 PROBE_ANSWER = 8
 PADDING_SEEN = {torch.float32: 1e-3, torch.bfloat16: 0.1}
@@ -56,6 +58,7 @@ class TransformersEngine(RolloutEngine):
         self._context_length = context_length
         self._sampling = False
         self._pads: bool | None = None  # not known until there is something to pad
+        self._joins: bool | None = None  # nor this until there is something to join
         self.version = 0
 
     @classmethod
@@ -145,7 +148,8 @@ class TransformersEngine(RolloutEngine):
         for i in order:
             rows = (len(chunk) + 1) * samples
             too_many = rows > most_rows or rows * (len(prompts[i]) + max_tokens) * per_token > room
-            if chunk and (too_many or (one_length and len(prompts[i]) != len(prompts[chunk[0]]))):
+            too_long = (len(chunk) + 1) * len(prompts[i]) > READ_TOKENS and not self._joins_batches()
+            if chunk and (too_many or too_long or (one_length and len(prompts[i]) != len(prompts[chunk[0]]))):
                 yield chunk
                 chunk = []
             chunk.append(i)
@@ -157,11 +161,17 @@ class TransformersEngine(RolloutEngine):
         if self._pads is None:
             size = self._model.config.get_text_config().vocab_size
             short, long = (torch.arange(length).remainder(size).tolist() for length in PROBE_LENGTHS)
-            alone, padded = (self._prefill(prompts, 1)[1][0].float() for prompts in ([short], [short, long]))
+            alone, padded = (self._read(prompts)[1][0].float() for prompts in ([short], [short, long]))
             apart = (alone.log_softmax(-1) - padded.log_softmax(-1)).abs().max()
             narrow = self._model.device.type == "cuda"
             self._pads = float(apart) <= PADDING_SEEN[torch.bfloat16 if narrow else torch.float32]
         return self._pads
+
+    def _joins_batches(self) -> bool:
+        """Whether prompts that were read one after the other can be answered together."""
+        if self._joins is None:
+            self._joins = self._read([[0]])[0].joinable
+        return self._joins
 
     def _stream(
         self,
@@ -211,12 +221,25 @@ class TransformersEngine(RolloutEngine):
 
     def _prefill(self, prompts: Sequence[Sequence[int]], samples: int) -> tuple[Decoder, Tensor]:
         """A decoder that has read the prompts, its rows repeated for the samples, and the next logits ``[R, V]``."""
+        decoder: Decoder | None = None
+        logits = []
+        for part in _read_together(prompts):
+            read, its_logits = self._read(part)
+            logits.append(its_logits)
+            if decoder is None:
+                decoder = read
+            else:
+                decoder.join(read)
+        assert decoder is not None, "nothing to answer"
+        repeated = torch.arange(len(prompts), device=self._model.device).repeat_interleave(samples)
+        decoder.keep(repeated)
+        return decoder, torch.cat(logits)[repeated]
+
+    def _read(self, prompts: Sequence[Sequence[int]]) -> tuple[Decoder, Tensor]:
+        """A decoder that has read the prompts, and the next logits of each."""
         decoder = Decoder(self._model, last_position=self._context_length - 1)
         with autocast(self._model.device):
-            logits = decoder.read(prompts)
-        repeated = torch.arange(len(prompts), device=logits.device).repeat_interleave(samples)
-        decoder.keep(repeated)
-        return decoder, logits[repeated]
+            return decoder, decoder.read(prompts)
 
 
 class _Answers:
@@ -273,6 +296,16 @@ def _copy_of(model: PreTrainedModel) -> PreTrainedModel:
     """A model of its own weights, but for those that are not trained, which both share."""
     frozen = {id(parameter): parameter for parameter in model.parameters() if not parameter.requires_grad}
     return copy.deepcopy(model, frozen)
+
+
+def _read_together(prompts: Sequence[Sequence[int]]) -> Iterator[Sequence[Sequence[int]]]:
+    """Prompts in the order of their lengths, as many at a time as have ``READ_TOKENS``."""
+    start = 0
+    for end in range(1, len(prompts)):
+        if (end + 1 - start) * len(prompts[end]) > READ_TOKENS:
+            yield prompts[start:end]
+            start = end
+    yield prompts[start:]
 
 
 def _with_one_context(begun: Sequence[Begun]) -> list[tuple[int, list[list[int]]]]:

@@ -69,6 +69,26 @@ def test_pieces_of_answers_are_as_likely_as_the_model_finds_them(family: str) ->
         torch.testing.assert_close(torch.tensor(piece.log_probs), expected, atol=2e-5, rtol=0)
 
 
+@pytest.mark.parametrize("family", ["qwen3", "gemma2", "mamba", "rwkv"])
+def test_long_contexts_are_read_a_few_at_a_time_and_answered_as_if_together(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = [Begun([5, 6, 7], list(range(2, 2 + length)), 6, seed=length) for length in (4, 9, 9, 14, 5, 7, 8)]
+    together = dict(engine(family).extend(begun, 1.0))
+    limit, reads, read = 36, [], Decoder.read
+
+    def counted(decoder: Decoder, prompts: Any) -> Tensor:
+        reads.append(len(prompts) * max(map(len, prompts)))
+        return read(decoder, prompts)
+
+    monkeypatch.setattr(Decoder, "read", counted)
+    monkeypatch.setattr(transformers, "READ_TOKENS", limit)
+    apart = dict(engine(family).extend(begun, 1.0))
+    assert [apart[number].token_ids for number in range(7)] == [together[number].token_ids for number in range(7)]
+    # But for the one that asks what the model does with padding.
+    assert max(size for size in reads if size != 2 * max(transformers.PROBE_LENGTHS)) <= limit
+
+
 def test_evaluations_carry_no_distributions() -> None:
     sampler = TransformersEngine(tiny.model("qwen3"), (1,), tiny.CONTEXT, top_log_probs=6)
     ((rollout,),) = sampler.generate(PROMPTS[:1], 1, Sampling(1.0, 3, seed=2, top=False))
