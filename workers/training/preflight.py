@@ -7,7 +7,7 @@ changing anything, and the rewards of the first step's answers before anything i
 import math
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from statistics import fmean
@@ -163,8 +163,26 @@ def seconds_of_run(
     answers = h.batch_size * h.group_size
     sampling = evaluation_seconds / len(samples) * answers
     training = worst.seconds / worst.tokens * tokens * answers * h.epochs
-    step = max(sampling, training) if h.max_staleness else sampling + training
-    return h.n_steps * step + math.ceil(h.n_steps / h.eval_interval) * evaluation_seconds
+    length = fmean(len(sample.rollout.token_ids) for sample in samples)
+    evaluations = math.ceil(h.n_steps / h.eval_interval) * evaluation_seconds
+    if not h.max_staleness:
+        return h.n_steps * (sampling + training) + evaluations
+    # Nothing is trained while the first step's answers are sampled, and nothing sampled while the last is trained.
+    steps = sum(max(shares * sampling, training) for shares in _sampled_ahead(h, length))
+    return sampling + steps + training + evaluations
+
+
+def _sampled_ahead(hyperparameters: ResolvedHyperparameters, length: float) -> Iterator[float]:
+    """How much is sampled while each step but the last is trained, in steps' worth of answers of ``length`` tokens."""
+    h = hyperparameters
+    pieces = h.max_staleness if h.partial_rollouts else 1
+    piece = min(1.0, h.max_completion_tokens / pieces / length)
+    for step in range(1, h.n_steps):
+        shares = 0.0
+        for later in range(step + 1, min(step + h.max_staleness, h.n_steps) + 1):
+            had = min(1.0, piece * (step - max(1, later - h.max_staleness)))
+            shares += 1 - had if later == step + 1 else min(piece, 1 - had)
+        yield shares
 
 
 def nothing_to_learn(grader: Grader, groups: Sequence[Sequence[Sample]], *, across_groups: bool = False) -> str | None:

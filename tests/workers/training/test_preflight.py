@@ -230,3 +230,22 @@ def test_the_estimate_grows_with_what_is_to_be_done() -> None:
     # 16 answers a step: 16 times half a second of sampling and 16 * 5 tokens of training, then 2 evaluations.
     h = hyperparameters(n_steps=6, eval_interval=3)
     assert preflight.seconds_of_run(h, worst, evaluated, 2.0) == pytest.approx(6 * (8 + 1.6) + 2 * 2.0)
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        # A step's answers take 8 s, as does learning from them. Beside each step but the last another is sampled.
+        ({"max_staleness": 1}, 8 + 5 * 8 + 8),
+        # Beside step 1 the answers of 3 steps.
+        ({"max_staleness": 3, "partial_rollouts": False}, 8 + 24 + 4 * 8 + 8),
+        # All of step 2 and thirds of steps 3 and 4, then two thirds of step 3 and thirds of 4 and 5.
+        ({"max_staleness": 3, "max_completion_tokens": 3}, 8 + 40 / 3 + 32 / 3 + 3 * 8 + 8),
+    ],
+    ids=["one step ahead", "three steps ahead", "in pieces"],
+)
+def test_the_estimate_knows_what_is_sampled_while_a_step_is_trained(asked: dict[str, Any], expected: float) -> None:
+    evaluated = [sample for group in groups((1.0, 0.0), (1.0, 0.0)) for sample in group]
+    worst = preflight.WorstCase(answers=2, tokens=100, seconds=10.0)
+    h = hyperparameters(n_steps=6, eval_interval=3, **asked)
+    assert preflight.seconds_of_run(h, worst, evaluated, 2.0) == pytest.approx(expected + 2 * 2.0)
