@@ -35,6 +35,8 @@ LOGITS_PER_BATCH = 1 << 26
 MAX_ROWS = 1024
 READ_TOKENS = 1 << 15
 """Tokens of prompts, padding included, that are read at once: reading takes far more memory than what is kept of it."""
+TOP_BYTES = 8
+"""Of one of the most likely tokens of a position, its id and its log-probability."""
 PROBE_LENGTHS = 8, 24
 PROBE_ANSWER = 8
 PADDING_SEEN = {torch.float32: 1e-3, torch.bfloat16: 0.1}
@@ -142,12 +144,13 @@ class TransformersEngine(RolloutEngine):
         """Indices of prompts of similar length that fit into memory together."""
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         per_token, room = _cache_bytes_per_token(self._model), _cache_room(self._model.device)
+        per_answered = per_token + self.top_log_probs * TOP_BYTES
         most_rows = min(MAX_ROWS, LOGITS_PER_BATCH // self._model.config.get_text_config().vocab_size)
         one_length = len({len(prompt) for prompt in prompts}) > 1 and not self._leaves_out_padding()
         chunk: list[int] = []
         for i in order:
             rows = (len(chunk) + 1) * samples
-            too_many = rows > most_rows or rows * (len(prompts[i]) + max_tokens) * per_token > room
+            too_many = rows > most_rows or rows * (len(prompts[i]) * per_token + max_tokens * per_answered) > room
             too_long = (len(chunk) + 1) * len(prompts[i]) > READ_TOKENS and not self._joins_batches()
             if chunk and (too_many or too_long or (one_length and len(prompts[i]) != len(prompts[chunk[0]]))):
                 yield chunk

@@ -89,6 +89,23 @@ def test_long_contexts_are_read_a_few_at_a_time_and_answered_as_if_together(
     assert max(size for size in reads if size != 2 * max(transformers.PROBE_LENGTHS)) <= limit
 
 
+def test_fewer_answers_that_carry_distributions_are_at_work_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, at_once = tiny.model("qwen3"), []
+    prefill = TransformersEngine._prefill
+
+    def counted(sampler: TransformersEngine, prompts: Any, samples: int) -> Any:
+        at_once.append(len(prompts) * samples)
+        return prefill(sampler, prompts, samples)
+
+    monkeypatch.setattr(TransformersEngine, "_prefill", counted)
+    # Keys and values of 16 prompts of 3 tokens and answers of 8, and nothing beside them.
+    monkeypatch.setattr(transformers, "CACHE_BYTES", 16 * (3 + 8) * transformers._cache_bytes_per_token(model))
+    for number in (0, 16):
+        sampler = TransformersEngine(model, (NEVER,), tiny.CONTEXT, top_log_probs=number)
+        list(sampler.extend([Begun([5, 6, 7 + row], [], 8, seed=row) for row in range(16)], 1.0))
+    assert at_once == [16, 11, 5]
+
+
 def test_evaluations_carry_no_distributions() -> None:
     sampler = TransformersEngine(tiny.model("qwen3"), (1,), tiny.CONTEXT, top_log_probs=6)
     ((rollout,),) = sampler.generate(PROMPTS[:1], 1, Sampling(1.0, 3, seed=2, top=False))
