@@ -15,6 +15,7 @@ import json
 import multiprocessing
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 from benchmarks.study import report, runs
@@ -75,7 +76,8 @@ def do(grid: Grid, out: Path, services: int, until: float) -> None:
 def tell(grid: Grid, out: Path, results: Path, document: Path) -> None:
     """Write what is known of the grid."""
     study, plans = runs.Study(out), list(grid.plans())
-    known = [json.loads(study.result(plan).read_text()) for plan in plans if study.result(plan).exists()]
+    # A run is called what the grid calls it now: names are no part of the key.
+    known = [json.loads(study.result(plan).read_text()) | asdict(plan) for plan in plans if study.result(plan).exists()]
     if not known:
         sys.exit("No run has ended yet: there is nothing to report.")
     bases = {plan.task: json.loads(study.base(plan).read_text()) for plan in plans if study.base(plan).exists()}

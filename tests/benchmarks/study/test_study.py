@@ -249,6 +249,10 @@ def test_results_that_others_left_are_not_done_again_and_not_lost(tmp_path: Path
     study = runs.Study(tmp_path / "out")
     study.adopt(results)
     assert study.result(plan).exists()
+    # As an earlier study wrote it, which knew no conditions.
+    earlier = json.loads(study.result(plan).read_text())
+    del earlier["condition"]
+    runs.write(study.result(plan), earlier)
     command.tell(small, study.out, results, tmp_path / "study.md")
     assert {run["key"] for run in json.loads(results.read_text())["runs"]} == {plan.key, "of another grid"}
 
