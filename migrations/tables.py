@@ -1,6 +1,6 @@
 """Every table, imported, so that ``Base.metadata`` is whole wherever it is compared or walked."""
 
-from service.accounts.models import APIKey, Organization, Project, ProjectUser, ServiceAccount, User
+from service.accounts.models import APIKey, Operator, Organization, Project, ProjectUser, ServiceAccount, User
 from service.audit.models import AuditLog
 from service.core.db import Base
 from service.exports.models import Export
@@ -9,7 +9,7 @@ from service.idempotency.models import KeptAnswer
 from service.installation.models import Installation
 from service.jobs.models import Checkpoint, CheckpointPermission, Event, Examination, Job
 from service.models.models import TunedModel
-from service.scheduling.models import GPUUsage, Worker
+from service.scheduling.models import GPUUsage, ProjectGPUUsage, Worker
 from service.uploads.models import Upload, UploadPart
 from service.usage.models import OrganizationLimits, ProjectTokenUsage, TokenUsage
 from service.webhooks.models import WebhookDelivery, WebhookEndpoint
@@ -28,9 +28,11 @@ __all__ = [
     "Installation",
     "Job",
     "KeptAnswer",
+    "Operator",
     "Organization",
     "OrganizationLimits",
     "Project",
+    "ProjectGPUUsage",
     "ProjectTokenUsage",
     "ProjectUser",
     "ServiceAccount",

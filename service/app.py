@@ -39,6 +39,7 @@ from service.inference import endpoints as inference
 from service.installation import service as installation
 from service.jobs import endpoints as jobs
 from service.models import endpoints as models
+from service.operating import endpoints as operating
 from service.settings import Secret, required, settings
 from service.sharing import endpoints as sharing
 from service.submission import endpoints as submission
@@ -142,6 +143,7 @@ def _rooms() -> list[BaseRoute]:
         inference,
         webhooks,
         administration,
+        operating,
         usage_endpoints,
     ):
         together.include_router(room.router)

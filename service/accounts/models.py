@@ -34,6 +34,19 @@ class Organization(Base):
     deleted_at: Mapped[datetime | None]
 
 
+class Operator(Base):
+    """An organisation whose administrators see workers and the queue of the whole installation."""
+
+    __tablename__ = "operators"
+
+    organization_id: Mapped[str] = mapped_column(ForeignKey("organizations.id"), primary_key=True)
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+    @classmethod
+    def owned(cls, owner: Owner) -> ColumnElement[bool]:
+        return cls.organization_id == owner.organization_id
+
+
 class Project(OfOrganization, Base):
     """What files, jobs and models belong to. PostgreSQL makes an organisation's default one with the organisation."""
 

@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, delete, func, or_, select, tuple_, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from service.accounts.models import APIKey, Organization, Project, ProjectUser, ServiceAccount, User
+from service.accounts.models import APIKey, Operator, Organization, Project, ProjectUser, ServiceAccount, User
 from service.accounts.scopes import Scope
 from service.core import pagination
 from service.core.db import Base
@@ -76,8 +76,30 @@ def organization(session: Session, id: str) -> Organization | None:
     return session.scalar(select(Organization).where(Organization.id == id))
 
 
+def organizations(session: Session, ids: Collection[str]) -> dict[str, Organization]:
+    """Those of ``ids``, by id."""
+    return {row.id: row for row in session.scalars(select(Organization).where(Organization.id.in_(ids)))}
+
+
 def organization_named(session: Session, name: str) -> Organization | None:
     return session.scalar(select(Organization).where(Organization.name == name, Organization.deleted_at.is_(None)))
+
+
+def operates(session: Session, organization_id: str) -> bool:
+    """Whether an organisation's administrators see workers and the queue of the whole installation."""
+    return session.scalar(select(Operator).where(Operator.organization_id == organization_id)) is not None
+
+
+def operators(session: Session) -> Sequence[Organization]:
+    """Organisations that operate the installation, by name."""
+    query = select(Organization).join(Operator, Operator.organization_id == Organization.id)
+    return session.scalars(query.where(Organization.deleted_at.is_(None)).order_by(Organization.name)).all()
+
+
+def set_operating(session: Session, organization_id: str, *, operates: bool) -> None:
+    session.execute(delete(Operator).where(Operator.organization_id == organization_id))
+    if operates:
+        add(session, Operator(organization_id=organization_id))
 
 
 def projects_named(session: Session, organization_id: str, name: str) -> Sequence[Project]:
@@ -216,6 +238,13 @@ def key_locked(session: Session, id: str) -> APIKey | None:
 def session_key(session: Session, hash: str) -> APIKey | None:
     """The good key of a browser's session."""
     return session.scalar(select(APIKey).where(APIKey.hash == hash, APIKey.is_session, *_LIVE))
+
+
+def is_session_of_owner(session: Session, hash: str) -> bool:
+    """Whether this is the good key of a browser in which an owner of the organisation signed in."""
+    query = select(User.role).join(APIKey, APIKey.user_id == User.id)
+    query = query.where(APIKey.hash == hash, APIKey.is_session, *_LIVE, User.deleted_at.is_(None))
+    return session.scalar(query) == "owner"
 
 
 def live_keys_of(session: Session, user_id: str, project_id: str) -> Sequence[APIKey]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -14,7 +14,7 @@ from service.accounts.models import APIKey, Organization, Project, ServiceAccoun
 from service.accounts.scopes import ADMIN, PROJECT_SCOPES, Scope, granted
 from service.audit import repository as audit
 from service.core import clock
-from service.core.db import EVERY_PROJECT, Owner, bind, transaction
+from service.core.db import EVERY_PROJECT, Owner, across_projects, act_for, bind, transaction
 from service.core.errors import DomainError, invalid, not_found
 from service.core.ids import new_id
 
@@ -57,10 +57,34 @@ def identify(session: Session, key_hash: str, asked: Asked = Asked()) -> Princip
         asked=asked,
     )
     known.remember(principal)
+    principal = _as_administrator(session, principal)
     check_scope(principal)
     bind(session, principal)
     audit.act_as(session, principal.actor())
     return principal
+
+
+def _as_administrator(session: Session, principal: Principal) -> Principal:
+    """Whoever signed in as an owner of the organisation is its administrator, where administrators are asked for.
+
+    This holds for their browser's session only: keys of theirs are of one project, whoever has them.
+    """
+    if "admin" not in principal.asked.needs or principal.is_admin or principal.role != "owner":
+        return principal
+    if principal.user_id is None or not administers(session, principal):
+        return principal
+    whole = replace(principal, project_id=EVERY_PROJECT, scopes=ADMIN)
+    act_for(session, whole)
+    return whole
+
+
+def administers(session: Session, principal: Principal) -> bool:
+    """Whether somebody may administer the organisation, with an admin key or by having signed in as its owner."""
+    if principal.is_admin:
+        return True
+    bind(session, principal)
+    with across_projects(session):
+        return repository.is_session_of_owner(session, principal.key_hash)
 
 
 @contextmanager

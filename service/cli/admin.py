@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict
 from datetime import timedelta
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -27,7 +28,11 @@ commands = typer.Typer(no_args_is_help=True, help="Organisations. For operators:
 keys = typer.Typer(no_args_is_help=True, help="Keys that administer an organisation, under /v1/organization.")
 projects = typer.Typer(no_args_is_help=True, help="Projects of an organisation.")
 users = typer.Typer(no_args_is_help=True, help="Users of an organisation.")
-for name, group in (("keys", keys), ("projects", projects), ("users", users)):
+operators = typer.Typer(
+    no_args_is_help=True,
+    help="Organisations whose administrators see all workers and the whole queue, and may drain workers.",
+)
+for name, group in (("keys", keys), ("projects", projects), ("users", users), ("operators", operators)):
     commands.add_typer(group, name=name)
 
 Name = Annotated[str, typer.Option("--organization", help="The organisation's name.")]
@@ -184,6 +189,42 @@ def remove_user(organization: Name, email: str, data_dir: OperatorFolder = None)
             raise CommandError(f"{organization} has no user {email}.")
         administration.delete_user(session, found)
     typer.echo(f"{email} is removed, and their keys have ended.")
+
+
+@operators.command("list")
+def list_operators(data_dir: OperatorFolder = None, as_json: AsJSON = False) -> None:
+    """Show the organisations that operate the installation."""
+    use_database(data_dir)
+    with transaction("troll_operator") as session:
+        rows = [{"id": row.id, "name": row.name} for row in accounts.operators(session)]
+    if as_json:
+        typer.echo(json.dumps(rows))
+        return
+    show_table(("id", "name"), [(row["id"], row["name"]) for row in rows])
+
+
+@operators.command("add")
+def add_operator(
+    organization: Annotated[str, typer.Argument(help="The organisation's name.")], data_dir: OperatorFolder = None
+) -> None:
+    """Let an organisation's administrators see all workers and the whole queue, and drain workers."""
+    _set_operating(organization, data_dir, operates=True)
+    typer.echo(f"Administrators of {organization} see all workers and the whole queue.")
+
+
+@operators.command("remove")
+def remove_operator(
+    organization: Annotated[str, typer.Argument(help="The organisation's name.")], data_dir: OperatorFolder = None
+) -> None:
+    """Let an organisation's administrators see no more than their organisation."""
+    _set_operating(organization, data_dir, operates=False)
+    typer.echo(f"Administrators of {organization} see no more than their organisation.")
+
+
+def _set_operating(organization: str, data_dir: Path | None, *, operates: bool) -> None:
+    use_database(data_dir)
+    with transaction("troll_operator") as session:
+        accounts.set_operating(session, _organization(session, organization).id, operates=operates)
 
 
 @commands.command("weight")

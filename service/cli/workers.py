@@ -15,7 +15,7 @@ from service.core import clock
 from service.core.db import transaction
 from service.jobs import repository as jobs
 from service.scheduling import repository
-from service.scheduling.service import is_away
+from service.scheduling.service import state
 
 commands = typer.Typer(no_args_is_help=True, help="Training workers. For operators: needs the database, not a key.")
 
@@ -88,7 +88,7 @@ def _shown(session: Session) -> list[Shown]:
     return [
         Shown(
             name=worker.name,
-            state="away" if is_away(worker, now) else "draining" if worker.draining_since else "ready",
+            state=state(worker, now),
             job=at_work.get(worker.name),
             gpus=worker.gpus,
             gpu_bytes=worker.gpu_bytes,

@@ -245,6 +245,26 @@ def within_project(session: Session, project_id: str) -> Iterator[None]:
     _see(session, owner)
 
 
+@contextmanager
+def across_organizations(session: Session) -> Iterator[None]:
+    """Within the block an administrator of an organisation that operates the installation sees the jobs that have not
+    ended, and the names, of all organisations. Others see no more than before.
+    """
+    owner = owner_of(session)
+    assert owner is not None
+    assert owner.project_id == EVERY_PROJECT, "administrators act for all of their organisation"
+    _look(session, None, "on")
+    yield
+    # Where the block raises, the transaction is over.
+    _look(session, owner, "off")
+
+
+def _look(session: Session, owner: Owner | None, beyond: str) -> None:
+    session.flush()
+    session.execute(text("SELECT set_config('app.operating', :beyond, true)"), {"beyond": beyond})
+    session.info["owner"] = owner
+
+
 def _see(session: Session, owner: Owner) -> None:
     session.flush()
     session.execute(text("SELECT set_config('app.project_id', :project_id, true)"), {"project_id": owner.project_id})

@@ -14,8 +14,11 @@ from redis.exceptions import RedisError
 from sqlalchemy.orm import Session
 from starlette.types import Scope
 
+from service.accounts import repository as accounts_repository
+from service.accounts import service as accounts
 from service.accounts.caller import recognized_by
 from service.accounts.known import Asked, Principal
+from service.accounts.scopes import ADMIN
 from service.accounts.service import end_session, identify, presented_key
 from service.administration.schemas import MakeAccountsKey, unix_or_none
 from service.core import rate_limit
@@ -191,6 +194,22 @@ def _person(session: Session, caller: Principal) -> dict[str, Any]:
         "project_id": caller.project_id,
         "role": caller.role,
         "projects": [{"id": project.id, "name": project.name, "role": role} for project, role in projects],
+    }
+
+
+@router.get("/dashboard/access")
+async def access(request: Request) -> dict[str, Any]:
+    """What whoever is signed in may do, so that pages are shown to those who can use them."""
+    return await _as_signed_in(request, _access)
+
+
+def _access(session: Session, caller: Principal) -> dict[str, Any]:
+    administers = accounts.administers(session, caller)
+    return {
+        "organization": caller.organization_name,
+        "scopes": sorted(caller.scopes - ADMIN),
+        "administers": administers,
+        "operates": administers and accounts_repository.operates(session, caller.organization_id),
     }
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Generic, TypeVar
 
-from sqlalchemy import ColumnElement, Select, and_, delete, func, literal, or_, select, text, update
+from sqlalchemy import ColumnElement, Select, and_, delete, func, literal, or_, select, text, tuple_, update
 from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.orm import InstrumentedAttribute, Session, aliased
 
@@ -257,7 +257,7 @@ def count_time(session: Session, job: Job) -> None:
     if job.counted_at is not None:
         used = job.gpus * max(0.0, (now - job.counted_at).total_seconds())
         job.gpu_seconds += used
-        add_usage(session, job.organization_id, used)
+        add_usage(session, job.organization_id, job.project_id, used)
     job.counted_at = now
 
 
@@ -405,6 +405,17 @@ def queued(session: Session) -> list[Queued]:
         Queued(id, organization_id, sequence, engine, gpu_bytes, Place(position, start, waits_for))
         for id, organization_id, sequence, engine, gpu_bytes, position, start, waits_for in session.execute(query)
     ]
+
+
+def in_queue(session: Session, behind: Job | None, limit: int) -> Sequence[Job]:
+    """Jobs that wait for a worker, in the order of their places; those without one yet come last. ``behind`` one."""
+    last = literal(2**62)
+    place = func.coalesce(Job.queue_position, last)
+    query = select(Job).where(Job.status == Status.QUEUED, Job.desired == Desired.RUN)
+    if behind is not None:
+        at = last if behind.queue_position is None else literal(behind.queue_position)
+        query = query.where(tuple_(place, Job.sequence) > tuple_(at, literal(behind.sequence)))
+    return session.scalars(query.order_by(place, Job.sequence).limit(limit)).all()
 
 
 def tell_places(session: Session, places: dict[str, Place]) -> None:

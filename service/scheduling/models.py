@@ -5,7 +5,7 @@ from datetime import datetime
 from sqlalchemy import ForeignKey, Index, func
 from sqlalchemy.orm import Mapped, mapped_column
 
-from service.core.db import Base
+from service.core.db import Base, Owned
 
 
 class GPUUsage(Base):
@@ -15,6 +15,17 @@ class GPUUsage(Base):
     __table_args__ = (Index("gpu_usage_hours", "hour"),)
 
     organization_id: Mapped[str] = mapped_column(ForeignKey("organizations.id"), primary_key=True)
+    hour: Mapped[datetime] = mapped_column(primary_key=True)
+    gpu_seconds: Mapped[float]
+
+
+class ProjectGPUUsage(Owned, Base):
+    """The same of one project."""
+
+    __tablename__ = "project_gpu_usage"
+
+    organization_id: Mapped[str] = mapped_column(ForeignKey("organizations.id"), primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"), primary_key=True)
     hour: Mapped[datetime] = mapped_column(primary_key=True)
     gpu_seconds: Mapped[float]
 

@@ -10,7 +10,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from service.accounts.models import Organization
-from service.scheduling.models import GPUUsage, Worker
+from service.scheduling.models import GPUUsage, ProjectGPUUsage, Worker
 
 WINDOW = timedelta(hours=24)
 """How far back GPU time counts when it is decided whose turn it is."""
@@ -19,20 +19,19 @@ WINDOW = timedelta(hours=24)
 # GPU time
 
 
-def add_usage(session: Session, organization_id: str, gpu_seconds: float) -> None:
-    """Count ``gpu_seconds`` in the hour at hand."""
-    values = {
-        "organization_id": organization_id,
-        "hour": func.date_trunc("hour", func.now()),
-        "gpu_seconds": gpu_seconds,
-    }
-    statement = insert(GPUUsage).values(values)
-    total = GPUUsage.gpu_seconds + statement.excluded.gpu_seconds
-    session.execute(
-        statement.on_conflict_do_update(
-            index_elements=[GPUUsage.organization_id, GPUUsage.hour], set_={"gpu_seconds": total}
-        )
-    )
+def add_usage(session: Session, organization_id: str, project_id: str, gpu_seconds: float) -> None:
+    """Count ``gpu_seconds`` in the hour at hand, of the organisation and of its project."""
+    _add_usage(session, GPUUsage, gpu_seconds, organization_id=organization_id)
+    _add_usage(session, ProjectGPUUsage, gpu_seconds, organization_id=organization_id, project_id=project_id)
+
+
+def _add_usage(
+    session: Session, table: type[GPUUsage] | type[ProjectGPUUsage], gpu_seconds: float, **whose: str
+) -> None:
+    statement = insert(table).values(**whose, hour=func.date_trunc("hour", func.now()), gpu_seconds=gpu_seconds)
+    total = table.gpu_seconds + statement.excluded.gpu_seconds
+    key = [getattr(table, name) for name in (*whose, "hour")]
+    session.execute(statement.on_conflict_do_update(index_elements=key, set_={"gpu_seconds": total}))
 
 
 def recent_use() -> Subquery:

@@ -1,6 +1,7 @@
 """Which workers are there."""
 
 from datetime import datetime, timedelta
+from typing import Literal
 
 from service.scheduling.models import Worker
 from service.settings import settings
@@ -15,3 +16,9 @@ def away_after() -> timedelta:
 
 def is_away(worker: Worker, now: datetime) -> bool:
     return now - worker.seen_at > away_after()
+
+
+def state(worker: Worker, now: datetime) -> Literal["ready", "draining", "away"]:
+    if is_away(worker, now):
+        return "away"
+    return "draining" if worker.draining_since else "ready"

@@ -1,10 +1,12 @@
 """``/v1/organization``: usage and limits."""
 
 import re
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request
+from sqlalchemy.orm import Session
 
 from service.accounts.caller import Caller, Route
 from service.accounts.scopes import needs
@@ -12,19 +14,24 @@ from service.core import clock
 from service.core.db import across_projects
 from service.core.errors import invalid
 from service.usage import repository, service
-from service.usage.repository import Group
+from service.usage.repository import Group, Span, Width
 from service.usage.schemas import (
     Bucket,
     CompletionsResult,
+    GPUBucket,
+    GPUResult,
+    GPUUsagePage,
     LimitsObject,
     LimitsOfOrganization,
+    StorageObject,
+    StorageResult,
     UsagePage,
     UsedByOrganization,
 )
 
 router = APIRouter(prefix="/v1/organization", tags=["usage"], route_class=Route)
 
-WIDTHS: dict[str, tuple[Literal["minute", "hour", "day"], int, int, int]] = {
+WIDTHS: dict[str, tuple[Width, int, int, int]] = {
     "1m": ("minute", 60, 60, 1440),
     "1h": ("hour", 3600, 24, 168),
     "1d": ("day", 86_400, 7, 31),
@@ -61,39 +68,64 @@ def completions(
     Answers that ended within the last seconds may be missing. Lists may be sent as ``models=a&models=b`` or, as the
     official client does, as ``models[]=a``.
     """
-    if start_time is None:
-        raise invalid("Missing required parameter: 'start_time'.", "start_time", "missing_parameter")
     for name in NOT_COUNTED:
         if {name, f"{name}[]"} & request.query_params.keys():
             raise invalid("Usage is not counted by this here. Leave it out.", name)
-    width, seconds, usual, most = WIDTHS[bucket_width]
-    if limit is not None and limit > most:
-        raise invalid(f"A page has at most {most} buckets of {bucket_width}.", "limit")
-    begin, end = _from(start_time, page) // seconds * seconds, end_time
-    if end is None:
-        end = int(clock.now(caller.session).timestamp()) + 1
-    if end <= start_time:
-        raise invalid("Must be later than 'start_time'.", "end_time")
-    starts = range(begin, end, seconds)[: limit or usual]
-    found: dict[int, list[CompletionsResult]] = {}
-    if starts:
-        rows = repository.tokens_in_buckets(
-            caller.session,
-            width=width,
-            begin=_time(max(starts[0], start_time)),
-            end=_time(min(starts[-1] + seconds, end)),
-            models=[*(models or []), *(models_ or [])],
-            project_ids=[*(project_ids or []), *(project_ids_ or [])],
-            by=list(dict.fromkeys([*(group_by or []), *(group_by_ or [])])),
-        )
-        for bucket, group, tokens in rows:
-            found.setdefault(int(bucket.timestamp()), []).append(CompletionsResult.of(group, tokens))
-    following = starts[-1] + seconds if starts else end
-    return UsagePage(
-        data=[Bucket(start_time=at, end_time=min(at + seconds, end), results=found.get(at, [])) for at in starts],
-        has_more=following < end,
-        next_page=f"page_{following}" if following < end else None,
+    wanted = _wanted(caller.session, start_time, end_time, bucket_width, limit, page)
+    rows = repository.tokens_in_buckets(
+        caller.session,
+        wanted.span,
+        models=[*(models or []), *(models_ or [])],
+        project_ids=[*(project_ids or []), *(project_ids_ or [])],
+        by=list(dict.fromkeys([*(group_by or []), *(group_by_ or [])])),
     )
+    found: dict[int, list[CompletionsResult]] = {}
+    for bucket, group, tokens in rows:
+        found.setdefault(int(bucket.timestamp()), []).append(CompletionsResult.of(group, tokens))
+    return UsagePage(
+        data=[Bucket(start_time=at, end_time=end, results=found.get(at, [])) for at, end in wanted.buckets],
+        has_more=wanted.next_page is not None,
+        next_page=wanted.next_page,
+    )
+
+
+@router.get("/usage/gpu_seconds")
+@needs("admin", "read")
+def gpu_seconds(
+    caller: Caller,
+    start_time: Time | None = None,
+    end_time: Time | None = None,
+    bucket_width: Literal["1h", "1d"] = "1d",
+    group_by: Annotated[list[Literal["project_id"]] | None, Query(alias="group_by[]", max_length=10)] = None,
+    project_ids: Annotated[list[str] | None, Query(alias="project_ids[]", max_length=100)] = None,
+    limit: Annotated[int | None, Query(ge=1)] = None,
+    page: str | None = None,
+) -> GPUUsagePage:
+    """GPU time of jobs, oldest first. Buckets begin at whole hours or days of UTC.
+
+    An admin key sees that of all projects, another key that of its own.
+    """
+    wanted = _wanted(caller.session, start_time, end_time, bucket_width, limit, page)
+    rows = repository.gpu_seconds_in_buckets(
+        caller.session, wanted.span, project_ids=project_ids or [], by_project=bool(group_by)
+    )
+    found: dict[int, list[GPUResult]] = {}
+    for bucket, project_id, used in rows:
+        found.setdefault(int(bucket.timestamp()), []).append(
+            GPUResult(gpu_seconds=round(used, 3), project_id=project_id)
+        )
+    return GPUUsagePage(
+        data=[GPUBucket(start_time=at, end_time=end, results=found.get(at, [])) for at, end in wanted.buckets],
+        has_more=wanted.next_page is not None,
+        next_page=wanted.next_page,
+    )
+
+
+@router.get("/usage/storage")
+@needs("admin", "read")
+def storage(caller: Caller) -> StorageObject:
+    """Bytes that are stored now, by project: an admin key sees all projects, another key its own."""
+    return StorageObject(data=[StorageResult.of(each) for each in repository.stored_by_project(caller.session)])
 
 
 @router.get("/limits")
@@ -122,6 +154,40 @@ def limits(caller: Caller) -> LimitsObject:
             chat_tokens_today=service.chat_tokens_today(session, id),
             gpu_seconds_this_month=round(standing.gpu_seconds, 3),
         ),
+    )
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """Buckets of a page of usage."""
+
+    span: Span
+    buckets: list[tuple[int, int]]
+    """When each begins and ends."""
+    next_page: str | None
+
+
+def _wanted(
+    session: Session, start_time: int | None, end_time: int | None, width: str, limit: int | None, page: str | None
+) -> _Wanted:
+    if start_time is None:
+        raise invalid("Missing required parameter: 'start_time'.", "start_time", "missing_parameter")
+    name, seconds, usual, most = WIDTHS[width]
+    if limit is not None and limit > most:
+        raise invalid(f"A page has at most {most} buckets of {width}.", "limit")
+    begin, end = _from(start_time, page) // seconds * seconds, end_time
+    if end is None:
+        end = int(clock.now(session).timestamp()) + 1
+    if end <= start_time:
+        raise invalid("Must be later than 'start_time'.", "end_time")
+    starts = range(begin, end, seconds)[: limit or usual]
+    following = starts[-1] + seconds if starts else end
+    # A page behind the end has no buckets, and nothing is between its begin and its end.
+    first, last = (max(starts[0], start_time), min(following, end)) if starts else (end, end)
+    return _Wanted(
+        Span(name, _time(first), _time(last)),
+        [(at, min(at + seconds, end)) for at in starts],
+        f"page_{following}" if following < end else None,
     )
 
 

@@ -10,23 +10,28 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from service.accounts.models import Organization
-from service.scheduling.models import GPUUsage
+from service.scheduling.models import GPUUsage, ProjectGPUUsage
 from service.scheduling.repository import accounts
 from service.usage.models import OrganizationLimits, ProjectTokenUsage, TokenUsage
 
 Group = Literal["model", "project_id"]
+Width = Literal["minute", "hour", "day"]
+
 
 # The rooms of files, uploads, jobs and exports are above this one: their tables are named, not imported.
-_STORAGE = """
-    SELECT o.id,
-        (SELECT coalesce(sum(bytes), 0) FROM files f
-         WHERE f.organization_id = o.id AND (f.expires_at IS NULL OR f.expires_at > now()))
-        + (SELECT coalesce(sum(bytes), 0) FROM uploads u
-           WHERE u.organization_id = o.id AND u.status = 'pending' AND u.expires_at > now())
-        + (SELECT coalesce(sum(stored_bytes), 0) FROM fine_tuning_jobs j WHERE j.organization_id = o.id)
-        + (SELECT coalesce(sum(bytes), 0) FROM exports e WHERE e.organization_id = o.id AND e.expires_at > now())
-    FROM organizations o
-"""
+def _stored_of(owner: str, column: str) -> list[str]:
+    """Bytes of the files, uploads, jobs and exports whose ``column`` is the id of ``owner``."""
+    return [
+        f"(SELECT coalesce(sum(bytes), 0) FROM files f WHERE f.{column} = {owner}.id "
+        "AND (f.expires_at IS NULL OR f.expires_at > now()))",
+        f"(SELECT coalesce(sum(bytes), 0) FROM uploads u WHERE u.{column} = {owner}.id "
+        "AND u.status = 'pending' AND u.expires_at > now())",
+        f"(SELECT coalesce(sum(stored_bytes), 0) FROM fine_tuning_jobs j WHERE j.{column} = {owner}.id)",
+        f"(SELECT coalesce(sum(bytes), 0) FROM exports e WHERE e.{column} = {owner}.id AND e.expires_at > now())",
+    ]
+
+
+_STORAGE = f"SELECT o.id, {' + '.join(_stored_of('o', 'organization_id'))} FROM organizations o"
 
 
 # Limits
@@ -64,6 +69,25 @@ def stored_bytes(session: Session, organization_id: str) -> int:
 
 def stored_bytes_of_all(session: Session) -> dict[str, int]:
     return {id: int(size) for id, size in session.execute(text(_STORAGE))}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Bytes that a project stores."""
+
+    project_id: str
+    files: int
+    uploads: int
+    jobs: int
+    exports: int
+
+
+def stored_by_project(session: Session) -> list[Stored]:
+    """Of every project that the session sees, the oldest first."""
+    rows = session.execute(
+        text(f"SELECT p.id, {', '.join(_stored_of('p', 'project_id'))} FROM projects p ORDER BY sequence")
+    )
+    return [Stored(id, *map(int, sizes)) for id, *sizes in rows]
 
 
 @dataclass(frozen=True)
@@ -130,31 +154,50 @@ def tokens_since(session: Session, organization_id: str, since: datetime) -> int
     return int(session.scalars(query).one())
 
 
+@dataclass(frozen=True)
+class Span:
+    """From ``begin`` to before ``end``, in buckets of a ``width`` of UTC."""
+
+    width: Width
+    begin: datetime
+    end: datetime
+
+
 def tokens_in_buckets(
-    session: Session,
-    *,
-    width: Literal["minute", "hour", "day"],
-    begin: datetime,
-    end: datetime,
-    models: Sequence[str],
-    project_ids: Sequence[str],
-    by: Sequence[Group],
+    session: Session, span: Span, *, models: Sequence[str], project_ids: Sequence[str], by: Sequence[Group]
 ) -> list[tuple[datetime, dict[Group, str], Tokens]]:
-    """Sums of minutes from ``begin`` to before ``end``, by the time in UTC at which their bucket begins, and by ``by``.
+    """Sums of the minutes of ``span``, by the time in UTC at which their bucket begins, and by ``by``.
 
     A project's session finds what that project used, and an administrator's what the organisation did.
     """
     used = ProjectTokenUsage
-    bucket = func.date_trunc(width, used.minute, "UTC").label("bucket")
+    bucket = func.date_trunc(span.width, used.minute, "UTC").label("bucket")
     groups: list[Any] = [getattr(used, name) for name in by]
     sums = [func.sum(each) for each in (used.requests, used.input_tokens, used.output_tokens)]
-    query = select(bucket, *groups, *sums).where(used.minute >= begin, used.minute < end)
+    query = select(bucket, *groups, *sums).where(used.minute >= span.begin, used.minute < span.end)
     if models:
         query = query.where(used.model.in_(models))
     if project_ids:
         query = query.where(used.project_id.in_(project_ids))
     rows = session.execute(query.group_by(bucket, *groups).order_by(bucket, *groups))
     return [(row[0], dict(zip(by, row[1:], strict=False)), Tokens(*map(int, row[-3:]))) for row in rows]
+
+
+# GPU time
+
+
+def gpu_seconds_in_buckets(
+    session: Session, span: Span, *, project_ids: Sequence[str], by_project: bool
+) -> list[tuple[datetime, str | None, float]]:
+    """Sums of the hours of ``span``, by the time in UTC at which their bucket begins, and by project."""
+    used = ProjectGPUUsage
+    bucket = func.date_trunc(span.width, used.hour, "UTC").label("bucket")
+    groups: list[Any] = [used.project_id] if by_project else []
+    query = select(bucket, *groups, func.sum(used.gpu_seconds)).where(used.hour >= span.begin, used.hour < span.end)
+    if project_ids:
+        query = query.where(used.project_id.in_(project_ids))
+    rows = session.execute(query.group_by(bucket, *groups).order_by(bucket, *groups))
+    return [(row[0], row[1] if by_project else None, row[-1]) for row in rows]
 
 
 # Everything, for operators

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from service.usage.repository import Group, Tokens
+from service.usage.repository import Group, Stored, Tokens
 
 
 class CompletionsResult(BaseModel):
@@ -40,6 +40,52 @@ class UsagePage(BaseModel):
     data: list[Bucket]
     has_more: bool
     next_page: str | None = None
+
+
+class GPUResult(BaseModel):
+    object: Literal["organization.usage.gpu_seconds.result"] = "organization.usage.gpu_seconds.result"
+    gpu_seconds: float
+    project_id: str | None = None
+
+
+class GPUBucket(BaseModel):
+    object: Literal["bucket"] = "bucket"
+    start_time: int
+    end_time: int
+    results: list[GPUResult]
+
+
+class GPUUsagePage(BaseModel):
+    object: Literal["page"] = "page"
+    data: list[GPUBucket]
+    has_more: bool
+    next_page: str | None = None
+
+
+class StorageResult(BaseModel):
+    object: Literal["organization.usage.storage.result"] = "organization.usage.storage.result"
+    project_id: str
+    bytes: int
+    file_bytes: int
+    upload_bytes: int
+    job_bytes: int
+    export_bytes: int
+
+    @classmethod
+    def of(cls, stored: Stored) -> "StorageResult":
+        return cls(
+            project_id=stored.project_id,
+            bytes=stored.files + stored.uploads + stored.jobs + stored.exports,
+            file_bytes=stored.files,
+            upload_bytes=stored.uploads,
+            job_bytes=stored.jobs,
+            export_bytes=stored.exports,
+        )
+
+
+class StorageObject(BaseModel):
+    object: Literal["organization.usage.storage"] = "organization.usage.storage"
+    data: list[StorageResult]
 
 
 class LimitsOfOrganization(BaseModel):

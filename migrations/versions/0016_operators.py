@@ -1,0 +1,55 @@
+"""Organisations that operate the installation, and GPU time by project."""
+
+import sqlalchemy as sa
+from alembic import op
+
+from migrations.access import OWN, PROJECT, SETTING, allow
+
+revision = "0016"
+down_revision = "0015"
+
+OPERATES = f"{SETTING} = '*' AND EXISTS (SELECT 1 FROM operators operator WHERE operator.{OWN})"
+"""Whether a transaction acts for all of an organisation that operates the installation."""
+LOOKS = f"current_setting('app.operating', true) = 'on' AND {OPERATES}"
+"""Whether it has said, too, that it looks beyond that organisation."""
+
+
+def upgrade() -> None:
+    let_organizations_operate()
+    count_gpu_time_by_project()
+
+
+def let_organizations_operate() -> None:
+    op.create_table(
+        "operators",
+        sa.Column("organization_id", sa.Text, sa.ForeignKey("organizations.id"), primary_key=True),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False, server_default=sa.func.now()),
+    )
+    allow("operators", troll_api="SELECT", troll_operator="SELECT, INSERT, DELETE")
+    allow("workers", own=OPERATES, troll_api="SELECT, UPDATE (draining_since)")
+    op.execute(f"CREATE POLICY organizations_operating ON organizations FOR SELECT TO troll_api USING ({LOOKS})")
+    op.execute(f"""
+        CREATE POLICY fine_tuning_jobs_operating ON fine_tuning_jobs FOR SELECT TO troll_api
+        USING (finished_at IS NULL AND {LOOKS})
+    """)
+
+
+def count_gpu_time_by_project() -> None:
+    """The table of organisations stays: the release before adds to it, and budgets and turns are theirs."""
+    op.create_table(
+        "project_gpu_usage",
+        sa.Column("organization_id", sa.Text, sa.ForeignKey("organizations.id"), primary_key=True),
+        sa.Column("project_id", sa.Text, sa.ForeignKey("projects.id"), primary_key=True),
+        sa.Column("hour", sa.DateTime(timezone=True), primary_key=True),
+        sa.Column("gpu_seconds", sa.Double, nullable=False),
+    )
+    allow("project_gpu_usage", own=PROJECT, troll_api="SELECT", troll_worker="SELECT, INSERT, UPDATE (gpu_seconds)")
+    # Of what was used before nobody knows which project's it was.
+    for table in ("gpu_usage", "project_gpu_usage"):
+        op.execute(f"ALTER TABLE {table} NO FORCE ROW LEVEL SECURITY")
+    op.execute("""
+        INSERT INTO project_gpu_usage
+        SELECT organization_id, default_project(organization_id), hour, gpu_seconds FROM gpu_usage
+    """)
+    for table in ("gpu_usage", "project_gpu_usage"):
+        op.execute(f"ALTER TABLE {table} FORCE ROW LEVEL SECURITY")
