@@ -7,7 +7,7 @@ from service.exports.models import Export
 from service.files.models import File
 from service.idempotency.models import KeptAnswer
 from service.installation.models import Installation
-from service.jobs.models import Checkpoint, CheckpointPermission, Event, Examination, Job
+from service.jobs.models import Checkpoint, CheckpointPermission, Event, Examination, Job, MetricBlock
 from service.models.models import TunedModel
 from service.scheduling.models import GPUUsage, ProjectGPUUsage, Worker
 from service.uploads.models import Upload, UploadPart
@@ -28,6 +28,7 @@ __all__ = [
     "Installation",
     "Job",
     "KeptAnswer",
+    "MetricBlock",
     "Operator",
     "Organization",
     "OrganizationLimits",

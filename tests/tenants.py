@@ -37,6 +37,8 @@ _ROWS = {
     "VALUES ('job-{tag}', '{org}', '{project}', 'queued', '{{}}', 'm', 'f', 1)",
     "fine_tuning_events": "(job_id, seq, organization_id, level, type, message) "
     "VALUES ('job-{tag}', 1, '{org}', 'info', 'message', 'm')",
+    "metric_blocks": "(job_id, size, number, organization_id, project_id, first_step, step, last_seq, told_at, tokens, "
+    "means, counts) VALUES ('job-{tag}', 8, 0, '{org}', '{project}', 1, 8, 8, now(), 1, '{{}}', '{{}}')",
     "fine_tuning_checkpoints": "(id, job_id, organization_id, project_id, step, attempt, path, model, metrics) "
     "VALUES ('checkpoint-{tag}', 'job-{tag}', '{org}', '{project}', 1, 1, 'p', 'ft:ckpt-step-1-{tag}', '{{}}')",
     "tuned_models": "(id, organization_id, project_id, job_id, base_model, path) "
@@ -58,6 +60,8 @@ _ROWS = {
     "audit_logs": "(id, organization_id, project_id, type, actor, details) "
     "VALUES ('audit-{tag}', '{org}', '{project}', 't', '{{}}', '{{}}')",
     "gpu_usage": "(organization_id, hour, gpu_seconds) VALUES ('{org}', now(), 1) ON CONFLICT DO NOTHING",
+    "project_gpu_usage": "(organization_id, project_id, hour, gpu_seconds) VALUES ('{org}', '{project}', now(), 1)",
+    "operators": "(organization_id) VALUES ('{org}') ON CONFLICT DO NOTHING",
     "organization_limits": "(organization_id) VALUES ('{org}') ON CONFLICT DO NOTHING",
     "project_token_usage": "(organization_id, project_id, minute, model, requests, input_tokens, output_tokens) "
     "VALUES ('{org}', '{project}', now(), 'm-{tag}', 1, 1, 1)",

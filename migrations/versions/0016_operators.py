@@ -1,7 +1,8 @@
-"""Organisations that operate the installation, and GPU time by project."""
+"""Organisations that operate the installation, GPU time by project, and means of metrics for long runs' curves."""
 
 import sqlalchemy as sa
 from alembic import op
+from sqlalchemy.dialects.postgresql import JSONB
 
 from migrations.access import OWN, PROJECT, SETTING, allow
 
@@ -17,6 +18,7 @@ LOOKS = f"current_setting('app.operating', true) = 'on' AND {OPERATES}"
 def upgrade() -> None:
     let_organizations_operate()
     count_gpu_time_by_project()
+    fold_metrics()
 
 
 def let_organizations_operate() -> None:
@@ -53,3 +55,23 @@ def count_gpu_time_by_project() -> None:
     """)
     for table in ("gpu_usage", "project_gpu_usage"):
         op.execute(f"ALTER TABLE {table} FORCE ROW LEVEL SECURITY")
+
+
+def fold_metrics() -> None:
+    op.create_table(
+        "metric_blocks",
+        sa.Column("job_id", sa.Text, sa.ForeignKey("fine_tuning_jobs.id"), primary_key=True),
+        sa.Column("size", sa.BigInteger, primary_key=True),
+        sa.Column("number", sa.BigInteger, primary_key=True),
+        sa.Column("organization_id", sa.Text, sa.ForeignKey("organizations.id"), nullable=False),
+        sa.Column("project_id", sa.Text, sa.ForeignKey("projects.id"), nullable=False),
+        sa.Column("first_step", sa.Double, nullable=False),
+        sa.Column("step", sa.Double, nullable=False),
+        sa.Column("last_seq", sa.BigInteger, nullable=False),
+        sa.Column("told_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("tokens", sa.Double, nullable=False),
+        sa.Column("means", JSONB, nullable=False),
+        sa.Column("counts", JSONB, nullable=False),
+    )
+    allow("metric_blocks", own=PROJECT, troll_api="SELECT", troll_worker="SELECT, INSERT")
+    allow("metric_blocks", troll_control="SELECT (job_id), DELETE")

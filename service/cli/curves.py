@@ -78,14 +78,3 @@ def sparkline(values: Sequence[float], width: int) -> str:
     low = min(means, default=0.0)
     span = max(means, default=0.0) - low or 1.0
     return "".join(BLOCKS[round((mean - low) / span * (len(BLOCKS) - 1))] for mean in means)
-
-
-def flatten(data: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    """The numbers of an event's data by the names that ``read`` takes."""
-    numbers: dict[str, float] = {}
-    for name, value in data.items():
-        if isinstance(value, dict):
-            numbers |= flatten(value, f"{prefix}{name}.")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            numbers[prefix + name] = float(value)
-    return numbers

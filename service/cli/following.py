@@ -11,8 +11,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from service.cli.curves import flatten, sparkline
+from service.cli.curves import sparkline
 from service.cli.failure import CommandError
+from service.contracts.flatten import flatten
 
 if TYPE_CHECKING:
     from openai import OpenAI

@@ -11,8 +11,9 @@ import typer
 
 from service.cli import curves
 from service.cli.connection import StackFolder, connect
-from service.cli.curves import CHARTS, Chart, Curves, flatten
+from service.cli.curves import CHARTS, Chart, Curves
 from service.cli.drawing import drawn
+from service.contracts.flatten import flatten
 
 if TYPE_CHECKING:
     from openai import OpenAI

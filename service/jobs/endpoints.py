@@ -1,6 +1,7 @@
 """``/v1/fine_tuning/jobs``"""
 
-from typing import Annotated
+import math
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response, StreamingResponse
@@ -28,7 +29,7 @@ FRAME = {
 }
 
 Limit = Annotated[int, Query(ge=1, le=1000)]
-Name = Annotated[str, StringConstraints(pattern=r"^\w+(\.\w+)*$", max_length=100)]
+Name = Annotated[str, StringConstraints(pattern=r"^[\w-]+(\.[\w-]+)*$", max_length=100)]
 Wait = Annotated[float, Query(ge=0, le=waiting.LONGEST_SECONDS, description="Seconds to wait for a change.")]
 
 
@@ -114,6 +115,10 @@ def events(
     fine_tuning_job_id: str,
     after: Annotated[str | None, Query(description="An event's id or its `seq`.")] = None,
     limit: Limit = 20,
+    only: Annotated[
+        Literal["message", "answers"] | None,
+        Query(description="Those in words, or steps with answers to validation rows. Not while following."),
+    ] = None,
     stream_: Annotated[bool, Query(alias="stream", description="Follow the job as server-sent events.")] = False,
 ) -> Page[EventObject] | StreamingResponse:
     """Newest first. With ``stream=true``: oldest first from ``after`` on, then live until the job ends."""
@@ -125,7 +130,7 @@ def events(
         principal = caller.principal
         slot = _slot(caller.session, principal)
         return sse.response(stream.follow(principal, slot, job.id, seq or 0))
-    rows, has_more = repository.events_before(caller.session, job.id, seq, limit)
+    rows, has_more = repository.events_before(caller.session, job.id, seq, limit, only=only)
     return page([EventObject.of(row) for row in rows], has_more=has_more)
 
 
@@ -136,10 +141,13 @@ def metrics(
     fine_tuning_job_id: str,
     names: Annotated[list[Name], Query(alias="names[]", min_length=1, max_length=128)],
     points: Annotated[int, Query(ge=1, le=2000)] = 400,
+    start_step: Annotated[float | None, Query(description="From this step on.")] = None,
+    end_step: Annotated[float | None, Query(description="Up to this step.")] = None,
 ) -> CurvesObject:
     """Metrics by step in at most so many points, each the mean of the steps that it stands for."""
     job = service.retrieve(caller.session, fine_tuning_job_id)
-    return CurvesObject.of(curves.read(caller.session, job.id, names, points))
+    between = (-math.inf if start_step is None else start_step, math.inf if end_step is None else end_step)
+    return CurvesObject.of(curves.read(caller.session, job.id, names, points, between))
 
 
 @router.get(

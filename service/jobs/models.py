@@ -143,6 +143,29 @@ class Event(Base):
         return cls.job_id.in_(select(Job.id).where(Job.owned(owner)))
 
 
+class MetricBlock(Owned, Base):
+    """Means of the metrics of ``size`` steps that follow one another; ``number`` 0 is a job's first block of a size."""
+
+    __tablename__ = "metric_blocks"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("fine_tuning_jobs.id"), primary_key=True)
+    size: Mapped[int] = mapped_column(primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    first_step: Mapped[float]
+    step: Mapped[float]
+    """The last one."""
+    last_seq: Mapped[int]
+    """Of the last step's event."""
+    told_at: Mapped[datetime]
+    """When that was told."""
+    tokens: Mapped[float]
+    """That were learned from up to here, from the first step on."""
+    means: Mapped[dict[str, Any]]
+    """By name, with dots in it where it is nested."""
+    counts: Mapped[dict[str, Any]]
+    """Of how many steps that is the mean, where not of all of them."""
+
+
 class CheckpointPermission(Owned, Sequenced, Base):
     """A project that may use the model ``checkpoint``, a checkpoint or a tuned model, of ``source_project_id``."""
 

@@ -9,16 +9,16 @@ What a worker takes up it has read before. Rows that it cannot read are left to 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
-from sqlalchemy import ColumnElement, Select, and_, delete, func, literal, or_, select, text, tuple_, update
+from sqlalchemy import ColumnElement, Select, and_, case, delete, func, literal, or_, select, text, tuple_, update
 from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.orm import InstrumentedAttribute, Session, aliased
 
 from service.accounts.models import Organization, Project
 from service.core import pagination
 from service.jobs import stored, turns
-from service.jobs.models import Checkpoint, CheckpointPermission, Event, Examination, Job
+from service.jobs.models import Checkpoint, CheckpointPermission, Event, Examination, Job, MetricBlock
 from service.jobs.states import WAITING, Desired, Status
 from service.jobs.stored import NUMBER, Aside, UnreadableError
 from service.jobs.turns import EVERYTHING, Capacity
@@ -167,9 +167,19 @@ def append_events(session: Session, job: Job, drafts: Sequence[EventDraft]) -> l
     return events
 
 
-def events_before(session: Session, job_id: str, before: int | None, limit: int) -> tuple[Sequence[Event], bool]:
-    """Events older than ``before``, newest first, and whether more follow."""
+def events_before(
+    session: Session, job_id: str, before: int | None, limit: int, *, only: Literal["message", "answers"] | None = None
+) -> tuple[Sequence[Event], bool]:
+    """Events older than ``before``, newest first, and whether more follow: all, or ``only`` messages or metrics with
+    answers to validation rows.
+    """
     query = select(Event).where(Event.job_id == job_id)
+    if only == "message":
+        query = query.where(Event.type == "message")
+    if only == "answers":
+        answers = Event.data["samples"]
+        is_list = func.jsonb_typeof(answers) == "array"
+        query = query.where(Event.type == "metrics", case((is_list, func.jsonb_array_length(answers) > 0), else_=False))
     if before is not None:
         query = query.where(Event.seq < before)
     rows = session.scalars(query.order_by(Event.seq.desc()).limit(limit + 1)).all()
@@ -205,6 +215,7 @@ def remove_old_events(session: Session, ended_for: timedelta, limit: int) -> int
     )
     ids = session.scalars(old).all()
     session.execute(delete(Event).where(Event.job_id.in_(ids)))
+    session.execute(delete(MetricBlock).where(MetricBlock.job_id.in_(ids)))
     session.execute(update(Job).where(Job.id.in_(ids)).values(events_removed_at=func.now()))
     return len(ids)
 

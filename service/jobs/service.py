@@ -12,7 +12,7 @@ from service.audit import repository as audit
 from service.core import broker, clock, live, storage
 from service.core.db import across_projects, after_commit
 from service.core.errors import DomainError, invalid, not_found
-from service.jobs import repository
+from service.jobs import folding, repository
 from service.jobs.examination import Findings, refusal
 from service.jobs.models import Event, Job
 from service.jobs.repository import EventDraft
@@ -193,6 +193,8 @@ def tell(session: Session, job: Job, drafts: Sequence[EventDraft]) -> list[Event
     """Append events to a locked job and, once they are committed, show them to whoever follows it."""
     events = repository.append_events(session, job, drafts)
     if events:
+        if any(event.type == "metrics" for event in events):
+            folding.fold(session, job)
         session.flush()
         frames = [EventObject.of(event).model_dump(mode="json") for event in events]
         name = live.stream(job, job.id)

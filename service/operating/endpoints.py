@@ -39,6 +39,6 @@ def resume_worker(caller: Caller, worker: str) -> WorkerObject:
 def list_queue(
     caller: Caller, after: str | None = None, limit: Annotated[int, Query(ge=1, le=100)] = 20
 ) -> Page[QueuedJob]:
-    """Jobs that wait for a worker, the next one first: your organization's, or all where it operates the installation."""
+    """Jobs that wait for a worker, the next first: your organization's, or all where it operates the installation."""
     rows, more = service.queue(caller.session, after=after, limit=limit)
     return page([QueuedJob.of(job, organization) for job, organization in rows], has_more=more)

@@ -155,7 +155,13 @@ CALLS: dict[str, Call] = {
     f"DELETE {ORGANIZATION}/admin_api_keys/{{key_id}}": Call(),
     f"GET {ORGANIZATION}/audit_logs": NOBODYS,
     f"GET {ORGANIZATION}/usage/completions": Call(query="?start_time=1", status=None),
+    f"GET {ORGANIZATION}/usage/gpu_seconds": Call(query="?start_time=1&group_by[]=project_id", status=None),
+    f"GET {ORGANIZATION}/usage/storage": NOBODYS,
     f"GET {ORGANIZATION}/limits": NOBODYS,
+    f"GET {ORGANIZATION}/workers": NOBODYS,
+    f"POST {ORGANIZATION}/workers/{{worker}}/drain": Call(),
+    f"POST {ORGANIZATION}/workers/{{worker}}/resume": Call(),
+    f"GET {ORGANIZATION}/queue": NOBODYS,
 }
 """Paths as the OpenAPI document gives them."""
 
@@ -394,9 +400,14 @@ def _make_things(world: World) -> None:
             0
         ]["id"],
         "webhook_endpoint_id": post("/webhook_endpoints", json=endpoint)["id"],
+        "worker": "worker-1",
         "export_id": post(f"/models/{tuned}/exports", json={"format": "huggingface"})["id"],
     }
-    world.secrets = set(world.ids.values()) - {base, "config.json", world.ids["neighbour"]} | {done, third, MARK}
+    world.secrets = set(world.ids.values()) - {base, "config.json", "worker-1", world.ids["neighbour"]} | {
+        done,
+        third,
+        MARK,
+    }
 
 
 def leaked(world: World, answer: Any) -> set[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sqlalchemy.orm import Session
 
+from service.contracts.flatten import flatten
 from service.core import broker, clock, storage
 from service.core.db import after_commit
 from service.core.ids import new_id
@@ -23,7 +24,6 @@ from service.models import repository as models
 from service.models.models import TunedModel
 from service.settings import settings
 from workers import wire
-from workers.flatten import flatten
 from workers.jobs.outcome import Action, Outcome
 
 MESSAGE_LENGTH = 2000

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy.orm import Session
 
+from service.contracts.flatten import flatten
 from service.core import storage
 from service.core.db import after_commit, transaction
 from service.core.ids import new_id
@@ -21,7 +22,6 @@ from service.jobs.repository import EventDraft
 from service.models import repository as models
 from service.settings import settings
 from workers import wire
-from workers.flatten import flatten
 from workers.jobs import leftovers
 from workers.jobs.lease import LeaseLostError
 from workers.wire import RESUMABLE

@@ -16,13 +16,13 @@ from typing import IO, Literal
 from pydantic import ValidationError
 from sqlalchemy.exc import SQLAlchemyError
 
+from service.contracts.flatten import flatten
 from service.core import storage
 from service.core.db import transaction
 from service.jobs import integrations, repository, trackers
 from service.jobs.models import Event, Job
 from service.jobs.spec import JobSpec
 from workers import wire
-from workers.flatten import flatten
 from workers.tracking.registry import TRACKERS
 from workers.tracking.run import End, Header, Row, Run, RunReport
 from workers.tracking.tensorboard import EventFile

@@ -42,7 +42,7 @@ SAY_NO_MORE = {
     *("chat", "api"),
     *("keys scopes", "keys revoke", "workers drain", "workers resume"),
     *("admin delete", "admin weight", "admin budget", "admin projects create", "admin projects archive"),
-    *("admin users add", "admin users remove"),
+    *("admin users add", "admin users remove", "admin operators add", "admin operators remove"),
 }
 """Commands that print a sentence, an id, a file or JSON anyhow."""
 

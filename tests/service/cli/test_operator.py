@@ -58,3 +58,12 @@ def test_budgets_are_set_shown_and_lifted(troll: Any, api_key: Key) -> None:
         [account] = json.loads(troll("admin", "organizations", "--json").stdout)
         shown.append(account["gpu_hours_a_month"])
     assert shown == [12.5, None]
+
+
+def test_organisations_are_made_operators_and_no_longer(troll: Any, api_key: Key) -> None:
+    names = []
+    for verb in ("add", "add", "remove"):
+        assert troll("admin", "operators", verb, "acme").exit_code == 0
+        names.append([each["name"] for each in json.loads(troll("admin", "operators", "list", "--json").stdout)])
+    assert names == [["acme"], ["acme"], []]
+    assert troll("admin", "operators", "add", "nobody").exit_code == 1

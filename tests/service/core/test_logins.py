@@ -178,14 +178,16 @@ WRITES = {
     "troll_worker": {
         "INSERT": {
             "fine_tuning_events",
+            "metric_blocks",
             "fine_tuning_checkpoints",
             "tuned_models",
             "files",
             "webhook_deliveries",
             "gpu_usage",
+            "project_gpu_usage",
             "workers",
         },
-        "UPDATE": {"fine_tuning_jobs", "fine_tuning_checkpoints", "gpu_usage", "workers"},
+        "UPDATE": {"fine_tuning_jobs", "fine_tuning_checkpoints", "gpu_usage", "project_gpu_usage", "workers"},
         "DELETE": {"fine_tuning_checkpoints"},
     },
     "troll_control": {
@@ -201,12 +203,13 @@ WRITES = {
             "workers",
             "checkpoint_permissions",
             "fine_tuning_events",
+            "metric_blocks",
         },
     },
     "troll_operator": {
-        "INSERT": {"organizations", "api_keys", "audit_logs", "organization_limits", *MEMBERS},
+        "INSERT": {"organizations", "api_keys", "audit_logs", "organization_limits", "operators", *MEMBERS},
         "UPDATE": {"api_keys", "organizations", "workers", "organization_limits", *MEMBERS},
-        "DELETE": {"project_users"},
+        "DELETE": {"project_users", "operators"},
     },
 }
 

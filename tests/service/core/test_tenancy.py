@@ -7,14 +7,24 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import create_engine, func, select, text
 from sqlalchemy.exc import IntegrityError, ProgrammingError
 from sqlalchemy.orm import Session
 
-from migrations.tables import Base, Checkpoint, TunedModel
-from service.core.db import LOGINS, Owner, WholeOrganization, bind, driver_url, tenant, transaction
+from migrations.tables import Base, Checkpoint, Job, TunedModel
+from service.core.db import (
+    LOGINS,
+    Owner,
+    WholeOrganization,
+    across_organizations,
+    bind,
+    driver_url,
+    tenant,
+    transaction,
+)
 from service.embedded.servers import Servers
 from tests import factories, tenants
 from tests.conftest import Key
@@ -111,8 +121,10 @@ OF_A_PROJECT = {
     "upload_parts",
     "kept_answers",
     "project_token_usage",
+    "project_gpu_usage",
     "fine_tuning_jobs",
     "fine_tuning_events",
+    "metric_blocks",
     "fine_tuning_checkpoints",
     "tuned_models",
     "examinations",
@@ -121,7 +133,7 @@ OF_A_PROJECT = {
     "webhook_deliveries",
 }
 OF_ADMINISTRATORS = {"users", "project_users", "service_accounts", "api_keys", "audit_logs"}
-OF_AN_ORGANIZATION = {"gpu_usage", "organization_limits", "token_usage"}
+OF_AN_ORGANIZATION = {"gpu_usage", "operators", "organization_limits", "token_usage"}
 """Of which each project of an organisation sees the organisation's rows."""
 OTHERS = {"projects", "checkpoint_permissions"}
 
@@ -140,7 +152,7 @@ def test_a_query_that_forgets_the_filter_finds_the_projects_own_rows(populated: 
     with tenant(owner) as session:
         for table in OF_A_PROJECT:
             (row,) = rows(session, table)
-            assert f"-{owner.tag}" in row, table
+            assert f"-{owner.tag}" in row or owner.project_id in row, table
         assert all(owner.project_id in row for row in rows(session, "projects"))
         for table in OF_AN_ORGANIZATION:
             assert {owner.organization_id in row for row in rows(session, table)} == {True}, table
@@ -151,11 +163,45 @@ def test_administrators_see_all_of_their_organisation_and_nothing_else(populated
     with tenant(FIRST.whole) as session:
         for table in (OF_A_PROJECT | OF_ADMINISTRATORS) - {"gpu_usage"}:
             found = "".join(rows(session, table))
-            assert ["-first" in found or "first@" in found, "-second" in found, "foreign" in found] == [
-                True,
-                True,
-                False,
-            ], table
+            mine = [f"-{each.tag}" in found or each.project_id in found for each in tenants.ALL]
+            assert mine == [True, True, False], table
+
+
+def seen_beyond(owner: Tenant) -> dict[str, set[str]]:
+    """Organisations and jobs that PostgreSQL shows to ``owner`` when they look beyond their organisation."""
+    with tenant(owner) as session:
+        session.execute(text("SELECT set_config('app.operating', 'on', true)"))
+        return {
+            table: {str(id) for id in session.scalars(text(f"SELECT id FROM {table}"))}
+            for table in ("organizations", "fine_tuning_jobs")
+        }
+
+
+def test_operators_see_the_names_and_unfinished_jobs_of_all_and_nobody_else_does(populated: Servers) -> None:
+    with psycopg.connect(populated.database_owner_url, autocommit=True) as owner:
+        owner.execute("DELETE FROM operators WHERE organization_id = %s", [FOREIGN.organization_id])
+        owner.execute("UPDATE fine_tuning_jobs SET finished_at = now() WHERE id = 'job-foreign'")
+    assert seen_beyond(FIRST.whole) == {
+        "organizations": {FIRST.organization_id, FOREIGN.organization_id},
+        "fine_tuning_jobs": {"job-first", "job-second"},
+    }
+    with psycopg.connect(populated.database_owner_url, autocommit=True) as owner:
+        owner.execute("UPDATE fine_tuning_jobs SET finished_at = NULL WHERE id = 'job-foreign'")
+    assert seen_beyond(FIRST.whole)["fine_tuning_jobs"] == {"job-first", "job-second", "job-foreign"}
+    # A project's key is no administrator's, and another organisation does not operate anything.
+    assert seen_beyond(FIRST) == {"organizations": {FIRST.organization_id}, "fine_tuning_jobs": {"job-first"}}
+    assert seen_beyond(FOREIGN.whole) == {
+        "organizations": {FOREIGN.organization_id},
+        "fine_tuning_jobs": {"job-foreign"},
+    }
+
+
+def test_looking_beyond_ends_with_its_block(populated: Servers) -> None:
+    with tenant(FIRST.whole) as session:
+        with across_organizations(session):
+            assert len(session.scalars(select(Job.id)).all()) == 3
+        assert len(session.scalars(select(Job.id)).all()) == 2
+        assert len(rows(session, "fine_tuning_jobs")) == 2
 
 
 @pytest.mark.parametrize("table", sorted(OF_A_PROJECT - {"upload_parts", "fine_tuning_events", "webhook_deliveries"}))

@@ -677,3 +677,84 @@ def test_a_name_of_an_organisation_shows_that_one_alone(database: Servers, new_k
         session.execute(text("SELECT set_config('app.signing_in_to', 'acme', true)"))
         assert session.scalars(text("SELECT name FROM organizations")).all() == ["acme"]
         assert session.scalars(text("SELECT id FROM projects UNION SELECT id FROM api_keys")).all() == []
+
+
+def test_an_owner_of_the_organisation_administers_it_and_their_keys_do_not(browser: TestClient) -> None:
+    invite(role="owner")
+    sign_in(browser)
+    access = browser.get("/dashboard/access").json()
+    assert access == {
+        "organization": "acme",
+        "scopes": ["manage", "read", "submit"],
+        "administers": True,
+        "operates": False,
+    }
+    assert [user["email"] for user in browser.get("/v1/organization/users").json()["data"]] == [EMAIL]
+    made = browser.post("/v1/organization/projects", json={"name": "vision"}, headers=MARK)
+    assert made.status_code == 200, made.text
+    own = browser.post("/dashboard/keys", json={"name": "mine"}, headers=MARK).json()["value"]
+    with_key = browser.get("/v1/organization/users", headers={"Authorization": f"Bearer {own}"})
+    assert (with_key.status_code, with_key.json()["error"]["code"]) == (403, "missing_scope")
+    # What is no administrator's is done in the project at hand, as before.
+    assert browser.get("/v1/files").json()["data"] == []
+
+
+def test_what_an_owner_of_the_organisation_used_is_that_of_all_projects(browser: TestClient, database: Servers) -> None:
+    invite(role="owner")
+    sign_in(browser)
+    other = browser.post("/v1/organization/projects", json={"name": "vision"}, headers=MARK).json()["id"]
+    with psycopg.connect(database.database_owner_url, autocommit=True) as owner:
+        owner.execute(
+            "INSERT INTO project_gpu_usage SELECT organization_id, id, now(), 1800 FROM projects WHERE id = %s", [other]
+        )
+    asked = {"start_time": int(time.time()) - 86_400, "group_by[]": "project_id", "limit": 2}
+    page = browser.get("/v1/organization/usage/gpu_seconds", params=asked).json()
+    assert {(each["project_id"], each["gpu_seconds"]) for day in page["data"] for each in day["results"]} == {
+        (other, 1800.0)
+    }
+
+
+@pytest.mark.parametrize("role", ["reader", "member"])
+def test_whoever_does_not_own_the_organisation_administers_nothing(browser: TestClient, role: str) -> None:
+    id = invite(role=role)
+    sign_in(browser)
+    assert browser.get("/dashboard/access").json()["administers"] is False
+    calls = [
+        ("GET", "users"),
+        ("GET", "projects"),
+        ("GET", "admin_api_keys"),
+        ("GET", "audit_logs"),
+        ("GET", "workers"),
+        ("GET", "queue"),
+        ("POST", f"users/{id}"),
+    ]
+    for method, path in calls:
+        body = {"role": "owner"} if method == "POST" else None
+        answer = browser.request(method, f"/v1/organization/{path}", json=body, headers=MARK)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (403, "missing_scope"), path
+
+
+def test_an_owner_of_a_project_alone_administers_nothing(browser: TestClient) -> None:
+    id = invite(role=None)
+    with transaction("troll_operator") as session:
+        where = default_project(organization_for(session, "acme").id)
+        administration.add_member(session, where, user_id=id, email=None, role="owner")
+    sign_in(browser)
+    assert browser.get("/dashboard/access").json()["administers"] is False
+    assert browser.get("/v1/organization/users").status_code == 403
+
+
+def test_an_owner_who_is_one_no_longer_administers_nothing(browser: TestClient) -> None:
+    id = invite(role="owner")
+    sign_in(browser)
+    assert browser.get("/v1/organization/users").status_code == 200
+    with transaction("troll_operator") as session:
+        # As if the session had not been ended with the role.
+        administration.user(session, id).role = "reader"
+    assert browser.get("/v1/organization/users").status_code == 403
+
+
+def test_another_site_changes_nothing_in_an_owners_name(browser: TestClient) -> None:
+    invite(role="owner")
+    sign_in(browser)
+    assert browser.post("/v1/organization/projects", json={"name": "vision"}).status_code == 401

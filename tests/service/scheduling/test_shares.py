@@ -19,7 +19,7 @@ from service.jobs.models import Job
 from service.jobs.states import Status, move
 from service.jobs.turns import Capacity
 from service.scheduling import repository as scheduling
-from service.scheduling.models import GPUUsage
+from service.scheduling.models import GPUUsage, ProjectGPUUsage
 from service.usage import repository as usage
 from tests import factories
 from tests.conftest import Key
@@ -130,11 +130,13 @@ def test_a_job_for_another_engine_blocks_nobody(submit: Submit) -> None:
 
 
 def counted(job_id: str) -> tuple[float, float]:
-    """GPU-seconds of the job, and of its organisation."""
+    """GPU-seconds of the job, and of its organisation, which are those of its project."""
     with transaction("troll_worker") as session:
         job = repository.get(session, job_id)
         assert job is not None
         total = session.scalar(select(func.sum(GPUUsage.gpu_seconds)))
+        of_project = select(func.sum(ProjectGPUUsage.gpu_seconds)).where(ProjectGPUUsage.project_id == job.project_id)
+        assert session.scalar(of_project) == total
         return job.gpu_seconds, total or 0.0
 
 

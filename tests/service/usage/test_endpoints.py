@@ -176,3 +176,56 @@ def test_an_organisation_sees_where_it_stands(
         "chat_tokens_today": 42,
         "gpu_seconds_this_month": 90,
     }
+
+
+def count_hours(database: Servers, of: Key, *used: tuple[int, float]) -> None:
+    with psycopg.connect(database.database_owner_url, autocommit=True) as owner:
+        for at, seconds in used:
+            owner.execute(
+                "INSERT INTO project_gpu_usage VALUES (%s, %s, date_trunc('hour', to_timestamp(%s)), %s)",
+                [of.organization_id, of.project_id, at, seconds],
+            )
+
+
+def gpu_seconds(client: TestClient, **query: Any) -> list[list[tuple[float, str | None]]]:
+    answer = client.get("/v1/organization/usage/gpu_seconds", params={"start_time": DAY, **query})
+    assert answer.status_code == 200, answer.text
+    return [[(each["gpu_seconds"], each["project_id"]) for each in day["results"]] for day in answer.json()["data"]]
+
+
+def test_gpu_time_adds_up_by_day_and_hour(client: TestClient, database: Servers, api_key: Key) -> None:
+    count_hours(database, api_key, (DAY, 10.5), (DAY + 3600, 20), (DAY + 86_400, 40))
+    assert gpu_seconds(client, end_time=DAY + 2 * 86_400) == [[(30.5, None)], [(40.0, None)]]
+    assert gpu_seconds(client, bucket_width="1h", limit=3) == [[(10.5, None)], [(20.0, None)], []]
+
+
+def test_gpu_time_and_storage_are_those_of_the_keys_project_or_of_all(
+    database: Servers, api_key: Key, new_key: Callable[..., Key], client_for: Any
+) -> None:
+    other, admin = new_key(project="other"), new_key(admin=True)
+    count_hours(database, api_key, (DAY, 1))
+    count_hours(database, other, (DAY, 2))
+    asked = {"end_time": DAY + 86_400, "group_by[]": "project_id"}
+    keys = (api_key, other, admin)
+    seen = [gpu_seconds(client_for(key), **asked) for key in keys]
+    each = [(1.0, api_key.project_id), (2.0, other.project_id)]
+    assert [sorted(day[0]) for day in seen] == [each[:1], each[1:], sorted(each)]
+    assert gpu_seconds(client_for(keys[2]), **{"project_ids[]": other.project_id, **asked}) == [[each[1]]]
+
+    content = factories.jsonl(factories.rows(2))
+    factories.upload(client_for(other), content)
+    size = len(content)
+    stored = [client_for(key).get("/v1/organization/usage/storage").json()["data"] for key in keys]
+    assert [[(one["project_id"], one["bytes"], one["file_bytes"]) for one in shown] for shown in stored] == [
+        [(api_key.project_id, 0, 0)],
+        [(other.project_id, size, size)],
+        [(api_key.project_id, 0, 0), (other.project_id, size, size)],
+    ]
+
+
+def test_gpu_time_is_asked_of_some_time_in_whole_buckets(client: TestClient) -> None:
+    for query, param in (({}, "start_time"), ({"start_time": DAY, "end_time": DAY}, "end_time")):
+        answer = client.get("/v1/organization/usage/gpu_seconds", params=query)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+    minutes = client.get("/v1/organization/usage/gpu_seconds", params={"start_time": DAY, "bucket_width": "1m"})
+    assert minutes.status_code == 400
