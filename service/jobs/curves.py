@@ -12,7 +12,7 @@ from sqlalchemy import ColumnElement, Float, Select, case, cast, extract, func, 
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 
-from service.jobs.folding import COARSE, FINE
+from service.jobs.folding import FINE, SIZES
 from service.jobs.models import Event, MetricBlock
 
 TOKENS = ("troll", "tokens")
@@ -37,7 +37,7 @@ class Curves:
 
 @dataclass(frozen=True)
 class _Folded:
-    """The fine blocks of a part of a job."""
+    """The smallest blocks of a part of a job."""
 
     number: int
     """How many there are."""
@@ -57,12 +57,9 @@ def read(session: Session, job_id: str, names: list[str], points: int, between: 
     folded = _folded(session, job_id, between)
     parts: list[Select[Any]] = []
     behind, tokens = folded.before, folded.tokens_before
-    if folded.number * FINE > 2 * points:
-        begin = 0
-        if folded.number > 4 * points:
-            parts.append(_blocks(job_id, names, COARSE, between, begin))
-            begin = _last_number(session, job_id, between)
-        parts.append(_blocks(job_id, names, FINE, between, begin))
+    # Of fewer blocks too little would be seen, and as few events are read as fast.
+    if 4 * folded.number >= points:
+        parts = _blocks(session, job_id, names, folded.number, points, between)
         behind, tokens = folded.last, _tokens_at(session, job_id, folded.last)
     if folded.is_newest or behind < folded.last:
         until = None if folded.is_newest else folded.last
@@ -87,14 +84,22 @@ def _tokens_at(session: Session, job_id: str, seq: int) -> float:
     return session.scalar(query.limit(1)) or 0.0
 
 
-def _last_number(session: Session, job_id: str, between: tuple[float, float]) -> int:
-    """The number of the first fine block behind the coarse ones."""
-    query = select(func.max(MetricBlock.number)).where(MetricBlock.job_id == job_id, MetricBlock.size == COARSE)
-    found = session.scalar(query.where(MetricBlock.step >= between[0], MetricBlock.first_step <= between[1]))
-    return 0 if found is None else (found + 1) * (COARSE // FINE)
+def _blocks(
+    session: Session, job_id: str, names: Sequence[str], number: int, points: int, between: tuple[float, float]
+) -> list[Select[Any]]:
+    """Blocks of the largest size of which there are enough for ``points``, and behind them those of smaller ones."""
+    largest = max(size for size in SIZES if size == FINE or number * FINE // size >= points // 2)
+    parts, behind = [], -1
+    for size in reversed(SIZES[: SIZES.index(largest) + 1]):
+        parts.append(_blocks_of(job_id, names, size, between, behind))
+        last = select(func.max(MetricBlock.last_seq)).where(MetricBlock.job_id == job_id, MetricBlock.size == size)
+        last = last.where(MetricBlock.step >= between[0], MetricBlock.first_step <= between[1])
+        behind = max(behind, session.scalar(last) or -1)
+    return parts
 
 
-def _blocks(job_id: str, names: Sequence[str], size: int, between: tuple[float, float], begin: int) -> Select[Any]:
+def _blocks_of(job_id: str, names: Sequence[str], size: int, between: tuple[float, float], behind: int) -> Select[Any]:
+    """Those of a size after the ``seq`` ``behind``."""
     block = MetricBlock
     columns: list[ColumnElement[Any]] = []
     for n, name in enumerate(names):
@@ -110,7 +115,7 @@ def _blocks(job_id: str, names: Sequence[str], size: int, between: tuple[float, 
     ).where(
         block.job_id == job_id,
         block.size == size,
-        block.number >= begin,
+        block.last_seq > behind,
         block.step >= between[0],
         block.first_step <= between[1],
     )

@@ -13,14 +13,16 @@ from sqlalchemy.orm import Session
 from service.contracts.flatten import flatten
 from service.jobs.models import Event, Job, MetricBlock
 
-FINE, COARSE = 8, 128
-"""How many steps a block is the mean of."""
+SIZES = (8, 32, 128, 512)
+"""How many steps a block is the mean of. A larger one is made of ``EACH`` of the next smaller."""
+EACH = 4
+FINE = SIZES[0]
 AT_ONCE = 32
 """Blocks that are made at a time at most, where many are due."""
 
 
 def fold(session: Session, job: Job) -> None:
-    """Make the fine blocks that are due of a locked job, and the coarse ones of them."""
+    """Make the smallest blocks that are due of a locked job, and the larger ones of them."""
     last = _last(session, job)
     behind = 0 if last is None else last.last_seq
     due = select(Event.seq).where(Event.job_id == job.id, Event.type == "metrics", Event.seq > behind)
@@ -28,11 +30,14 @@ def fold(session: Session, job: Job) -> None:
     for first in range(0, len(seqs) - FINE + 1, FINE):
         query = select(Event).where(Event.job_id == job.id, Event.type == "metrics").order_by(Event.seq)
         events = session.scalars(query.where(Event.seq.between(seqs[first], seqs[first + FINE - 1]))).all()
-        last = _fine(job, last, events)
-        session.add(last)
-        if (last.number + 1) % (COARSE // FINE) == 0:
+        last = made = _of_events(job, last, events)
+        session.add(made)
+        for size in SIZES[1:]:
+            if (made.number + 1) % EACH:
+                break
             session.flush()
-            session.add(_coarse(session, job, last.number * FINE // COARSE))
+            made = _of_blocks(session, job, size, made.number // EACH)
+            session.add(made)
     session.flush()
 
 
@@ -41,7 +46,7 @@ def _last(session: Session, job: Job) -> MetricBlock | None:
     return session.scalar(query.order_by(MetricBlock.number.desc()).limit(1))
 
 
-def _fine(job: Job, before: MetricBlock | None, events: Sequence[Event]) -> MetricBlock:
+def _of_events(job: Job, before: MetricBlock | None, events: Sequence[Event]) -> MetricBlock:
     # What another version may have told without a step is in no curve.
     rows = [row for event in events if "step" in (row := flatten(event.data or {}))]
     means, counts = _means([(row, dict.fromkeys(row, 1)) for row in rows], FINE)
@@ -62,16 +67,16 @@ def _fine(job: Job, before: MetricBlock | None, events: Sequence[Event]) -> Metr
     )
 
 
-def _coarse(session: Session, job: Job, number: int) -> MetricBlock:
-    each = COARSE // FINE
-    query = select(MetricBlock).where(MetricBlock.job_id == job.id, MetricBlock.size == FINE)
-    query = query.where(MetricBlock.number.between(number * each, number * each + each - 1))
+def _of_blocks(session: Session, job: Job, size: int, number: int) -> MetricBlock:
+    smaller = size // EACH
+    query = select(MetricBlock).where(MetricBlock.job_id == job.id, MetricBlock.size == smaller)
+    query = query.where(MetricBlock.number.between(number * EACH, number * EACH + EACH - 1))
     blocks = session.scalars(query.order_by(MetricBlock.number)).all()
-    parts = [(block.means, {name: block.counts.get(name, FINE) for name in block.means}) for block in blocks]
-    means, counts = _means(parts, COARSE)
+    parts = [(block.means, {name: block.counts.get(name, smaller) for name in block.means}) for block in blocks]
+    means, counts = _means(parts, size)
     return MetricBlock(
         job_id=job.id,
-        size=COARSE,
+        size=size,
         number=number,
         organization_id=job.organization_id,
         project_id=job.project_id,

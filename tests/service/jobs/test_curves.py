@@ -72,8 +72,9 @@ def curves(client: TestClient, id: str, **query: Any) -> Any:
 def test_blocks_are_made_as_soon_as_there_are_enough_steps(make: Callable[..., str]) -> None:
     assert blocks(make(7)) == {}
     assert blocks(make(8)) == {8: 1}
-    assert blocks(make(127)) == {8: 15}
-    assert blocks(make(400)) == {8: 50, 128: 3}
+    assert blocks(make(127)) == {8: 15, 32: 3}
+    assert blocks(make(520))[512] == 1
+    assert blocks(make(400)) == {8: 50, 32: 12, 128: 3}
 
 
 def test_telling_a_step_folds(make: Callable[..., str]) -> None:
@@ -85,7 +86,7 @@ def test_telling_a_step_folds(make: Callable[..., str]) -> None:
     assert blocks(id) == {8: 1}
 
 
-# 20 points: up to 40 steps from events, up to 80 blocks of 8, then blocks of 128 and what is left.
+# With 20 points: events up to 40 steps, then blocks, of 32 from 320 steps and of 128 from 1,280, and what is left.
 @pytest.mark.parametrize("steps", [5, 43, 200, 643, 668, 1800])
 def test_a_point_is_the_mean_of_the_steps_it_stands_for(
     client: TestClient, make: Callable[..., str], steps: int
@@ -167,7 +168,7 @@ def test_no_more_is_sent_of_ten_thousand_steps_than_of_some_hundreds(
     for steps in (100, 400, 10_000):
         answer = client.get(f"/v1/fine_tuning/jobs/{make(steps)}/metrics", params={"names[]": NAMES, "points": 400})
         sizes[steps] = len(answer.content), len(answer.json()["step"])
-    assert [points for _, points in sizes.values()] == [100, 400, 400]
+    assert [points for _, points in sizes.values()] == [100, 400, 314]
     # A number has a few digits more.
     assert sizes[10_000][0] < 1.5 * sizes[400][0]
 
