@@ -4,13 +4,13 @@ import { ask, get, h, post, table, time } from "./api.js";
 
 const SCOPES = ["read", "submit", "manage"];
 
-export async function page(main, _, signal) {
+export async function page(main, _, signal, access) {
   let person;
   try {
     person = await get("/dashboard/person", signal);
   } catch (error) {
     if (error.status !== 404) throw error;
-    main.append(h("h1", {}, "Account"), h("p", {}, "You signed in with an API key. What it may do was decided by whoever made it."));
+    main.append(h("h1", {}, "Account"), h("p", {}, `You signed in with an API key of ${access.organization}. What it may do was decided by whoever made it: ${access.administers ? "it administers the organization" : access.scopes.join(", ") || "nothing"}.`));
     return;
   }
   const keys = h("div");

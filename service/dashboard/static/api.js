@@ -34,6 +34,19 @@ export async function ask(method, path, { body, signal } = {}) {
   return read;
 }
 
+/** Everything of a list, as far as it is shown: `limit` at most. */
+export async function all(path, signal, limit = 1000) {
+  const found = [];
+  const query = path.includes("?") ? "&" : "?";
+  for (let after = null; found.length < limit; ) {
+    const page = await ask("GET", `${path}${query}limit=100${after ? `&after=${encodeURIComponent(after)}` : ""}`, { signal });
+    found.push(...page.data);
+    if (!page.has_more) break;
+    after = page.last_id;
+  }
+  return found;
+}
+
 export const get = (path, signal) => ask("GET", path, { signal });
 export const post = (path, body) => ask("POST", path, { body });
 
@@ -65,11 +78,54 @@ export function table(caption, columns, rows) {
   );
 }
 
+/** A label with its input. */
+export const field = (text, input) => h("label", {}, h("span", {}, text), input);
+
+/** A choice of `[value, text]`s, or of values that are shown as they are. */
+export function select(options, properties = {}, chosen = undefined) {
+  const made = options.map((each) => (Array.isArray(each) ? each : [each, each]));
+  return h("select", properties, made.map(([value, text]) => h("option", { value, selected: value === chosen }, text)));
+}
+
+/** A button in a row of a table: `what` says which row it is for those who do not see it. */
+export const button = (text, what, onclick, more = {}) =>
+  h("button", { type: "button", onclick, "aria-label": `${text} ${what}`, "data-key": `${text} ${what}`, ...more }, text);
+
+/** Puts `nodes` in the place of what `place` has, and the focus back on what bears the same `data-key`. */
+export function replace(place, ...nodes) {
+  const key = place.contains(document.activeElement) ? document.activeElement.dataset.key : undefined;
+  place.replaceChildren(...nodes);
+  if (key !== undefined) place.querySelector(`[data-key="${CSS.escape(key)}"]`)?.focus();
+}
+
+/** Where a page says what did not work, and a function that runs something and says so there. */
+export function attempts(after = async () => {}) {
+  const told = h("p", { class: "error", role: "alert" });
+  const attempt = async (work) => {
+    told.textContent = "";
+    try {
+      const result = await work();
+      await after();
+      return result;
+    } catch (error) {
+      if (error.name !== "AbortError") told.textContent = error.message;
+    }
+  };
+  return [told, attempt];
+}
+
+/** A key that was made, which is shown this once. */
+export function secret(place, value) {
+  place.replaceChildren("This is the only time that it is shown: ", h("code", {}, value));
+}
+
 export function number(value, digits = 3) {
   if (value === null || value === undefined) return "–";
   if (value !== 0 && Math.abs(value) < 1e-3) return value.toExponential(digits - 1).replace(/\.?0+e/, "e");
   return Number(value.toPrecision(digits)).toLocaleString("en", { maximumFractionDigits: 6 });
 }
+
+export const day = (seconds) => new Date(seconds * 1000).toISOString().slice(0, 10);
 
 export const time = (seconds) => (seconds ? new Date(seconds * 1000).toLocaleString() : "–");
 

@@ -1,24 +1,36 @@
 // Which page is shown: the part of the address behind "#". A page is a function of the place to fill, what is in the
 // address, and a signal that ends it.
 
-import { ask, failed, h, notice } from "./api.js";
+import { ask, failed, get, h, notice } from "./api.js";
 import * as account from "./account.js";
+import * as audit from "./audit.js";
 import * as chat from "./chat.js";
 import * as create from "./create.js";
 import * as jobs from "./jobs.js";
+import * as keys from "./keys.js";
+import * as members from "./members.js";
+import * as operating from "./operating.js";
+import * as projects from "./projects.js";
 import * as things from "./things.js";
+import * as usage from "./usage.js";
 
+/** Of each page its function, and of what whoever sees it must be allowed one; the API refuses the rest anyway. */
 const PAGES = {
-  "sign-in": signIn,
-  jobs: jobs.list,
-  job: jobs.one,
-  compare: jobs.compare,
-  new: create.page,
-  files: things.files,
-  models: things.models,
-  chat: chat.page,
-  usage: things.usage,
-  account: account.page,
+  "sign-in": [signIn, []],
+  jobs: [jobs.list, ["read"]],
+  job: [jobs.one, ["read"]],
+  compare: [jobs.compare, ["read"]],
+  new: [create.page, ["submit"]],
+  files: [things.files, ["read"]],
+  models: [things.models, ["read"]],
+  chat: [chat.page, ["submit"]],
+  usage: [usage.page, ["read", "administers"]],
+  account: [account.page, ["read", "administers"]],
+  members: [members.page, ["administers"]],
+  projects: [projects.page, ["administers"]],
+  keys: [keys.page, ["administers"]],
+  queue: [operating.page, ["administers"]],
+  audit: [audit.page, ["administers"]],
 };
 
 const REASONS = {
@@ -31,36 +43,53 @@ const REASONS = {
   busy: "Too many people begin to sign in from your address. Try again in a minute.",
 };
 
-let wanted = "jobs";
-
+let wanted = "";
 let ending = new AbortController();
 
 async function show() {
   ending.abort();
   ending = new AbortController();
   const { signal } = ending;
-  const [, name = "jobs", ...rest] = location.hash.split("/");
+  const [, asked = "", ...rest] = location.hash.split("/");
   const main = document.getElementById("main");
-  const page = PAGES[name] ?? PAGES.jobs;
   notice("");
   try {
     const { signed_in, single_sign_on } = await ask("GET", "/dashboard/session");
     if (signal.aborted) return;
-    if (!signed_in && page !== signIn) {
-      wanted = location.hash.slice(2) || "jobs";
+    if (!signed_in && asked !== "sign-in") {
+      wanted = location.hash.slice(2);
       location.hash = "#/sign-in";
       return;
     }
-    document.getElementById("nav").hidden = !signed_in || page === signIn;
-    for (const link of document.querySelectorAll("nav a")) {
-      const here = link.getAttribute("href") === `#/${name || "jobs"}`;
-      here ? link.setAttribute("aria-current", "page") : link.removeAttribute("aria-current");
-    }
+    const access = signed_in && asked !== "sign-in" ? await get("/dashboard/access", signal) : null;
+    if (signal.aborted) return;
+    const name = asked in PAGES ? asked : access?.scopes.includes("read") ? "jobs" : "members";
+    const [page, needs] = PAGES[name];
+    navigate(access, name);
     main.replaceChildren();
-    await page(main, rest.map(decodeURIComponent), signal, single_sign_on);
+    if (needs.length && !allows(access, needs)) {
+      main.append(h("h1", {}, "Not for you"), h("p", {}, "What you signed in with may not see this page."));
+    } else {
+      await page(main, rest.map(decodeURIComponent), signal, access ?? single_sign_on);
+    }
     document.title = `${main.querySelector("h1")?.textContent ?? "TROLL"} · TROLL`;
   } catch (error) {
     failed(error, signal);
+  }
+}
+
+const allows = (access, needs) => needs.some((each) => access[each] === true || access.scopes.includes(each));
+
+/** Shows the links to what somebody may see, and which of them is open. */
+function navigate(access, name) {
+  document.getElementById("nav").hidden = !access;
+  document.getElementById("administration").hidden = !access?.administers;
+  if (!access) return;
+  document.getElementById("organization").textContent = access.organization;
+  for (const link of document.querySelectorAll("nav a")) {
+    link.hidden = link.dataset.needs !== undefined && !allows(access, link.dataset.needs.split(" "));
+    const here = link.getAttribute("href") === `#/${name}`;
+    here ? link.setAttribute("aria-current", "page") : link.removeAttribute("aria-current");
   }
 }
 
@@ -72,8 +101,8 @@ async function signIn(main, [reason], signal, singleSignOn) {
     told.textContent = "";
     try {
       await ask("POST", "/dashboard/session", { body: { key: key.value } });
-      await ask("GET", "/v1/models");
-      location.hash = "#/jobs";
+      await get("/dashboard/access");
+      location.hash = `#/${wanted}`;
     } catch (error) {
       if (error.status === 401) await ask("DELETE", "/dashboard/session");
       told.textContent = error.message;
@@ -84,8 +113,8 @@ async function signIn(main, [reason], signal, singleSignOn) {
     h("h1", {}, "Sign in"),
     reason && h("p", { class: "error", role: "alert" }, REASONS[reason] ?? REASONS.refused),
     singleSignOn &&
-      h("p", {}, h("a", { class: "main", href: `/dashboard/oidc/start?next=${encodeURIComponent(wanted)}` }, "Single sign-on")),
-    h("p", {}, singleSignOn ? "Or with" : "With", " an API key of your project, as ", h("code", {}, "troll keys create"), " makes it."),
+      h("p", {}, h("a", { class: "main", href: `/dashboard/oidc/start?next=${encodeURIComponent(wanted || "jobs")}` }, "Single sign-on")),
+    h("p", {}, singleSignOn ? "Or with" : "With", " an API key of your project, as ", h("code", {}, "troll keys create"), " makes it, or an admin key."),
     h("form", { onsubmit: enter }, h("label", {}, h("span", {}, "API key"), key), told, h("button", { class: "main" }, "Sign in")),
   ];
   main.append(...shown.filter(Boolean));

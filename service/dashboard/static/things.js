@@ -1,6 +1,6 @@
-// Files, models, and what was used.
+// Files and models.
 
-import { ask, bytes, get, h, number, table, time } from "./api.js";
+import { ask, bytes, get, h, table, time } from "./api.js";
 
 export async function files(main, _, signal) {
   const place = h("div");
@@ -72,27 +72,5 @@ export async function models(main, _, signal) {
       { title: "", of: (model) => h("a", { href: `#/chat/${encodeURIComponent(model.id)}` }, "chat") },
       { title: "", of: (model) => (model.id.startsWith("ft:") ? h("a", { href: `/v1/models/${model.id}/archive`, download: "" }, "download") : "") },
     ], page.data),
-  );
-}
-
-export async function usage(main, _, signal) {
-  const limits = await get("/v1/organization/limits", signal);
-  const start = Math.floor(Date.now() / 1000) - 30 * 86400;
-  const used = await get(`/v1/organization/usage/completions?start_time=${start}&bucket_width=1d&limit=31`, signal);
-  const days = used.data.filter((day) => day.results.length);
-  const sum = (day, name) => day.results.reduce((total, each) => total + (each[name] ?? 0), 0).toLocaleString("en");
-  main.append(
-    h("h1", {}, "Usage"),
-    h("h2", {}, "Limits of your organization"),
-    h("pre", { tabIndex: 0 }, JSON.stringify(limits, null, 2)),
-    h("h2", {}, "Tokens of chats, by day"),
-    days.length
-      ? table("Tokens by day", [
-          { title: "Day", of: (day) => new Date(day.start_time * 1000).toISOString().slice(0, 10) },
-          { title: "Requests", number: true, of: (day) => sum(day, "num_model_requests") },
-          { title: "Input", number: true, of: (day) => sum(day, "input_tokens") },
-          { title: "Output", number: true, of: (day) => sum(day, "output_tokens") },
-        ], days)
-      : h("p", { class: "faint" }, "None in 30 days."),
   );
 }
