@@ -82,8 +82,8 @@ async function show(place, signal) {
           { title: "Name", of: (key) => key.name },
           { title: "Key", of: (key) => h("code", {}, key.redacted_value) },
           { title: "May", of: (key) => (key.scopes ?? ["all that you may"]).join(", ") },
-          { title: "Last used", of: (key) => time(key.last_used_at) },
-          { title: "Good until", of: (key) => (key.expires_at ? time(key.expires_at) : "it is ended") },
+          { title: "Last used", whole: true, of: (key) => time(key.last_used_at) },
+          { title: "Good until", whole: true, of: (key) => (key.expires_at ? time(key.expires_at) : "it is ended") },
           { title: "", of: (key) => h("button", { type: "button", onclick: () => end(key) }, "End") },
         ], data)
       : h("p", { class: "faint" }, "None."),

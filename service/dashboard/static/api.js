@@ -63,9 +63,10 @@ export function h(tag, properties = {}, ...children) {
   return element;
 }
 
+/** Columns have a `title`, what is shown `of` a row, and may be a `number` or stay `whole`, in one line. */
 export function table(caption, columns, rows) {
   const cells = (row) =>
-    columns.map((column) => h("td", { class: column.number ? "number" : undefined }, column.of(row) ?? "–"));
+    columns.map((column) => h("td", { class: column.number ? "number" : column.whole ? "whole" : undefined }, column.of(row) ?? "–"));
   return h(
     "div",
     { class: "scroll", tabIndex: 0, role: "region", "aria-label": caption },

@@ -69,7 +69,7 @@ function shown(entries, names) {
       : "";
   };
   return table("Audit log, newest first", [
-    { title: "When", of: (entry) => time(entry.effective_at) },
+    { title: "When", whole: true, of: (entry) => time(entry.effective_at) },
     { title: "What", of: (entry) => entry.type },
     { title: "Who", of: (entry) => who(entry.actor) },
     { title: "To what", of: (entry) => h("code", {}, entry[entry.type]?.id ?? "–") },

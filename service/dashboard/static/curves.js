@@ -52,9 +52,32 @@ export function chartsOfSets(names) {
 export const namesOf = (charts) => charts.flatMap((chart) => Object.keys(chart.lines));
 export const AXES = { step: "step", seconds: "seconds since the first step", tokens: "tokens learned from" };
 
-export function metricsPath(job, charts, points = 400) {
-  const query = namesOf(charts).map((name) => `names[]=${encodeURIComponent(name)}`).join("&");
-  return `/v1/fine_tuning/jobs/${encodeURIComponent(job)}/metrics?points=${points}&${query}`;
+/** Where a job's metrics of these `names` are, of the steps `between` two or of all. */
+export function metricsPath(job, names, { points = 400, between } = {}) {
+  const query = names.map((name) => `names[]=${encodeURIComponent(name)}`);
+  if (between) query.push(`start_step=${between[0]}`, `end_step=${between[1]}`);
+  return `/v1/fine_tuning/jobs/${encodeURIComponent(job)}/metrics?points=${points}&${query.join("&")}`;
+}
+
+export const isNumber = (value) => value !== null && value !== undefined;
+
+/** The names of which there is a number. */
+export const present = (columns) => Object.keys(columns.values).filter((name) => columns.values[name].some(isNumber));
+
+/** `whole` with the points of `part`, which are closer together, in the place of its own. */
+export function merged(whole, part) {
+  if (!part?.step.length) return whole;
+  const [first, last] = [part.step[0], part.step.at(-1)];
+  const before = whole.step.findIndex((step) => step >= first);
+  const behind = whole.step.findIndex((step) => step > last);
+  const join = (own, finer) => [
+    ...own.slice(0, before < 0 ? own.length : before),
+    ...(finer ?? part.step.map(() => null)),
+    ...(behind < 0 ? [] : own.slice(behind)),
+  ];
+  const axes = Object.keys(AXES).map((axis) => [axis, join(whole[axis], part[axis])]);
+  const values = Object.entries(whole.values).map(([name, own]) => [name, join(own, part.values[name])]);
+  return { ...Object.fromEntries(axes), values: Object.fromEntries(values) };
 }
 
 /** A number of an event's data under a dotted name. */
@@ -66,31 +89,123 @@ export function dig(data, name) {
 const colour = (n) => getComputedStyle(document.documentElement).getPropertyValue(`--c${n % 8}`).trim();
 const style = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
-/** One chart: `series` are labels; `set` draws columns `[x, y…]`, of which those without a number are left out. */
+const SETTLE_MS = 120;
+const ZOOM = 1.5;
+
+/** The part of a run that charts show. The one at hand moves at once, the others and `settled` when it has come to rest. */
+export class View {
+  constructor(settled) {
+    Object.assign(this, { settled, charts: new Set(), extent: [0, 1], range: null });
+    this.told = h("span", { class: "faint", role: "status" });
+    const button = (text, label, move) => h("button", { type: "button", "aria-label": label, title: label, onclick: move }, text);
+    this.toolbar = h(
+      "div",
+      { class: "row", role: "group", "aria-label": "Part of the run that is shown" },
+      button("+", "Zoom in", () => this.zoom(1 / ZOOM)),
+      button("−", "Zoom out", () => this.zoom(ZOOM)),
+      button("←", "Earlier", () => this.shift(-0.25)),
+      button("→", "Later", () => this.shift(0.25)),
+      button("All", "All of the run", () => this.move(null)),
+      this.told,
+      h("span", { class: "faint hint" }, "Drag over a chart to zoom in, with Shift to move; Ctrl and the wheel zoom, a double click shows all."),
+    );
+  }
+
+  get shown() {
+    return this.range ?? this.extent;
+  }
+
+  zoom(by, at = 0.5, chart = undefined) {
+    const [low, high] = this.shown;
+    const centre = low + at * (high - low);
+    this.move([centre - at * (high - low) * by, centre + (1 - at) * (high - low) * by], chart);
+  }
+
+  shift(share, chart = undefined) {
+    const [low, high] = this.shown;
+    const by = share * (high - low);
+    this.move([low + by, high + by], chart);
+  }
+
+  move(range, chart = undefined) {
+    const [first, last] = this.extent;
+    if (range) {
+      const width = Math.min(Math.max(range[1] - range[0], (last - first) / 1e5), last - first);
+      const low = Math.min(Math.max(range[0], first), last - width);
+      range = width >= last - first ? null : [low, low + width];
+    }
+    this.range = range;
+    chart?.show();
+    clearTimeout(this.rest);
+    this.rest = setTimeout(() => this.#settle(chart), chart ? SETTLE_MS : 0);
+  }
+
+  #settle(chart) {
+    for (const each of this.charts) if (each !== chart) each.show();
+    this.told.textContent = this.range ? `${number(this.range[0], 6)} to ${number(this.range[1], 6)}` : "";
+    this.settled(this.range);
+  }
+}
+
+const nearby = new IntersectionObserver((entries) => entries.forEach(({ target, isIntersecting }) => target.chart.near(isIntersecting)), {
+  rootMargin: "300px",
+});
+
+/** One chart of a `view`; `series` are labels. It is drawn while it is near what can be seen of the page. */
 export class Chart {
-  constructor(title, series, group, { axis = "step", latest = true } = {}) {
+  constructor(title, series, group, view, { axis = "step", latest = true } = {}) {
     this.now = h("span", { class: "now" });
-    this.place = h("div");
+    this.place = h("div", { class: "plot" });
     this.figure = h("figure", { class: "chart", role: "img", hidden: true }, h("figcaption", {}, title, this.now), this.place);
-    Object.assign(this, { title, series, group, axis, latest, drawn: "" });
+    this.figure.chart = this;
+    Object.assign(this, { title, series, group, view, axis, latest, drawn: "" });
+    view.charts.add(this);
+    nearby.observe(this.figure);
     new ResizeObserver(() => this.place.clientWidth && this.plot?.setSize(this.#size())).observe(this.place);
   }
 
-  set([x, ...lines]) {
-    const shown = lines.map((_, n) => n).filter((n) => lines[n].some((value) => value !== null && value !== undefined));
+  /** `lines` are the values of each series, for what is said of it; `columns` gives `[x, y…]` of those in its list. */
+  set(lines, columns) {
+    const shown = lines.map((_, n) => n).filter((n) => lines[n]?.some(isNumber));
     this.figure.hidden = !shown.length;
     if (!shown.length) return;
-    const last = shown.map((n) => `${this.series[n]} ${number(lines[n].findLast((v) => v !== null && v !== undefined))}`);
+    const last = shown.map((n) => `${this.series[n]} ${number(lines[n].findLast(isNumber))}`);
     this.now.textContent = this.latest && shown.length <= 3 ? last.join(", ") : "";
     this.figure.setAttribute("aria-label", `${this.title}, at the end: ${last.join(", ")}`);
-    const columns = [x, ...shown.map((n) => lines[n])];
-    if (this.drawn === String(shown)) {
-      this.plot.setData(columns);
+    Object.assign(this, { shown, columns });
+    if (this.isNear) this.#draw();
+  }
+
+  near(isNear) {
+    this.isNear = isNear;
+    if (!isNear) {
+      // Its place stays as high as it was, so that the page does not jump.
+      if (this.plot) this.place.style.minHeight = `${this.place.clientHeight}px`;
+      this.plot?.destroy();
+      Object.assign(this, { plot: undefined, drawn: "" });
+    } else if (this.columns) this.#draw();
+  }
+
+  /** Shows the part of the view that is to be seen. */
+  show() {
+    const [min, max] = this.view.shown;
+    this.plot?.setScale("x", { min, max });
+  }
+
+  #draw() {
+    const columns = this.columns(this.shown);
+    if (this.drawn === String(this.shown)) {
+      this.plot.batch(() => {
+        this.plot.setData(columns, !this.view.range);
+        if (this.view.range) this.show();
+      });
       return;
     }
     this.plot?.destroy();
-    this.drawn = String(shown);
-    this.plot = new uPlot(this.#options(shown, x.length), columns, this.place);
+    this.drawn = String(this.shown);
+    this.plot = new uPlot(this.#options(this.shown, columns[0].length), columns, this.place);
+    this.place.style.minHeight = "";
+    if (this.view.range) this.show();
   }
 
   #size() {
@@ -101,10 +216,21 @@ export class Chart {
     const grid = { stroke: style("--line"), width: 1 };
     const axis = { stroke: style("--faint"), grid, ticks: grid, font: "12px system-ui" };
     const ticks = (_, values) => values.map((value) => number(value));
-    const flat = (low, high) => (low === high ? [Math.min(low, 0), high || 1] : uPlot.rangeNum(low, high, 0.1, true));
+    const flat = (low, high) => (low === high ? [Math.min(low, 0), Math.max(high, 0) || Number(low === 0)] : uPlot.rangeNum(low, high, 0.1, true));
     return {
       ...this.#size(),
-      cursor: { sync: { key: this.group }, drag: { x: true, y: false } },
+      cursor: {
+        sync: { key: this.group, filters: { pub: (type) => type === "mousemove" || type === "mouseleave" } },
+        drag: { x: true, y: false, setScale: false },
+        bind: {
+          mousedown: (plot, _, zoom) => (event) => (event.shiftKey ? this.#pan(plot, event) : zoom(event)),
+          dblclick: () => () => this.view.move(null),
+        },
+      },
+      hooks: {
+        ready: [(plot) => plot.over.addEventListener("wheel", (event) => this.#wheel(plot, event), { passive: false })],
+        setSelect: [(plot) => this.#select(plot)],
+      },
       scales: { x: { time: false }, y: { range: (_, low, high) => flat(low, high) } },
       axes: [{ ...axis, size: 30 }, { ...axis, size: 56, values: ticks }],
       series: [
@@ -119,6 +245,33 @@ export class Chart {
         })),
       ],
     };
+  }
+
+  #select(plot) {
+    const { left, width } = plot.select;
+    if (width < 3) return;
+    plot.setSelect({ left: 0, top: 0, width: 0, height: 0 }, false);
+    this.view.move([plot.posToVal(left, "x"), plot.posToVal(left + width, "x")], this);
+  }
+
+  #wheel(plot, event) {
+    if (!event.ctrlKey) return;
+    event.preventDefault();
+    const at = (event.clientX - plot.over.getBoundingClientRect().left) / plot.over.clientWidth;
+    this.view.zoom(ZOOM ** (event.deltaY / 100), at, this);
+  }
+
+  #pan(plot, { clientX }) {
+    const [low, high] = this.view.shown;
+    const perPixel = (high - low) / plot.over.clientWidth;
+    let due = 0;
+    const move = (event) => {
+      cancelAnimationFrame(due);
+      const by = (clientX - event.clientX) * perPixel;
+      due = requestAnimationFrame(() => this.view.move([low + by, high + by], this));
+    };
+    document.addEventListener("mousemove", move);
+    document.addEventListener("mouseup", () => document.removeEventListener("mousemove", move), { once: true });
   }
 }
 

@@ -1,12 +1,13 @@
 // The list of jobs, one job as it goes, and several on the same axes.
 
 import { duration, every, failed, get, h, notice, number, post, table, time } from "./api.js";
-import { AXES, CHARTS, Chart, chartsOfSets, dig, metricsPath, namesOf, spark } from "./curves.js";
+import { AXES, CHARTS, Chart, View, chartsOfSets, dig, merged, metricsPath, namesOf, present, spark } from "./curves.js";
 
 const TERMINAL = ["succeeded", "failed", "cancelled"];
 const MOST_COMPARED = 8;
 const MOST_LIVE_POINTS = 2000;
 const LOG_ROWS = 300;
+const ANSWERS = 20;
 const SPARK_POINTS = 60;
 
 const path = (id) => `/v1/fine_tuning/jobs/${encodeURIComponent(id)}`;
@@ -73,7 +74,7 @@ export async function list(main, _, signal) {
             { title: "Name", of: (job) => job.user_provided_suffix ?? "" },
             { title: "Progress", of: (job) => progress(job) },
             { title: "Reward or loss", of: (job) => spark(curves.get(job.id)?.values ?? []) },
-            { title: "Made", of: (job) => time(job.created_at) },
+            { title: "Made", whole: true, of: (job) => time(job.created_at) },
           ], page.data)
         : h("p", {}, "No jobs yet. ", h("a", { href: "#/new" }, "Make one"), ", or POST one with the client."),
     );
@@ -85,7 +86,10 @@ export async function list(main, _, signal) {
 
 function progress(job) {
   const { step, total_steps, queue_position, waits_for } = job.progress;
-  if (job.status === "queued") return waits_for ?? (queue_position ? `number ${queue_position} in the queue` : "waits");
+  if (job.status === "queued") {
+    const start = job.progress.estimated_start ? `, about ${time(job.progress.estimated_start)}` : "";
+    return waits_for ?? (queue_position ? `number ${queue_position} in the queue${start}` : "waits");
+  }
   return h("span", {}, h("progress", { max: total_steps, value: step, "aria-label": `Steps of ${job.id}` }), ` ${step}/${total_steps}`);
 }
 
@@ -95,10 +99,11 @@ export async function one(main, [id], signal) {
   const told = h("p", { class: "error", role: "alert" });
   const declared = chartsOf([job]);
   const all = namesOf(declared);
+  const view = new View((range) => zoomed(range).catch((error) => failed(error, signal)));
   const charts = declared.map((chart) => {
     const bound = chart.bound ? settingsOf(job)[chart.bound] : undefined;
     const labels = [...Object.values(chart.lines), ...(bound ? ["bound"] : [])];
-    return { ...chart, bound, drawn: new Chart(chart.title, labels, id) };
+    return { ...chart, bound, drawn: new Chart(chart.title, labels, id, view) };
   });
   const log = h("tbody");
   const samples = h("div", { class: "answers" });
@@ -107,6 +112,7 @@ export async function one(main, [id], signal) {
     h("h1", {}, id),
     head,
     told,
+    view.toolbar,
     h("div", { class: "charts" }, charts.map((chart) => chart.drawn.figure)),
     h("h2", {}, "Answers to validation rows"),
     samples,
@@ -158,16 +164,21 @@ export async function one(main, [id], signal) {
     );
   };
 
-  const columns = { step: [], values: Object.fromEntries(all.map((name) => [name, []])) };
+  const empty = () => Object.fromEntries(all.map((name) => [name, []]));
+  const columns = { step: [], seconds: [], tokens: [], values: empty() };
+  let part = null;
   let last = 0;
   let due = false;
   const drawCharts = () => {
     due = false;
+    const { step, values } = merged(columns, part);
+    view.extent = [step[0] ?? 0, step.at(-1) ?? 1];
     for (const chart of charts) {
-      const lines = Object.keys(chart.lines).map((name) => columns.values[name]);
-      if (chart.bound) lines.push(columns.step.map(() => chart.bound));
-      const any = lines.slice(0, Object.keys(chart.lines).length).some((line) => line.some((v) => v !== null));
-      chart.drawn.set([columns.step, ...(any ? lines : [])]);
+      const names = Object.keys(chart.lines);
+      const any = names.some((name) => columns.values[name].some((value) => value !== null));
+      const bound = chart.bound && any ? step.map(() => chart.bound) : null;
+      const line = (n) => (n < names.length ? values[names[n]] : bound);
+      chart.drawn.set(names.map((name) => columns.values[name]).concat(bound ? [bound] : []), (shown) => [step, ...shown.map(line)]);
     }
   };
   const redraw = () => {
@@ -175,9 +186,16 @@ export async function one(main, [id], signal) {
     due = true;
   };
   const load = async () => {
-    const found = await get(metricsPath(id, declared), signal);
-    Object.assign(columns, { step: found.step, values: found.values });
+    const found = await get(metricsPath(id, all), signal);
+    Object.assign(columns, { step: found.step, seconds: found.seconds, tokens: found.tokens, values: found.values });
     last = Math.max(last, found.last_seq);
+    drawCharts();
+  };
+  /** What was told of the part that is looked at, in place of what stands for it in a picture of the whole. */
+  const zoomed = async (range) => {
+    const found = range && (await get(metricsPath(id, present(columns), { between: range }), signal));
+    if (view.range !== range) return;
+    part = found;
     drawCharts();
   };
   const history = new Map();
@@ -217,13 +235,16 @@ export async function one(main, [id], signal) {
   };
 
   drawHead();
-  await load();
-  const recent = await get(`${path(id)}/events?limit=200`, signal);
-  for (const event of recent.data.toReversed()) {
-    event.type === "metrics" ? addSamples(event.data) : addLog(event);
-    last = Math.max(last, event.seq);
-  }
-  await drawCheckpoints();
+  const [messages, answers] = await Promise.all([
+    get(`${path(id)}/events?only=message&limit=100`, signal),
+    get(`${path(id)}/events?only=answers&limit=${ANSWERS}`, signal),
+    load(),
+    drawCheckpoints(),
+  ]);
+  // What came behind the curves is told again by whoever follows the job.
+  const known = ({ seq }) => TERMINAL.includes(job.status) || seq <= last;
+  messages.data.filter(known).toReversed().forEach(addLog);
+  answers.data.filter(known).toReversed().forEach((event) => addSamples(event.data));
   if (TERMINAL.includes(job.status)) return;
 
   const hear = (event) => {
@@ -234,6 +255,8 @@ export async function one(main, [id], signal) {
       return;
     }
     columns.step.push(event.data.step);
+    columns.seconds.push(null);
+    columns.tokens.push(null);
     for (const name of all) columns.values[name].push(dig(event.data, name));
     addSamples(event.data);
     job.progress.step = event.data.step;
@@ -271,20 +294,56 @@ export async function one(main, [id], signal) {
 export async function compare(main, ids, signal) {
   const jobs = await Promise.all(ids.slice(0, MOST_COMPARED).map((id) => get(path(id), signal)));
   const charts = chartsOf(jobs);
-  // Of each job what it has: all names of all jobs may be more than may be asked for at once.
-  const curves = await Promise.all(jobs.map((job) => get(metricsPath(job.id, chartsOf([job])), signal)));
+  const whole = jobs.map(() => ({ step: [], seconds: [], tokens: [], values: {} }));
+  let curves = whole;
   const names = jobs.map((job) => job.user_provided_suffix ? `${job.user_provided_suffix} ${job.id.slice(-6)}` : job.id.slice(-6));
   const place = h("div", { class: "charts" });
   const axis = h("select", { onchange: () => draw() }, Object.entries(AXES).map(([value, text]) => h("option", { value }, text)));
+  const view = new View((range) => zoomed(range).catch((error) => failed(error, signal)));
+  /** The steps of a run that are in a part of the axis, and the next one on either side. */
+  const stepsIn = ({ step, ...columns }, [low, high]) => {
+    const at = { step, ...columns }[axis.value];
+    const first = at.findLastIndex((value) => value < low);
+    const behind = at.findIndex((value) => value > high);
+    return [step[Math.max(first, 0)], step.at(behind < 0 ? -1 : behind)];
+  };
+  const zoomed = async (range) => {
+    const look = (run, n) => (run.step.length ? get(metricsPath(jobs[n].id, present(run), { between: stepsIn(run, range) }), signal) : null);
+    const parts = range ? await Promise.all(whole.map(look)) : [];
+    if (view.range !== range) return;
+    curves = whole.map((run, n) => merged(run, parts[n]));
+    fill();
+  };
+  const fill = () => {
+    for (const { figure } of view.charts) {
+      const { chart, metric } = figure;
+      const lines = curves.map((each) => each.values[metric] ?? []);
+      chart.set(lines, (shown) => uPlot.join(shown.map((n) => [curves[n][axis.value], lines[n]])));
+    }
+  };
+  const measure = () => {
+    const ends = whole.flatMap((each) => [each[axis.value][0], each[axis.value].at(-1)]).filter((value) => value !== undefined);
+    if (ends.length) view.extent = [Math.min(...ends), Math.max(...ends)];
+  };
+  const load = async (job, n) => {
+    whole[n] = await get(metricsPath(job.id, namesOf(charts)), signal);
+    measure();
+    if (!view.range) fill();
+  };
   const draw = () => {
-    place.replaceChildren();
+    for (const { figure } of view.charts) figure.remove();
+    view.charts.clear();
+    view.range = null;
+    curves = whole;
+    measure();
     for (const chart of charts) {
-      for (const [name, label] of Object.entries(chart.lines)) {
-        const drawn = new Chart(`${chart.title}: ${label}`, names, "compare", { axis: axis.value, latest: false });
+      for (const [metric, label] of Object.entries(chart.lines)) {
+        const drawn = new Chart(`${chart.title}: ${label}`, names, "compare", view, { axis: axis.value, latest: false });
+        drawn.figure.metric = metric;
         place.append(drawn.figure);
-        drawn.set(uPlot.join(curves.map((each) => [each[axis.value], each.values[name] ?? each.step.map(() => null)])));
       }
     }
+    fill();
   };
   const settings = jobs.map((job) => flat({ model: job.model, training_file: job.training_file, seed: job.seed, ...job.method }));
   const keys = [...new Set(settings.flatMap(Object.keys))].sort();
@@ -292,6 +351,7 @@ export async function compare(main, ids, signal) {
   main.append(
     h("h1", {}, `${jobs.length} jobs`),
     h("label", {}, h("span", {}, "Drawn over"), axis),
+    view.toolbar,
     place,
     h("h2", {}, "Settings that differ"),
     differing.length
@@ -299,6 +359,7 @@ export async function compare(main, ids, signal) {
       : h("p", { class: "faint" }, "None."),
   );
   draw();
+  await Promise.all(jobs.map(load));
 }
 
 function flat(value, prefix = "") {

@@ -10,7 +10,7 @@ export async function page(main, [project], signal) {
   const ofProject = h("div");
   const ofOrganization = h("div");
   const made = h("p", { role: "status" });
-  const projects = await all("/v1/organization/projects", signal);
+  const projects = (await all("/v1/organization/projects", signal)).reverse();
   const draw = async () => {
     const base = `/v1/organization/projects/${chosen.value}`;
     replace(ofProject, shown(await all(`${base}/api_keys`, signal), "API keys of the project", act(base)));
@@ -110,9 +110,9 @@ function shown(keys, caption, { end, rotate }) {
     { title: "Key", of: (key) => h("code", {}, key.redacted_value) },
     rotate && { title: "Whose", of: (key) => (whose(key) ? `${whose(key).name}, ${whose(key).role}` : "nobody's") },
     rotate && { title: "May", of: (key) => (key.scopes ? key.scopes.join(", ") || "nothing" : whose(key) ? "all that they may" : "everything") },
-    { title: "Made", of: (key) => time(key.created_at) },
-    { title: "Last used", of: (key) => (key.last_used_at ? time(key.last_used_at) : "never") },
-    { title: "Good until", of: (key) => (key.expires_at ? time(key.expires_at) : "it is ended") },
+    { title: "Made", whole: true, of: (key) => time(key.created_at) },
+    { title: "Last used", whole: true, of: (key) => (key.last_used_at ? time(key.last_used_at) : "never") },
+    { title: "Good until", whole: true, of: (key) => (key.expires_at ? time(key.expires_at) : "it is ended") },
     rotate && { title: "", of: (key) => button("Rotate", `${key.name} ${key.redacted_value}`, rotate(key)) },
     { title: "", of: (key) => button("End", `${key.name} ${key.redacted_value}`, end(key)) },
   ];

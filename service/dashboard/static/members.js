@@ -7,7 +7,7 @@ const USERS = "/v1/organization/users";
 export async function page(main, [project], signal) {
   const people = h("div");
   const inProject = h("div");
-  const projects = await all("/v1/organization/projects", signal);
+  const projects = (await all("/v1/organization/projects", signal)).reverse();
   const chosen = select(projects.map((each) => [each.id, each.name]), { onchange: () => attempt(async () => {}) }, project);
   const draw = async () => {
     const users = await all(USERS, signal);
@@ -57,8 +57,8 @@ function organization(users, attempt) {
     { title: "Name", of: (user) => user.name },
     { title: "E-mail", of: (user) => user.email },
     { title: "Role", of: (user) => roles(["owner", "reader"], user, change(user), "") },
-    { title: "Added", of: (user) => time(user.added_at) },
-    { title: "Key last used", of: (user) => time(user.api_key_last_used_at) },
+    { title: "Added", whole: true, of: (user) => time(user.added_at) },
+    { title: "Key last used", whole: true, of: (user) => time(user.api_key_last_used_at) },
     { title: "", of: (user) => button("Remove", user.email, remove(user)) },
   ], users);
 }
@@ -82,7 +82,7 @@ async function members(project, users, attempt, signal) {
           { title: "Name", of: (user) => user.name },
           { title: "E-mail", of: (user) => user.email },
           { title: "Role", of: (user) => roles(["owner", "member", "reader"], user, change("users", user), " in the project") },
-          { title: "Added", of: (user) => time(user.added_at) },
+          { title: "Added", whole: true, of: (user) => time(user.added_at) },
           { title: "", of: (user) => button("Remove", `${user.email} from the project`, remove("users", user)) },
         ], inside)
       : h("p", { class: "faint" }, "Nobody but the owners of the organization, who are owners of every project."),
@@ -92,7 +92,7 @@ async function members(project, users, attempt, signal) {
       ? table("Service accounts of the project", [
           { title: "Name", of: (account) => account.name },
           { title: "Role", of: (account) => roles(["owner", "member"], account, change("service_accounts", account), "") },
-          { title: "Made", of: (account) => time(account.created_at) },
+          { title: "Made", whole: true, of: (account) => time(account.created_at) },
           { title: "", of: (account) => button("Remove", account.name, remove("service_accounts", account)) },
         ], accounts)
       : h("p", { class: "faint" }, "None. Programs that work in a project may have an account of their own."),

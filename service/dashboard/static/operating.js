@@ -43,7 +43,7 @@ function listed(workers, attempt) {
     { title: "GPUs", number: true, of: (worker) => String(worker.gpus) },
     { title: "Memory", number: true, of: (worker) => (worker.gpu_bytes ? bytes(worker.gpu_bytes) : "–") },
     { title: "Engines", of: (worker) => worker.engines.join(", ") },
-    { title: "Last heard of", of: (worker) => time(worker.seen_at) },
+    { title: "Last heard of", whole: true, of: (worker) => time(worker.seen_at) },
     {
       title: "",
       of: (worker) =>
@@ -67,7 +67,7 @@ function inOrder(jobs, access) {
     { title: "Project", of: (job) => h("code", {}, job.project_id) },
     { title: "Model", of: (job) => job.model },
     { title: "Priority", number: true, of: (job) => String(job.priority) },
-    { title: "Made", of: (job) => time(job.created_at) },
+    { title: "Made", whole: true, of: (job) => time(job.created_at) },
     { title: "Starts about", of: (job) => job.waits_for ?? time(job.estimated_start) },
   ];
   return table("Jobs that wait, the next one first", columns.filter(Boolean), jobs);

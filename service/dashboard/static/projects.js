@@ -44,10 +44,10 @@ function shown(projects, stored, attempt) {
   const active = (project) => project.status === "active";
   return table("Projects", [
     { title: "Name", of: (project) => project.name },
-    { title: "Id", of: (project) => h("code", {}, project.id) },
     { title: "Status", of: (project) => project.status },
-    { title: "Made", of: (project) => time(project.created_at) },
+    { title: "Made", whole: true, of: (project) => time(project.created_at) },
     { title: "Stored", number: true, of: (project) => bytes(stored[project.id] ?? 0) },
+    { title: "Id", of: (project) => h("code", {}, project.id) },
     { title: "", of: (project) => (active(project) ? h("a", { href: `#/members/${project.id}`, "aria-label": `Members of ${project.name}` }, "members") : "") },
     { title: "", of: (project) => (active(project) ? h("a", { href: `#/keys/${project.id}`, "aria-label": `Keys of ${project.name}` }, "keys") : "") },
     { title: "", of: (project) => (active(project) ? button("Rename", project.name, rename(project)) : "") },

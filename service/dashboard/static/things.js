@@ -44,7 +44,7 @@ export async function files(main, _, signal) {
             { title: "Id", of: (file) => h("code", {}, file.id) },
             { title: "Purpose", of: (file) => file.purpose },
             { title: "Size", number: true, of: (file) => bytes(file.bytes) },
-            { title: "Made", of: (file) => time(file.created_at) },
+            { title: "Made", whole: true, of: (file) => time(file.created_at) },
             { title: "", of: (file) => h("button", { type: "button", onclick: preview(file), "aria-label": `First rows of ${file.filename}` }, "Look") },
             { title: "", of: (file) => h("button", { type: "button", onclick: remove(file), "aria-label": `Delete ${file.filename}` }, "Delete") },
           ], page.data)
@@ -68,7 +68,7 @@ export async function models(main, _, signal) {
     table("Models", [
       { title: "Model", of: (model) => model.id },
       { title: "Owner", of: (model) => model.owned_by },
-      { title: "Made", of: (model) => time(model.created) },
+      { title: "Made", whole: true, of: (model) => time(model.created) },
       { title: "", of: (model) => h("a", { href: `#/chat/${encodeURIComponent(model.id)}` }, "chat") },
       { title: "", of: (model) => (model.id.startsWith("ft:") ? h("a", { href: `/v1/models/${model.id}/archive`, download: "" }, "download") : "") },
     ], page.data),

@@ -24,11 +24,11 @@ export async function page(main, _, signal, access) {
   const choice = select([["", "all"], ...ids.map((id) => [id, names[id] ?? id])], { onchange: () => of(choice.value) });
   main.append(
     h("h1", {}, "Usage"),
-    h("h2", {}, `What ${access.organization} may use`),
+    h("h2", {}, `Limits of ${access.organization}`),
     limits(standing),
-    access.administers
+    ...(access.administers
       ? [h("h2", {}, `By project, in ${DAYS} days`), byProject(ids, names, gpu.data, tokens.data, storage.data)]
-      : [],
+      : []),
     h("h2", {}, "By day"),
     access.administers && ids.length > 1 ? h("label", {}, h("span", {}, "Project"), choice) : "",
     days,
@@ -77,7 +77,7 @@ function byDay(gpu, tokens, project) {
   const most = Math.max(...used.map((each) => sum(each.gpu, "gpu_seconds")), 1);
   if (!used.length) return h("p", { class: "faint" }, `Nothing in ${DAYS} days.`);
   return table("Usage by day", [
-    { title: "Day, in UTC", of: (each) => day(each.at) },
+    { title: "Day, in UTC", whole: true, of: (each) => day(each.at) },
     { title: "GPU hours", number: true, of: (each) => hours(sum(each.gpu, "gpu_seconds")) },
     { title: "", of: (each) => h("meter", { min: 0, max: most, value: sum(each.gpu, "gpu_seconds"), "aria-label": `GPU hours of ${day(each.at)}` }) },
     ...TOKENS.map(([title, name]) => ({ title, number: true, of: (each) => count(sum(each.tokens, name)) })),
