@@ -56,15 +56,16 @@ def read(session: Session, job_id: str, names: list[str], points: int, between: 
     """
     folded = _folded(session, job_id, between)
     parts: list[Select[Any]] = []
-    behind, tokens = folded.before, folded.tokens_before
+    behind, tokens, size = folded.before, folded.tokens_before, 1
     # Of fewer blocks too little would be seen, and as few events are read as fast.
     if 4 * folded.number >= points:
-        parts = _blocks(session, job_id, names, folded.number, points, between)
+        size = max(each for each in SIZES if each == FINE or folded.number * FINE // each >= points // 2)
+        parts = _blocks(session, job_id, names, size, between)
         behind, tokens = folded.last, _tokens_at(session, job_id, folded.last)
     if folded.is_newest or behind < folded.last:
         until = None if folded.is_newest else folded.last
         parts.append(_events(job_id, names, between, behind, until, tokens))
-    return _drawn(session, job_id, names, points, union_all(*parts).subquery()) if parts else _nothing(names)
+    return _drawn(session, job_id, names, points, size, union_all(*parts).subquery()) if parts else _nothing(names)
 
 
 def _folded(session: Session, job_id: str, between: tuple[float, float]) -> _Folded:
@@ -85,10 +86,9 @@ def _tokens_at(session: Session, job_id: str, seq: int) -> float:
 
 
 def _blocks(
-    session: Session, job_id: str, names: Sequence[str], number: int, points: int, between: tuple[float, float]
+    session: Session, job_id: str, names: Sequence[str], largest: int, between: tuple[float, float]
 ) -> list[Select[Any]]:
-    """Blocks of the largest size of which there are enough for ``points``, and behind them those of smaller ones."""
-    largest = max(size for size in SIZES if size == FINE or number * FINE // size >= points // 2)
+    """Blocks of the ``largest`` size, and behind them those of smaller ones."""
     parts, behind = [], -1
     for size in reversed(SIZES[: SIZES.index(largest) + 1]):
         parts.append(_blocks_of(job_id, names, size, between, behind))
@@ -152,8 +152,16 @@ def _events(
     return select(rows).where(rows.c.step.between(*between))
 
 
-def _drawn(session: Session, job_id: str, names: list[str], points: int, rows: Any) -> Curves:
-    placed = select(rows, func.ntile(points).over(order_by=rows.c.seq).label("point")).subquery()
+def _drawn(session: Session, job_id: str, names: list[str], points: int, size: int, rows: Any) -> Curves:
+    """``rows`` in points, none of them of fewer steps than the ``size`` of the largest blocks but for the last."""
+    point: ColumnElement[Any]
+    if size == 1:
+        point = func.ntile(points).over(order_by=rows.c.seq)
+    else:
+        # What is not folded yet would be points of single steps beside those of many.
+        width = func.greatest(size, func.ceil(cast(func.sum(rows.c.steps).over(), Float) / points))
+        point = func.floor((func.sum(rows.c.steps).over(order_by=rows.c.seq) - 1) / width)
+    placed = select(rows, point.label("point")).subquery()
     first = select(Event.created_at).where(Event.job_id == job_id, Event.type == "metrics").order_by(Event.seq).limit(1)
     columns: list[ColumnElement[Any]] = [func.max(placed.c.step), func.max(placed.c.seq)]
     columns += [extract("epoch", func.max(placed.c["at"]) - first.scalar_subquery()), func.max(placed.c.tokens)]
