@@ -1,5 +1,6 @@
 """The dashboard in a browser, on the whole stack."""
 
+import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -8,9 +9,10 @@ from typing import Any
 import psutil
 import pytest
 from axe_playwright_python.sync_playwright import Axe
+from openai import OpenAI
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from tests.e2e.conftest import Stack
+from tests.e2e.conftest import Stack, troll
 
 CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
@@ -55,6 +57,29 @@ def sign_in(page: Page, key: str) -> None:
 def inside(page: Page, stack: Stack) -> Page:
     sign_in(page, stack.client.api_key)
     expect(page.get_by_role("heading", name="Jobs")).to_be_visible()
+    return page
+
+
+@pytest.fixture(scope="module")
+def admin_key(stack: Stack) -> str:
+    """Of the organisation of the stack, which operates it."""
+    name = json.loads(troll_of(stack, "admin", "organizations", "--json"))[0]["name"]
+    troll_of(stack, "admin", "operators", "add", name)
+    made = troll_of(stack, "admin", "keys", "create", "--organization", name, "--name", "browser", "--json")
+    return str(json.loads(made)["key"])
+
+
+def troll_of(stack: Stack, *command: str) -> str:
+    done = troll(*command, "--data-dir", str(stack.data_dir))
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def administering(page: Page, admin_key: str) -> Page:
+    sign_in(page, admin_key)
+    expect(page.get_by_role("heading", name="Members", level=1)).to_be_visible()
+    page.on("dialog", lambda dialog: dialog.accept())
     return page
 
 
@@ -166,3 +191,135 @@ def test_pages_fit_a_phone_and_can_be_read_by_all(inside: Page, datasets: tuple[
         page.locator("main").locator("table, form, pre, p").first.wait_for()
         assert page.evaluate("document.documentElement.scrollWidth") <= 360, name
         assert faults(page) == [], name
+
+
+def test_an_administrator_adds_a_member_who_gets_a_key_in_a_project(administering: Page) -> None:
+    page = administering
+    assert page.get_by_role("link", name="Jobs").is_hidden()
+    page.get_by_role("link", name="Projects").click()
+    page.get_by_label("Name", exact=True).fill("browsers")
+    page.get_by_role("button", name="Make a project").click()
+    page.get_by_role("link", name="Members of browsers").wait_for()
+
+    page.get_by_role("link", name="Members", exact=True).click()
+    page.get_by_label("E-mail").fill("ada@acme.example")
+    page.get_by_label("Name", exact=True).fill("Ada")
+    page.get_by_role("button", name="Add a member").click()
+    people = page.get_by_role("region", name="Members of the organization")
+    expect(people).to_contain_text("ada@acme.example")
+    page.get_by_label("Project", exact=True).select_option(label="browsers")
+    page.get_by_label("Role in the project").select_option("reader")
+    page.get_by_role("button", name="Let them in").click()
+    inside = page.get_by_role("region", name="Members of the project")
+    expect(inside).to_contain_text("ada@acme.example")
+    page.get_by_label("Role of ada@acme.example in the project").select_option("member")
+    page.get_by_label("Name of the program").fill("nightly")
+    page.get_by_role("button", name="Make an account with a key").click()
+    expect(page.get_by_text("only time that it is shown")).to_contain_text("sk-troll-")
+    page.reload()
+    page.get_by_label("Project", exact=True).select_option(label="browsers")
+    expect(page.get_by_label("Role of ada@acme.example in the project")).to_have_value("member")
+
+    page.get_by_role("link", name="Keys").click()
+    page.get_by_label("Project", exact=True).select_option(label="browsers")
+    expect(page.get_by_label("Whose it is")).to_contain_text("nightly, service account")
+    page.get_by_label("Whose it is").select_option(label="Ada, member")
+    page.get_by_label("What it is for").fill("notebook")
+    page.get_by_label("manage").uncheck()
+    page.get_by_role("button", name="Make a key").click()
+    shown = page.get_by_text("only time that it is shown").locator("code").inner_text()
+    keys = page.get_by_role("region", name="API keys of the project")
+    row = keys.get_by_role("row").filter(has_text="notebook")
+    expect(row).to_contain_text("read, submit")
+    expect(row).to_contain_text("never")
+    assert OpenAI(base_url=f"{page.evaluate('location.origin')}/v1", api_key=shown).files.list().data == []
+    row.get_by_role("button", name="End").click()
+    expect(row).to_have_count(0)
+
+    page.get_by_role("link", name="Audit log").click()
+    page.get_by_label("What, by its type").fill("api_key.deleted")
+    page.get_by_role("button", name="Find").click()
+    entries = page.get_by_role("region", name="Audit log, newest first")
+    expect(entries.get_by_role("row").nth(1)).to_contain_text("browsers")
+    assert set(entries.locator("tbody tr td:nth-child(2)").all_inner_texts()) == {"api_key.deleted"}
+
+
+def test_an_operator_drains_a_worker_and_sees_who_waits(
+    administering: Page, create: Callable[..., Any], stack: Stack
+) -> None:
+    page = administering
+    page.get_by_role("link", name="Workers and queue").click()
+    workers = page.get_by_role("region", name="Training workers")
+    drain = workers.get_by_role("button", name="Drain").first
+    drain.click()
+    expect(workers.get_by_text("draining")).to_be_visible()
+    waiting = create(n_steps=1).id
+    try:
+        expect(page.get_by_role("region", name="Jobs that wait")).to_contain_text(waiting)
+        expect(page.get_by_role("region", name="Jobs that wait")).to_contain_text("No training worker")
+    finally:
+        stack.client.fine_tuning.jobs.cancel(waiting)
+        workers.get_by_role("button", name="Resume").click()
+    expect(workers.get_by_text("draining")).to_have_count(0)
+
+
+def test_who_may_only_read_sees_no_page_of_administrators(page: Page, stack: Stack, admin_key: str) -> None:
+    client = OpenAI(base_url=str(stack.client.base_url), api_key="none", admin_api_key=admin_key)
+    organization = client.admin.organization
+    project = next(each for each in organization.projects.list() if each.name == "Default project")
+    body = {"name": "reads", "scopes": ["read"]}
+    made: Any = client.post(
+        f"/organization/projects/{project.id}/api_keys",
+        cast_to=object,
+        body=body,
+        options={"headers": {"Authorization": f"Bearer {admin_key}"}},
+    )
+    sign_in(page, made["value"])
+    expect(page.get_by_role("heading", name="Jobs")).to_be_visible()
+    for hidden in ("Members", "Projects", "Keys", "Workers and queue", "Audit log", "New job", "Chat"):
+        assert page.get_by_role("link", name=hidden, exact=True).is_hidden(), hidden
+    for name in ("members", "projects", "keys", "queue", "audit", "new"):
+        page.goto(f"/#/{name}")
+        expect(page.get_by_role("heading", name="Not for you")).to_be_visible()
+    refused = page.evaluate("fetch('/v1/organization/users').then((answer) => answer.status)")
+    assert refused == 403
+
+
+def test_administrators_pages_fit_a_phone_and_can_be_read_by_all(administering: Page) -> None:
+    page = administering
+    page.set_viewport_size({"width": 360, "height": 740})
+    for scheme in ("dark", "light"):
+        page.emulate_media(color_scheme=scheme)
+        for name, heading in (
+            ("members", "Members"),
+            ("projects", "Projects"),
+            ("keys", "Keys"),
+            ("usage", "Usage"),
+            ("queue", "Workers and queue"),
+            ("audit", "Audit log"),
+        ):
+            page.goto(f"/#/{name}")
+            page.get_by_role("heading", name=heading, level=1).wait_for()
+            page.locator("main table").first.wait_for()
+            assert page.evaluate("document.documentElement.scrollWidth") <= 360, name
+            assert faults(page) == [], (name, scheme)
+
+
+def test_a_part_of_a_run_is_looked_at_with_the_keyboard_alone(inside: Page, create: Callable[..., Any]) -> None:
+    page = inside
+    job = create(n_steps=40, learning_rate=1e-5)
+    page.goto(f"/#/job/{job.id}")
+    expect(page.locator(".status")).to_have_text("succeeded")
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url) if "start_step=" in request.url else None)
+    page.get_by_role("button", name="Zoom in").press("Enter")
+    part = page.get_by_role("group", name="Part of the run that is shown").get_by_role("status")
+    expect(part).to_have_text(re.compile(r"^[\d.]+ to [\d.]+$"))
+    low, high = (float(each) for each in part.inner_text().split(" to "))
+    assert 1 < low < high < 40
+    page.get_by_role("button", name="Later").press("Enter")
+    expect(part).not_to_have_text(f"{low:g} to {high:g}")
+    page.get_by_role("button", name="All of the run").press("Enter")
+    expect(part).to_have_text("")
+    assert asked
+    assert faults(page) == []
