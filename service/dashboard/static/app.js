@@ -54,15 +54,13 @@ async function show() {
   const main = document.getElementById("main");
   notice("");
   try {
-    const { signed_in, single_sign_on } = await ask("GET", "/dashboard/session");
+    const access = asked === "sign-in" ? null : await allowed(signal);
     if (signal.aborted) return;
-    if (!signed_in && asked !== "sign-in") {
+    if (!access && asked !== "sign-in") {
       wanted = location.hash.slice(2);
       location.hash = "#/sign-in";
       return;
     }
-    const access = signed_in && asked !== "sign-in" ? await get("/dashboard/access", signal) : null;
-    if (signal.aborted) return;
     const name = asked in PAGES ? asked : access?.scopes.includes("read") ? "jobs" : "members";
     const [page, needs] = PAGES[name];
     navigate(access, name);
@@ -70,12 +68,18 @@ async function show() {
     if (needs.length && !allows(access, needs)) {
       main.append(h("h1", {}, "Not for you"), h("p", {}, "What you signed in with may not see this page."));
     } else {
-      await page(main, rest.map(decodeURIComponent), signal, access ?? single_sign_on);
+      await page(main, rest.map(decodeURIComponent), signal, access);
     }
     document.title = `${main.querySelector("h1")?.textContent ?? "TROLL"} · TROLL`;
   } catch (error) {
     failed(error, signal);
   }
+}
+
+/** What whoever is signed in may do; null where nobody is. */
+async function allowed(signal) {
+  const { signed_in } = await get("/dashboard/session", signal);
+  return signed_in ? get("/dashboard/access", signal) : null;
 }
 
 const allows = (access, needs) => needs.some((each) => access[each] === true || access.scopes.includes(each));
@@ -93,7 +97,8 @@ function navigate(access, name) {
   }
 }
 
-async function signIn(main, [reason], signal, singleSignOn) {
+async function signIn(main, [reason], signal) {
+  const { single_sign_on: singleSignOn } = await get("/dashboard/session", signal);
   const key = h("input", { type: "password", autocomplete: "current-password", required: true, size: 60, name: "key" });
   const told = h("p", { class: "error", role: "alert" });
   const enter = async (event) => {

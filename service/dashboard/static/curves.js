@@ -148,7 +148,7 @@ export class View {
 }
 
 const nearby = new IntersectionObserver((entries) => entries.forEach(({ target, isIntersecting }) => target.chart.near(isIntersecting)), {
-  rootMargin: "300px",
+  rootMargin: "200px",
 });
 
 /** One chart of a `view`; `series` are labels. It is drawn while it is near what can be seen of the page. */
@@ -164,13 +164,17 @@ export class Chart {
     new ResizeObserver(() => this.place.clientWidth && this.plot?.setSize(this.#size())).observe(this.place);
   }
 
-  /** `lines` are the values of each series, for what is said of it; `columns` gives `[x, y…]` of those in its list. */
-  set(lines, columns) {
-    const shown = lines.map((_, n) => n).filter((n) => lines[n]?.some(isNumber));
-    this.figure.hidden = !shown.length;
-    if (!shown.length) return;
-    const last = shown.map((n) => `${this.series[n]} ${number(lines[n].findLast(isNumber))}`);
-    this.now.textContent = this.latest && shown.length <= 3 ? last.join(", ") : "";
+  /**
+   * `lines` are the values of each series, for what is said of it; `columns` gives `[x, y…]` of those in its list: of
+   * series that have numbers, or of `all`.
+   */
+  set(lines, columns, all = false) {
+    const known = lines.map((_, n) => n).filter((n) => lines[n]?.some(isNumber));
+    this.figure.hidden = !known.length;
+    if (!known.length) return;
+    const shown = all ? this.series.map((_, n) => n) : known;
+    const last = known.map((n) => `${this.series[n]} ${number(lines[n].findLast(isNumber))}`);
+    this.now.textContent = this.latest && known.length <= 3 ? last.join(", ") : "";
     this.figure.setAttribute("aria-label", `${this.title}, at the end: ${last.join(", ")}`);
     Object.assign(this, { shown, columns });
     if (this.isNear) this.#draw();

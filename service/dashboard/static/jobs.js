@@ -8,6 +8,7 @@ const MOST_COMPARED = 8;
 const MOST_LIVE_POINTS = 2000;
 const LOG_ROWS = 300;
 const ANSWERS = 20;
+const TOGETHER_MS = 100;
 const SPARK_POINTS = 60;
 
 const path = (id) => `/v1/fine_tuning/jobs/${encodeURIComponent(id)}`;
@@ -318,17 +319,22 @@ export async function compare(main, ids, signal) {
     for (const { figure } of view.charts) {
       const { chart, metric } = figure;
       const lines = curves.map((each) => each.values[metric] ?? []);
-      chart.set(lines, (shown) => uPlot.join(shown.map((n) => [curves[n][axis.value], lines[n]])));
+      chart.set(lines, () => uPlot.join(curves.map((each, n) => [each[axis.value], lines[n]])), true);
     }
   };
   const measure = () => {
     const ends = whole.flatMap((each) => [each[axis.value][0], each[axis.value].at(-1)]).filter((value) => value !== undefined);
     if (ends.length) view.extent = [Math.min(...ends), Math.max(...ends)];
   };
+  let due;
   const load = async (job, n) => {
     whole[n] = await get(metricsPath(job.id, namesOf(charts)), signal);
     measure();
-    if (!view.range) fill();
+    // What comes shortly after one another is drawn together.
+    due ??= setTimeout(() => {
+      due = undefined;
+      if (!view.range) fill();
+    }, TOGETHER_MS);
   };
   const draw = () => {
     for (const { figure } of view.charts) figure.remove();
