@@ -138,15 +138,18 @@ def fold(ids: list[str], steps: int) -> None:
 
 
 @contextmanager
-def opened(origin: str, key: str) -> Iterator[Callable[[str, int], tuple[Page, float, int]]]:
-    """``load(path, runs)`` opens a page in a new window: it, seconds until it can be used, and bytes of the API."""
+def opened(origin: str, key: str) -> Iterator[Callable[..., tuple[Page, float, int]]]:
+    """``load(path, runs)`` opens a page in a new window: it, seconds until it can be used, and bytes of the API.
+
+    The page of a job that ``is_followed`` never stops to be sent something.
+    """
     chromium = next(
         found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))
     )
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
 
-        def load(path: str, runs: int) -> tuple[Page, float, int]:
+        def load(path: str, runs: int, *, is_followed: bool = False) -> tuple[Page, float, int]:
             context = browser.new_context(base_url=origin, viewport={"width": 1280, "height": 900})
             context.add_cookies([{"name": "troll_session", "value": key, "url": origin}])
             page, sent = context.new_page(), [0]
@@ -154,7 +157,8 @@ def opened(origin: str, key: str) -> Iterator[Callable[[str, int], tuple[Page, f
             page.add_init_script(WATCH % runs)
             page.goto(f"/#/{path}", wait_until="commit")
             milliseconds: float = page.evaluate("usableAt")
-            page.wait_for_load_state("networkidle")
+            if not is_followed:
+                page.wait_for_load_state("networkidle")
             return page, milliseconds / 1000, sum(sent)
 
         yield load
@@ -167,7 +171,7 @@ def _size(answer: Any) -> int:
     return len(answer.body())
 
 
-def measured(load: Callable[[str, int], tuple[Page, float, int]], path: str, runs: int, loads: int) -> Measured:
+def measured(load: Callable[..., tuple[Page, float, int]], path: str, runs: int, loads: int) -> Measured:
     seconds, frames, sent = [], {}, 0
     for number in range(loads):
         page, took, sent = load(path, runs)
@@ -187,13 +191,13 @@ def _rate(frames: list[float]) -> tuple[float, float]:
     return 1000 * len(gaps) / sum(gaps), gaps[int(0.95 * len(gaps))]
 
 
-def live(load: Callable[[str, int], tuple[Page, float, int]], job: str) -> list[float]:
+def live(load: Callable[..., tuple[Page, float, int]], job: str) -> list[float]:
     """Seconds from when a worker's event is committed to when the page shows it."""
-    page, _, _ = load(f"job/{job}", 1)
+    page, _, _ = load(f"job/{job}", 1, is_followed=True)
     page.wait_for_timeout(1000)
     delays = []
     for step in range(50, 50 + LIVE_STEPS):
-        there = tell(job, step)
+        there = tell(job, step, train_mean_reward=0.5)
         page.wait_for_function("step => document.querySelector('.facts').innerText.includes(` ${step}/`)", arg=step)
         delays.append(time.perf_counter() - there)
     page.context.close()
@@ -254,7 +258,7 @@ def main() -> None:
                     found[steps] = {kind: measured(load, *page, given.loads) for kind, page in pages.items()}
                     print(steps, found[steps], flush=True)
                 for step in range(1, 50):
-                    tell(waiting, step)
+                    tell(waiting, step, train_mean_reward=0.5)
                 delays = live(load, waiting)
         finally:
             stop_stack(folder)

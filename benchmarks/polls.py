@@ -183,7 +183,7 @@ async def streamed(tenant: Tenant, job: str, streams: int) -> list[float]:
     return delays
 
 
-def tell(job_id: str, step: int) -> float:
+def tell(job_id: str, step: int, **metrics: float) -> float:
     """Give a job an event as its worker does. Returns when it was committed."""
     from service.core.db import transaction
     from service.jobs import repository, service
@@ -192,7 +192,7 @@ def tell(job_id: str, step: int) -> float:
     with transaction("troll_worker") as session:
         job = repository.locked(session, job_id)
         assert job is not None
-        service.tell(session, job, [EventDraft(f"Step {step}", type="metrics", data={"step": step})])
+        service.tell(session, job, [EventDraft(f"Step {step}", type="metrics", data={"step": step, **metrics})])
     return time.perf_counter()
 
 

@@ -5,6 +5,7 @@ import { ask, failed, get, h, notice } from "./api.js";
 import * as account from "./account.js";
 import * as audit from "./audit.js";
 import * as chat from "./chat.js";
+import * as compare from "./compare.js";
 import * as create from "./create.js";
 import * as jobs from "./jobs.js";
 import * as keys from "./keys.js";
@@ -19,7 +20,7 @@ const PAGES = {
   "sign-in": [signIn, []],
   jobs: [jobs.list, ["read"]],
   job: [jobs.one, ["read"]],
-  compare: [jobs.compare, ["read"]],
+  compare: [compare.page, ["read"]],
   new: [create.page, ["submit"]],
   files: [things.files, ["read"]],
   models: [things.models, ["read"]],

@@ -1,24 +1,23 @@
-// The list of jobs, one job as it goes, and several on the same axes.
+// The list of jobs, and one job as it goes.
 
 import { duration, every, failed, get, h, notice, number, post, table, time } from "./api.js";
-import { AXES, CHARTS, Chart, View, chartsOfSets, dig, merged, metricsPath, namesOf, present, spark } from "./curves.js";
+import { CHARTS, Chart, View, chartsOfSets, dig, merged, metricsPath, namesOf, present, spark } from "./curves.js";
 
 const TERMINAL = ["succeeded", "failed", "cancelled"];
-const MOST_COMPARED = 8;
+export const MOST_COMPARED = 8;
 const MOST_LIVE_POINTS = 2000;
 const LOG_ROWS = 300;
 const ANSWERS = 20;
-const TOGETHER_MS = 100;
 const SPARK_POINTS = 60;
 
-const path = (id) => `/v1/fine_tuning/jobs/${encodeURIComponent(id)}`;
+export const path = (id) => `/v1/fine_tuning/jobs/${encodeURIComponent(id)}`;
 const status = (job) => h("span", { class: `status ${job.status}` }, job.status.replaceAll("_", " "));
 const link = (id) => h("a", { href: `#/job/${id}` }, id);
 const typeOf = (job) => job.method?.type ?? "–";
 const partsOf = (job) => job.method?.[job.method.type] ?? {};
 const settingsOf = (job) => partsOf(job).hyperparameters ?? {};
 /** What is drawn of these jobs. */
-const chartsOf = (jobs) => {
+export const chartsOf = (jobs) => {
   const names = jobs.flatMap((job) => (partsOf(job).validation_sets ?? []).map((set) => set.name));
   return [...CHARTS, ...chartsOfSets([...new Set(names)])];
 };
@@ -290,85 +289,4 @@ export async function one(main, [id], signal) {
     };
   };
   follow();
-}
-
-export async function compare(main, ids, signal) {
-  const jobs = await Promise.all(ids.slice(0, MOST_COMPARED).map((id) => get(path(id), signal)));
-  const charts = chartsOf(jobs);
-  const whole = jobs.map(() => ({ step: [], seconds: [], tokens: [], values: {} }));
-  let curves = whole;
-  const names = jobs.map((job) => job.user_provided_suffix ? `${job.user_provided_suffix} ${job.id.slice(-6)}` : job.id.slice(-6));
-  const place = h("div", { class: "charts" });
-  const axis = h("select", { onchange: () => draw() }, Object.entries(AXES).map(([value, text]) => h("option", { value }, text)));
-  const view = new View((range) => zoomed(range).catch((error) => failed(error, signal)));
-  /** The steps of a run that are in a part of the axis, and the next one on either side. */
-  const stepsIn = ({ step, ...columns }, [low, high]) => {
-    const at = { step, ...columns }[axis.value];
-    const first = at.findLastIndex((value) => value < low);
-    const behind = at.findIndex((value) => value > high);
-    return [step[Math.max(first, 0)], step.at(behind < 0 ? -1 : behind)];
-  };
-  const zoomed = async (range) => {
-    const look = (run, n) => (run.step.length ? get(metricsPath(jobs[n].id, present(run), { between: stepsIn(run, range) }), signal) : null);
-    const parts = range ? await Promise.all(whole.map(look)) : [];
-    if (view.range !== range) return;
-    curves = whole.map((run, n) => merged(run, parts[n]));
-    fill();
-  };
-  const fill = () => {
-    for (const { figure } of view.charts) {
-      const { chart, metric } = figure;
-      const lines = curves.map((each) => each.values[metric] ?? []);
-      chart.set(lines, () => uPlot.join(curves.map((each, n) => [each[axis.value], lines[n]])), true);
-    }
-  };
-  const measure = () => {
-    const ends = whole.flatMap((each) => [each[axis.value][0], each[axis.value].at(-1)]).filter((value) => value !== undefined);
-    if (ends.length) view.extent = [Math.min(...ends), Math.max(...ends)];
-  };
-  let due;
-  const load = async (job, n) => {
-    whole[n] = await get(metricsPath(job.id, namesOf(charts)), signal);
-    measure();
-    // What comes shortly after one another is drawn together.
-    due ??= setTimeout(() => {
-      due = undefined;
-      if (!view.range) fill();
-    }, TOGETHER_MS);
-  };
-  const draw = () => {
-    for (const { figure } of view.charts) figure.remove();
-    view.charts.clear();
-    view.range = null;
-    curves = whole;
-    measure();
-    for (const chart of charts) {
-      for (const [metric, label] of Object.entries(chart.lines)) {
-        const drawn = new Chart(`${chart.title}: ${label}`, names, "compare", view, { axis: axis.value, latest: false });
-        drawn.figure.metric = metric;
-        place.append(drawn.figure);
-      }
-    }
-    fill();
-  };
-  const settings = jobs.map((job) => flat({ model: job.model, training_file: job.training_file, seed: job.seed, ...job.method }));
-  const keys = [...new Set(settings.flatMap(Object.keys))].sort();
-  const differing = keys.filter((key) => new Set(settings.map((each) => each[key])).size > 1);
-  main.append(
-    h("h1", {}, `${jobs.length} jobs`),
-    h("label", {}, h("span", {}, "Drawn over"), axis),
-    view.toolbar,
-    place,
-    h("h2", {}, "Settings that differ"),
-    differing.length
-      ? table("Settings that differ", [{ title: "Setting", of: (key) => key }, ...jobs.map((job, n) => ({ title: h("a", { href: `#/job/${job.id}` }, names[n]), of: (key) => settings[n][key] ?? "–" }))], differing)
-      : h("p", { class: "faint" }, "None."),
-  );
-  draw();
-  await Promise.all(jobs.map(load));
-}
-
-function flat(value, prefix = "") {
-  if (value === null || typeof value !== "object" || Array.isArray(value)) return { [prefix]: JSON.stringify(value) };
-  return Object.assign({}, ...Object.entries(value).map(([key, inner]) => flat(inner, prefix ? `${prefix}.${key}` : key)));
 }
