@@ -23,7 +23,10 @@ export async function page(main, ids, signal) {
     return [step[Math.max(first, 0)], step.at(behind < 0 ? -1 : behind)];
   };
   const zoomed = async (range) => {
-    const look = (run, n) => (run.step.length ? get(metricsPath(jobs[n].id, present(run), { between: stepsIn(run, range) }), signal) : null);
+    const look = (run, n) => {
+      const names = present(run);
+      return names.length ? get(metricsPath(jobs[n].id, names, { between: stepsIn(run, range) }), signal) : null;
+    };
     const parts = range ? await Promise.all(whole.map(look)) : [];
     if (view.range !== range) return;
     curves = whole.map((run, n) => merged(run, parts[n]));

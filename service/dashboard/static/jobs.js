@@ -193,7 +193,8 @@ export async function one(main, [id], signal) {
   };
   /** What was told of the part that is looked at, in place of what stands for it in a picture of the whole. */
   const zoomed = async (range) => {
-    const found = range && (await get(metricsPath(id, present(columns), { between: range }), signal));
+    const names = present(columns);
+    const found = range && names.length ? await get(metricsPath(id, names, { between: range }), signal) : null;
     if (view.range !== range) return;
     part = found;
     drawCharts();
