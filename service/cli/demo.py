@@ -74,7 +74,7 @@ def run(folder: Path, jail: Jail = Jail.AUTO) -> int:
 def _train_and_compare(client: OpenAI, model: str, folder: Path, console: Console) -> dict[str, Any]:
     training, held_out = write_rows(folder)
     began = time.monotonic()
-    job = show(client, _submit(client, model, training, held_out).id, console)
+    job = show(client, submit(client, model, training, held_out).id, console)
     result: dict[str, Any] = {
         "job_id": job.id,
         "status": job.status,
@@ -95,7 +95,7 @@ def _train_and_compare(client: OpenAI, model: str, folder: Path, console: Consol
     return result | {"success_before": before["success"], "success_after": after["success"]}
 
 
-def _submit(client: OpenAI, model: str, training: Path, held_out: Path) -> "FineTuningJob":
+def submit(client: OpenAI, model: str, training: Path, held_out: Path) -> "FineTuningJob":
     method: Any = {"type": "reinforcement", "reinforcement": {"grader": GRADER, "hyperparameters": HYPERPARAMETERS}}
     return client.fine_tuning.jobs.create(
         model=model,

@@ -3,11 +3,13 @@
 import re
 from collections.abc import Callable, Iterator
 from importlib.resources import files
+from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
 
 from service.accounts import keys
+from service.accounts.repository import set_operating
 from service.accounts.service import revoke_key
 from service.app import create_app
 from service.core.db import transaction
@@ -52,6 +54,31 @@ def test_a_session_reads_and_with_the_dashboards_header_changes(
     (file,) = browser.get("/v1/files").json()["data"]
     assert browser.delete(f"/v1/files/{file['id']}").status_code == 401
     assert browser.delete(f"/v1/files/{file['id']}", headers=MARK).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("key", "scopes", "administers"),
+    [({}, ["manage", "read", "submit"], False), ({"scopes": ["read"]}, ["read"], False), ({"admin": True}, [], True)],
+    ids=["everything", "reads", "administers"],
+)
+def test_pages_are_told_what_the_key_may_do(
+    browser: TestClient, new_key: Callable[..., Key], key: dict[str, Any], scopes: list[str], administers: bool
+) -> None:
+    assert browser.get("/dashboard/access").status_code == 401
+    sign_in(browser, new_key(**key).plain)
+    told = browser.get("/dashboard/access").json()
+    assert told == {"organization": "acme", "scopes": scopes, "administers": administers, "operates": False}
+
+
+def test_only_an_administrator_of_an_operator_operates(browser: TestClient, new_key: Callable[..., Key]) -> None:
+    admin, key = new_key(admin=True), new_key()
+    with transaction("troll_operator") as session:
+        set_operating(session, key.organization_id, operates=True)
+    operates = []
+    for each in (admin, key):
+        sign_in(browser, each.plain)
+        operates.append(browser.get("/dashboard/access").json()["operates"])
+    assert operates == [True, False]
 
 
 def test_a_session_ends_with_its_key_and_with_signing_out(browser: TestClient, new_key: Callable[..., Key]) -> None:
