@@ -240,6 +240,7 @@ def main() -> None:
     parser.add_argument("--loads", type=int, default=5)
     given = parser.parse_args()
     os.environ["TROLL_REQUESTS_PER_MINUTE"] = "0"
+    busy = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="troll-bench-") as name:
         folder = Path(name)
         stack = start_detached(Options(folder, port=0, demo_model=True))
@@ -264,7 +265,7 @@ def main() -> None:
             stop_stack(folder)
     about = (
         f"`python -m benchmarks.dashboard`: Chromium without a GPU, 1280 by 900, on the cores that serve it; the median of "
-        f"{given.loads} loads with an empty cache. {report.machine(('fastapi', 'playwright'))}."
+        f"{given.loads} loads with an empty cache. The load of the machine before it began: {busy:.1f}. {report.machine(('fastapi', 'playwright'))}."
     )
     body = written(found[FEW], found[given.steps], delays, given.steps)
     report.write_section("dashboard", "The dashboard with long runs", f"{about}\n\n{body}")

@@ -83,6 +83,12 @@ def administering(page: Page, admin_key: str) -> Page:
     return page
 
 
+def go(page: Page, link: str) -> None:
+    """Opens the page of that name, and waits until it is there: until then the one before can be typed into."""
+    page.get_by_role("link", name=link, exact=True).click()
+    page.get_by_role("heading", name=link, level=1, exact=True).wait_for()
+
+
 def faults(page: Page) -> list[str]:
     """What axe finds serious, in words."""
     found = Axe().run(page).response["violations"]
@@ -196,12 +202,12 @@ def test_pages_fit_a_phone_and_can_be_read_by_all(inside: Page, datasets: tuple[
 def test_an_administrator_adds_a_member_who_gets_a_key_in_a_project(administering: Page) -> None:
     page = administering
     assert page.get_by_role("link", name="Jobs").is_hidden()
-    page.get_by_role("link", name="Projects").click()
+    go(page, "Projects")
     page.get_by_label("Name", exact=True).fill("browsers")
     page.get_by_role("button", name="Make a project").click()
     page.get_by_role("link", name="Members of browsers").wait_for()
 
-    page.get_by_role("link", name="Members", exact=True).click()
+    go(page, "Members")
     page.get_by_label("E-mail").fill("ada@acme.example")
     page.get_by_label("Name", exact=True).fill("Ada")
     page.get_by_role("button", name="Add a member").click()
@@ -220,7 +226,7 @@ def test_an_administrator_adds_a_member_who_gets_a_key_in_a_project(administerin
     page.get_by_role("combobox", name="Project", exact=True).select_option(label="browsers")
     expect(page.get_by_label("Role of ada@acme.example in the project")).to_have_value("member")
 
-    page.get_by_role("link", name="Keys").click()
+    go(page, "Keys")
     page.get_by_role("combobox", name="Project", exact=True).select_option(label="browsers")
     expect(page.get_by_label("Whose it is")).to_contain_text("nightly, service account")
     page.get_by_label("Whose it is").select_option(label="Ada, member")
@@ -236,7 +242,7 @@ def test_an_administrator_adds_a_member_who_gets_a_key_in_a_project(administerin
     row.get_by_role("button", name="End").click()
     expect(row).to_have_count(0)
 
-    page.get_by_role("link", name="Audit log").click()
+    go(page, "Audit log")
     page.get_by_label("What, by its type").fill("api_key.deleted")
     page.get_by_role("button", name="Find").click()
     entries = page.get_by_role("region", name="Audit log, newest first")
@@ -248,7 +254,7 @@ def test_an_operator_drains_a_worker_and_sees_who_waits(
     administering: Page, create: Callable[..., Any], stack: Stack
 ) -> None:
     page = administering
-    page.get_by_role("link", name="Workers and queue").click()
+    go(page, "Workers and queue")
     workers = page.get_by_role("region", name="Training workers")
     drain = workers.get_by_role("button", name="Drain").first
     drain.click()
