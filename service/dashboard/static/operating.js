@@ -3,20 +3,23 @@
 import { attempts, button, bytes, every, get, h, post, replace, table, time } from "./api.js";
 
 const PAGE = 20;
+const MOST = 100;
 
 export async function page(main, _, signal, access) {
   const workers = h("div");
   const queue = h("div");
   let shown = PAGE;
   const more = h("button", { type: "button", hidden: true, onclick: () => attempt(async () => (shown += PAGE)) }, "Show more");
+  const rest = h("p", { class: "faint", hidden: true }, `More wait than these ${MOST}.`);
   const draw = async () => {
     const [found, waiting] = await Promise.all([
       access.operates ? get("/v1/organization/workers", signal) : null,
-      get(`/v1/organization/queue?limit=${Math.min(shown, 100)}`, signal),
+      get(`/v1/organization/queue?limit=${Math.min(shown, MOST)}`, signal),
     ]);
     if (found) replace(workers, listed(found.data, attempt));
     replace(queue, inOrder(waiting.data, access));
-    more.hidden = !waiting.has_more || shown >= 100;
+    more.hidden = !waiting.has_more || shown >= MOST;
+    rest.hidden = !waiting.has_more || shown < MOST;
   };
   const [told, attempt] = attempts(draw);
   main.append(
@@ -29,6 +32,7 @@ export async function page(main, _, signal, access) {
     h("h2", {}, access.operates ? "Jobs that wait, of all organizations" : "Jobs that wait"),
     queue,
     more,
+    rest,
   );
   await every(3, signal, draw);
 }
