@@ -2,36 +2,28 @@
 // address, and a signal that ends it.
 
 import { ask, failed, get, h, notice } from "./api.js";
-import * as account from "./account.js";
-import * as audit from "./audit.js";
-import * as chat from "./chat.js";
-import * as compare from "./compare.js";
-import * as create from "./create.js";
-import * as jobs from "./jobs.js";
-import * as keys from "./keys.js";
-import * as members from "./members.js";
-import * as operating from "./operating.js";
-import * as projects from "./projects.js";
-import * as things from "./things.js";
-import * as usage from "./usage.js";
+
+const of = (module, name = "page") => async (...rest) => (await module())[name](...rest);
+const jobs = () => import("./jobs.js");
+const things = () => import("./things.js");
 
 /** Of each page its function, and of what whoever sees it must be allowed one; the API refuses the rest anyway. */
 const PAGES = {
   "sign-in": [signIn, []],
-  jobs: [jobs.list, ["read"]],
-  job: [jobs.one, ["read"]],
-  compare: [compare.page, ["read"]],
-  new: [create.page, ["submit"]],
-  files: [things.files, ["read"]],
-  models: [things.models, ["read"]],
-  chat: [chat.page, ["submit"]],
-  usage: [usage.page, ["read", "administers"]],
-  account: [account.page, ["read", "administers"]],
-  members: [members.page, ["administers"]],
-  projects: [projects.page, ["administers"]],
-  keys: [keys.page, ["administers"]],
-  queue: [operating.page, ["administers"]],
-  audit: [audit.page, ["administers"]],
+  jobs: [of(jobs, "list"), ["read"]],
+  job: [of(jobs, "one"), ["read"]],
+  compare: [of(() => import("./compare.js")), ["read"]],
+  new: [of(() => import("./create.js")), ["submit"]],
+  files: [of(things, "files"), ["read"]],
+  models: [of(things, "models"), ["read"]],
+  chat: [of(() => import("./chat.js")), ["submit"]],
+  usage: [of(() => import("./usage.js")), ["read", "administers"]],
+  account: [of(() => import("./account.js")), ["read", "administers"]],
+  members: [of(() => import("./members.js")), ["administers"]],
+  projects: [of(() => import("./projects.js")), ["administers"]],
+  keys: [of(() => import("./keys.js")), ["administers"]],
+  queue: [of(() => import("./operating.js")), ["administers"]],
+  audit: [of(() => import("./audit.js")), ["administers"]],
 };
 
 const REASONS = {
@@ -79,8 +71,12 @@ async function show() {
 
 /** What whoever is signed in may do; null where nobody is. */
 async function allowed(signal) {
-  const { signed_in } = await get("/dashboard/session", signal);
-  return signed_in ? get("/dashboard/access", signal) : null;
+  try {
+    return await get("/dashboard/access", signal);
+  } catch (error) {
+    if (error.status !== 401) throw error;
+    return null;
+  }
 }
 
 const allows = (access, needs) => needs.some((each) => access[each] === true || access.scopes.includes(each));
