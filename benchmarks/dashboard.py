@@ -41,8 +41,8 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-backgroun
 WATCH = """
 window.usableAt = new Promise((tell) => {
   const look = () => {
-    const drawn = document.querySelector(".u-legend")?.querySelectorAll(".u-series").length ?? 0;
-    if (drawn > %d) requestAnimationFrame(() => requestAnimationFrame(() => tell(performance.now())));
+    const drawn = document.querySelector(".u-over")?.closest("figure").ariaLabel.split(" at the end: ")[1].split(", ").length ?? 0;
+    if (drawn >= %d) requestAnimationFrame(() => requestAnimationFrame(() => tell(performance.now())));
     else requestAnimationFrame(look);
   };
   look();

@@ -1,13 +1,19 @@
 // Several jobs on the same axes.
 
 import { failed, get, h, table } from "./api.js";
-import { AXES, Chart, View, merged, metricsPath, namesOf, present } from "./curves.js";
+import { AXES, CHARTS, Chart, View, merged, metricsPath, namesOf, present } from "./curves.js";
 import { MOST_COMPARED, chartsOf, path } from "./jobs.js";
 
 const TOGETHER_MS = 100;
+/** So many curves of each run are asked for at once: more than fit on a screen. The others come behind them. */
+const FIRST = 9;
 
 export async function page(main, ids, signal) {
-  const jobs = await Promise.all(ids.slice(0, MOST_COMPARED).map((id) => get(path(id), signal)));
+  const compared = ids.slice(0, MOST_COMPARED);
+  const first = compared.map((id) => get(metricsPath(id, namesOf(CHARTS).slice(0, FIRST)), signal));
+  // What fails is told by whoever waits for it.
+  first.forEach((found) => found.catch(() => {}));
+  const jobs = await Promise.all(compared.map((id) => get(path(id), signal)));
   const charts = chartsOf(jobs);
   const whole = jobs.map(() => ({ step: [], seconds: [], tokens: [], values: {} }));
   let curves = whole;
@@ -44,14 +50,23 @@ export async function page(main, ids, signal) {
     if (ends.length) view.extent = [Math.min(...ends), Math.max(...ends)];
   };
   let due;
-  const load = async (job, n) => {
-    whole[n] = await get(metricsPath(job.id, namesOf(charts)), signal);
+  // What comes shortly after one another is drawn together.
+  const soon = () => {
     measure();
-    // What comes shortly after one another is drawn together.
     due ??= setTimeout(() => {
       due = undefined;
       if (!view.range) fill();
     }, TOGETHER_MS);
+  };
+  const load = async (job, n) => {
+    whole[n] = await first[n];
+    soon();
+    const rest = await get(metricsPath(job.id, namesOf(charts).slice(FIRST)), signal);
+    // A job that is at work may have come further meanwhile.
+    const same = String(rest.step) === String(whole[n].step);
+    if (same) Object.assign(whole[n].values, rest.values);
+    else whole[n] = await get(metricsPath(job.id, namesOf(charts)), signal);
+    soon();
   };
   const draw = () => {
     for (const { figure } of view.charts) figure.remove();

@@ -147,6 +147,25 @@ export class View {
   }
 }
 
+const FRAME_MS = 8;
+const waiting = new Set();
+
+/** Draws charts one after the other, so that the first one is seen and the page answers before the last one is drawn. */
+function drawWaiting() {
+  const began = performance.now();
+  for (const chart of waiting) {
+    waiting.delete(chart);
+    chart.draw();
+    if (performance.now() - began > FRAME_MS) break;
+  }
+  if (waiting.size) requestAnimationFrame(drawWaiting);
+}
+
+function drawSoon(chart) {
+  if (!waiting.size) requestAnimationFrame(drawWaiting);
+  waiting.add(chart);
+}
+
 const nearby = new IntersectionObserver((entries) => entries.forEach(({ target, isIntersecting }) => target.chart.near(isIntersecting)), {
   rootMargin: "200px",
 });
@@ -177,7 +196,7 @@ export class Chart {
     this.now.textContent = this.latest && known.length <= 3 ? last.join(", ") : "";
     this.figure.setAttribute("aria-label", `${this.title}, at the end: ${last.join(", ")}`);
     Object.assign(this, { shown, columns });
-    if (this.isNear) this.#draw();
+    if (this.isNear) drawSoon(this);
   }
 
   near(isNear) {
@@ -187,7 +206,7 @@ export class Chart {
       if (this.plot) this.place.style.minHeight = `${this.place.clientHeight}px`;
       this.plot?.destroy();
       Object.assign(this, { plot: undefined, drawn: "" });
-    } else if (this.columns) this.#draw();
+    } else if (this.columns) drawSoon(this);
   }
 
   /** Shows the part of the view that is to be seen. */
@@ -196,7 +215,8 @@ export class Chart {
     this.plot?.setScale("x", { min, max });
   }
 
-  #draw() {
+  draw() {
+    if (!this.isNear) return;
     const columns = this.columns(this.shown);
     if (this.drawn === String(this.shown)) {
       this.plot.batch(() => {
