@@ -153,6 +153,7 @@ def test_jobs_are_compared_cancelled_and_followed_when_the_server_starts_again(
     short, long = create(n_steps=2, learning_rate=1e-5).id, create(n_steps=2000).id
     page.goto(f"/#/job/{long}")
     expect(page.get_by_role("img", name=re.compile("^Reward, "))).to_be_visible()
+    expect(page.locator(".status")).to_have_text("running")
     before = step(page)
     api = [
         process
@@ -315,6 +316,7 @@ def test_a_part_of_a_run_is_looked_at_with_the_keyboard_alone(inside: Page, crea
     page = inside
     job = create(n_steps=40, learning_rate=1e-5)
     page.goto(f"/#/job/{job.id}")
+    page.get_by_role("heading", name=job.id, level=1).wait_for()
     expect(page.locator(".status")).to_have_text("succeeded")
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url) if "start_step=" in request.url else None)

@@ -248,11 +248,17 @@ export async function one(main, [id], signal) {
   answers.data.filter(known).toReversed().forEach((event) => addSamples(event.data));
   if (TERMINAL.includes(job.status)) return;
 
+  const refresh = async () => {
+    job = await get(path(id), signal);
+    drawHead();
+  };
+  // It may have begun since it was asked for, and what said so is behind the curves.
+  if (last) await refresh();
   const hear = (event) => {
     last = event.seq;
     if (event.type !== "metrics") {
       addLog(event);
-      Promise.all([get(path(id), signal).then((found) => ((job = found), drawHead())), drawCheckpoints()]).catch((e) => failed(e, signal));
+      Promise.all([refresh(), drawCheckpoints()]).catch((e) => failed(e, signal));
       return;
     }
     columns.step.push(event.data.step);
@@ -274,7 +280,7 @@ export async function one(main, [id], signal) {
     source.onmessage = ({ data }) => {
       if (data === "[DONE]") {
         source.close();
-        get(path(id), signal).then((found) => ((job = found), drawHead())).catch((e) => failed(e, signal));
+        refresh().catch((e) => failed(e, signal));
         return;
       }
       const event = JSON.parse(data);
