@@ -41,7 +41,7 @@ export async function page(main, ids, signal) {
   const fill = () => {
     for (const { figure } of view.charts) {
       const { chart, metric } = figure;
-      const lines = curves.map((each) => each.values[metric] ?? []);
+      const lines = curves.map((each) => each.values[metric] ?? each.step.map(() => null));
       chart.set(lines, () => uPlot.join(curves.map((each, n) => [each[axis.value], lines[n]])), true);
     }
   };
@@ -61,11 +61,13 @@ export async function page(main, ids, signal) {
   const load = async (job, n) => {
     whole[n] = await first[n];
     soon();
-    const rest = await get(metricsPath(job.id, namesOf(charts).slice(FIRST)), signal);
+    // Of each job what it has: all names of all jobs may be more than may be asked for at once.
+    const metrics = namesOf(chartsOf([job]));
+    const rest = await get(metricsPath(job.id, metrics.slice(FIRST)), signal);
     // A job that is at work may have come further meanwhile.
     const same = String(rest.step) === String(whole[n].step);
     if (same) Object.assign(whole[n].values, rest.values);
-    else whole[n] = await get(metricsPath(job.id, namesOf(charts)), signal);
+    else whole[n] = await get(metricsPath(job.id, metrics), signal);
     soon();
   };
   const draw = () => {
