@@ -707,7 +707,7 @@ def test_what_an_owner_of_the_organisation_used_is_that_of_all_projects(browser:
         owner.execute(
             "INSERT INTO project_gpu_usage SELECT organization_id, id, now(), 1800 FROM projects WHERE id = %s", [other]
         )
-    asked = {"start_time": int(time.time()) - 86_400, "group_by[]": "project_id", "limit": 2}
+    asked: dict[str, Any] = {"start_time": int(time.time()) - 86_400, "group_by[]": "project_id", "limit": 2}
     page = browser.get("/v1/organization/usage/gpu_seconds", params=asked).json()
     assert {(each["project_id"], each["gpu_seconds"]) for day in page["data"] for each in day["results"]} == {
         (other, 1800.0)
