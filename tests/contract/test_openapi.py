@@ -26,6 +26,7 @@ from service.core.broker import CONTROL_QUEUE
 from service.core.db import transaction
 from service.core.ids import new_id
 from service.embedded.servers import Servers
+from service.scheduling import repository as scheduling
 from service.settings import settings as service_settings
 from tests import factories
 from tests.conftest import empty
@@ -65,6 +66,7 @@ def seeded(server: Server, servers: Servers) -> Iterator[Seeded]:
     empty(servers)
     with transaction("troll_operator") as session:
         key, _, organization = create_key(session, organization="generated", name="requests")
+        accounts.set_operating(session, organization.id, operates=True)
         project = Project(id=new_id("proj_"), organization_id=organization.id, name="other")
         accounts.add(session, project)
         admin_key, _ = make_key(session, KeyOwner(organization.id, None), name="administers")
@@ -81,7 +83,10 @@ def seeded(server: Server, servers: Servers) -> Iterator[Seeded]:
             "service_account_id": account.id,
             "api_key_id": for_one.id,
             "key_id": other_admin.id,
+            "worker": "training@one",
         }
+    with transaction("troll_worker") as session:
+        scheduling.register(session, administered["worker"], gpus=1, engines=["transformers"], gpu_bytes=0)
     with (
         pytest.MonkeyPatch.context() as patch,
         openai.OpenAI(api_key=key, base_url=server.base_url) as client,
