@@ -40,7 +40,7 @@ class Plan:
 
 ON_POLICY = "on policy"
 """The condition without settings of its own."""
-ONLY = {"tasks", "estimators", "objectives"}
+ONLY = {"tasks", "estimators", "objectives", "learning_rates"}
 """What of a condition says where it applies; the rest are its hyperparameters."""
 
 
@@ -108,7 +108,8 @@ class Grid:
             for seed in self.seeds:
                 for rate in self.learning_rates:
                     for (task, estimator, condition), objectives in self.comparisons().items():
-                        for objective, settings in objectives.items():
+                        rates = self.conditions[condition].get("learning_rates", self.learning_rates)
+                        for objective, settings in objectives.items() if rate in rates else ():
                             if number <= len(settings):
                                 setting = [{}, *settings][number]
                                 yield self._plan(task, estimator, condition, objective, setting, rate, seed)
