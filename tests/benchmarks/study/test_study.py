@@ -198,13 +198,15 @@ def test_a_form_of_an_objective_is_compared_under_a_name_of_its_own(tmp_path: Pa
 
 
 def test_a_condition_is_asked_of_every_objective_where_it_applies(tmp_path: Path) -> None:
-    stale = {"max_staleness": 4, "partial_rollouts": False, "objectives": ["clip", "troll"]}
+    stale = {"max_staleness": 4, "partial_rollouts": False, "objectives": ["clip", "troll"], "learning_rates": [1e-3]}
     small = grid(
         tmp_path,
+        learning_rates=[1e-4, 1e-3],
         objectives={"clip": [], "troll": [], "dppo": []},
         conditions={"on policy": {}, "4 steps old": stale},
     )
     asked = {(plan.condition, plan.objective): plan.hyperparameters.get("max_staleness") for plan in small.plans()}
+    assert {plan.learning_rate for plan in small.plans() if plan.condition == "4 steps old"} == {1e-3}
     on_policy = dict.fromkeys(("on policy", name) for name in ("clip", "troll", "dppo"))
     assert asked == on_policy | {("4 steps old", name): 4 for name in ("clip", "troll")}
 
