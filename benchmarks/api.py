@@ -14,18 +14,16 @@ import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 from benchmarks import report
-from service.embedded.detached import start_detached, stop_stack
-from service.embedded.stack import Options
+from benchmarks.stack import started
 
 BURSTS = (150, 500)
 POLL_SECONDS = 0.1
@@ -65,6 +63,12 @@ class Tenant:
     key: str
     model: str = ""
     files: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, stack: dict[str, Any]) -> Self:
+        """With the key that a stack says of itself."""
+        where = urlsplit(stack["base_url"])
+        return cls(str(where.hostname), int(where.port or 80), stack["api_key"])
 
     async def send(
         self, method: str, path: str, body: Any = None, content_type: str = "application/json", key: str | None = None
@@ -328,17 +332,10 @@ def main() -> None:
         "TROLL_GRADERS": json.dumps({"jail": "unshare"}),
     }
     for part in given.parts:
-        with tempfile.TemporaryDirectory(prefix="troll-bench-") as name:
-            folder = Path(name)
-            stack = start_detached(Options(folder, port=0, demo_model=True))
-            try:
-                where = urlsplit(stack["base_url"])
-                keys = [stack["api_key"], new_key(folder, "quiet")]
-                body = asyncio.run(
-                    measured(part, str(where.hostname), int(where.port or 80), keys, stack["model"], given)
-                )
-            finally:
-                stop_stack(folder)
+        with started() as (folder, stack):
+            where = urlsplit(stack["base_url"])
+            keys = [stack["api_key"], new_key(folder, "quiet")]
+            body = asyncio.run(measured(part, str(where.hostname), int(where.port or 80), keys, stack["model"], given))
         about = f"`python -m benchmarks.api --parts {part}`. {report.machine(('fastapi', 'uvicorn', 'sqlalchemy'))}."
         title = {"bursts": "Bursts of one key", "neighbour": "Beside a loud tenant"}[part]
         report.write_section(f"api-{part}", title, f"{about}\n\n{body}")

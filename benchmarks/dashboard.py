@@ -12,15 +12,12 @@ import json
 import os
 import shutil
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import psycopg
 from playwright.sync_api import Page, sync_playwright
@@ -28,8 +25,7 @@ from playwright.sync_api import Page, sync_playwright
 from benchmarks import report
 from benchmarks.api import Tenant, prepared
 from benchmarks.polls import point_at, tell
-from service.embedded.detached import start_detached, stop_stack
-from service.embedded.stack import Options
+from benchmarks.stack import started
 
 FEW = 100
 COMPARED = 8
@@ -241,28 +237,22 @@ def main() -> None:
     given = parser.parse_args()
     os.environ["TROLL_REQUESTS_PER_MINUTE"] = "0"
     busy = os.getloadavg()[0]
-    with tempfile.TemporaryDirectory(prefix="troll-bench-") as name:
-        folder = Path(name)
-        stack = start_detached(Options(folder, port=0, demo_model=True))
-        try:
-            where = urlsplit(stack["base_url"])
-            tenant = Tenant(str(where.hostname), int(where.port or 80), stack["api_key"])
-            owner_url = point_at(folder)
-            asyncio.run(prepared(tenant, stack["model"]))
-            template, waiting = job_with_events(tenant)
-            found: dict[int, dict[str, Measured]] = {}
-            with opened(f"http://{where.netloc}", stack["api_key"]) as load:
-                for steps in (FEW, given.steps):
-                    ids = fill(owner_url, template, steps)
-                    fold(ids, steps)
-                    pages = {"job": (f"job/{ids[0]}", 1), "compare": (f"compare/{'/'.join(ids)}", COMPARED)}
-                    found[steps] = {kind: measured(load, *page, given.loads) for kind, page in pages.items()}
-                    print(steps, found[steps], flush=True)
-                for step in range(1, 50):
-                    tell(waiting, step, train_mean_reward=0.5)
-                delays = live(load, waiting)
-        finally:
-            stop_stack(folder)
+    with started() as (folder, stack):
+        tenant = Tenant.of(stack)
+        owner_url = point_at(folder)
+        asyncio.run(prepared(tenant, stack["model"]))
+        template, waiting = job_with_events(tenant)
+        found: dict[int, dict[str, Measured]] = {}
+        with opened(stack["base_url"].removesuffix("/v1"), stack["api_key"]) as load:
+            for steps in (FEW, given.steps):
+                ids = fill(owner_url, template, steps)
+                fold(ids, steps)
+                pages = {"job": (f"job/{ids[0]}", 1), "compare": (f"compare/{'/'.join(ids)}", COMPARED)}
+                found[steps] = {kind: measured(load, *page, given.loads) for kind, page in pages.items()}
+                print(steps, found[steps], flush=True)
+            for step in range(1, 50):
+                tell(waiting, step, train_mean_reward=0.5)
+            delays = live(load, waiting)
     about = (
         f"`python -m benchmarks.dashboard`: Chromium without a GPU, 1280 by 900, on the cores that serve it; the median of "
         f"{given.loads} loads with an empty cache. The load of the machine before it began: {busy:.1f}. {report.machine(('fastapi', 'playwright'))}."

@@ -11,30 +11,23 @@ import argparse
 import json
 import platform
 import statistics
-import tempfile
 import time
 from pathlib import Path
 
 from openai import OpenAI, Stream
 from openai.types.fine_tuning import FineTuningJobEvent
 
+from benchmarks.stack import started
 from service.cli import demo
-from service.embedded.detached import start_detached, stop_stack
-from service.embedded.stack import Options
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", type=int, default=5)
     jobs = parser.parse_args().jobs
-    with tempfile.TemporaryDirectory(prefix="troll-bench-") as name:
-        folder = Path(name)
-        stack = start_detached(Options(folder, port=0, demo_model=True))
-        try:
-            client = OpenAI(base_url=stack["base_url"], api_key=stack["api_key"])
-            waits = measure(client, stack["model"], folder, jobs)
-        finally:
-            stop_stack(folder)
+    with started() as (folder, stack):
+        client = OpenAI(base_url=stack["base_url"], api_key=stack["api_key"])
+        waits = measure(client, stack["model"], folder, jobs)
     print(f"{platform.processor() or platform.machine()}, {jobs} jobs, one after another, warm worker")
     for label, values in waits.items():
         print(f"  {label:34} median {statistics.median(values):.2f} s, from {min(values):.2f} to {max(values):.2f} s")

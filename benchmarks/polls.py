@@ -11,23 +11,20 @@ import asyncio
 import json
 import os
 import statistics
-import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import psycopg
 from sqlalchemy import make_url
 
 from benchmarks import report
 from benchmarks.api import Tenant, prepared
+from benchmarks.stack import started
 from service.embedded import postgres, redis
-from service.embedded.detached import start_detached, stop_stack
 from service.embedded.folder import Folder
-from service.embedded.stack import Options
 
 FEW_JOBS = 100
 ONE_AFTER_THE_OTHER = 400
@@ -260,17 +257,11 @@ def main() -> None:
     parser.add_argument("--streams", type=int, default=500)
     given = parser.parse_args()
     os.environ |= {"TROLL_REQUESTS_PER_MINUTE": "0", "TROLL_MAX_STREAMS_PER_KEY": "1000"}
-    with tempfile.TemporaryDirectory(prefix="troll-bench-") as name:
-        folder = Path(name)
-        stack = start_detached(Options(folder, port=0, demo_model=True))
-        try:
-            where = urlsplit(stack["base_url"])
-            tenant = Tenant(str(where.hostname), int(where.port or 80), stack["api_key"])
-            owner_url = point_at(folder)
-            asyncio.run(prepared(tenant, stack["model"]))
-            body = asyncio.run(measured(tenant, owner_url, given))
-        finally:
-            stop_stack(folder)
+    with started() as (folder, stack):
+        tenant = Tenant.of(stack)
+        owner_url = point_at(folder)
+        asyncio.run(prepared(tenant, stack["model"]))
+        body = asyncio.run(measured(tenant, owner_url, given))
     about = (
         f"`python -m benchmarks.polls`, beside {given.jobs:,} jobs and {given.jobs * given.events_each:,} events of the same "
         f"organisation. {report.machine(('fastapi', 'uvicorn', 'sqlalchemy'))}."

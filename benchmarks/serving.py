@@ -10,17 +10,14 @@ import argparse
 import asyncio
 import os
 import statistics
-import tempfile
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from openai import AsyncOpenAI
 
 from benchmarks import report
-from service.embedded.detached import start_detached, stop_stack
-from service.embedded.stack import Options
+from benchmarks.stack import started
 from workers.demo import make_tokenizer
 
 MODULE = "benchmarks.serving"
@@ -87,13 +84,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0)
     seconds = parser.parse_args().seconds
     os.environ["TROLL_REQUESTS_PER_MINUTE"] = "0"
-    with tempfile.TemporaryDirectory(prefix="troll-bench-") as name:
-        folder = Path(name)
-        stack = start_detached(Options(folder, port=0, demo_model=True))
-        try:
-            cold, results = asyncio.run(run(stack["base_url"], stack["api_key"], stack["model"], seconds))
-        finally:
-            stop_stack(folder)
+    with started() as (_, stack):
+        cold, results = asyncio.run(run(stack["base_url"], stack["api_key"], stack["model"], seconds))
     table = report.table(
         ["requests at a time", "requests per second", "tokens per second", "first token", "95th percentile", "a token"],
         [row(many, *result) for many, result in results.items()],

@@ -186,8 +186,8 @@ class TransformersEngine(RolloutEngine):
     ) -> Iterator[tuple[int, list[Rollout]]]:
         """The groups of some prompts, in one batch. ``limits`` ``[R]``: most tokens of a row, where they differ."""
         device = self._model.device
-        left = torch.tensor([self._context_length - len(prompt) for prompt in prompts]).repeat_interleave(samples)
-        limits = left.clamp(max=sampling.max_tokens) if limits is None else left.minimum(limits)
+        rooms = torch.tensor([self._context_length - len(prompt) for prompt in prompts]).repeat_interleave(samples)
+        limits = rooms.clamp(max=sampling.max_tokens) if limits is None else rooms.minimum(limits)
         limits = limits.to(device)
         decoder, logits = self._prefill(prompts, samples)
         draws = draws.to(device)

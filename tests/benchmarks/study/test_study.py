@@ -38,6 +38,17 @@ SMALL: dict[str, Any] = {
 }
 
 
+TOLD: dict[str, Any] = {
+    "steps": {
+        "step": [0, 1, 2],
+        "valid_reward": [0.1, None, 0.2],
+        **{name: [None, 0.1, 0.2] for name in ("train_reward", "entropy", "kl", "held_back", "grad_norm")},
+    },
+    "seconds": {"job": 9, "steps": 4},
+}
+"""What a page reads of a run beside its end."""
+
+
 def grid(tmp_path: Path, **changed: Any) -> Grid:
     path = tmp_path / "grid.yaml"
     path.write_text(yaml.safe_dump(SMALL | changed))
@@ -166,15 +177,10 @@ def test_the_best_settings_are_chosen_by_validation_and_not_by_what_is_held_out(
 
 
 def test_a_page_tells_runs_that_failed_and_claims_nothing_of_few_seeds(tmp_path: Path) -> None:
-    steps = {name: [None, 0.1, 0.2] for name in ("train_reward", "entropy", "kl", "held_back", "grad_norm")}
-    rest: dict[str, Any] = {
-        "steps": {"step": [0, 1, 2], "valid_reward": [0.1, None, 0.2], **steps},
-        "seconds": {"job": 9, "steps": 4},
-    }
-    broken: dict[str, Any] = {"error": "it broke", "steps": {}, "objective": "troll", "seconds": rest["seconds"]}
+    broken: dict[str, Any] = {"error": "it broke", "steps": {}, "objective": "troll", "seconds": TOLD["seconds"]}
     results = [
-        *(ended(seed, 0.4, **rest) for seed in (1, 2)),
-        *(ended(seed, 0.5, objective="troll", **rest) for seed in (1, 2)),
+        *(ended(seed, 0.4, **TOLD) for seed in (1, 2)),
+        *(ended(seed, 0.5, objective="troll", **TOLD) for seed in (1, 2)),
         ended(3, 0.0, **broken),
     ]
     small = grid(tmp_path, objectives={"clip": [], "troll": []}, seeds=[1, 2, 3])
@@ -212,15 +218,10 @@ def test_a_condition_is_asked_of_every_objective_where_it_applies(tmp_path: Path
 
 
 def test_older_answers_have_a_table_of_their_own(tmp_path: Path) -> None:
-    steps = {name: [None, 0.1, 0.2] for name in ("train_reward", "entropy", "kl", "held_back", "grad_norm")}
-    rest: dict[str, Any] = {
-        "steps": {"step": [0, 1, 2], "valid_reward": [0.1, None, 0.2], **steps},
-        "seconds": {"job": 9, "steps": 4},
-    }
     results = [
-        *(ended(seed, 0.6, **rest) for seed in (1, 2)),
-        *(ended(seed, 0.4, condition="4 steps old", **rest) for seed in (1, 2)),
-        *(ended(seed, 0.5, condition="4 steps old", objective="troll", **rest) for seed in (1, 2)),
+        *(ended(seed, 0.6, **TOLD) for seed in (1, 2)),
+        *(ended(seed, 0.4, condition="4 steps old", **TOLD) for seed in (1, 2)),
+        *(ended(seed, 0.5, condition="4 steps old", objective="troll", **TOLD) for seed in (1, 2)),
     ]
     small = grid(
         tmp_path,
@@ -239,12 +240,7 @@ def test_older_answers_have_a_table_of_their_own(tmp_path: Path) -> None:
 def test_results_that_others_left_are_not_done_again_and_not_lost(tmp_path: Path) -> None:
     small = grid(tmp_path)
     (plan,) = small.plans()
-    steps = {name: [None, 0.1, 0.2] for name in ("train_reward", "entropy", "kl", "held_back", "grad_norm")}
-    rest: dict[str, Any] = {
-        "steps": {"step": [0, 1, 2], "valid_reward": [0.1, None, 0.2], **steps},
-        "seconds": {"job": 9, "steps": 4},
-    }
-    theirs = [ended(1, 0.6, **rest, key=plan.key), ended(2, 0.5, **rest, key="of another grid")]
+    theirs = [ended(1, 0.6, **TOLD, key=plan.key), ended(2, 0.5, **TOLD, key="of another grid")]
     results = tmp_path / "results.json"
     bases = {"additions": ended(0, 0.3)["held_out"]}
     results.write_text(json.dumps({"bases": bases, "runs": theirs}))

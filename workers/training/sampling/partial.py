@@ -37,7 +37,7 @@ class PartialRollouts:
         """Go on from answers as they were kept, those to each of the collection's prompts; all ranks do so together."""
         for place, group in enumerate(kept):
             self._rollouts[place] = [each.rollout for each in group]
-            if all(each.grade for each in group):
+            if all(each.grade is not None for each in group):
                 (self.collection.graded[place],) = samples_of([self.collection.prompts[place]], [group], reader)
             elif self._is_over(place):
                 self.collection.add(place, self._rollouts[place])
