@@ -23,7 +23,7 @@ from typing import Any, Self
 from urllib.parse import urlsplit
 
 from benchmarks import report
-from benchmarks.stack import started
+from benchmarks.stack import running_stack
 
 BURSTS = (150, 500)
 POLL_SECONDS = 0.1
@@ -332,7 +332,7 @@ def main() -> None:
         "TROLL_GRADERS": json.dumps({"jail": "unshare"}),
     }
     for part in given.parts:
-        with started() as (folder, stack):
+        with running_stack() as (folder, stack):
             where = urlsplit(stack["base_url"])
             keys = [stack["api_key"], new_key(folder, "quiet")]
             body = asyncio.run(measured(part, str(where.hostname), int(where.port or 80), keys, stack["model"], given))

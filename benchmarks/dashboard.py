@@ -25,7 +25,7 @@ from playwright.sync_api import Page, sync_playwright
 from benchmarks import report
 from benchmarks.api import Tenant, prepared
 from benchmarks.polls import point_at, tell
-from benchmarks.stack import started
+from benchmarks.stack import running_stack
 
 FEW = 100
 COMPARED = 8
@@ -237,7 +237,7 @@ def main() -> None:
     given = parser.parse_args()
     os.environ["TROLL_REQUESTS_PER_MINUTE"] = "0"
     busy = os.getloadavg()[0]
-    with started() as (folder, stack):
+    with running_stack() as (folder, stack):
         tenant = Tenant.of(stack)
         owner_url = point_at(folder)
         asyncio.run(prepared(tenant, stack["model"]))

@@ -17,7 +17,7 @@ from pathlib import Path
 from openai import OpenAI, Stream
 from openai.types.fine_tuning import FineTuningJobEvent
 
-from benchmarks.stack import started
+from benchmarks.stack import running_stack
 from service.cli import demo
 
 
@@ -25,7 +25,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", type=int, default=5)
     jobs = parser.parse_args().jobs
-    with started() as (folder, stack):
+    with running_stack() as (folder, stack):
         client = OpenAI(base_url=stack["base_url"], api_key=stack["api_key"])
         waits = measure(client, stack["model"], folder, jobs)
     print(f"{platform.processor() or platform.machine()}, {jobs} jobs, one after another, warm worker")

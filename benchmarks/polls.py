@@ -22,7 +22,7 @@ from sqlalchemy import make_url
 
 from benchmarks import report
 from benchmarks.api import Tenant, prepared
-from benchmarks.stack import started
+from benchmarks.stack import running_stack
 from service.embedded import postgres, redis
 from service.embedded.folder import Folder
 
@@ -257,7 +257,7 @@ def main() -> None:
     parser.add_argument("--streams", type=int, default=500)
     given = parser.parse_args()
     os.environ |= {"TROLL_REQUESTS_PER_MINUTE": "0", "TROLL_MAX_STREAMS_PER_KEY": "1000"}
-    with started() as (folder, stack):
+    with running_stack() as (folder, stack):
         tenant = Tenant.of(stack)
         owner_url = point_at(folder)
         asyncio.run(prepared(tenant, stack["model"]))

@@ -17,7 +17,7 @@ from typing import Any
 from openai import AsyncOpenAI
 
 from benchmarks import report
-from benchmarks.stack import started
+from benchmarks.stack import running_stack
 from workers.demo import make_tokenizer
 
 MODULE = "benchmarks.serving"
@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0)
     seconds = parser.parse_args().seconds
     os.environ["TROLL_REQUESTS_PER_MINUTE"] = "0"
-    with started() as (_, stack):
+    with running_stack() as (_, stack):
         cold, results = asyncio.run(run(stack["base_url"], stack["api_key"], stack["model"], seconds))
     table = report.table(
         ["requests at a time", "requests per second", "tokens per second", "first token", "95th percentile", "a token"],

@@ -11,7 +11,7 @@ from service.embedded.stack import Options
 
 
 @contextmanager
-def started() -> Iterator[tuple[Path, dict[str, Any]]]:
+def running_stack() -> Iterator[tuple[Path, dict[str, Any]]]:
     """The folder of a stack with the demo's model, as a user starts it, and what it says of itself."""
     with tempfile.TemporaryDirectory(prefix="troll-bench-") as name:
         folder = Path(name)
