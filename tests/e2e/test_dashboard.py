@@ -10,7 +10,7 @@ import psutil
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from openai import OpenAI
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
 from tests.e2e.conftest import Stack, troll
 
@@ -84,7 +84,7 @@ def administering(page: Page, admin_key: str) -> Page:
 
 
 def go(page: Page, link: str) -> None:
-    """Opens the page of that name, and waits until it is there: until then the one before can be typed into."""
+    """Opens the page of that name, and waits until it is there: pages have inputs of the same names."""
     page.get_by_role("link", name=link, exact=True).click()
     page.get_by_role("heading", name=link, level=1, exact=True).wait_for()
 
@@ -215,6 +215,7 @@ def test_an_administrator_adds_a_member_who_gets_a_key_in_a_project(administerin
     people = page.get_by_role("region", name="Members of the organization")
     expect(people).to_contain_text("ada@acme.example")
     page.get_by_role("combobox", name="Project", exact=True).select_option(label="browsers")
+    page.get_by_label("Member", exact=True).select_option(label="Ada (ada@acme.example)")
     page.get_by_label("Role in the project").select_option("reader")
     page.get_by_role("button", name="Let them in").click()
     inside = page.get_by_role("region", name="Members of the project")
@@ -331,3 +332,108 @@ def test_a_part_of_a_run_is_looked_at_with_the_keyboard_alone(inside: Page, crea
     expect(part).to_have_text("")
     assert asked
     assert faults(page) == []
+
+
+def held(page: Page, pattern: str) -> Callable[[], None]:
+    """Holds requests to `pattern` back until what is returned is called."""
+    waiting: list[Route] = []
+    held = True
+
+    def handle(route: Route) -> None:
+        waiting.append(route) if held else route.continue_()
+
+    def let_go() -> None:
+        nonlocal held
+        held = False
+        for route in waiting:
+            route.continue_()
+
+    page.route(pattern, handle)
+    return let_go
+
+
+def test_what_is_pressed_before_a_page_has_come_is_not_done_in_another_project(administering: Page) -> None:
+    page = administering
+    go(page, "Projects")
+    for name in ("first", "second"):
+        page.get_by_label("Name", exact=True).fill(name)
+        page.get_by_role("button", name="Make a project").click()
+        page.get_by_role("link", name=f"Keys of {name}").wait_for()
+    posted: list[str] = []
+    page.on("request", lambda request: posted.append(request.url) if request.method == "POST" else None)
+
+    page.get_by_role("link", name="Keys of first").click()
+    page.get_by_label("Whose it is").select_option("nobody")
+    let_go = held(page, "**/service_accounts?*")
+    page.get_by_role("combobox", name="Project", exact=True).select_option(label="second")
+    page.get_by_label("What it is for").fill("too fast")
+    page.get_by_role("button", name="Make a key").click()
+    assert posted == []
+    let_go()
+    page.get_by_label("Whose it is").select_option("nobody")
+    expect(page.get_by_label("What it is for")).to_have_value("too fast")
+    page.get_by_role("button", name="Make a key").click()
+    expect(page.get_by_role("region", name="API keys of the project")).to_contain_text("too fast")
+    second = page.get_by_role("combobox", name="Project", exact=True).input_value()
+    assert [url for url in posted if second not in url] == []
+
+
+def test_of_two_projects_chosen_the_one_that_is_chosen_is_shown_whichever_answers_first(administering: Page) -> None:
+    page = administering
+    go(page, "Projects")
+    page.get_by_label("Name", exact=True).fill("slow")
+    page.get_by_role("button", name="Make a project").click()
+    page.get_by_role("link", name="Members of slow").wait_for()
+    go(page, "Members")
+    page.get_by_label("Name of the program").fill("of the default project")
+    page.get_by_role("button", name="Make an account with a key").click()
+    accounts = page.get_by_role("region", name="Service accounts of the project")
+    expect(accounts).to_contain_text("of the default project")
+    choice = page.get_by_role("combobox", name="Project", exact=True)
+    default, slow = choice.input_value(), page.get_by_role("option", name="slow").get_attribute("value")
+    let_go = held(page, f"**/{slow}/service_accounts?*")
+    choice.select_option(label="slow")
+    expect(accounts).to_have_count(0)
+    choice.select_option(default)
+    expect(accounts).to_contain_text("of the default project")
+    let_go()
+    page.wait_for_load_state("networkidle")
+    expect(accounts).to_contain_text("of the default project")
+
+
+def test_a_button_that_is_pressed_twice_makes_one_job(inside: Page, datasets: tuple[str, str], stack: Stack) -> None:
+    page = inside
+    go(page, "New job")
+    page.get_by_label("Base model").select_option(stack.model)
+    page.get_by_label("Training file").select_option(datasets[0])
+    page.get_by_label("Validation file").select_option(datasets[1])
+    page.get_by_label("Settings").fill('{"n_steps": 1}')
+    posted: list[str] = []
+    page.on("request", lambda request: posted.append(request.url) if request.method == "POST" else None)
+    let_go = held(page, "**/v1/fine_tuning/jobs")
+    create = page.get_by_role("button", name="Create the job")
+    create.click()
+    create.click()
+    let_go()
+    expect(page.get_by_role("heading", name="ftjob-")).to_be_visible()
+    assert len(posted) == 1
+    page.get_by_role("button", name="Cancel").click()
+
+
+def test_what_is_read_stays_in_place_while_the_list_is_drawn_again(
+    inside: Page, create: Callable[..., Any], stack: Stack
+) -> None:
+    page = inside
+    page.set_viewport_size({"width": 360, "height": 740})
+    jobs = page.get_by_role("region", name="Jobs")
+    first = create(n_steps=2000).id
+    jobs.get_by_label(f"Compare {first}").check()
+    jobs.evaluate("region => (region.scrollLeft = 100)")
+    second = create(n_steps=1).id
+    expect(jobs).to_contain_text(second)
+    assert jobs.evaluate("region => region.scrollLeft") == 100
+    expect(jobs.get_by_label(f"Compare {first}")).to_be_checked()
+    expect(jobs.get_by_label(f"Compare {first}")).to_be_focused()
+    expect(jobs.get_by_label(f"Compare {second}")).not_to_be_checked()
+    for id in (first, second):
+        stack.client.fine_tuning.jobs.cancel(id)

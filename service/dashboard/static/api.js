@@ -74,7 +74,7 @@ export function table(caption, columns, rows) {
       "table",
       {},
       h("thead", {}, h("tr", {}, columns.map((c) => h("th", { scope: "col", class: c.number ? "number" : undefined }, c.title)))),
-      h("tbody", {}, rows.map((row) => h("tr", {}, cells(row)))),
+      h("tbody", {}, rows.map((row) => h("tr", { "data-row": row.id }, cells(row)))),
     ),
   );
 }
@@ -83,34 +83,105 @@ export function table(caption, columns, rows) {
 export const field = (text, input) => h("label", {}, h("span", {}, text), input);
 
 /** A choice of `[value, text]`s, or of values that are shown as they are. */
-export function select(options, properties = {}, chosen = undefined) {
-  const made = options.map((each) => (Array.isArray(each) ? each : [each, each]));
-  return h("select", properties, made.map(([value, text]) => h("option", { value, selected: value === chosen }, text)));
+export function select(choices, properties = {}, chosen = undefined) {
+  const made = h("select", properties);
+  options(made, choices, chosen);
+  return made;
+}
+
+/** Puts other choices into a select, which keeps what is `chosen` as far as there still is such a one. */
+export function options(select, choices, chosen = select.value) {
+  const pairs = choices.map((each) => (Array.isArray(each) ? each : [each, each]));
+  select.replaceChildren(...pairs.map(([value, text]) => h("option", { value, selected: value === chosen }, text)));
+}
+
+/** `work`, which does not begin again before it has ended: what is pressed twice is done once. */
+export function once(work) {
+  let busy = false;
+  return async () => {
+    if (busy) return;
+    busy = true;
+    try {
+      await work();
+    } finally {
+      busy = false;
+    }
+  };
+}
+
+/** A form whose `submit` is called once, however often its button is pressed until that has ended. */
+export function form(properties, submit, ...children) {
+  const send = once(submit);
+  const onsubmit = (event) => {
+    event.preventDefault();
+    send();
+  };
+  return h("form", { ...properties, onsubmit }, ...children);
 }
 
 /** A button in a row of a table: `what` says which row it is for those who do not see it. */
-export const button = (text, what, onclick, more = {}) =>
-  h("button", { type: "button", onclick, "aria-label": `${text} ${what}`, "data-key": `${text} ${what}`, ...more }, text);
+export const button = (text, what, onclick) =>
+  h("button", { type: "button", onclick: once(onclick), "aria-label": `${text} ${what}`, "data-key": `${text} ${what}` }, text);
 
-/** Puts `nodes` in the place of what `place` has, and the focus back on what bears the same `data-key`. */
+/**
+ * Makes `place` show `nodes`. What is the same already stays, and with it where it is scrolled to and what is selected in
+ * it; the focus goes back to what bears the same `data-key`; details stay as open as they are. A row stays or goes as one:
+ * what its buttons do belongs to what it tells.
+ */
 export function replace(place, ...nodes) {
   const key = place.contains(document.activeElement) ? document.activeElement.dataset.key : undefined;
-  place.replaceChildren(...nodes);
-  if (key !== undefined) place.querySelector(`[data-key="${CSS.escape(key)}"]`)?.focus();
+  const fresh = document.createDocumentFragment();
+  fresh.append(...nodes);
+  morph(place, [...fresh.childNodes]);
+  if (key !== undefined && !place.contains(document.activeElement)) place.querySelector(`[data-key="${CSS.escape(key)}"]`)?.focus({ preventScroll: true });
 }
 
-/** Where a page says what did not work, and a function that runs something and says so there. */
-export function attempts(after = async () => {}) {
-  const told = h("p", { class: "error", role: "alert" });
-  const attempt = async (work) => {
-    told.textContent = "";
-    try {
-      const result = await work();
-      await after();
-      return result;
-    } catch (error) {
-      if (error.name !== "AbortError") told.textContent = error.message;
+function morph(place, nodes) {
+  const there = [...place.childNodes];
+  nodes.forEach((fresh, n) => {
+    const old = there[n];
+    if (!old) return place.append(fresh);
+    if (fresh.nodeName === "DETAILS" && old.nodeName === "DETAILS") fresh.open = old.open;
+    if (old.isEqualNode(fresh)) keepState(old, fresh);
+    else if (old.nodeName !== "TR" && old.nodeType === Node.ELEMENT_NODE && old.cloneNode().isEqualNode(fresh.cloneNode())) {
+      morph(old, [...fresh.childNodes]);
     }
+    else old.replaceWith(fresh);
+  });
+  there.slice(nodes.length).forEach((old) => old.remove());
+}
+
+/** What is chosen in a select or a box is no part of what makes elements equal. */
+function keepState(old, fresh) {
+  const inputs = (node) => [...(node.querySelectorAll?.("select, input") ?? [])];
+  const shown = inputs(fresh);
+  inputs(old).forEach((input, n) => Object.assign(input, { value: shown[n].value, checked: shown[n].checked }));
+}
+
+/**
+ * `draw`, of whose calls that overlap only the last one goes on: it is given a signal that ends where the page does and
+ * where the next call begins.
+ */
+export function latest(signal, draw) {
+  let ending = new AbortController();
+  return (...given) => {
+    ending.abort();
+    ending = new AbortController();
+    return draw(AbortSignal.any([signal, ending.signal]), ...given);
+  };
+}
+
+/** Where a page says what did not work, and a function that does something, draws the page again, and says so there. */
+export function attempts(draw) {
+  const told = h("p", { class: "error", role: "alert" });
+  const attempt = async (work = async () => {}) => {
+    const tell = (error) => {
+      if (error.name !== "AbortError") told.textContent = error.message;
+    };
+    told.textContent = "";
+    await work().catch(tell);
+    // Also where it was refused: what was chosen is shown as it is.
+    await draw().catch(tell);
   };
   return [told, attempt];
 }
@@ -157,7 +228,7 @@ export function every(seconds, signal, work) {
       if (!document.hidden) await work();
       notice("");
     } catch (error) {
-      if (error.name === "AbortError") return;
+      if (signal.aborted) return;
       if (error.status >= 400 && error.status < 500 && error.status !== 429) throw error;
       notice(error.message);
       pause = Math.max(2, seconds);

@@ -1,7 +1,7 @@
 // Which page is shown: the part of the address behind "#". A page is a function of the place to fill, what is in the
 // address, and a signal that ends it.
 
-import { ask, failed, get, h, notice } from "./api.js";
+import { ask, failed, form, get, h, notice } from "./api.js";
 
 const of = (module, name = "page") => async (...rest) => (await module())[name](...rest);
 const jobs = () => import("./jobs.js");
@@ -45,6 +45,8 @@ async function show() {
   const { signal } = ending;
   const [, asked = "", ...rest] = location.hash.split("/");
   const main = document.getElementById("main");
+  // At once: what is typed or pressed from here on is not meant for the page that was there.
+  main.replaceChildren();
   notice("");
   try {
     const access = asked === "sign-in" ? null : await allowed(signal);
@@ -57,7 +59,6 @@ async function show() {
     const name = asked in PAGES ? asked : access?.scopes.includes("read") ? "jobs" : "members";
     const [page, needs] = PAGES[name];
     navigate(access, name);
-    main.replaceChildren();
     if (needs.length && !allows(access, needs)) {
       main.append(h("h1", {}, "Not for you"), h("p", {}, "What you signed in with may not see this page."));
     } else {
@@ -98,8 +99,7 @@ async function signIn(main, [reason], signal) {
   const { single_sign_on: singleSignOn } = await get("/dashboard/session", signal);
   const key = h("input", { type: "password", autocomplete: "current-password", required: true, size: 60, name: "key" });
   const told = h("p", { class: "error", role: "alert" });
-  const enter = async (event) => {
-    event.preventDefault();
+  const enter = async () => {
     told.textContent = "";
     try {
       await ask("POST", "/dashboard/session", { body: { key: key.value } });
@@ -117,7 +117,7 @@ async function signIn(main, [reason], signal) {
     singleSignOn &&
       h("p", {}, h("a", { class: "main", href: `/dashboard/oidc/start?next=${encodeURIComponent(wanted || "jobs")}` }, "Single sign-on")),
     h("p", {}, singleSignOn ? "Or with" : "With", " an API key of your project, as ", h("code", {}, "troll keys create"), " makes it, or an admin key."),
-    h("form", { onsubmit: enter }, h("label", {}, h("span", {}, "API key"), key), told, h("button", { class: "main" }, "Sign in")),
+    form({}, enter, h("label", {}, h("span", {}, "API key"), key), told, h("button", { class: "main" }, "Sign in")),
   ];
   main.append(...shown.filter(Boolean));
   key.focus();

@@ -1,6 +1,6 @@
 // Who changed what, when and from where.
 
-import { all, attempts, field, get, h, select, table, time } from "./api.js";
+import { all, attempts, field, form, get, h, latest, select, table, time } from "./api.js";
 
 const PAGE = 50;
 
@@ -15,7 +15,7 @@ export async function page(main, _, signal) {
   const until = h("input", { type: "date", name: "until" });
   const more = h("button", { type: "button", hidden: true, onclick: () => attempt(() => draw(entries.at(-1).id)) }, "Show older entries");
   let entries = [];
-  const draw = async (after) => {
+  const draw = latest(signal, async (signal, after) => {
     const query = new URLSearchParams({ limit: PAGE });
     const filters = {
       "event_types[]": type.value.trim(),
@@ -30,17 +30,13 @@ export async function page(main, _, signal) {
     entries = after ? [...entries, ...found.data] : found.data;
     more.hidden = !found.has_more;
     place.replaceChildren(entries.length ? shown(entries, names) : h("p", { class: "faint" }, "No entry."));
-  };
-  const [told, attempt] = attempts();
-  const find = (event) => {
-    event.preventDefault();
-    attempt(() => draw());
-  };
+  });
+  const [told, attempt] = attempts(async () => {});
   main.append(
     h("h1", {}, "Audit log"),
-    h(
-      "form",
-      { class: "row", onsubmit: find },
+    form(
+      { class: "row" },
+      () => attempt(draw),
       field("What, by its type", type),
       field("Who, by e-mail", email),
       field("Project", project),

@@ -1,6 +1,6 @@
 // The same message to several models, side by side.
 
-import { get, h, post } from "./api.js";
+import { form, get, h, post } from "./api.js";
 
 export async function page(main, chosen, signal) {
   const models = (await get("/v1/models", signal)).data.map((model) => model.id);
@@ -18,8 +18,8 @@ export async function page(main, chosen, signal) {
   const temperature = h("input", { type: "number", min: 0, max: 2, step: 0.1, value: 0 });
   const longest = h("input", { type: "number", min: 1, max: 4096, value: 256 });
   const answers = h("div", { class: "answers", "aria-live": "polite" });
-  const send = (event) => {
-    event.preventDefault();
+  // It is not waited for: another message may be sent before this one is answered.
+  const send = async () => {
     const asked = [...new Set([...picks.children].map((select) => select.value).filter(Boolean))];
     answers.replaceChildren(
       ...asked.map((model) => {
@@ -37,7 +37,7 @@ export async function page(main, chosen, signal) {
   };
   main.append(
     h("h1", {}, "Chat"),
-    h("form", { onsubmit: send },
+    form({}, send,
       h("fieldset", {}, h("legend", {}, "Models"), picks, h("button", { type: "button", onclick: () => picks.children.length < 4 && add() }, "One more")),
       h("label", {}, h("span", {}, "System message"), system),
       h("label", {}, h("span", {}, "Message"), message),

@@ -1,6 +1,6 @@
 // A form that makes a job: what it asks for is checked by the API, and shown as code for the client.
 
-import { get, h, post } from "./api.js";
+import { field, form, get, h, once, post, select } from "./api.js";
 
 const GRADER = {
   type: "string_check",
@@ -12,13 +12,11 @@ const GRADER = {
 
 export async function page(main, _, signal) {
   const [models, files] = await Promise.all([get("/v1/models", signal), get("/v1/files?limit=1000&purpose=fine-tune", signal)]);
-  const option = (value, text) => h("option", { value }, text ?? value);
-  const field = (text, input) => h("label", {}, h("span", {}, text), input);
-  const model = h("select", { required: true }, models.data.map((each) => option(each.id)));
+  const model = select(models.data.map((each) => each.id), { required: true });
   const choices = files.data.map((file) => [file.id, `${file.filename} (${file.id})`]);
-  const training = h("select", { required: true }, choices.map(([id, text]) => option(id, text)));
-  const validation = h("select", {}, option("", "none"), choices.map(([id, text]) => option(id, text)));
-  const method = h("select", {}, option("reinforcement"), option("supervised"));
+  const training = select(choices, { required: true });
+  const validation = select([["", "none"], ...choices]);
+  const method = select(["reinforcement", "supervised"]);
   const grader = h("textarea", { rows: 9, spellcheck: false }, JSON.stringify(GRADER, null, 2));
   const settings = h("textarea", { rows: 6, spellcheck: false }, JSON.stringify({ n_steps: 20 }, null, 2));
   const suffix = h("input", { maxLength: 64 });
@@ -27,7 +25,7 @@ export async function page(main, _, signal) {
   const told = h("p", { class: "error", role: "alert" });
   const tried = h("p", { role: "status" });
   const code = h("pre", { tabIndex: 0 });
-  const graderBox = h("fieldset", {}, h("legend", {}, "Grader"), field("Definition, as JSON", grader), field("A row to try it on, as JSON", item), field("An answer to it", sample), h("button", { type: "button", onclick: () => attempt(tryGrader) }, "Try the grader"), tried);
+  const graderBox = h("fieldset", {}, h("legend", {}, "Grader"), field("Definition, as JSON", grader), field("A row to try it on, as JSON", item), field("An answer to it", sample), h("button", { type: "button", onclick: once(() => attempt(tryGrader)) }, "Try the grader"), tried);
 
   const read = (text, what) => {
     try {
@@ -73,17 +71,15 @@ export async function page(main, _, signal) {
       code.textContent = error.message;
     }
   };
-  const submit = (event) => {
-    event.preventDefault();
+  const submit = () =>
     attempt(async () => {
       const job = await post("/v1/fine_tuning/jobs", body());
       location.hash = `#/job/${job.id}`;
     });
-  };
   main.append(
     h("h1", {}, "New job"),
     files.data.length ? "" : h("p", {}, "There is no file for training yet: ", h("a", { href: "#/files" }, "upload one"), " first."),
-    h("form", { onsubmit: submit, oninput: show }, field("Base model", model), field("Training file", training), field("Validation file", validation), field("Method", method), graderBox, field("Settings, as JSON", settings), field("Name of the result", suffix), told, h("button", { class: "main" }, "Create the job")),
+    form({ oninput: show }, submit, field("Base model", model), field("Training file", training), field("Validation file", validation), field("Method", method), graderBox, field("Settings, as JSON", settings), field("Name of the result", suffix), told, h("button", { class: "main" }, "Create the job")),
     h("h2", {}, "The same with the client"),
     code,
   );

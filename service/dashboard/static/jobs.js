@@ -1,6 +1,6 @@
 // The list of jobs, and one job as it goes.
 
-import { duration, every, failed, get, h, notice, number, post, table, time } from "./api.js";
+import { duration, every, failed, get, h, latest, notice, number, once, post, replace, table, time } from "./api.js";
 import { CHARTS, Chart, View, chartsOfSets, dig, merged, metricsPath, namesOf, present, spark } from "./curves.js";
 
 const TERMINAL = ["succeeded", "failed", "cancelled"];
@@ -41,7 +41,7 @@ export async function list(main, _, signal) {
     compareLink.href = `#/compare/${[...chosen].join("/")}`;
     compareLink.textContent = `Compare ${chosen.size} jobs`;
   };
-  const reward = async (job) => {
+  const reward = async (job, signal) => {
     const known = curves.get(job.id);
     // Drawn again when there is a point more to draw, and at the end.
     const moved = job.progress.step - (known?.step ?? 0);
@@ -51,21 +51,20 @@ export async function list(main, _, signal) {
     const found = await get(`${path(job.id)}/metrics?points=${SPARK_POINTS}&names[]=${name}`, signal);
     curves.set(job.id, { step: job.progress.step, values: found.values[name] });
   };
-  const draw = async () => {
+  const draw = latest(signal, async (signal) => {
     const page = await get(`/v1/fine_tuning/jobs?limit=${shown}`, signal);
-    await Promise.all(page.data.map(reward));
+    await Promise.all(page.data.map((job) => reward(job, signal)));
     older.hidden = !page.has_more;
-    const focused = document.activeElement?.dataset?.job;
-    place.replaceChildren(
+    replace(
+      place,
       page.data.length
         ? table("Jobs", [
             {
               title: "",
               of: (job) => {
-                const box = h("input", { type: "checkbox", checked: chosen.has(job.id), "aria-label": `Compare ${job.id}` });
-                box.dataset.job = job.id;
-                box.addEventListener("change", () => choose(job.id, box));
-                return box;
+                const onchange = (event) => choose(job.id, event.target);
+                const name = `Compare ${job.id}`;
+                return h("input", { type: "checkbox", checked: chosen.has(job.id), onchange, "aria-label": name, "data-key": name });
               },
             },
             { title: "Job", of: (job) => link(job.id) },
@@ -78,8 +77,7 @@ export async function list(main, _, signal) {
           ], page.data)
         : h("p", {}, "No jobs yet. ", h("a", { href: "#/new" }, "Make one"), ", or POST one with the client."),
     );
-    if (focused) place.querySelector(`[data-job="${CSS.escape(focused)}"]`)?.focus();
-  };
+  });
   main.append(h("h1", {}, "Jobs"), h("div", { class: "row" }, compareLink), place, older);
   await every(3, signal, draw);
 }
@@ -124,7 +122,7 @@ export async function one(main, [id], signal) {
     h("pre", { tabIndex: 0 }, JSON.stringify(job.method, null, 2)),
   );
 
-  const act = (verb) => async () => {
+  const act = (verb) => once(async () => {
     told.textContent = "";
     try {
       job = await post(`${path(id)}/${verb}`);
@@ -132,7 +130,8 @@ export async function one(main, [id], signal) {
     } catch (error) {
       told.textContent = error.message;
     }
-  };
+  });
+  const acts = { pause: act("pause"), resume: act("resume"), cancel: act("cancel") };
   const drawHead = () => {
     const p = job.progress;
     const can = {
@@ -157,9 +156,10 @@ export async function one(main, [id], signal) {
         ? h("a", { href: `/v1/files/${job.result_files[0]}/content`, download: "" }, "CSV")
         : null,
     };
-    head.replaceChildren(
+    replace(
+      head,
       h("dl", { class: "facts" }, Object.entries(facts).filter(([, value]) => value).map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value)))),
-      h("div", { class: "row" }, Object.entries(can).filter(([, may]) => may).map(([verb]) => h("button", { type: "button", onclick: act(verb) }, verb[0].toUpperCase() + verb.slice(1)))),
+      h("div", { class: "row" }, Object.entries(can).filter(([, may]) => may).map(([verb]) => h("button", { type: "button", onclick: acts[verb] }, verb[0].toUpperCase() + verb.slice(1)))),
       job.error ? h("p", { class: "error" }, `${job.error.code}: ${job.error.message}`) : "",
     );
   };
@@ -205,7 +205,8 @@ export async function one(main, [id], signal) {
       if (!history.has(each.prompt)) history.set(each.prompt, []);
       history.get(each.prompt).push({ step: data.step, ...each });
     }
-    samples.replaceChildren(
+    replace(
+      samples,
       ...[...history].slice(0, 12).map(([prompt, answers]) =>
         h("details", { open: history.size <= 3 }, h("summary", {}, prompt),
           table(`Answers to ${prompt}`, [
@@ -222,7 +223,8 @@ export async function one(main, [id], signal) {
   };
   const drawCheckpoints = async () => {
     const page = await get(`${path(id)}/checkpoints?limit=100`, signal);
-    checkpoints.replaceChildren(
+    replace(
+      checkpoints,
       page.data.length
         ? table("Checkpoints", [
             { title: "Step", number: true, of: (c) => String(c.step_number) },

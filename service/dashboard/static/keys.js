@@ -1,6 +1,6 @@
 // API keys of projects, whoever has them, and those that administer the organization.
 
-import { all, ask, attempts, button, field, h, post, replace, secret, select, table, time } from "./api.js";
+import { all, ask, attempts, button, field, form, h, latest, options, post, replace, secret, select, table, time } from "./api.js";
 
 const SCOPES = ["read", "submit", "manage"];
 const ADMIN_KEYS = "/v1/organization/admin_api_keys";
@@ -11,15 +11,24 @@ export async function page(main, [project], signal) {
   const ofOrganization = h("div");
   const made = h("p", { role: "status" });
   const projects = (await all("/v1/organization/projects", signal)).reverse();
-  const draw = async () => {
-    const base = `/v1/organization/projects/${chosen.value}`;
-    replace(ofProject, shown(await all(`${base}/api_keys`, signal), "API keys of the project", act(base)));
-    replace(ofOrganization, shown(await all(ADMIN_KEYS, signal), "Admin keys", act(null)));
+  const change = () => {
+    offer([]);
+    replace(ofProject);
+    attempt();
   };
+  const chosen = select(projects.map((each) => [each.id, each.name]), { onchange: change }, project);
+  const base = () => `/v1/organization/projects/${chosen.value}`;
+  const draw = latest(signal, async (signal) => {
+    const of = base();
+    const inside = projects.length ? ["/v1/organization/users", `${of}/users`, `${of}/service_accounts`, `${of}/api_keys`] : [];
+    const [adminKeys, users, members, accounts, keys] = await Promise.all([ADMIN_KEYS, ...inside].map((path) => all(path, signal)));
+    replace(ofOrganization, shown(adminKeys, "Admin keys", act(null)));
+    if (!projects.length) return;
+    replace(ofProject, shown(keys, "API keys of the project", act(of)));
+    offer(owners(users, members, accounts));
+  });
   const [told, attempt] = attempts(draw);
-  const fill = () => attempt(async () => replace(make, await form(chosen.value, made, attempt, signal)));
-  const chosen = select(projects.map((each) => [each.id, each.name]), { onchange: fill }, project);
-  const make = h("div");
+  const [keyForm, offer] = addKey(base, made, attempt);
   const act = (base) => ({
     end: (key) => () =>
       confirm(`End the key ${key.name}? Whatever uses it stops working at once.`) &&
@@ -30,17 +39,16 @@ export async function page(main, [project], signal) {
   });
   main.append(
     h("h1", {}, "Keys"),
-    field("Project", chosen),
-    make,
+    projects.length ? h("div", {}, field("Project", chosen), keyForm) : h("p", { class: "faint" }, "There is no project."),
     told,
     made,
     ofProject,
     h("h2", {}, "Admin keys"),
     h("p", { class: "faint" }, "They administer the organization, as its owners do here, and do nothing in projects."),
-    adminForm(made, attempt),
+    addAdminKey(made, attempt),
     ofOrganization,
   );
-  await fill();
+  await draw();
 }
 
 function expiry() {
@@ -48,57 +56,54 @@ function expiry() {
   return [field("Days that it is good; empty is for ever", days), () => (days.value ? { expires_in_seconds: Number(days.value) * DAY } : {})];
 }
 
-async function form(project, made, attempt, signal) {
-  const base = `/v1/organization/projects/${project}`;
-  const [users, members, accounts] = await Promise.all(
-    ["/v1/organization/users", `${base}/users`, `${base}/service_accounts`].map((path) => all(path, signal)),
-  );
+/** Who may have a key in a project: what it is called when it is asked for, and shown. */
+function owners(users, members, accounts) {
   const role = (user) => (user.role === "owner" ? "owner" : members.find((each) => each.id === user.id)?.role);
-  const owners = [
-    ["", "nobody in particular"],
+  return [
+    ["nobody", "nobody in particular"],
     ...users.filter(role).map((user) => [`user ${user.id}`, `${user.name}, ${role(user)}`]),
     ...accounts.map((account) => [`account ${account.id}`, `${account.name}, service account, ${account.role}`]),
   ];
-  const owner = select(owners);
+}
+
+/** A form, and a function that says who may have a key. */
+function addKey(base, made, attempt) {
+  const owner = select([], { required: true });
   const name = h("input", { required: true, maxLength: 255, name: "name" });
   const scopes = SCOPES.map((each) => h("input", { type: "checkbox", value: each, checked: true }));
   const [days, lifetime] = expiry();
-  const create = (event) => {
-    event.preventDefault();
+  const create = () => {
     const chosen = scopes.filter((each) => each.checked).map((each) => each.value);
     const body = { name: name.value, ...(chosen.length < SCOPES.length ? { scopes: chosen } : {}), ...lifetime() };
     const [kind, id] = owner.value.split(" ");
-    attempt(async () => {
+    return attempt(async () => {
       const key =
         kind === "account"
-          ? await post(`${base}/service_accounts/${id}/api_keys`, body)
-          : await post(`${base}/api_keys`, { ...body, ...(id ? { user_id: id } : {}) });
+          ? await post(`${base()}/service_accounts/${id}/api_keys`, body)
+          : await post(`${base()}/api_keys`, { ...body, ...(kind === "user" ? { user_id: id } : {}) });
       secret(made, key.value);
       name.value = "";
     });
   };
-  return h(
-    "form",
-    { class: "row", onsubmit: create },
+  const inputs = [
     field("Whose it is; it does no more than they may", owner),
     field("What it is for", name),
     days,
     h("fieldset", { class: "inline" }, h("legend", {}, "What it may do"), scopes.map((each) => h("label", {}, each, ` ${each.value}`))),
     h("button", { class: "main" }, "Make a key"),
-  );
+  ];
+  return [form({ class: "row" }, create, inputs), (choices) => options(owner, choices)];
 }
 
-function adminForm(made, attempt) {
+function addAdminKey(made, attempt) {
   const name = h("input", { required: true, maxLength: 255 });
   const [days, lifetime] = expiry();
-  const create = (event) => {
-    event.preventDefault();
+  const create = () =>
     attempt(async () => {
       secret(made, (await post(ADMIN_KEYS, { name: name.value, ...lifetime() })).value);
       name.value = "";
     });
-  };
-  return h("form", { class: "row", onsubmit: create }, field("What the admin key is for", name), days, h("button", {}, "Make an admin key"));
+  return form({ class: "row" }, create, field("What the admin key is for", name), days, h("button", {}, "Make an admin key"));
 }
 
 const whose = (key) => key.owner?.user ?? key.owner?.service_account;

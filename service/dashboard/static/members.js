@@ -1,28 +1,41 @@
 // Who belongs to the organization, and what they and programs are in each of its projects.
 
-import { all, ask, attempts, button, field, h, post, replace, secret, select, table, time } from "./api.js";
+import { all, ask, attempts, button, field, form, h, latest, options, post, replace, secret, select, table, time } from "./api.js";
 
 const USERS = "/v1/organization/users";
 
 export async function page(main, [project], signal) {
   const people = h("div");
   const inProject = h("div");
+  const made = h("p", { role: "status" });
   const projects = (await all("/v1/organization/projects", signal)).reverse();
-  const chosen = select(projects.map((each) => [each.id, each.name]), { onchange: () => attempt(async () => {}) }, project);
-  const draw = async () => {
-    const users = await all(USERS, signal);
-    replace(people, organization(users, attempt));
-    replace(inProject, ...(await members(chosen.value, users, attempt, signal)));
+  const change = () => {
+    offer([]);
+    replace(inProject);
+    attempt();
   };
+  const chosen = select(projects.map((each) => [each.id, each.name]), { onchange: change }, project);
+  const base = () => `/v1/organization/projects/${chosen.value}`;
+  const draw = latest(signal, async (signal) => {
+    const of = base();
+    const paths = [USERS, ...(projects.length ? [`${of}/users`, `${of}/service_accounts`] : [])];
+    const [users, inside, accounts] = await Promise.all(paths.map((path) => all(path, signal)));
+    replace(people, organization(users, attempt));
+    if (!projects.length) return;
+    replace(inProject, ...members(of, inside, accounts, attempt));
+    offer(users.filter((user) => user.role !== "owner" && !inside.some((each) => each.id === user.id)));
+  });
   const [told, attempt] = attempts(draw);
+  const [memberForm, offer] = addMember(base, attempt);
   main.append(
     h("h1", {}, "Members"),
     addUser(attempt),
     told,
     people,
     h("h2", {}, "In a project"),
-    field("Project", chosen),
-    inProject,
+    ...(projects.length
+      ? [field("Project", chosen), memberForm, addAccount(base, made, attempt), made, inProject]
+      : [h("p", { class: "faint" }, "There is no project.")]),
   );
   await draw();
 }
@@ -31,16 +44,14 @@ function addUser(attempt) {
   const email = h("input", { type: "email", required: true, name: "email" });
   const name = h("input", { required: true, maxLength: 255, name: "name" });
   const role = select(["reader", "owner"]);
-  const add = (event) => {
-    event.preventDefault();
+  const add = () =>
     attempt(async () => {
       await post(USERS, { email: email.value, name: name.value, role: role.value });
       email.value = name.value = "";
     });
-  };
-  return h(
-    "form",
-    { class: "row", onsubmit: add },
+  return form(
+    { class: "row" },
+    add,
     field("E-mail", email),
     field("Name", name),
     field("Role", role),
@@ -66,17 +77,12 @@ function organization(users, attempt) {
 const roles = (choices, who, onchange, where) =>
   select(choices, { onchange, "aria-label": `Role of ${who.email ?? who.name}${where}`, "data-key": `role ${who.id}${where}` }, who.role);
 
-async function members(project, users, attempt, signal) {
-  if (!project) return [h("p", { class: "faint" }, "There is no project.")];
-  const base = `/v1/organization/projects/${project}`;
-  const [inside, accounts] = await Promise.all([all(`${base}/users`, signal), all(`${base}/service_accounts`, signal)]);
-  const outside = users.filter((user) => user.role !== "owner" && !inside.some((each) => each.id === user.id));
+function members(base, inside, accounts, attempt) {
   const change = (kind, who) => (event) => attempt(() => post(`${base}/${kind}/${who.id}`, { role: event.target.value }));
   const remove = (kind, who) => () =>
     confirm(`Remove ${who.email ?? who.name}? Their keys in this project end at once.`) &&
     attempt(() => ask("DELETE", `${base}/${kind}/${who.id}`));
   return [
-    addMember(base, outside, attempt),
     inside.length
       ? table("Members of the project", [
           { title: "Name", of: (user) => user.name },
@@ -87,7 +93,6 @@ async function members(project, users, attempt, signal) {
         ], inside)
       : h("p", { class: "faint" }, "Nobody but the owners of the organization, who are owners of every project."),
     h("h2", {}, "Service accounts"),
-    addAccount(base, attempt),
     accounts.length
       ? table("Service accounts of the project", [
           { title: "Name", of: (account) => account.name },
@@ -99,26 +104,28 @@ async function members(project, users, attempt, signal) {
   ];
 }
 
-function addMember(base, outside, attempt) {
-  if (!outside.length) return h("p", { class: "faint" }, "Every member of the organization has a role here.");
-  const user = select(outside.map((each) => [each.id, `${each.name} (${each.email})`]));
+/** A form, and a function that says who may be let in. */
+function addMember(base, attempt) {
+  const user = select([], { required: true });
   const role = select(["member", "reader", "owner"]);
-  const add = (event) => {
-    event.preventDefault();
-    attempt(() => post(`${base}/users`, { user_id: user.value, role: role.value }));
+  const everyone = h("p", { class: "faint", hidden: true }, "Every member of the organization has a role here.");
+  const add = () => attempt(() => post(`${base()}/users`, { user_id: user.value, role: role.value }));
+  const inputs = [field("Member", user), field("Role in the project", role), h("button", {}, "Let them in")];
+  const made = form({ class: "row" }, add, inputs);
+  const offer = (outside) => {
+    options(user, outside.map((each) => [each.id, `${each.name} (${each.email})`]));
+    made.hidden = !outside.length;
+    everyone.hidden = outside.length > 0;
   };
-  return h("form", { class: "row", onsubmit: add }, field("Member", user), field("Role in the project", role), h("button", {}, "Let them in"));
+  return [h("div", {}, made, everyone), offer];
 }
 
-function addAccount(base, attempt) {
+function addAccount(base, made, attempt) {
   const name = h("input", { required: true, maxLength: 255 });
-  const told = h("p", { role: "status" });
-  const add = async (event) => {
-    event.preventDefault();
-    const made = await attempt(() => post(`${base}/service_accounts`, { name: name.value }));
-    // What stands here was drawn anew meanwhile.
-    if (made) secret(document.getElementById("made"), made.api_key.value);
-  };
-  told.id = "made";
-  return h("form", { class: "row", onsubmit: add }, field("Name of the program", name), h("button", {}, "Make an account with a key"), told);
+  const add = () =>
+    attempt(async () => {
+      secret(made, (await post(`${base()}/service_accounts`, { name: name.value })).api_key.value);
+      name.value = "";
+    });
+  return form({ class: "row" }, add, field("Name of the program", name), h("button", {}, "Make an account with a key"));
 }

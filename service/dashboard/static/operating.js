@@ -1,6 +1,6 @@
 // Workers, for those who operate the installation, and the jobs that wait for one.
 
-import { attempts, button, bytes, every, get, h, post, replace, table, time } from "./api.js";
+import { attempts, button, bytes, every, get, h, latest, post, replace, table, time } from "./api.js";
 
 const PAGE = 20;
 const MOST = 100;
@@ -11,7 +11,7 @@ export async function page(main, _, signal, access) {
   let shown = PAGE;
   const more = h("button", { type: "button", hidden: true, onclick: () => attempt(async () => (shown += PAGE)) }, "Show more");
   const rest = h("p", { class: "faint", hidden: true }, `More wait than these ${MOST}.`);
-  const draw = async () => {
+  const draw = latest(signal, async (signal) => {
     const [found, waiting] = await Promise.all([
       access.operates ? get("/v1/organization/workers", signal) : null,
       get(`/v1/organization/queue?limit=${Math.min(shown, MOST)}`, signal),
@@ -20,7 +20,7 @@ export async function page(main, _, signal, access) {
     replace(queue, inOrder(waiting.data, access));
     more.hidden = !waiting.has_more || shown >= MOST;
     rest.hidden = !waiting.has_more || shown < MOST;
-  };
+  });
   const [told, attempt] = attempts(draw);
   main.append(
     h("h1", {}, "Workers and queue"),

@@ -1,31 +1,29 @@
 // The organization's projects.
 
-import { all, attempts, button, bytes, field, get, h, post, replace, table, time } from "./api.js";
+import { all, attempts, button, bytes, field, form, get, h, latest, post, replace, table, time } from "./api.js";
 
 const PROJECTS = "/v1/organization/projects";
 
 export async function page(main, _, signal) {
   const place = h("div");
   const name = h("input", { required: true, maxLength: 255, name: "name" });
-  const archived = h("input", { type: "checkbox", onchange: () => attempt(async () => {}) });
-  const draw = async () => {
+  const archived = h("input", { type: "checkbox", onchange: () => attempt() });
+  const draw = latest(signal, async (signal) => {
     const query = archived.checked ? "?include_archived=true" : "";
     const [projects, storage] = await Promise.all([all(PROJECTS + query, signal), get("/v1/organization/usage/storage", signal)]);
     const stored = Object.fromEntries(storage.data.map((each) => [each.project_id, each.bytes]));
     replace(place, shown(projects, stored, attempt));
-  };
+  });
   const [told, attempt] = attempts(draw);
-  const add = (event) => {
-    event.preventDefault();
+  const add = () =>
     attempt(async () => {
       await post(PROJECTS, { name: name.value });
       name.value = "";
     });
-  };
   main.append(
     h("h1", {}, "Projects"),
     h("p", { class: "faint" }, "Files, jobs, models and keys belong to one project, and are seen by nobody outside of it."),
-    h("form", { class: "row", onsubmit: add }, field("Name", name), h("button", { class: "main" }, "Make a project")),
+    form({ class: "row" }, add, field("Name", name), h("button", { class: "main" }, "Make a project")),
     told,
     h("label", {}, archived, " Show those that are archived, too"),
     place,

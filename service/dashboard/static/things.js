@@ -1,22 +1,11 @@
 // Files and models.
 
-import { ask, bytes, get, h, table, time } from "./api.js";
+import { ask, attempts, button, bytes, form, get, h, latest, replace, table, time } from "./api.js";
 
 export async function files(main, _, signal) {
   const place = h("div");
-  const told = h("p", { class: "error", role: "alert" });
-  const attempt = async (work) => {
-    told.textContent = "";
-    try {
-      await work();
-      await draw();
-    } catch (error) {
-      told.textContent = error.message;
-    }
-  };
   const chosen = h("input", { type: "file", accept: ".jsonl", required: true });
-  const upload = (event) => {
-    event.preventDefault();
+  const upload = () =>
     attempt(async () => {
       const body = new FormData();
       body.set("purpose", "fine-tune");
@@ -24,7 +13,6 @@ export async function files(main, _, signal) {
       await ask("POST", "/v1/files", { body });
       chosen.value = "";
     });
-  };
   const remove = (file) => () =>
     confirm(`Delete ${file.filename}? Jobs that ended do not need it.`) && attempt(() => ask("DELETE", `/v1/files/${file.id}`));
   const preview = (file) => async () => {
@@ -35,9 +23,10 @@ export async function files(main, _, signal) {
     shown.focus();
   };
   const shown = h("pre", { hidden: true, tabIndex: 0, "aria-label": "First rows" });
-  const draw = async () => {
+  const draw = latest(signal, async (signal) => {
     const page = await get("/v1/files?limit=1000", signal);
-    place.replaceChildren(
+    replace(
+      place,
       page.data.length
         ? table("Files", [
             { title: "Name", of: (file) => h("a", { href: `/v1/files/${file.id}/content`, download: file.filename }, file.filename) },
@@ -45,15 +34,16 @@ export async function files(main, _, signal) {
             { title: "Purpose", of: (file) => file.purpose },
             { title: "Size", number: true, of: (file) => bytes(file.bytes) },
             { title: "Made", whole: true, of: (file) => time(file.created_at) },
-            { title: "", of: (file) => h("button", { type: "button", onclick: preview(file), "aria-label": `First rows of ${file.filename}` }, "Look") },
-            { title: "", of: (file) => h("button", { type: "button", onclick: remove(file), "aria-label": `Delete ${file.filename}` }, "Delete") },
+            { title: "", of: (file) => button("Look", `at the first rows of ${file.filename}`, preview(file)) },
+            { title: "", of: (file) => button("Delete", file.filename, remove(file)) },
           ], page.data)
         : h("p", { class: "faint" }, "No files yet."),
     );
-  };
+  });
+  const [told, attempt] = attempts(draw);
   main.append(
     h("h1", {}, "Files"),
-    h("form", { onsubmit: upload, class: "row" }, h("label", {}, h("span", {}, "Rows for training or validation, as JSONL"), chosen), h("button", { class: "main" }, "Upload")),
+    form({ class: "row" }, upload, h("label", {}, h("span", {}, "Rows for training or validation, as JSONL"), chosen), h("button", { class: "main" }, "Upload")),
     told,
     place,
     shown,
