@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -101,7 +102,11 @@ def test_the_events_of_a_new_job_are_newest_first(client: TestClient, body: dict
     assert events["data"][1]["message"] == f"Created fine-tuning job: {job['id']}"
 
 
-def test_unknown_model_is_refused_and_names_those_on_offer(client: TestClient, body: dict[str, Any]) -> None:
+def test_unknown_model_is_refused_and_names_those_on_offer(
+    client: TestClient, body: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    factories.offer_model(tmp_path, "tiny/base")
+    monkeypatch.setattr("service.models.base.settings", lambda: SimpleNamespace(models_dir=tmp_path))
     error = refused(client, {**body, "model": "gpt-4o"}, "model")
     assert error["code"] == "model_not_found"
     assert "tiny/base" in error["message"]
