@@ -1,9 +1,39 @@
 """Forms with files, read so that their texts can be kept."""
 
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
 from fastapi import Request
 from starlette.datastructures import FormData, UploadFile
 
-from service.core.errors import invalid
+from service.core.errors import DomainError, invalid
+
+AT_ONCE = 16
+"""Forms with files of one organisation that an API process takes in at a time: none is counted before it is whole."""
+
+_taken_in: Counter[str] = Counter()
+
+
+@asynccontextmanager
+async def taken_in(request: Request, organization_id: str, *, max_fields: int) -> AsyncIterator[FormData]:
+    """The form of a request, as long as the request is at work. Raises a 429 where ``AT_ONCE`` others of the
+    organisation are, and what ``read`` raises.
+    """
+    if _taken_in[organization_id] >= AT_ONCE:
+        message = f"Your organization sends {AT_ONCE} files or parts at this moment already. Wait until one has ended."
+        raise DomainError(429, "too_many_uploads", message, headers={"Retry-After": "5"})
+    _taken_in[organization_id] += 1
+    try:
+        form = await read(request, max_fields=max_fields)
+        try:
+            yield form
+        finally:
+            await form.close()
+    finally:
+        _taken_in[organization_id] -= 1
+        if not _taken_in[organization_id]:
+            del _taken_in[organization_id]
 
 
 async def read(request: Request, *, max_fields: int) -> FormData:

@@ -1,5 +1,6 @@
 """``/v1/files``"""
 
+from collections.abc import AsyncIterator
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Query, Request
@@ -47,7 +48,7 @@ UPLOAD_BODY = {
 }
 
 
-async def _form(request: Request, known: Known) -> FormData:
+async def _form(request: Request, known: Known) -> AsyncIterator[FormData]:
     """The upload, read only after the caller is known: a stranger cannot make the server store anything.
 
     Nor can one whose organisation has no room, unless a repetition asks for what was stored before.
@@ -56,7 +57,8 @@ async def _form(request: Request, known: Known) -> FormData:
         announced = request.headers.get("content-length", "")
         size = int(announced) - MULTIPART_ALLOWANCE if announced.isdecimal() else 0
         await in_transaction(known, usage.check_storage, known.organization_id, max(0, size))
-    return await forms.read(request, max_fields=10)
+    async with forms.taken_in(request, known.organization_id, max_fields=10) as form:
+        yield form
 
 
 @router.post("", openapi_extra=UPLOAD_BODY)

@@ -1,5 +1,6 @@
 """``/v1/uploads``"""
 
+from collections.abc import AsyncIterator
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request
@@ -33,9 +34,10 @@ PART_BODY = {
 }
 
 
-async def _form(request: Request, known: Known) -> FormData:
+async def _form(request: Request, known: Known) -> AsyncIterator[FormData]:
     """The part, read only after the caller is known: a stranger cannot make the server store anything."""
-    return await forms.read(request, max_fields=1)
+    async with forms.taken_in(request, known.organization_id, max_fields=1) as form:
+        yield form
 
 
 @router.post("")

@@ -2,16 +2,19 @@
 
 import asyncio
 import socket
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 from urllib.parse import urlsplit
 
 import openai
 import pytest
 
-from service.core import threads
+from service.core import forms, threads
 from service.settings import settings
+from tests import factories
 from tests.conftest import Key
 from tests.contract.conftest import Server
 
@@ -76,3 +79,39 @@ def test_connections_that_say_nothing_keep_nobody_from_being_served(server: Serv
     finally:
         for connection in silent:
             connection.close()
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+HEAD = (
+    "POST /v1/files HTTP/1.1\r\nHost: t\r\nAuthorization: Bearer {key}\r\nContent-Length: 100000\r\n"
+    "Content-Type: multipart/form-data; boundary=b\r\n\r\n--b\r\n"
+)
+
+
+def test_a_tenant_that_sends_many_files_at_once_fills_no_disk_and_keeps_no_other_from_sending(
+    server: Server, connect: Any, api_key: Key, new_key: Callable[..., Key]
+) -> None:
+    where = urlsplit(server.base_url)
+    rows = factories.jsonl(factories.rows(2))
+
+    def send(client: openai.OpenAI) -> str:
+        return client.files.create(file=("rows.jsonl", rows), purpose="fine-tune").id
+
+    mine, other = connect(api_key, max_retries=0), connect(new_key(organization="globex"), max_retries=0)
+    with ExitStack() as stack:
+        for _ in range(forms.AT_ONCE):
+            slow = stack.enter_context(socket.create_connection((str(where.hostname), int(where.port or 80))))
+            slow.sendall(HEAD.format(key=api_key.plain).encode())
+        until(lambda: forms._taken_in[api_key.organization_id] == forms.AT_ONCE)
+        with pytest.raises(openai.RateLimitError, match="16 files or parts at this moment") as refused:
+            send(mine)
+        assert refused.value.response.headers["retry-after"] == "5"
+        assert send(other)
+    until(lambda: not forms._taken_in)
+    assert send(mine)
