@@ -7,10 +7,14 @@ import { MOST_COMPARED, chartsOf, path } from "./jobs.js";
 const TOGETHER_MS = 100;
 /** So many curves of each run are asked for at once: more than fit on a screen. The others come behind them. */
 const FIRST = 9;
+/** Of each curve, of several in a chart: one for every other pixel of a chart that has others beside it. */
+const POINTS = 200;
+
+const curvesOf = (id, names, signal, between) => get(metricsPath(id, names, { points: POINTS, between }), signal);
 
 export async function page(main, ids, signal) {
   const compared = ids.slice(0, MOST_COMPARED);
-  const first = compared.map((id) => get(metricsPath(id, namesOf(CHARTS).slice(0, FIRST)), signal));
+  const first = compared.map((id) => curvesOf(id, namesOf(CHARTS).slice(0, FIRST), signal));
   // What fails is told by whoever waits for it.
   first.forEach((found) => found.catch(() => {}));
   const jobs = await Promise.all(compared.map((id) => get(path(id), signal)));
@@ -31,7 +35,7 @@ export async function page(main, ids, signal) {
   const zoomed = async (range) => {
     const look = (run, n) => {
       const names = present(run);
-      return names.length ? get(metricsPath(jobs[n].id, names, { between: stepsIn(run, range) }), signal) : null;
+      return names.length ? curvesOf(jobs[n].id, names, signal, stepsIn(run, range)) : null;
     };
     const parts = range ? await Promise.all(whole.map(look)) : [];
     if (view.range !== range) return;
@@ -63,11 +67,11 @@ export async function page(main, ids, signal) {
     soon();
     // Of each job what it has: all names of all jobs may be more than may be asked for at once.
     const metrics = namesOf(chartsOf([job]));
-    const rest = await get(metricsPath(job.id, metrics.slice(FIRST)), signal);
+    const rest = await curvesOf(job.id, metrics.slice(FIRST), signal);
     // A job that is at work may have come further meanwhile.
     const same = String(rest.step) === String(whole[n].step);
     if (same) Object.assign(whole[n].values, rest.values);
-    else whole[n] = await get(metricsPath(job.id, metrics), signal);
+    else whole[n] = await curvesOf(job.id, metrics, signal);
     soon();
   };
   const draw = () => {
