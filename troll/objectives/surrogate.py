@@ -17,7 +17,7 @@ from troll import checks
 from troll.batch import Batch, count, mean, mean_and_max
 from troll.gradient import Backward
 from troll.metrics import MEAN, Metric
-from troll.objectives.base import Evaluation, Objective, Selection, Sparsity
+from troll.objectives.base import MAX_TOKEN_LOG_RATIO, Evaluation, Objective, Selection, Sparsity
 from troll.rows import SparseLogProbs
 from troll.sparse import Kept
 
@@ -65,7 +65,7 @@ class Surrogate(Objective[Tensor]):
         metrics = count(new) | mean_and_max("ratio", ratio)
         metrics |= {"fraction_clipped": mean(cut.to(new.dtype)), "entropy": mean(kept.entropy)}
         # Schulman's k3 from old samples: an estimate of KL(old || new).
-        metrics["kl_old_new"] = mean(torch.expm1(log_ratio) - log_ratio)
+        metrics["kl_old_new"] = mean(torch.expm1(log_ratio.clamp(max=MAX_TOKEN_LOG_RATIO)) - log_ratio)
         return Evaluation({"policy_loss": self.total(losses, batch)}, metrics)
 
     def entropy(self, kept: Kept, old: Tensor) -> Tensor:

@@ -62,6 +62,26 @@ def test_dual_clip_bounds_the_loss_of_bad_tokens(new: float, expected: float, cu
     assert fraction == float(cut)
 
 
+@pytest.mark.parametrize(
+    "objective", [Clip(dual_clip=10.0), Dppo(), Cispo(), Sapo()], ids=lambda each: type(each).__name__
+)
+@pytest.mark.parametrize("advantage", [1.0, -1.0])
+def test_a_token_that_the_old_policy_held_impossible_breaks_nothing(
+    objective: Objective[Any], advantage: float
+) -> None:
+    """Its ratio is e^200, which no number is; a rule that holds the token back has a gradient of exactly 0."""
+    logits = two_tokens(0.5).detach().float().requires_grad_()
+    out = objective.loss(logits, torch.tensor([-200.0]), torch.tensor([0]), torch.tensor([advantage]))
+    out.loss.backward()
+    assert out.loss.isfinite()
+    assert all(value.isfinite() for value in out.metrics.values())
+    gradient = gradient_of(logits)[0, 0].item()
+    if isinstance(objective, Cispo):
+        assert math.copysign(1.0, gradient) == -advantage
+    else:
+        assert gradient == 0
+
+
 def test_gspo_clips_whole_sequences() -> None:
     """Three tokens of one sequence, ratios 2, 1 and 1/2: the geometric mean is 1, and nothing is clipped."""
     new = torch.cat([two_tokens(p) for p in (0.8, 0.4, 0.2)]).detach().requires_grad_()
