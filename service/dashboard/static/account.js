@@ -1,6 +1,6 @@
 // Who is signed in: their projects, and API keys of their own.
 
-import { ask, attempts, button, form, get, h, latest, post, replace, secret, table, time } from "./api.js";
+import { ask, attempts, button, failed, form, get, h, latest, post, replace, secret, table, time } from "./api.js";
 
 const SCOPES = ["read", "submit", "manage"];
 
@@ -23,7 +23,7 @@ export async function page(main, _, signal, access) {
   main.append(
     h("h1", {}, "Account"),
     h("p", {}, `${person.name}, ${person.email}, of ${person.organization}`),
-    projects(person),
+    projects(person, signal),
     h("h2", {}, "Your API keys in this project"),
     h("p", { class: "faint" }, "They do no more than you may, and end when you leave the project."),
     addKey(made, attempt),
@@ -34,10 +34,10 @@ export async function page(main, _, signal, access) {
   await draw();
 }
 
-function projects(person) {
+function projects(person, signal) {
   const choice = h(
     "select",
-    { onchange: () => go(choice.value) },
+    { onchange: () => go(choice.value).catch((error) => failed(error, signal)) },
     person.projects.map((each) => h("option", { value: each.id, selected: each.id === person.project_id }, `${each.name} (${each.role})`)),
   );
   const go = async (id) => {
