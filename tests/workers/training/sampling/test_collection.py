@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any, Self
 
 import pytest
@@ -101,14 +102,17 @@ def test_what_is_collected_is_what_grading_afterwards_gives(reader: AnswerReader
 
 
 def test_groups_are_graded_while_others_are_sampled_and_the_next_batch_is_what_came_meanwhile(
-    reader: AnswerReader, thread: Executor
+    reader: AnswerReader, thread: Executor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    grader = Steered()
+    grader, now = Steered(), [0.0]
+    clock = SimpleNamespace(perf_counter=lambda: now[0])
+    monkeypatch.setattr("workers.training.sampling.collection.time", clock)
 
     def script() -> Iterator[int]:
         yield 4
         assert grader.entered.wait(PATIENCE), "nothing was graded while the engine sampled"
         yield from (2, 0, 3)
+        now[0] += 5
         grader.may_go_on.set()
         yield 1
 
@@ -118,7 +122,7 @@ def test_groups_are_graded_while_others_are_sampled_and_the_next_batch_is_what_c
     assert [group[0].prompt.token_ids[0] for group in samples] == [5, 6, 7, 8, 9]
     assert grader.sizes[0] == 2
     assert grader.sizes[1] in (6, 8)
-    assert collection.grading_hidden > 0
+    assert collection.grading_hidden == 5
 
 
 def test_a_grader_whose_batches_cost_gets_no_small_ones(reader: AnswerReader, thread: Executor) -> None:
