@@ -9,35 +9,34 @@ from starlette.datastructures import FormData, UploadFile
 
 from service.core.errors import DomainError, invalid
 
-AT_ONCE = 16
+MAX_IN_PROGRESS = 16
 """Forms with files of one organisation that an API process takes in at a time: none is counted before it is whole."""
 
-_taken_in: Counter[str] = Counter()
+in_progress: Counter[str] = Counter()
 
 
 @asynccontextmanager
-async def taken_in(request: Request, organization_id: str, *, max_fields: int) -> AsyncIterator[FormData]:
-    """The form of a request, as long as the request is at work. Raises a 429 where ``AT_ONCE`` others of the
-    organisation are, and what ``read`` raises.
+async def read(request: Request, organization_id: str, *, max_fields: int) -> AsyncIterator[FormData]:
+    """The form of a request, with one file at most, which is closed at the end. Raises a 429 where ``MAX_IN_PROGRESS``
+    others of the organisation are open, and a 400 that names the field with a text that is none.
     """
-    if _taken_in[organization_id] >= AT_ONCE:
-        message = f"Your organization sends {AT_ONCE} files or parts at this moment already. Wait until one has ended."
+    if in_progress[organization_id] >= MAX_IN_PROGRESS:
+        message = f"Your organization sends {MAX_IN_PROGRESS} files or parts already. Wait until one has ended."
         raise DomainError(429, "too_many_uploads", message, headers={"Retry-After": "5"})
-    _taken_in[organization_id] += 1
+    in_progress[organization_id] += 1
     try:
-        form = await read(request, max_fields=max_fields)
+        form = await _read(request, max_fields=max_fields)
         try:
             yield form
         finally:
             await form.close()
     finally:
-        _taken_in[organization_id] -= 1
-        if not _taken_in[organization_id]:
-            del _taken_in[organization_id]
+        in_progress[organization_id] -= 1
+        if not in_progress[organization_id]:
+            del in_progress[organization_id]
 
 
-async def read(request: Request, *, max_fields: int) -> FormData:
-    """The form of a request, with one file at most. Raises a 400 that names the field with a text that is none."""
+async def _read(request: Request, *, max_fields: int) -> FormData:
     charset = request.headers.get("content-type", "").lower().partition("charset=")[2].partition(";")[0].strip(' "')
     if charset not in ("", "utf-8", "utf8", "us-ascii"):
         raise invalid(f"A form must be UTF-8, not '{charset[:40]}'.", None, "unsupported_content_type")

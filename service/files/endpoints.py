@@ -57,7 +57,7 @@ async def _form(request: Request, known: Known) -> AsyncIterator[FormData]:
         announced = request.headers.get("content-length", "")
         size = int(announced) - MULTIPART_ALLOWANCE if announced.isdecimal() else 0
         await in_transaction(known, usage.check_storage, known.organization_id, max(0, size))
-    async with forms.taken_in(request, known.organization_id, max_fields=10) as form:
+    async with forms.read(request, known.organization_id, max_fields=10) as form:
         yield form
 
 

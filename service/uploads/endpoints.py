@@ -36,7 +36,7 @@ PART_BODY = {
 
 async def _form(request: Request, known: Known) -> AsyncIterator[FormData]:
     """The part, read only after the caller is known: a stranger cannot make the server store anything."""
-    async with forms.taken_in(request, known.organization_id, max_fields=1) as form:
+    async with forms.read(request, known.organization_id, max_fields=1) as form:
         yield form
 
 

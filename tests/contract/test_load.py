@@ -100,18 +100,18 @@ def test_a_tenant_that_sends_many_files_at_once_fills_no_disk_and_keeps_no_other
     where = urlsplit(server.base_url)
     rows = factories.jsonl(factories.rows(2))
 
-    def send(client: openai.OpenAI) -> str:
-        return client.files.create(file=("rows.jsonl", rows), purpose="fine-tune").id
+    def send(client: openai.OpenAI, content: bytes = rows) -> str:
+        return client.files.create(file=("rows.jsonl", content), purpose="fine-tune").id
 
     mine, other = connect(api_key, max_retries=0), connect(new_key(organization="globex"), max_retries=0)
     with ExitStack() as stack:
-        for _ in range(forms.AT_ONCE):
+        for _ in range(forms.MAX_IN_PROGRESS):
             slow = stack.enter_context(socket.create_connection((str(where.hostname), int(where.port or 80))))
             slow.sendall(HEAD.format(key=api_key.plain).encode())
-        until(lambda: forms._taken_in[api_key.organization_id] == forms.AT_ONCE)
-        with pytest.raises(openai.RateLimitError, match="16 files or parts at this moment") as refused:
-            send(mine)
+        until(lambda: forms.in_progress[api_key.organization_id] == forms.MAX_IN_PROGRESS)
+        with pytest.raises(openai.RateLimitError, match="16 files or parts already") as refused:
+            send(mine, bytes(20_000_000))
         assert refused.value.response.headers["retry-after"] == "5"
         assert send(other)
-    until(lambda: not forms._taken_in)
+    until(lambda: not forms.in_progress)
     assert send(mine)

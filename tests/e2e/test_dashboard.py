@@ -100,6 +100,31 @@ def step(page: Page) -> int:
     return int(told[1]) if told else 0
 
 
+NOTICES = """
+window.notices = [];
+const place = document.getElementById("notice");
+new MutationObserver(() => place.textContent && notices.push(place.textContent)).observe(place, { childList: true });
+"""
+
+
+def held(page: Page, pattern: str) -> Callable[[], None]:
+    """Holds requests to `pattern` back until what is returned is called."""
+    waiting: list[Route] = []
+    is_held = True
+
+    def handle(route: Route) -> None:
+        waiting.append(route) if is_held else route.continue_()
+
+    def let_go() -> None:
+        nonlocal is_held
+        is_held = False
+        for route in waiting:
+            route.continue_()
+
+    page.route(pattern, handle)
+    return let_go
+
+
 def test_a_wrong_key_is_told_and_a_right_one_opens(page: Page, stack: Stack) -> None:
     expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
     assert faults(page) == []
@@ -259,8 +284,16 @@ def test_an_operator_drains_a_worker_and_sees_who_waits(
     go(page, "Workers and queue")
     workers = page.get_by_role("region", name="Training workers")
     drain = workers.get_by_role("button", name="Drain").first
-    drain.click()
+    page.evaluate(NOTICES)
+    queue = "**/v1/organization/queue?*"
+    let_go = held(page, queue)
+    # The page asks by itself, and again behind what is pressed meanwhile.
+    page.wait_for_event("request", lambda request: "/organization/queue?" in request.url)
+    with page.expect_request(queue):
+        drain.click()
+    let_go()
     expect(workers.get_by_text("draining")).to_be_visible()
+    assert page.evaluate("notices") == []
     waiting = create(n_steps=1).id
     try:
         expect(page.get_by_role("region", name="Jobs that wait")).to_contain_text(waiting)
@@ -332,24 +365,6 @@ def test_a_part_of_a_run_is_looked_at_with_the_keyboard_alone(inside: Page, crea
     expect(part).to_have_text("")
     assert asked
     assert faults(page) == []
-
-
-def held(page: Page, pattern: str) -> Callable[[], None]:
-    """Holds requests to `pattern` back until what is returned is called."""
-    waiting: list[Route] = []
-    held = True
-
-    def handle(route: Route) -> None:
-        waiting.append(route) if held else route.continue_()
-
-    def let_go() -> None:
-        nonlocal held
-        held = False
-        for route in waiting:
-            route.continue_()
-
-    page.route(pattern, handle)
-    return let_go
 
 
 def test_what_is_pressed_before_a_page_has_come_is_not_done_in_another_project(administering: Page) -> None:
@@ -437,3 +452,13 @@ def test_what_is_read_stays_in_place_while_the_list_is_drawn_again(
     expect(jobs.get_by_label(f"Compare {second}")).not_to_be_checked()
     for id in (first, second):
         stack.client.fine_tuning.jobs.cancel(id)
+
+
+def test_a_page_that_is_opened_while_the_server_is_away_comes_by_itself(inside: Page) -> None:
+    page = inside
+    page.route("**/dashboard/access", lambda route: route.abort())
+    page.get_by_role("link", name="Files", exact=True).click()
+    expect(page.locator("#notice")).to_contain_text("cannot be reached. This page tries again")
+    page.unroute("**/dashboard/access")
+    expect(page.get_by_role("heading", name="Files", level=1)).to_be_visible()
+    expect(page.locator("#notice")).to_be_empty()

@@ -23,7 +23,7 @@ from troll.sparse import Kept
 Ratio = Literal["token", "sequence"]
 _MAX_LOG_RATIO = 10.0
 MAX_TOKEN_LOG_RATIO = 80.0
-"""Of one token: the exponential of what is larger overflows float32, and 0 times it is no gradient."""
+"""Of one token: the exponential of what is larger overflows float32, and 0 times infinity is no gradient."""
 
 Old = TypeVar("Old")
 """What an objective reads of the old policy at the M selected tokens."""
@@ -219,10 +219,11 @@ class Objective(ABC, Generic[Old]):
         """Importance weights `[M]` from the tokens' log-ratios.
 
         At sequence level (GSPO) a weight has the value of its sequence's geometric mean and the gradient of its own
-        token. A token's log-ratio counts for `MAX_TOKEN_LOG_RATIO` at most, and has no gradient beyond.
+        token. A token's log-ratio counts for `MAX_TOKEN_LOG_RATIO` at most, and keeps its gradient beyond: where no
+        rule holds such a token back, the gradient's norm tells of it.
         """
         if self.ratio == "token":
-            return log_ratio.clamp(max=MAX_TOKEN_LOG_RATIO).exp()
+            return (log_ratio - (log_ratio - MAX_TOKEN_LOG_RATIO).clamp(min=0).detach()).exp()
         of_sequence = batch.segments.mean(log_ratio.detach()).clamp(max=_MAX_LOG_RATIO).exp()
         return of_sequence[batch.segments.index] * (log_ratio - log_ratio.detach()).exp()
 

@@ -1,5 +1,6 @@
 // What pages share: asking the API, and making elements. Text is set as text, never as HTML.
 
+export const AGAIN = "This page tries again by itself.";
 const HEADERS = { "x-troll-dashboard": "1" };
 
 export class ApiError extends Error {
@@ -21,7 +22,7 @@ export async function ask(method, path, { body, signal } = {}) {
     answer = await fetch(path, options);
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new ApiError(0, "The server cannot be reached. This page tries again by itself.");
+    throw new ApiError(0, "The server cannot be reached.");
   }
   const text = await answer.text();
   let read = null;
@@ -145,8 +146,7 @@ function morph(place, nodes) {
     if (old.isEqualNode(fresh)) keepState(old, fresh);
     else if (old.nodeName !== "TR" && old.nodeType === Node.ELEMENT_NODE && old.cloneNode().isEqualNode(fresh.cloneNode())) {
       morph(old, [...fresh.childNodes]);
-    }
-    else old.replaceWith(fresh);
+    } else old.replaceWith(fresh);
   });
   there.slice(nodes.length).forEach((old) => old.remove());
 }
@@ -155,7 +155,11 @@ function morph(place, nodes) {
 function keepState(old, fresh) {
   const inputs = (node) => [...(node.querySelectorAll?.("select, input") ?? [])];
   const shown = inputs(fresh);
-  inputs(old).forEach((input, n) => Object.assign(input, { value: shown[n].value, checked: shown[n].checked }));
+  inputs(old).forEach((input, n) => {
+    // Whoever sets the value of a box gives it an attribute.
+    if (input.nodeName === "SELECT") input.value = shown[n].value;
+    else input.checked = shown[n].checked;
+  });
 }
 
 /**
@@ -230,7 +234,8 @@ export function every(seconds, signal, work) {
     } catch (error) {
       if (signal.aborted) return;
       if (error.status >= 400 && error.status < 500 && error.status !== 429) throw error;
-      notice(error.message);
+      // Where somebody had it drawn meanwhile, nothing went wrong.
+      if (error.name !== "AbortError") notice(`${error.message} ${AGAIN}`);
       pause = Math.max(2, seconds);
     }
     if (!signal.aborted) setTimeout(() => once().catch((error) => failed(error, signal)), pause * 1000);

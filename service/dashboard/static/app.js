@@ -1,7 +1,7 @@
 // Which page is shown: the part of the address behind "#". A page is a function of the place to fill, what is in the
 // address, and a signal that ends it.
 
-import { ask, failed, form, get, h, notice } from "./api.js";
+import { AGAIN, ask, failed, form, get, h, notice } from "./api.js";
 
 const of = (module, name = "page") => async (...rest) => (await module())[name](...rest);
 const jobs = () => import("./jobs.js");
@@ -36,6 +36,8 @@ const REASONS = {
   busy: "Too many people begin to sign in from your address. Try again in a minute.",
 };
 
+const AGAIN_MS = 2000;
+
 let wanted = "";
 let ending = new AbortController();
 
@@ -67,6 +69,9 @@ async function show() {
     document.title = `${main.querySelector("h1")?.textContent ?? "TROLL"} · TROLL`;
   } catch (error) {
     failed(error, signal);
+    if (error.status !== 0 || signal.aborted) return;
+    notice(`${error.message} ${AGAIN}`);
+    setTimeout(() => signal.aborted || show(), AGAIN_MS);
   }
 }
 
