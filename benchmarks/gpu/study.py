@@ -47,8 +47,12 @@ from benchmarks.gpu import bookkeeping
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "clip": {"objective": "clip"},
     "troll": {"objective": "troll"},
+    "troll-pessimistic": {"objective": "troll", "pessimistic": True},
     "dppo-tv": {"objective": "dppo", "dppo_divergence": "tv"},
     "dppo-kl": {"objective": "dppo", "dppo_divergence": "kl"},
+    "gspo": {"objective": "gspo"},
+    "cispo": {"objective": "cispo"},
+    "sapo": {"objective": "sapo"},
     "clip-higher": {"objective": "clip", "clip_high": 0.28},
 }
 BASE = "clip"
@@ -192,7 +196,9 @@ def _spec(study: Study, plan: Plan, folder: Path) -> Any:
         # An evaluation also saves a checkpoint.
         "eval_interval": study.steps,
         "max_completion_tokens": study.task.max_completion_tokens,
-        "gradient_checkpointing": "never",
+        # Processes that share a GPU and its processors have no room for all activations, nor for compilers.
+        "gradient_checkpointing": "always",
+        "torch_compile": "never",
         "rollout_engine": "transformers",
         **OBJECTIVES[plan.objective],
     }
