@@ -25,6 +25,7 @@ from troll import SparseLogProbs
 from workers.modeling import policy
 from workers.modeling.lora import Lora
 from workers.modeling.policy import Policy
+from workers.modeling.recomputation import When
 from workers.rollouts.engine import Rollout, Sampling
 from workers.rollouts.transformers import TransformersEngine
 from workers.training.data.batch import TrainingSample
@@ -92,9 +93,9 @@ def read_samples(folder: Path) -> list[list[TrainingSample]]:
 class Step:
     """A model, its optimizer and one mini-batch, ready to be updated again and again."""
 
-    def __init__(self, folder: Path, lora: bool) -> None:
+    def __init__(self, folder: Path, lora: bool, recompute: When = "never") -> None:
         self.settings = {name: hyperparameters(name) for name in OBJECTIVES}
-        self.policy: Policy = policy.load(folder, device(), ADAPTERS if lora else None)
+        self.policy: Policy = policy.load(folder, device(), ADAPTERS if lora else None, recompute=recompute)
         self.optimizer = update.make_optimizer(self.policy, self.settings["troll"])
         groups = read_samples(folder)
         self.batches: list[MiniBatch] = update.plan(groups, self.policy, self.settings["troll"])

@@ -1,18 +1,20 @@
-"""One update of a model shaped like Qwen3-0.6B on a GPU: seconds, share of the matrix rate, and time by kernel.
+"""One update of a model shaped like Qwen3-0.6B on a GPU: seconds, share of the matrix rate, memory, and time by kernel.
 
     python -m benchmarks.gpu.update_profile > update-profile.jsonl
 
-The update is that of ``benchmarks.update_step``, with 32 answers of 384 tokens to 8 prompts of 128. ``seconds`` is the
-best of ``--rounds`` updates, and ``deterministic`` the same where torch chooses deterministic algorithms. The matrix
-rate is what the GPU does in a product of two 8192 x 8192 bfloat16 matrices; an update's share of it counts 6
-operations for each parameter and token, padding included. ``kernels`` are the longest of one update of TROLL. Every finding
-is a line of JSON, printed as soon as it is known.
+The update is that of ``benchmarks.update_step``, with 32 answers of 384 tokens to 8 prompts of 128, of layers as they are
+and of compiled ones. ``seconds`` is the best of ``--rounds`` updates, and ``deterministic`` the same where torch chooses
+deterministic algorithms. The matrix rate is what the GPU does in a product of two 8192 x 8192 bfloat16 matrices; an
+update's share of it counts 6 operations for each parameter and token, padding included, whether layers are computed again
+or not. ``gigabytes`` are what an update adds to weights and moments at its peak. ``kernels`` are the longest of one update of
+TROLL. Every finding is a line of JSON, printed as soon as it is known.
 """
 
 import argparse
 import collections
 import json
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ import torch
 
 from benchmarks import report, update_step
 from benchmarks.update_step import Step
+from workers.modeling.recomputation import When
 
 MATRIX = 8192
 SHOWN = 30
@@ -72,14 +75,14 @@ def kernels(step: Step) -> dict[str, Any]:
     }
 
 
-def measure(layers: int, rounds: int, matrix: int, lora: bool) -> None:
+def measure(layers: int, rounds: int, matrix: int, lora: bool, recompute: When) -> None:
     """Tell everything, what matters most first."""
     tell(machine=report.machine(("torch", "transformers", "triton")))
     with tempfile.TemporaryDirectory(prefix="troll-bench-") as name:
         folder = Path(name) / "model"
         update_step.save_model(folder, layers)
         update_step.write_samples(folder)
-        step = Step(folder, lora)
+        step = Step(folder, lora, recompute)
     parts = [part for batch in step.batches for part in batch.parts]
     parameters = sum(parameter.numel() for parameter in step.policy.model.parameters())
     tokens = sum(part.input_ids.numel() for part in parts)
@@ -91,12 +94,18 @@ def measure(layers: int, rounds: int, matrix: int, lora: bool) -> None:
     )
     rate = matrix_rate(matrix)
     tell(matrix_teraflops=round(rate / 1e12, 1))
-    times = _times(step, rounds)
     operations = 6 * parameters * tokens
-    shares = {name: round(operations / spent / rate, 4) for name, spent in times.items()}
-    tell(seconds=times, share_of_matrix_rate=shares)
+    for how in ("as they are", "compiled"):
+        if how == "compiled":
+            started = time.perf_counter()
+            step.policy.compile()
+            tell(compile_seconds=round(time.perf_counter() - started, 1))
+        times = _times(step, rounds)
+        shares = {name: round(operations / spent / rate, 4) for name, spent in times.items()}
+        tell(layers=how, seconds=times, share_of_matrix_rate=shares)
+        tell(layers=how, gigabytes=round(report.peak_bytes(lambda: step.run("troll")) / 1e9, 2))
+        tell(layers=how, kernels=kernels(step))
     tell(deterministic=deterministic_seconds(step, rounds))
-    tell(kernels=kernels(step))
 
 
 def tell(**found: Any) -> None:
@@ -106,6 +115,7 @@ def tell(**found: Any) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lora", action="store_true")
+    parser.add_argument("--recompute", choices=("gpu", "never"), default="gpu", help="gradient_checkpointing")
     parser.add_argument("--layers", type=int, default=28)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--prompts", type=int, default=8)
@@ -114,7 +124,7 @@ def main() -> None:
     given = parser.parse_args()
     update_step.PROMPTS, update_step.GROUP, update_step.PEAKEDNESS = given.prompts, 4, 10.0
     update_step.PROMPT_TOKENS, update_step.ANSWER_TOKENS = 128, given.answer_tokens
-    measure(given.layers, given.rounds, given.matrix, given.lora)
+    measure(given.layers, given.rounds, given.matrix, given.lora, given.recompute)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from service.contracts.wording import reason_of
 from service.jobs.examination import Question
 from service.jobs.spec import JobSpec
 
-VERSION = 5
+VERSION = 6
 """Of what this version of the service writes, and the newest that it reads."""
 NUMBER = "version"
 
@@ -75,6 +75,7 @@ LATER: dict[int, dict[str, dict[str, Any]]] = {
     },
     # Whose answers were one step old at most and had no pieces.
     4: {"reinforcement": {"partial_rollouts": True, "pessimistic": False}},
+    5: {"reinforcement": {"torch_compile": "never"}, "supervised": {"torch_compile": "never"}},
 }
 """By version and method: hyperparameters that came after it, and what jobs of that version have been run with."""
 

@@ -18,18 +18,20 @@ import torch
 from peft import LoraConfig
 from safetensors import safe_open
 from torch import Tensor, nn
+from torch._dynamo.exc import TorchDynamoException
 from torch.nn.functional import embedding
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
-from workers.modeling import distributed, lora, model_folder
+from workers.modeling import compilation, distributed, lora, model_folder
+from workers.modeling.compilation import Compilation, CompilationError
 from workers.modeling.lm_head import LogitTransform, recognise
 from workers.modeling.lora import Lora
 from workers.modeling.precision import autocast
 from workers.modeling.recomputation import Recomputation, When
-from workers.modeling.rows import Readable
+from workers.modeling.rows import Block, Continuation, Readable, collate
 from workers.modeling.sharing import longest_shared
 
 
@@ -66,7 +68,8 @@ class Policy:
         )
         """Everything before the output layer: input ids to hidden states ``[B, T, H]``; needs ``lm_head``."""
         self._accepted = set(inspect.signature(model.forward).parameters)
-        self._recomputation = Recomputation(model, recompute, self.device)
+        self._compilation = Compilation()
+        self._recomputation = Recomputation(model, recompute, self.device, self._compilation)
         self.longest_shared = longest_shared(model, self.logits if self.lm_head is None else self.hidden)
         """Up to this length samples may share rows; 0 where each needs its own."""
 
@@ -93,7 +96,7 @@ class Policy:
 
     def hidden(self, batch: Readable) -> Tensor:
         """Last hidden states ``[N, H]`` at the positions that predict the response tokens; needs ``lm_head``."""
-        with self._recomputation:
+        with self._compilation, self._recomputation:
             states = self.backbone(batch.input_ids, **self._arguments(batch))
         return _at(states, batch.positions)
 
@@ -102,9 +105,34 @@ class Policy:
         with autocast(self.device):
             if self.lm_head is not None:
                 return self.transform(self.lm_head(self.hidden(batch)))
-            with self._recomputation:
+            with self._compilation, self._recomputation:
                 whole = self.model(batch.input_ids, **self._arguments(batch)).logits
             return _at(whole, batch.positions)
+
+    def compile(self) -> None:
+        """Have torch compile the layers for whatever is read from now on. Some seconds go by, and no number is changed.
+
+        Raises ``CompilationError`` where they cannot be compiled, and reads on as before.
+        """
+        self._compilation.begin(self.model)
+        try:
+            self._try_reading()
+        except TorchDynamoException as error:
+            self._compilation.end()
+            raise CompilationError(compilation.reason(error)) from error
+
+    @property
+    def compiled(self) -> bool:
+        return bool(self._compilation)
+
+    def _try_reading(self) -> None:
+        """A forward of two short rows, and a backward where anything is trained."""
+        rows = collate([[Block([0], [Continuation([0, 0, 0], range(3))])]] * 2, self.device)
+        with torch.enable_grad(), autocast(self.device):
+            states = self.logits(rows) if self.lm_head is None else self.hidden(rows)
+        if states.requires_grad:
+            states.float().sum().backward()
+        self.model.zero_grad(set_to_none=True)
 
     @torch.no_grad()
     def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:

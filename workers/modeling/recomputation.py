@@ -4,6 +4,7 @@ transformers' layers recompute in training mode only, which would turn dropout o
 sampling while they do. So the layers alone are in training mode, without dropout, and recompute only inside ``with``.
 """
 
+from contextlib import nullcontext
 from functools import partial
 from types import TracebackType
 from typing import Literal
@@ -13,17 +14,21 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from workers.modeling.compilation import Compilation
+
 When = Literal["gpu", "always", "never"]
 
 
 class Recomputation:
     """``with recomputation: model(...)`` recomputes in the backward pass, where gradients are recorded.
 
+    Layers that ran inside ``with compilation`` are recomputed inside it.
+
     ``when`` ``"gpu"`` means: if ``device`` is one and the model has layers that can be recomputed. Raises
     ``ValueError`` when it should ``"always"`` and the model has no such layers.
     """
 
-    def __init__(self, model: PreTrainedModel, when: When, device: torch.device) -> None:
+    def __init__(self, model: PreTrainedModel, when: When, device: torch.device, compilation: Compilation) -> None:
         layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
         if when == "always" and not layers:
             name = type(model).__name__
@@ -31,7 +36,12 @@ class Recomputation:
         wanted = when == "always" or (when == "gpu" and device.type == "cuda")
         self._layers = layers if wanted else []
         for layer in self._layers:
-            layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+            layer._gradient_checkpointing_func = partial(
+                checkpoint,
+                use_reentrant=False,
+                preserve_rng_state=False,
+                context_fn=lambda: (nullcontext(), compilation),
+            )
             layer.training = True
             for name, value in vars(layer).items():
                 if "dropout" in name and isinstance(value, float):

@@ -1,6 +1,6 @@
 """An attempt at a job, whatever its method: what it begins from, where it is, and how what it made is kept."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from service.jobs.spec import RunSpec
 from workers import wire
 from workers.data.templating import Rendering, rendering_of
 from workers.modeling import distributed, policy, sharding
+from workers.modeling.compilation import CompilationError
 from workers.modeling.critic import load_critic
 from workers.modeling.export import export, share_unchanged
 from workers.modeling.lora import Lora
@@ -62,6 +63,8 @@ def begin(
             sharding.shard(loaded)
         optimizer = update.make_optimizer(loaded, hyperparameters)
         critic = make_critic(spec, hyperparameters, device) if with_critic else None
+        if hyperparameters.torch_compile == "gpu" and device.type == "cuda" and distributed.size() == 1:
+            compile_layers([loaded, *([critic.model] if critic else [])], channel)
         trainer = checkpoint.restore(resumed, loaded, optimizer, critic) if resumed else TrainerState()
     left = hyperparameters.n_steps - trainer.step
     preflight.check_disk_room(spec, loaded, left, hyperparameters.eval_interval, critic)
@@ -97,6 +100,19 @@ def make_critic(spec: RunSpec, hyperparameters: SharedHyperparameters, device: t
     if distributed.size() > 1:
         sharding.shard(model)
     return Critic(model, update.make_optimizer(model, h))
+
+
+def compile_layers(models: Sequence[policy.Policy], channel: Channel) -> None:
+    """Compile those that can be compiled, all of one kind, or say why they are not."""
+    try:
+        for model in models:
+            model.compile()
+    except CompilationError as error:
+        channel.say(
+            f"The model's layers were not compiled, so training is slower than it could be: {error}",
+            level="warn",
+            key="not-compiled",
+        )
 
 
 def adapters_of(spec: RunSpec, hyperparameters: SharedHyperparameters) -> Lora | None:

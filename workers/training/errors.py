@@ -58,7 +58,10 @@ def _explain(error: BaseException, phase: str, out_of_memory: Mapping[str, str])
         return error
     if isinstance(error, NonFiniteLogitsError):
         return non_finite("logits")
-    # Its module needs torch, which the environment has to be set up for first.
+    # These need torch, which the environment has to be set up for first.
+    from torch._dynamo.exc import TorchDynamoException
+
+    from workers.modeling.compilation import reason
     from workers.rollouts.grammar import GrammarFailedError
     from workers.rollouts.probe import WeightsOutOfSyncError
 
@@ -77,6 +80,9 @@ def _explain(error: BaseException, phase: str, out_of_memory: Mapping[str, str])
     if is_out_of_memory(error):
         message = {**OUT_OF_MEMORY, **out_of_memory}.get(phase, f"Out of memory while {phase}. Choose a smaller model.")
         return RunError("out_of_memory", message)
+    if isinstance(error, TorchDynamoException):
+        message = f"torch could not compile the model's layers. Set torch_compile to never. ({reason(error)})"
+        return RunError("compilation_failed", message, param="hyperparameters.torch_compile")
     if disk.is_full(error):
         return RunError("disk_full", "The disk is full.", exit_code=ExitCode.NO_ROOM)
     return None

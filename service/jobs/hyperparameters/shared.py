@@ -114,6 +114,16 @@ class SharedHyperparameters(ToldToTemplates):
             default="gpu",
         ),
     ]
+    torch_compile: Annotated[
+        Literal["gpu", "never"],
+        Option(
+            doc=(
+                "where torch compiles the model's layers for training: some 20 seconds at the start, then faster "
+                "updates that take less memory; jobs of several GPUs go without"
+            ),
+            default="gpu",
+        ),
+    ]
     eval_interval: Annotated[
         int,
         Option(

@@ -77,12 +77,13 @@ def test_sampling_keeps_its_cache_and_its_numbers(base: Path, caplog: pytest.Log
 
 
 def test_dropout_within_a_layer_stays_off(base: Path) -> None:
+    from workers.modeling.compilation import Compilation
     from workers.modeling.recomputation import Recomputation
 
     loaded = policy.load(base, CPU)
     for layer in loaded.model.base_model.layers:
         layer.hidden_dropout = 0.5
-    Recomputation(loaded.model, "always", loaded.device)
+    Recomputation(loaded.model, "always", loaded.device, Compilation())
     assert [layer.hidden_dropout for layer in loaded.model.base_model.layers] == [0.0, 0.0]
     assert not any(module.training for module in loaded.model.modules() if isinstance(module, nn.Linear))
 

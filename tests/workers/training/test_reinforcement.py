@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch._dynamo.exc import Unsupported
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from service.jobs.spec import RunSpec
@@ -517,6 +518,7 @@ def test_a_grader_that_always_fails_ends_the_run(make_spec: MakeSpec, execute: E
             ExitCode.USER_ERROR,
             "max_completion_tokens",
         ),
+        (Unsupported("a loop"), "compilation_failed", ExitCode.USER_ERROR, "Set torch_compile to never. (a loop)"),
         (NonFiniteLogitsError(), "non_finite_logits", ExitCode.USER_ERROR, "Lower learning_rate"),
         (OSError(errno.ENOSPC, "No space left on device"), "disk_full", ExitCode.NO_ROOM, "The disk is full"),
         (ZeroDivisionError("surprise"), "internal_error", ExitCode.BUG, "while training: ZeroDivisionError: surprise"),
