@@ -54,7 +54,7 @@ docs: .venv/.ready-dev ## Build the documentation as a site, in build/docs
 bench: .venv/.ready-bench ## Run the benchmarks
 	@set -e; for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python -m benchmarks.$$name; done
 
-study: .venv/.ready-dev ## Compare objectives on made tasks, and write docs/study.md (BUDGET=minutes, hour, hours or all)
+study: .venv/.ready-dev ## Compare objectives on made tasks, and write docs/study.md (BUDGET=minutes, hour, hours, day or all)
 	@$(BIN)/python -m benchmarks.study --budget $(BUDGET) --services $(SERVICES)
 
 .venv/.ready: pyproject.toml constraints.txt
