@@ -126,7 +126,6 @@ def learn(job: Run, step: int) -> tuple[Score, dict[str, float]]:
     examples = [example for row in numbers for example in job.train_rows[row]]
     rate = learning_rate(h, step)
     with job.clock("training"):
-        job.optimizer.zero_grad(set_to_none=True)
         score = read(job.policy, examples, backward=True)
         norm = update.apply_gradients(job.policy, job.optimizer, rate, h.max_grad_norm)
     job.trainer.step = step

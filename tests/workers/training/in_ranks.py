@@ -165,8 +165,10 @@ def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def train(root: Path, name: str) -> tuple[list[update.Numbers], dict[str, Tensor], dict[str, Tensor]]:
     """The numbers of every step, the first step's last gradients, and the weights at the end."""
     loaded, optimizer = load(root, name)
+    first: dict[str, Tensor] = {}
+    keeping = optimizer.register_step_pre_hook(lambda *_: first.update(gradients(loaded)))
     numbers = [step(loaded, optimizer, name, 1)]
-    first = gradients(loaded)
+    keeping.remove()
     numbers += [step(loaded, optimizer, name, number) for number in range(2, STEPS + 1)]
     return numbers, first, weights(loaded)
 

@@ -120,7 +120,6 @@ def update_critic(
     """One update of the critic for each mini-batch, in the policy's order; its numbers over all of them."""
     h, reports, norms = hyperparameters, [], []
     for batch in in_epochs(batches, h.epochs, step):
-        critic.optimizer.zero_grad(set_to_none=True)
         for part in batch.parts:
             output = critic_loss(critic, part, h, batch.tokens)
             check_finite("loss", output.loss.item())

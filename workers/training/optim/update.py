@@ -143,7 +143,6 @@ def update_policy(
     reports: list[dict[str, Tensor]] = []
     norms: list[float] = []
     for batch, rows in in_epochs([*zip(batches, old, strict=True)], hyperparameters.epochs, step):
-        optimizer.zero_grad(set_to_none=True)
         for part, part_rows in zip(batch.parts, rows, strict=True):
             output = objective.loss(policy, part, part_rows, hyperparameters, batch.normalizer)
             check_finite("loss", output.loss.item())
@@ -157,12 +156,16 @@ def update_policy(
 
 
 def apply_gradients(policy: Policy, optimizer: torch.optim.AdamW, rate: float, max_grad_norm: float) -> float:
-    """One optimizer update with the gradients, scaled down to ``max_grad_norm``; returns their norm before that."""
+    """One optimizer update with the gradients, scaled down to ``max_grad_norm``; returns their norm before that.
+
+    The gradients are gone then, and their memory with them.
+    """
     norm = full(clip_grad_norm_(policy.model.parameters(), max_grad_norm)).item()
     check_finite("gradient", norm)
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
     return norm
 
 

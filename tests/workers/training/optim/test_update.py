@@ -48,9 +48,15 @@ def train(
     optimizer = update.make_optimizer(loaded, h)
     batches = update.plan(groups, loaded, h)
     old = update.read_old_policy(loaded, batches, h)
+    gradients: list[Tensor] = []
+
+    def keep(*_: object) -> None:
+        gradients[:] = [p.grad.clone() for p in loaded.model.parameters() if p.grad is not None]
+
+    optimizer.register_step_pre_hook(keep)
     for _ in range(updates):
         numbers = update.update_policy(loaded, optimizer, batches, old, h, step=1)
-    return numbers, [p.grad.clone() for p in loaded.model.parameters() if p.grad is not None]
+    return numbers, gradients
 
 
 @pytest.mark.parametrize("family", ["qwen3", "gemma2"])
@@ -80,6 +86,13 @@ def test_the_first_update_sees_a_ratio_of_1_and_no_divergence(tmp_path: Path, fa
     numbers, _ = train(loaded, sampled(loaded), hyperparameters())
     assert (numbers["ratio"], numbers["ratio_max"]) == (1.0, 1.0)
     assert (numbers["kl_before_max"], numbers["fraction_projected"], numbers["regression_loss"]) == (0.0, 0.0, 0.0)
+
+
+def test_an_update_leaves_no_gradients_in_memory(tmp_path: Path) -> None:
+    loaded = load(tmp_path)
+    _, gradients = train(loaded, sampled(loaded), hyperparameters())
+    assert gradients
+    assert all(parameter.grad is None for parameter in loaded.model.parameters())
 
 
 def test_later_updates_stay_in_the_trust_region(tmp_path: Path) -> None:
