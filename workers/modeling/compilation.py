@@ -3,8 +3,8 @@
 Layers of a kind share their code, and so do rows of all shapes. What is read for training is compiled and nothing else:
 sampling has caches and single tokens.
 
-Compiled code rounds otherwise where it keeps something for a backward pass than where it does not. So gradients are
-recorded inside ``with`` whoever reads, and the first update of a step finds the very numbers of the old policy.
+Compiled code rounds otherwise than the layers as they are, and otherwise again where it keeps something for a backward
+pass.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._dynamo.exc import TorchDynamoException
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -26,7 +25,7 @@ class CompilationError(Exception):
     """The layers cannot be compiled; the text says why, in a line."""
 
 
-def reason(error: TorchDynamoException) -> str:
+def reason(error: BaseException) -> str:
     """Why torch could not compile something, in a line."""
     cause = getattr(error, "inner_exception", error)
     return str(cause).strip().partition("\n")[0]
@@ -38,16 +37,15 @@ class Compilation:
     def __init__(self) -> None:
         self._layers: list[nn.Module] = []
         self._forwards: list[Callable[..., Any]] = []
-        self._recording = torch.enable_grad()
 
     def begin(self, model: PreTrainedModel) -> None:
         """Raises ``CompilationError`` where the model has no layers that can be."""
-        self._layers = _layers(model)
-        self._forwards = [torch.compile(layer.forward, dynamic=True, backend=BACKEND) for layer in self._layers]
         torch._dynamo.config.recompile_limit = VARIANTS
         # Of two variants that fit a shape the first is taken each time, and not the one that was used last: what is
         # computed again, or by the policy before and after, is the same code.
         torch._C._dynamo.eval_frame._set_lru_cache(False)  # type: ignore[attr-defined]
+        self._layers = _layers(model)
+        self._forwards = [torch.compile(layer.forward, dynamic=True, backend=BACKEND) for layer in self._layers]
 
     def end(self) -> None:
         """From now on the layers run as they are."""
@@ -57,8 +55,6 @@ class Compilation:
         return bool(self._layers)
 
     def __enter__(self) -> None:
-        if self:
-            self._recording.__enter__()
         for layer, forward in zip(self._layers, self._forwards, strict=True):
             layer.forward = forward
 
@@ -68,14 +64,13 @@ class Compilation:
         for layer in self._layers:
             # The class's is in its place again.
             del layer.forward
-        if self:
-            self._recording.__exit__(kind, error, trace)
 
 
 def _layers(model: PreTrainedModel) -> list[nn.Module]:
     name = type(model).__name__
-    if model._is_stateful:
-        # Its layers go through the tokens one by one, and would be compiled for each length.
+    kinds = getattr(model.config.get_text_config(), "layer_types", None) or ()
+    if model._is_stateful or "linear_attention" in kinds:
+        # Its layers go through the tokens one by one or in blocks, and would be compiled for each number of them.
         raise CompilationError(f"{name} keeps a state from token to token")
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not layers:

@@ -18,13 +18,13 @@ import torch
 from peft import LoraConfig
 from safetensors import safe_open
 from torch import Tensor, nn
-from torch._dynamo.exc import TorchDynamoException
 from torch.nn.functional import embedding
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
+from workers.errors import is_out_of_memory
 from workers.modeling import compilation, distributed, lora, model_folder
 from workers.modeling.compilation import Compilation, CompilationError
 from workers.modeling.lm_head import LogitTransform, recognise
@@ -33,6 +33,9 @@ from workers.modeling.precision import autocast
 from workers.modeling.recomputation import Recomputation, When
 from workers.modeling.rows import Block, Continuation, Readable, collate
 from workers.modeling.sharing import longest_shared
+
+FAR_APART = 0.25
+"""Of the norm of a model's states: bfloat16 rounds some hundredths away, and wrong code is off by all of it."""
 
 
 class Policy:
@@ -110,29 +113,38 @@ class Policy:
             return _at(whole, batch.positions)
 
     def compile(self) -> None:
-        """Have torch compile the layers for whatever is read from now on. Some seconds go by, and no number is changed.
+        """Have torch compile the layers, for whatever is read from now on, which is rounded otherwise than before.
 
-        Raises ``CompilationError`` where they cannot be compiled, and reads on as before.
+        That takes seconds. Raises ``CompilationError`` where it cannot be done, or where the states are others than
+        they were, and reads on as before.
         """
-        self._compilation.begin(self.model)
+        plain = self._try_reading()
         try:
-            self._try_reading()
-        except TorchDynamoException as error:
+            self._compilation.begin(self.model)
+            apart = (self._try_reading() - plain).norm() / plain.norm()
+            if not apart <= FAR_APART:
+                raise CompilationError(f"compiled, they give states {apart:.2g} apart from what they should")
+        except Exception as error:
             self._compilation.end()
+            if isinstance(error, CompilationError) or is_out_of_memory(error):
+                raise
             raise CompilationError(compilation.reason(error)) from error
+        finally:
+            self.model.zero_grad(set_to_none=True)
 
     @property
     def compiled(self) -> bool:
         return bool(self._compilation)
 
-    def _try_reading(self) -> None:
-        """A forward of two short rows, and a backward where anything is trained."""
-        rows = collate([[Block([0], [Continuation([0, 0, 0], range(3))])]] * 2, self.device)
+    def _try_reading(self) -> Tensor:
+        """The states of two short rows, of which gradients are left behind where anything is trained."""
+        ids = [(place * 7) % self.vocabulary_size for place in range(12)]
+        rows = collate([[Block(ids[:4], [Continuation(ids[4:], range(8))])]] * 2, self.device)
         with torch.enable_grad(), autocast(self.device):
             states = self.logits(rows) if self.lm_head is None else self.hidden(rows)
         if states.requires_grad:
             states.float().sum().backward()
-        self.model.zero_grad(set_to_none=True)
+        return states.detach().float()
 
     @torch.no_grad()
     def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:

@@ -1,6 +1,6 @@
 """An attempt at a job, whatever its method: what it begins from, where it is, and how what it made is kept."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,7 +64,9 @@ def begin(
         optimizer = update.make_optimizer(loaded, hyperparameters)
         critic = make_critic(spec, hyperparameters, device) if with_critic else None
         if hyperparameters.torch_compile == "gpu" and device.type == "cuda" and distributed.size() == 1:
-            compile_layers([loaded, *([critic.model] if critic else [])], channel)
+            compile_layers(loaded, channel)
+            if critic is not None:
+                compile_layers(critic.model, channel, "critic")
         trainer = checkpoint.restore(resumed, loaded, optimizer, critic) if resumed else TrainerState()
     left = hyperparameters.n_steps - trainer.step
     preflight.check_disk_room(spec, loaded, left, hyperparameters.eval_interval, critic)
@@ -102,16 +104,15 @@ def make_critic(spec: RunSpec, hyperparameters: SharedHyperparameters, device: t
     return Critic(model, update.make_optimizer(model, h))
 
 
-def compile_layers(models: Sequence[policy.Policy], channel: Channel) -> None:
-    """Compile those that can be compiled, all of one kind, or say why they are not."""
+def compile_layers(model: policy.Policy, channel: Channel, what: str = "model") -> None:
+    """Compile them, or say why they are not."""
     try:
-        for model in models:
-            model.compile()
+        model.compile()
     except CompilationError as error:
         channel.say(
-            f"The model's layers were not compiled, so training is slower than it could be: {error}",
+            f"The {what}'s layers were not compiled, so training is slower than it could be: {error}",
             level="warn",
-            key="not-compiled",
+            key=f"{what}-not-compiled",
         )
 
 

@@ -80,9 +80,9 @@ def _explain(error: BaseException, phase: str, out_of_memory: Mapping[str, str])
     if is_out_of_memory(error):
         message = {**OUT_OF_MEMORY, **out_of_memory}.get(phase, f"Out of memory while {phase}. Choose a smaller model.")
         return RunError("out_of_memory", message)
+    if disk.is_full(error):
+        return RunError("disk_full", "The disk is full.", exit_code=ExitCode.NO_ROOM)
     if isinstance(error, TorchDynamoException):
         message = f"torch could not compile the model's layers. Set torch_compile to never. ({reason(error)})"
         return RunError("compilation_failed", message, param="hyperparameters.torch_compile")
-    if disk.is_full(error):
-        return RunError("disk_full", "The disk is full.", exit_code=ExitCode.NO_ROOM)
     return None

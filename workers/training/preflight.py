@@ -115,8 +115,10 @@ def worst_case_step(
             moments += unmade_moments(critic.optimizer)
         # The first one takes what compiling for such rows takes, which no step will.
         for _ in range(2 if policy.compiled else 1):
+            optimizer.zero_grad(set_to_none=True)
             start = time.perf_counter()
             if critic is not None:
+                critic.optimizer.zero_grad(set_to_none=True)
                 try_critic(critic, batch, part, h)
             old = objective.old_policy(policy, part, h)
             if reference is not None:

@@ -21,7 +21,16 @@ from workers.modeling import distributed
 from workers.modeling.policy import Policy
 from workers.rollouts.grammar import Grammar
 from workers.training import checkpoint, preflight
-from workers.training.attempt import Attempt, begin, finish, save, save_where_it_stopped, tell_progress, tell_start
+from workers.training.attempt import (
+    Attempt,
+    begin,
+    compile_layers,
+    finish,
+    save,
+    save_where_it_stopped,
+    tell_progress,
+    tell_start,
+)
 from workers.training.data import batch
 from workers.training.data.batch import Sample
 from workers.training.method import TrainingMethod, count_prompts
@@ -156,6 +165,8 @@ def prepare(spec: RunSpec, method: Reinforcement, channel: Channel, clock: Clock
     loaded = attempt.policy
     with clock("loading"):
         base = reference.load(spec.model_path, loaded) if h.kl_coefficient else None
+        if base is not None and loaded.compiled and not base.compiled:
+            compile_layers(base, channel, "reference")
         train, valid = (
             load_prompts(path, loaded.tokenizer, loaded.context_length, param, attempt.rendering)
             for param, path in (("training_file", spec.training_path), ("validation_file", spec.validation_path))

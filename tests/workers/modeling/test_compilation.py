@@ -12,6 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from service.jobs.hyperparameters.option import resolve
+from service.jobs.hyperparameters.reinforcement import Hyperparameters
 from tests.workers.training import tiny
 from workers import wire
 from workers.modeling import compilation, policy
@@ -20,9 +22,11 @@ from workers.modeling.lora import Lora
 from workers.modeling.policy import Policy
 from workers.modeling.recomputation import When
 from workers.modeling.rows import Block, Continuation, Rows, collate
-from workers.rollouts.engine import Sampling
+from workers.rollouts.engine import Rollout, Sampling
 from workers.rollouts.transformers import TransformersEngine
 from workers.training.attempt import compile_layers
+from workers.training.data.batch import TrainingSample
+from workers.training.optim import objective, update
 
 CPU = torch.device("cpu")
 LORA = Lora(4, 32, 3, "base")
@@ -81,18 +85,19 @@ def test_layers_and_lengths_share_their_code(base: Path) -> None:
     assert graphs() == before
 
 
-def test_what_is_read_without_gradients_has_the_numbers_of_what_is_learned_from(base: Path) -> None:
+def test_the_old_policy_is_read_as_what_is_learned_from(base: Path) -> None:
     loaded = policy.load(base, CPU)
-    loaded.compile()
+    h = resolve(Hyperparameters.model_validate({"mini_batches": 1}), training_rows=1)
+    sample = TrainingSample([1, 2, 3], Rollout([4, 5, 6], [-1.0] * 3, "stop"), advantage=1.0)
+    (batch,) = update.plan([[sample]], loaded, h)
     recorded: list[bool] = []
-    hook = loaded.model.model.layers[0].register_forward_hook(lambda *_: recorded.append(torch.is_grad_enabled()))
-    with torch.no_grad():
-        quiet = loaded.hidden(rows(2, 1, 6))
-        assert not torch.is_grad_enabled()
-    hook.remove()
-    assert recorded == [True]
-    assert not quiet.requires_grad
-    assert torch.equal(quiet, loaded.hidden(rows(2, 1, 6)))
+    loaded.model.model.layers[0].register_forward_hook(lambda *_: recorded.append(torch.is_grad_enabled()))
+    objective.old_policy(loaded, batch.parts[0], h)
+    loaded.compile()
+    recorded_before = recorded.copy()
+    old = objective.old_policy(loaded, batch.parts[0], h)
+    assert (recorded_before[0], recorded[-1]) == (False, True)
+    assert not old.token_log_probs.requires_grad
 
 
 def test_sampling_is_not_compiled(base: Path) -> None:
@@ -136,10 +141,48 @@ def test_layers_that_cannot_be_compiled_are_read_as_they_are(base: Path, monkeyp
 def test_a_job_whose_model_cannot_be_compiled_is_told_and_goes_on(tmp_path: Path) -> None:
     recorder = tiny.Recorder()
     loaded = policy.load(tiny.save(tmp_path / "model", "mamba"), CPU)
-    compile_layers([loaded], recorder.channel)
+    compile_layers(loaded, recorder.channel)
     (event,) = recorder.lines
     assert isinstance(event, wire.Event)
     assert (event.level, "MambaForCausalLM keeps a state" in event.message) == ("warn", True)
+
+
+def test_layers_that_fail_when_they_run_are_read_as_they_are(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def compiled(*_: Any) -> Any:
+        def fail(*_: Any) -> None:
+            raise RuntimeError("no kernel image")
+
+        return fail
+
+    monkeypatch.setattr(compilation, "BACKEND", compiled)
+    loaded = policy.load(base, CPU)
+    with pytest.raises(CompilationError, match="no kernel image"):
+        loaded.compile()
+    assert not loaded.compiled
+
+
+def test_code_that_gives_other_states_is_not_used(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def compiled(module: Any, _inputs: Any) -> Any:
+        return lambda *given: [output * 2 for output in module(*given)]
+
+    monkeypatch.setattr(compilation, "BACKEND", compiled)
+    loaded = policy.load(base, CPU)
+    with pytest.raises(CompilationError, match="apart from what they should"):
+        loaded.compile()
+    assert not loaded.compiled
+    assert all(parameter.grad is None for parameter in loaded.model.parameters())
+
+
+def test_experts_that_cannot_be_computed_again_are_read_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compilation, "BACKEND", "aot_eager")
+    loaded = policy.load(tiny.save(tmp_path / "model", "deepseek_v3"), CPU, recompute="always")
+    with pytest.raises(CompilationError):
+        loaded.compile()
+    logits, found = gradients(loaded, rows(2, 1, 6))
+    assert found
+    assert torch.isfinite(logits).all()
 
 
 def test_models_that_keep_a_state_are_not_compiled(tmp_path: Path) -> None:

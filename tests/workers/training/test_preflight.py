@@ -20,7 +20,7 @@ from workers import wire
 from workers.answers import Answer
 from workers.data.prompts import Prompt
 from workers.graders import Grade
-from workers.modeling import policy
+from workers.modeling import compilation, policy
 from workers.modeling.critic import load_critic
 from workers.rollouts.engine import Rollout
 from workers.training import preflight
@@ -73,6 +73,24 @@ def test_the_largest_step_changes_nothing(base: Path, objective_name: str) -> No
     assert all(torch.equal(tensor, weights[name]) for name, tensor in loaded.model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), random)
     assert not optimizer.state
+    assert all(parameter.grad is None for parameter in loaded.model.parameters())
+
+
+def test_of_compiled_layers_the_time_is_that_of_a_second_update(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compilation, "BACKEND", "eager")
+    loaded = policy.load(base, torch.device("cpu"))
+    loaded.compile()
+    h = hyperparameters()
+    left: list[bool] = []
+    real = objective.loss
+
+    def note(*given: Any) -> Any:
+        left.append(any(parameter.grad is not None for parameter in loaded.model.parameters()))
+        return real(*given)
+
+    monkeypatch.setattr(objective, "loss", note)
+    preflight.worst_case_step(loaded, update.make_optimizer(loaded, h), h, PROMPTS)
+    assert left == [False, False]
     assert all(parameter.grad is None for parameter in loaded.model.parameters())
 
 

@@ -32,9 +32,6 @@ def load(folder: Path, trained: Policy) -> Policy:
     frozen.model.requires_grad_(requires_grad=False)
     if distributed.size() > 1:
         sharding.shard(frozen)
-    if trained.compiled:
-        # It rounds as the policy does, which has compiled layers of the same kind.
-        frozen.compile()
     return frozen
 
 
