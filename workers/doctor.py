@@ -6,6 +6,7 @@ What this machine lacks is a finding, and no exception.
 import importlib.metadata
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ DEVICES = ("/dev/nvidiactl", "/dev/kfd")
 
 def findings() -> Iterator[Finding]:
     """Everything that is looked at, one after the other."""
-    looks: tuple[Callable[[], Iterator[Finding]], ...] = (_gpus, _engines, _jail, _seccomp, _groups)
+    looks: tuple[Callable[[], Iterator[Finding]], ...] = (_gpus, _compiler, _engines, _jail, _seccomp, _groups)
     for look in looks:
         yield from look()
 
@@ -44,6 +45,20 @@ def _gpus() -> Iterator[Finding]:
         taken = free < total / 2
         remedy = "'nvidia-smi' shows what else is on it: jobs may take what is free." if taken else ""
         yield Finding(what=f"GPU {n}", state="warning" if taken else "holds", found=found, remedy=remedy)
+
+
+def _compiler() -> Iterator[Finding]:
+    """What Triton and torch build a GPU's kernels with when they are first used, looked for where Triton does."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return
+    found = os.environ.get("CC") or shutil.which("clang") or shutil.which("gcc")
+    if found:
+        yield Finding(what="C compiler", state="holds", found=found)
+        return
+    remedy = "Install gcc, or name another in CC: what runs on a GPU is built when it is first used."
+    yield Finding(what="C compiler", state="fails", found="none", remedy=remedy)
 
 
 def _engines() -> Iterator[Finding]:

@@ -4,7 +4,7 @@ import contextlib
 import os
 from pathlib import Path
 
-ENVIRONMENT = ("PATH", "HOME", "LANG", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "PYTHONPATH", "VIRTUAL_ENV")
+ENVIRONMENT = ("PATH", "HOME", "LANG", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "PYTHONPATH", "VIRTUAL_ENV", "CC")
 ENVIRONMENT_PREFIXES = (
     "LC_",
     "OMP_",

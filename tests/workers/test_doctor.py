@@ -1,10 +1,12 @@
 """What the doctor says of a worker's libraries and of the jail."""
 
 import importlib.util
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from service.contracts.engines import ENGINES
 from service.graders.settings import GraderSettings
@@ -23,6 +25,17 @@ def test_an_engine_that_is_missing_is_a_fault_where_the_settings_name_it(monkeyp
     assert {each.state for each in doctor._engines()} == {"warning"}
     monkeypatch.setenv("TROLL_ROLLOUT_ENGINE", "vllm")
     assert [each.state for each in doctor._engines()] == ["fails" if name == "vllm" else "warning" for name in ENGINES]
+
+
+def test_a_gpu_without_a_compiler_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    monkeypatch.delenv("CC", raising=False)
+    assert [each.state for each in doctor._compiler()] == ["fails"]
+    monkeypatch.setenv("CC", "/opt/cc")
+    assert [(each.state, each.found) for each in doctor._compiler()] == [("holds", "/opt/cc")]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert not [*doctor._compiler()]
 
 
 @pytest.mark.parametrize("breach", [None, "can read the home folder"])
