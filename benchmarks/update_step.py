@@ -99,7 +99,10 @@ class Step:
         self.optimizer = update.make_optimizer(self.policy, self.settings["troll"])
         groups = read_samples(folder)
         self.batches: list[MiniBatch] = update.plan(groups, self.policy, self.settings["troll"])
-        self.old: list[list[SparseLogProbs]] = update.read_old_policy(self.policy, self.batches, self.settings["troll"])
+        self.old = self.read_old_policy()
+
+    def read_old_policy(self) -> list[list[SparseLogProbs]]:
+        return update.read_old_policy(self.policy, self.batches, self.settings["troll"])
 
     def run(self, objective: str) -> dict[str, float]:
         """One update, and its numbers."""

@@ -4,7 +4,7 @@
 
 The update is that of ``benchmarks.update_step``, with 32 answers of 384 tokens to 8 prompts of 128, of layers as they are
 and of compiled ones. ``seconds`` is the best of ``--rounds`` updates, and ``deterministic`` the same where torch chooses
-deterministic algorithms. The matrix rate is what the GPU does in a product of two 8192 x 8192 bfloat16 matrices; an
+deterministic algorithms; ``old_policy`` is what reading the old policy takes before it. The matrix rate is what the GPU does in a product of two 8192 x 8192 bfloat16 matrices; an
 update's share of it counts 6 operations for each parameter and token, padding included, whether layers are computed again
 or not. ``gigabytes`` are what an update adds to weights and moments at its peak. ``kernels`` are the longest of one update of
 TROLL. Every finding is a line of JSON, printed as soon as it is known.
@@ -103,6 +103,7 @@ def measure(layers: int, rounds: int, matrix: int, lora: bool, recompute: When) 
         times = _times(step, rounds)
         shares = {name: round(operations / spent / rate, 4) for name, spent in times.items()}
         tell(layers=how, seconds=times, share_of_matrix_rate=shares)
+        tell(layers=how, old_policy=report.best_times({"seconds": step.read_old_policy}, rounds)["seconds"])
         tell(layers=how, gigabytes=round(report.peak_bytes(lambda: step.run("troll")) / 1e9, 2))
         tell(layers=how, kernels=kernels(step))
     tell(deterministic=deterministic_seconds(step, rounds))

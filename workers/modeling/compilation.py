@@ -28,7 +28,7 @@ class CompilationError(Exception):
 def reason(error: BaseException) -> str:
     """Why torch could not compile something, in a line."""
     cause = getattr(error, "inner_exception", error)
-    return str(cause).strip().partition("\n")[0]
+    return str(cause).strip().partition("\n")[0] or type(cause).__name__
 
 
 class Compilation:

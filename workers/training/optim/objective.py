@@ -1,7 +1,6 @@
 """What is minimised on one micro-batch, from hidden states where the model allows it: an objective, or likelihood."""
 
 from dataclasses import asdict, fields
-from functools import partial
 from typing import Any
 
 import torch
@@ -57,12 +56,11 @@ def _read(policy: Policy, batch: MicroBatch, objective: Objective[Any]) -> Spars
     options: dict[str, Any] = {"temperature": objective.temperature, **objective.sparsity}
     # Compiled layers round otherwise where nothing is kept for a backward pass, and the first update of a step is to
     # find these very numbers.
-    as_learned = partial(torch.set_grad_enabled, policy.compiled)
     if policy.lm_head is None or batch.allowed is not None:
-        with as_learned():
+        with torch.set_grad_enabled(policy.compiled):
             logits = _logits(policy, batch)
         return troll.sparsify(logits.detach(), batch.tokens, **options)
-    with as_learned():
+    with torch.set_grad_enabled(policy.compiled):
         hidden, weight, bias = _lm_head_inputs(policy, batch)
     return troll.fused_sparsify(hidden.detach(), weight, batch.tokens, bias=bias, **asdict(policy.transform), **options)
 
